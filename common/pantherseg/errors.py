@@ -1,0 +1,59 @@
+"""Errors and events.
+
+PantherSegError          every error that a user can act on, one line each
+├── InputError           a volume or mask that cannot be processed
+├── JobError             a job folder that does not hold what the task needs
+├── RecipeError          a recipe with a missing, unknown or impossible key
+├── ModelError           a model folder or checkpoint that cannot be used
+├── DeviceError          a device that was asked for and does not answer
+└── OutputError          a result that cannot be written
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+class PantherSegError(Exception):
+    """One line: where, what was expected, what was found, and what to do about it."""
+
+    def __init__(self, where: str | Path, *, expected: str, found: str, hint: str = "") -> None:
+        message = f"{where}: expected {expected}, found {found}"
+        super().__init__(" ".join(f"{message}; {hint}".split()) if hint else " ".join(message.split()))
+
+
+class InputError(PantherSegError):
+    """A volume or mask that cannot be processed."""
+
+
+class JobError(PantherSegError):
+    """A job folder that does not hold what the task needs."""
+
+
+class RecipeError(PantherSegError):
+    """A recipe with a missing, unknown or impossible key."""
+
+
+class ModelError(PantherSegError):
+    """A model folder or checkpoint that cannot be used."""
+
+
+class DeviceError(PantherSegError):
+    """A device that was asked for and does not answer."""
+
+
+class OutputError(PantherSegError):
+    """A result that cannot be written."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something unusual on the way of a case that did not stop it: a short code and a sentence."""
+
+    code: str
+    message: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the event for results.json."""
+        return asdict(self)

@@ -1,0 +1,254 @@
+"""Volumes on their grids: read, validate, crop, uncrop, write.
+
+Arrays, shapes, spacings and boxes are in the order (z, y, x). Origin and direction are ITK's: physical (x, y, z) in
+mm (LPS), the direction's columns belonging to the index axes x, y, z. No orientation is ever assumed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import ArrayLike, NDArray
+
+from pantherseg.errors import Event, InputError, OutputError
+from pantherseg.integrity import check_file
+
+Triple = tuple[float, float, float]
+Shape = tuple[int, int, int]
+
+VOLUME_SUFFIXES = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd")
+MAX_NON_FINITE_FRACTION = 0.01
+# Relative to a voxel; headers are written with few digits.
+GRID_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of voxels: start inclusive, stop exclusive, both (z, y, x)."""
+
+    start: Shape
+    stop: Shape
+
+    def __post_init__(self) -> None:
+        if not all(0 <= a < b for a, b in zip(self.start, self.stop, strict=True)):
+            raise ValueError(f"a box needs 0 <= start < stop in each axis, got {self.start} to {self.stop}")
+
+    @classmethod
+    def whole(cls, shape: Shape) -> Box:
+        """Return the box that holds every voxel of a volume of this shape."""
+        return cls((0, 0, 0), shape)
+
+    @classmethod
+    def around(cls, mask: NDArray[np.bool_]) -> Box | None:
+        """Return the smallest box with every true voxel of a mask (z, y, x) inside it; None if there is none."""
+        axes = ((1, 2), (0, 2), (0, 1))
+        hits = [np.flatnonzero(mask.any(axis=other)) for other in axes]
+        if not len(hits[0]):
+            return None
+        return cls(_shape(h[0] for h in hits), _shape(h[-1] + 1 for h in hits))
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels along (z, y, x)."""
+        return _shape(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The box as an index into an array (z, y, x)."""
+        z, y, x = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+        return z, y, x
+
+    def expanded(self, margin_mm: float, grid: Grid) -> Box:
+        """Return the box grown by at least `margin_mm` on each side, within the grid."""
+        margin = np.ceil(margin_mm / np.array(grid.spacing) - 1e-6).astype(int)
+        start = np.maximum(np.array(self.start) - margin, 0)
+        stop = np.minimum(np.array(self.stop) + margin, grid.shape)
+        return Box(_shape(start), _shape(stop))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a volume lie in space.
+
+    shape: (z, y, x); spacing: mm along (z, y, x); origin: mm (x, y, z) of voxel 0; direction: 3 rows (x, y, z), its
+    columns being the unit vectors of the index axes x, y, z.
+    """
+
+    shape: Shape
+    spacing: Triple
+    origin: Triple = (0.0, 0.0, 0.0)
+    direction: tuple[Triple, Triple, Triple] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of one voxel in mm3."""
+        return float(np.prod(self.spacing))
+
+    def crop(self, box: Box) -> Grid:
+        """Return the grid of the voxels in a box."""
+        start_xyz = np.array(box.start[::-1]) * np.array(self.spacing[::-1])
+        origin = np.array(self.origin) + np.array(self.direction) @ start_xyz
+        return replace(self, shape=box.shape, origin=_triple(origin))
+
+    def difference(self, other: Grid) -> str:
+        """Return what differs between two grids, or an empty string. Differences below 1e-3 voxels are none."""
+        if self.shape != other.shape:
+            return f"size {other.shape} (z, y, x) instead of {self.shape}"
+        step = GRID_TOLERANCE * min(self.spacing)
+        for name, tolerance in (("spacing", step), ("origin", step), ("direction", GRID_TOLERANCE)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if not np.allclose(mine, theirs, rtol=0, atol=tolerance):
+                return f"{name} {theirs} instead of {mine}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An array (z, y, x) and the grid it lies on."""
+
+    array: NDArray[Any]
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.grid.shape:
+            raise ValueError(f"an array of shape {self.array.shape} does not fit a grid of shape {self.grid.shape}")
+
+    def crop(self, box: Box) -> Volume:
+        """Return the voxels in a box, as a view."""
+        return Volume(self.array[box.slices], self.grid.crop(box))
+
+
+def uncrop(array: NDArray[Any], box: Box, shape: Shape) -> NDArray[Any]:
+    """Return an array of zeros of `shape` (z, y, x) that holds `array` in `box`."""
+    whole = np.zeros(shape, array.dtype)
+    whole[box.slices] = array
+    return whole
+
+
+def is_volume_file(path: Path) -> bool:
+    """Tell by the name whether a file is a volume that can be read."""
+    return path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def case_name(path: Path) -> str:
+    """Return a file's name without its volume suffix."""
+    for suffix in VOLUME_SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def read_image(path: Path) -> tuple[Volume, tuple[Event, ...]]:
+    """Read an MR volume as float32, with an event for everything that was mended on the way.
+
+    Raises InputError for a file that is missing, damaged, not a 3-D scalar volume or has over 1 % non-finite voxels.
+    """
+    array, grid, events = _read(path)
+    image, more = _finite(path, array)
+    return Volume(image, grid), events + more
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label volume as stored. Raises InputError, also for values that are not whole numbers."""
+    array, grid, _ = _read(path)
+    if array.dtype.kind == "f":
+        whole = np.isfinite(array) & (array == np.rint(array))
+        if not whole.all():
+            raise InputError(path, expected="whole numbers as labels", found=f"the value {array[~whole][0]}")
+    return Volume(array, grid)
+
+
+def write_volume(volume: Volume, path: Path) -> None:
+    """Write a volume, zlib-compressed, beside its final name and rename it. Raises OutputError."""
+    image = sitk.GetImageFromArray(volume.array)
+    image.SetSpacing(volume.grid.spacing[::-1])
+    image.SetOrigin(volume.grid.origin)
+    image.SetDirection(np.ravel(volume.grid.direction).tolist())
+    # ITK picks the format by the suffix, so the temporary name keeps it.
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(image, str(beside), useCompression=True)
+        beside.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise OutputError(path, expected="to write a volume", found=_reason(error)) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[NDArray[Any], Grid, tuple[Event, ...]]:
+    check_file(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        size = reader.GetSize()
+        squeezed = len(size) == 4 and size[3] == 1
+        if len(size) != 3 and not squeezed:
+            raise InputError(path, expected="a 3-D volume", found=f"{len(size)} dimensions, size {size} (x, y, z, ...)")
+        if reader.GetNumberOfComponents() != 1 or "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
+            found = f"{reader.GetNumberOfComponents()} of {sitk.GetPixelIDValueAsString(reader.GetPixelID())}"
+            raise InputError(path, expected="one real number a voxel", found=found)
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(path, expected="a readable volume", found=_reason(error)) from error
+    array = sitk.GetArrayFromImage(image)
+    direction = np.reshape(image.GetDirection(), (len(size), len(size)))[:3, :3]
+    grid = Grid(
+        shape=_shape(size[2::-1]),
+        spacing=_triple(image.GetSpacing()[2::-1]),
+        origin=_triple(image.GetOrigin()[:3]),
+        direction=(_triple(direction[0]), _triple(direction[1]), _triple(direction[2])),
+    )
+    if not np.allclose(direction.T @ direction, np.eye(3), rtol=0, atol=GRID_TOLERANCE):
+        raise InputError(path, expected="orthonormal direction cosines", found=str(direction.tolist()))
+    if not squeezed:
+        return array, grid, ()
+    return (
+        array[0],
+        grid,
+        (Event("fourth_axis_dropped", f"size {size} (x, y, z, t): the axis of length 1 was dropped"),),
+    )
+
+
+def _finite(path: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[Event, ...]]:
+    """Return float32 voxels with the non-finite ones (float32's range counts) replaced by the finite minimum."""
+    with np.errstate(over="ignore"):
+        image = array.astype(np.float32)
+    events: list[Event] = []
+    finite = np.isfinite(image)
+    bad = image.size - int(finite.sum())
+    if bad > MAX_NON_FINITE_FRACTION * image.size:
+        raise InputError(
+            path,
+            expected=f"at most {MAX_NON_FINITE_FRACTION:.0%} NaN or infinite voxels",
+            found=f"{bad} of {image.size} ({bad / image.size:.1%})",
+        )
+    if bad:
+        image[~finite] = image[finite].min()
+        events.append(Event("non_finite_voxels", f"{bad} NaN or infinite voxels were set to the finite minimum"))
+    if image.min() == image.max():
+        events.append(Event("constant_image", f"every voxel has the value {image.flat[0]:g}"))
+    return image, tuple(events)
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of ITK's long messages, or the whole of a short one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _shape(values: Iterable[Any]) -> Shape:
+    z, y, x = (int(v) for v in values)
+    return z, y, x
+
+
+def _triple(values: ArrayLike) -> Triple:
+    a, b, c = (float(v) for v in np.asarray(values))
+    return a, b, c
