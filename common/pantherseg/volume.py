@@ -6,7 +6,8 @@ mm (LPS), the direction's columns belonging to the index axes x, y, z. No orient
 
 from __future__ import annotations
 
-import os
+import itertools
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import ArrayLike, NDArray
 
-from pantherseg.errors import Event, InputError, OutputError
+from pantherseg.errors import Event, InputError
+from pantherseg.files import written_beside
 from pantherseg.integrity import check_file
 
 Triple = tuple[float, float, float]
@@ -24,6 +26,8 @@ Shape = tuple[int, int, int]
 
 VOLUME_SUFFIXES = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd")
 MAX_NON_FINITE_FRACTION = 0.01
+# Beyond this, float32 squares overflow, and with them the variance that networks normalise by.
+LARGEST_VALUE = 1e18
 # Relative to a voxel; headers are written with few digits.
 GRID_TOLERANCE = 1e-3
 
@@ -90,11 +94,25 @@ class Grid:
         """Volume of one voxel in mm3."""
         return float(np.prod(self.spacing))
 
+    def describe(self) -> str:
+        """Return size and spacing for a log line."""
+        size, spacing = "x".join(map(str, self.shape)), "x".join(f"{mm:.4g}" for mm in self.spacing)
+        return f"{size} voxels at {spacing} mm (z, y, x)"
+
     def crop(self, box: Box) -> Grid:
         """Return the grid of the voxels in a box."""
         start_xyz = np.array(box.start[::-1]) * np.array(self.spacing[::-1])
         origin = np.array(self.origin) + np.array(self.direction) @ start_xyz
         return replace(self, shape=box.shape, origin=_triple(origin))
+
+    def box_from(self, other: Grid, box: Box) -> Box:
+        """Return the smallest box of this grid's voxels that holds a box of another grid, cut to this grid."""
+        corners = np.array(list(itertools.product(*zip(box.start, box.stop, strict=True)))) - 0.5
+        world = np.array(other.origin) + (corners[:, ::-1] * other.spacing[::-1]) @ np.array(other.direction).T
+        index = ((world - self.origin) @ np.array(self.direction) / self.spacing[::-1])[:, ::-1] + 0.5
+        start = np.clip(np.floor(index.min(axis=0) + GRID_TOLERANCE), 0, np.array(self.shape) - 1)
+        stop = np.clip(np.ceil(index.max(axis=0) - GRID_TOLERANCE), start + 1, self.shape)
+        return Box(_shape(start), _shape(stop))
 
     def difference(self, other: Grid) -> str:
         """Return what differs between two grids, or an empty string. Differences below 1e-3 voxels are none."""
@@ -136,6 +154,17 @@ def is_volume_file(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
+def volumes_in(folder: Path) -> list[Path]:
+    """Return the volumes of a folder by name; hidden files, such as those that are being written, are none."""
+    return sorted(path for path in folder.glob("*") if is_volume_file(path) and not path.name.startswith("."))
+
+
+def mask_name(path: Path) -> str:
+    """Return the name of a volume's mask: <case> in the volume's own format, `.mha` for the two files of an `.mhd`."""
+    suffix = path.name[len(case_name(path)) :].lower()
+    return case_name(path) + (".mha" if suffix == ".mhd" else suffix)
+
+
 def case_name(path: Path) -> str:
     """Return a file's name without its volume suffix."""
     for suffix in VOLUME_SUFFIXES:
@@ -144,48 +173,64 @@ def case_name(path: Path) -> str:
     return path.name
 
 
+def to_itk(volume: Volume) -> Any:
+    """Return the volume as a SimpleITK image."""
+    image = sitk.GetImageFromArray(volume.array)
+    image.SetSpacing(volume.grid.spacing[::-1])
+    image.SetOrigin(volume.grid.origin)
+    image.SetDirection(np.ravel(volume.grid.direction).tolist())
+    return image
+
+
+def from_itk(image: Any) -> Volume:
+    """Return a SimpleITK image as a volume; a fourth axis must have length 1 and is dropped."""
+    array = sitk.GetArrayFromImage(image)
+    array = array[0] if array.ndim == 4 else array
+    size = image.GetDimension()
+    direction = np.reshape(image.GetDirection(), (size, size))[:3, :3]
+    grid = Grid(
+        shape=_shape(array.shape),
+        spacing=_triple(image.GetSpacing()[2::-1]),
+        origin=_triple(image.GetOrigin()[:3]),
+        direction=(_triple(direction[0]), _triple(direction[1]), _triple(direction[2])),
+    )
+    return Volume(array, grid)
+
+
 def read_image(path: Path) -> tuple[Volume, tuple[Event, ...]]:
     """Read an MR volume as float32, with an event for everything that was mended on the way.
 
     Raises InputError for a file that is missing, damaged, not a 3-D scalar volume or has over 1 % non-finite voxels.
     """
-    array, grid, events = _read(path)
-    image, more = _finite(path, array)
-    return Volume(image, grid), events + more
+    volume, events = _read(path)
+    image, more = _finite(path, volume.array)
+    return Volume(image, volume.grid), events + more
 
 
 def read_labels(path: Path) -> Volume:
     """Read a label volume as stored. Raises InputError, also for values that are not whole numbers."""
-    array, grid, _ = _read(path)
+    volume, _ = _read(path)
+    array = volume.array
     if array.dtype.kind == "f":
         whole = np.isfinite(array) & (array == np.rint(array))
         if not whole.all():
             raise InputError(path, expected="whole numbers as labels", found=f"the value {array[~whole][0]}")
-    return Volume(array, grid)
+    return volume
 
 
 def write_volume(volume: Volume, path: Path) -> None:
     """Write a volume, zlib-compressed, beside its final name and rename it. Raises OutputError."""
-    image = sitk.GetImageFromArray(volume.array)
-    image.SetSpacing(volume.grid.spacing[::-1])
-    image.SetOrigin(volume.grid.origin)
-    image.SetDirection(np.ravel(volume.grid.direction).tolist())
-    # ITK picks the format by the suffix, so the temporary name keeps it.
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    image = to_itk(volume)
+    with written_beside(path) as beside:  # ITK picks the format by the suffix, which this name keeps
         sitk.WriteImage(image, str(beside), useCompression=True)
-        beside.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise OutputError(path, expected="to write a volume", found=_reason(error)) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[NDArray[Any], Grid, tuple[Event, ...]]:
+def _read(path: Path) -> tuple[Volume, tuple[Event, ...]]:
     check_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    if path.suffix.lower() in (".mha", ".mhd"):
+        reader.SetImageIO("MetaImageIO")  # ITK knows it by the suffix, and only in lower case
     try:
         reader.ReadImageInformation()
         size = reader.GetSize()
@@ -195,34 +240,29 @@ def _read(path: Path) -> tuple[NDArray[Any], Grid, tuple[Event, ...]]:
         if reader.GetNumberOfComponents() != 1 or "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
             found = f"{reader.GetNumberOfComponents()} of {sitk.GetPixelIDValueAsString(reader.GetPixelID())}"
             raise InputError(path, expected="one real number a voxel", found=found)
+        if 0 in size:
+            raise InputError(path, expected="at least one voxel", found=f"size {size} (x, y, z)")
         image = reader.Execute()
     except RuntimeError as error:
         raise InputError(path, expected="a readable volume", found=_reason(error)) from error
-    array = sitk.GetArrayFromImage(image)
-    direction = np.reshape(image.GetDirection(), (len(size), len(size)))[:3, :3]
-    grid = Grid(
-        shape=_shape(size[2::-1]),
-        spacing=_triple(image.GetSpacing()[2::-1]),
-        origin=_triple(image.GetOrigin()[:3]),
-        direction=(_triple(direction[0]), _triple(direction[1]), _triple(direction[2])),
-    )
+    volume = from_itk(image)
+    if not np.isfinite(volume.grid.origin).all():
+        raise InputError(path, expected="a finite origin", found=f"{volume.grid.origin} (x, y, z)")
+    direction = np.array(volume.grid.direction)
     if not np.allclose(direction.T @ direction, np.eye(3), rtol=0, atol=GRID_TOLERANCE):
         raise InputError(path, expected="orthonormal direction cosines", found=str(direction.tolist()))
     if not squeezed:
-        return array, grid, ()
-    return (
-        array[0],
-        grid,
-        (Event("fourth_axis_dropped", f"size {size} (x, y, z, t): the axis of length 1 was dropped"),),
-    )
+        return volume, ()
+    event = Event("fourth_axis_dropped", f"size {size} (x, y, z, t): the axis of length 1 was dropped")
+    return volume, (event,)
 
 
 def _finite(path: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[Event, ...]]:
-    """Return float32 voxels with the non-finite ones (float32's range counts) replaced by the finite minimum."""
+    """Return float32 voxels with those that are not finite, or too large, replaced by the minimum of the others."""
     with np.errstate(over="ignore"):
         image = array.astype(np.float32)
     events: list[Event] = []
-    finite = np.isfinite(image)
+    finite = np.abs(image) < LARGEST_VALUE  # False for NaN
     bad = image.size - int(finite.sum())
     if bad > MAX_NON_FINITE_FRACTION * image.size:
         raise InputError(
@@ -239,9 +279,10 @@ def _finite(path: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of ITK's long messages, or the whole of a short one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """Return what ITK's long messages say, without where in ITK it was said."""
+    text = " ".join(str(error).split())
+    reason = re.split(r"\bERROR: |\[nrrd\] |:\d+: ", text)[-1]
+    return re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", reason) or type(error).__name__
 
 
 def _shape(values: Iterable[Any]) -> Shape:
