@@ -1,0 +1,51 @@
+"""A folder of phantoms, named and laid out as the PANTHER training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pantherseg.phantom.acquisition import Size, make_phantom
+from pantherseg.volume import write_volume
+
+# PANTHER's own numbers begin here.
+FIRST_PATIENT = 10000
+SCAN = "0001"
+
+
+def case_id(seed: int, *, task: int) -> str:
+    """Return a phantom's case id: `10000_0001` for Task 1, `10303` for Task 2 (10000 + seed; one name per seed)."""
+    number = f"{FIRST_PATIENT + seed:05d}"
+    return f"{number}_{SCAN}" if task == 1 else number
+
+
+def write_dataset(
+    folder: Path,
+    *,
+    task: int,
+    cases: int,
+    seed: int,
+    size: Size = "full",
+    organs: bool = False,
+    on_case: Callable[[str], object] | None = None,
+) -> list[str]:
+    """Write phantoms as a data set and return the case ids in order. Case i is the phantom of `seed + i`.
+
+    Images go to imagesTr/<case>_0000.mha, labels (1 tumour, 2 pancreas) to labelsTr/<case>.mha and, if asked for, the
+    organ labels to organsTr/<case>.mha. `on_case` is called with each case id when its files are there. Two data sets
+    share no patient if their ranges of seeds do not overlap. Raises OutputError, and ValueError for a wrong argument.
+    """
+    if cases < 1:
+        raise ValueError(f"a data set needs at least 1 case, got {cases}")
+    names = []
+    for number in range(seed, seed + cases):
+        phantom = make_phantom(number, task=task, size=size)
+        name = case_id(number, task=task)
+        write_volume(phantom.image, folder / "imagesTr" / f"{name}_0000.mha")
+        write_volume(phantom.labels, folder / "labelsTr" / f"{name}.mha")
+        if organs:
+            write_volume(phantom.organs, folder / "organsTr" / f"{name}.mha")
+        names.append(name)
+        if on_case is not None:
+            on_case(name)
+    return names
