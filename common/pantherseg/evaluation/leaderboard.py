@@ -1,0 +1,94 @@
+"""Where a result would stand among the published test-phase leaderboards.
+
+The challenge ranks by the mean of the positions on the five metrics. A position is one more than the number of teams
+that are strictly better, so equal figures share the better position.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from pantherseg.errors import PantherSegError
+from pantherseg.evaluation.metrics import METRICS, Totals
+from pantherseg.evaluation.tables import HEADINGS, aligned, totals_cells
+
+YOURS = "this result"
+
+
+@dataclass(frozen=True)
+class Team:
+    """A name and the five official figures it stands with."""
+
+    name: str
+    totals: Totals
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A team's positions on the five metrics, their mean, and the place which that mean gives it."""
+
+    team: Team
+    positions: dict[str, int]
+    mean_position: float
+    place: int
+
+
+def published_teams(task: str) -> tuple[Team, ...]:
+    """Return the teams of `task1` or `task2` in published order. Raises PantherSegError for another name."""
+    source = resources.files("pantherseg.evaluation").joinpath("leaderboard.toml")
+    boards = tomllib.loads(source.read_text(encoding="utf-8"))
+    if task not in boards:
+        raise PantherSegError("leaderboard", expected=" or ".join(boards), found=repr(task))
+    return tuple(Team(row["team"], Totals(*(float(row[metric]) for metric in METRICS))) for row in boards[task])
+
+
+def standings(teams: Sequence[Team]) -> tuple[Standing, ...]:
+    """Rank teams as the challenge does, best first; teams with the same mean keep their order and share a place."""
+    positions = [
+        {metric: 1 + sum(_better(other, team, metric) for other in teams) for metric in METRICS} for team in teams
+    ]
+    means = [sum(p.values()) / len(METRICS) for p in positions]
+    ranked = [
+        Standing(team, position, mean, 1 + sum(other < mean for other in means))
+        for team, position, mean in zip(teams, positions, means, strict=True)
+    ]
+    return tuple(sorted(ranked, key=lambda s: s.mean_position))
+
+
+def leaderboard_standings(totals: Totals, *, task: str, name: str = YOURS) -> tuple[Standing, tuple[Standing, ...]]:
+    """Return the standing of official totals among the published teams of a task, and the whole ranking with them.
+
+    The totals must be the `official` ones, as those of the teams are. Raises PantherSegError for an unknown task.
+    """
+    team = Team(name, totals)
+    ranking = standings([*published_teams(task), team])
+    return next(s for s in ranking if s.team is team), ranking
+
+
+def leaderboard_table(totals: Totals, *, task: str, name: str = YOURS) -> str:
+    """Return the ranking of `leaderboard_standings` as text: each figure with its position, the result marked."""
+    mine, ranking = leaderboard_standings(totals, task=task, name=name)
+    rows = [["place", "team", *HEADINGS.values(), "mean position"]]
+    for standing in ranking:
+        figures = zip(totals_cells(standing.team.totals), standing.positions.values(), strict=True)
+        cells = [f"{figure} ({position})" for figure, position in figures]
+        mark = ">" if standing is mine else " "
+        rows.append([f"{mark} {standing.place}", standing.team.name, *cells, f"{standing.mean_position:.1f}"])
+    width = max(len(row[1]) for row in rows)
+    for row in rows:
+        row[1] = row[1].ljust(width)
+    notes = [
+        f"{name}: place {mine.place} of {len(ranking)}, mean position {mine.mean_position:.1f} on {task}.",
+        "Official convention (the challenge's axis order); positions in brackets. The published figures are means over",
+        "30 hidden test cases: a result on other cases is not comparable with them. Not for clinical use.",
+    ]
+    return "\n".join([aligned(rows), "", *notes])
+
+
+def _better(other: Team, team: Team, metric: str) -> bool:
+    """Tell whether the other team is strictly better on a metric."""
+    theirs, ours = getattr(other.totals, metric), getattr(team.totals, metric)
+    return bool(theirs > ours if METRICS[metric] else theirs < ours)

@@ -1,0 +1,136 @@
+"""From predictions and references on disk to the scores of every case."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pantherseg.errors import InputError
+from pantherseg.evaluation.metrics import CaseScores, Totals, score_case, surface_distance_library, totals
+from pantherseg.volume import case_name, read_labels, volumes_in
+
+logger = logging.getLogger(__name__)
+
+# PANTHER's images carry nnU-Net's channel number, its labels do not.
+CHANNEL_SUFFIX = "_0000"
+NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of every case by name, and their totals in both conventions."""
+
+    cases: Mapping[str, CaseScores]
+
+    @cached_property
+    def official(self) -> Totals:
+        """What the challenge would report, its axes swapped as on the leaderboards."""
+        return totals([c.official for c in self.cases.values()])
+
+    @cached_property
+    def corrected(self) -> Totals:
+        """The same with distances as they are in the patient."""
+        return totals([c.corrected for c in self.cases.values()])
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Cases that had no prediction and were counted as empty."""
+        return tuple(name for name, case in self.cases.items() if case.missing)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the evaluation for a JSON file; the keys of the metrics are those of `METRICS`."""
+        cases = {
+            name: {
+                "official": case.official.as_totals().as_dict(),
+                "corrected": case.corrected.as_totals().as_dict(),
+                "missing": case.missing,
+            }
+            for name, case in self.cases.items()
+        }
+        return {
+            "cases": cases,
+            "official": self.official.as_dict(),
+            "corrected": self.corrected.as_dict(),
+            "not_for_clinical_use": True,
+        }
+
+
+def evaluate(predictions: Path, references: Path) -> Evaluation:
+    """Score the masks in a file or folder against the references in a file or folder.
+
+    Cases are matched by file name without suffix; a prediction named like its image (`10000_0001_0000.mha`) belongs to
+    the reference `10000_0001.mha`. Two single files belong together whatever their names. One file on either side asks
+    about that case only; with two folders, every reference counts: without a prediction it is scored as an empty mask.
+    Predictions without a reference are named in a warning and left out.
+
+    Raises InputError if a path holds no volume, if nothing matches, if two files claim a case, and for what
+    `score_case` and `read_labels` reject; PantherSegError if surface-distance is not installed.
+    """
+    surface_distance_library()
+    cases: dict[str, CaseScores] = {}
+    for name, (predicted, reference) in _pairs(predictions, references).items():
+        mask = read_labels(predicted) if predicted else None
+        cases[name] = score_case(mask, read_labels(reference), name=predicted or name, reference_name=reference)
+    missing = [name for name, case in cases.items() if case.missing]
+    if missing:
+        logger.warning(
+            "%d of %d cases without a prediction count as empty: %s", len(missing), len(cases), _names(missing)
+        )
+    return Evaluation(cases)
+
+
+def _pairs(predictions: Path, references: Path) -> dict[str, tuple[Path | None, Path]]:
+    """Return the prediction (None if missing) and the reference of every case."""
+    reference_files = _by_case(references, _files(references), known=())
+    prediction_files = _files(predictions)
+    if predictions.is_file() and references.is_file():
+        return {case_name(references): (predictions, references)}
+    found = _by_case(predictions, prediction_files, known=reference_files)
+    matched = {name: found[name] for name in reference_files if name in found}
+    if not matched:
+        raise InputError(
+            predictions,
+            expected=f"masks named like their references, e.g. {next(iter(reference_files.values())).name}",
+            found=_names(p.name for p in prediction_files),
+        )
+    others = [path.name for name, path in found.items() if name not in reference_files]
+    if others and references.is_dir():
+        logger.warning("left out for want of a reference: %s", _names(others))
+    wanted = reference_files if predictions.is_dir() else matched
+    return {name: (matched.get(name), reference_files[name]) for name in wanted}
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the volumes in a folder, or the file itself, in the order of their names."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(path, expected="a volume or a folder of volumes", found="no such file or folder")
+    files = volumes_in(path)
+    if not files:
+        raise InputError(path, expected="a folder of volumes", found="no volume in it")
+    return files
+
+
+def _by_case(folder: Path, files: Iterable[Path], *, known: Iterable[str]) -> dict[str, Path]:
+    """Return files by case. A name that is not known but is when its channel number is dropped is that case's."""
+    names, cases = set(known), dict[str, Path]()
+    for path in files:
+        name = case_name(path)
+        if name not in names and name.removesuffix(CHANNEL_SUFFIX) in names:
+            name = name.removesuffix(CHANNEL_SUFFIX)
+        if name in cases:
+            raise InputError(folder, expected=f"one file for case {name}", found=f"{cases[name].name} and {path.name}")
+        cases[name] = path
+    return cases
+
+
+def _names(names: Iterable[str]) -> str:
+    """Return the first few names and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - NAMES_SHOWN} more" if len(every) > NAMES_SHOWN else ""
+    return ", ".join(every[:NAMES_SHOWN]) + more
