@@ -1,0 +1,58 @@
+"""Volume -> box around the pancreas, or a stated reason why there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pantherseg.errors import Event
+from pantherseg.inference import Predictor
+from pantherseg.recipe import Localizer
+from pantherseg.volume import Box, Triple, Volume, from_itk, to_itk
+
+# The orientation that MRSegmentator's own reader gives its network.
+ORIENTATION = "LPS"
+
+
+def localize(volume: Volume, predictor: Predictor, settings: Localizer) -> tuple[Box | None, tuple[Event, ...]]:
+    """Return the pancreas's box plus the recipe's margin, in voxels of `volume`; None and an event if none is found."""
+    seen = _as_seen(volume, settings.spacing)
+    pancreas = predictor.logits(seen).argmax(axis=0) == settings.label
+    box = Box.around(_without_specks(pancreas, settings.min_component_mm3 / seen.grid.voxel_mm3))
+    if box is None:
+        return None, (Event("no_pancreas_found", "the localizer found no pancreas; the whole volume was searched"),)
+    return volume.grid.box_from(seen.grid, box).expanded(settings.margin_mm, volume.grid), ()
+
+
+def _as_seen(volume: Volume, spacing: Triple | None) -> Volume:
+    """Return the volume along the patient's axes and, where asked for, linearly resampled to a spacing (z, y, x)."""
+    image = sitk.DICOMOrient(to_itk(volume), ORIENTATION)
+    if spacing is None:
+        return from_itk(image)
+    old = np.array(image.GetSpacing())
+    new = np.array(spacing[::-1])
+    size = np.maximum(1, np.rint(np.array(image.GetSize()) * old / new)).astype(int)
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    resample = sitk.ResampleImageFilter()
+    resample.SetSize(size.tolist())
+    resample.SetOutputSpacing(new.tolist())
+    # The outer faces of the first voxels coincide, not their centres.
+    resample.SetOutputOrigin((np.array(image.GetOrigin()) + direction @ (new - old) / 2).tolist())
+    resample.SetOutputDirection(image.GetDirection())
+    resample.SetInterpolator(sitk.sitkLinear)
+    resample.UseNearestNeighborExtrapolatorOn()
+    return from_itk(resample.Execute(image))
+
+
+def _without_specks(mask: NDArray[np.bool_], min_voxels: float) -> NDArray[np.bool_]:
+    """Drop components below `min_voxels`, unless that would drop everything."""
+    components, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(components.ravel())
+    keep = sizes >= min_voxels
+    keep[0] = False
+    kept: NDArray[np.bool_] = keep[components] if keep.any() else mask
+    return kept

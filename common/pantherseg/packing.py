@@ -1,0 +1,120 @@
+"""nnU-Net's checkpoints, read without unpickling freely: the only reader of .pth files."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pantherseg.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+REFUSED = re.compile(r"GLOBAL [\w.]+")
+PREFIXES = re.compile(r"^(_orig_mod\.|module\.)+")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What inference needs of a checkpoint.
+
+    weights: state dict of the network; configuration: its name in the plans, such as 3d_fullres; trainer: the name
+    of the class that made it, for the record only; mirroring_axes: spatial axes that may be mirrored, 0 = z.
+    """
+
+    weights: dict[str, torch.Tensor]
+    configuration: str
+    trainer: str
+    mirroring_axes: tuple[int, ...]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read an nnU-Net checkpoint. Raises ModelError if it is missing, damaged, or holds more than plain data."""
+    import torch
+
+    if not path.is_file():
+        raise ModelError(path, expected="a checkpoint", found="no such file")
+    _check_archive(path)
+    try:
+        with torch.serialization.safe_globals(_plain_numpy()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged archive surfaces as any of these, depending on the byte that is wrong.
+    except Exception as error:
+        refused = REFUSED.search(str(error))
+        raise ModelError(
+            path,
+            expected="an nnU-Net checkpoint of tensors and plain values",
+            found=refused[0] if refused else _beginning(path),
+            hint="it asks for code to be run on loading and was refused" if refused else "copy the file again",
+        ) from error
+    return _checkpoint(path, content)
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ModelError where a zip archive, the usual form, breaks its own checksums: torch does not compare them."""
+    if not zipfile.is_zipfile(path):
+        return  # torch's older form, or none: torch will say
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        damaged = str(error)
+    if damaged is not None:
+        found = f"a damaged part ({damaged})"
+        raise ModelError(path, expected="an nnU-Net checkpoint", found=found, hint="copy the file again")
+
+
+def check_fit(where: Path, network: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise ModelError naming `where` unless weights have just the keys and shapes that a network's state has."""
+    expected = {key: tuple(value.shape) for key, value in network.items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if odd:
+        raise ModelError(
+            where,
+            expected=f"the weights of the network in plans.json ({odd[0]}: {expected.get(odd[0])})",
+            found=f"{len(odd)} that differ ({odd[0]}: {found.get(odd[0])})",
+        )
+
+
+def _checkpoint(path: Path, content: Any) -> Checkpoint:
+    import torch
+
+    try:
+        weights, configuration = content["network_weights"], content["init_args"]["configuration"]
+        if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            raise TypeError("network_weights holds no tensors")
+        # torch.compile and distributed training prefix every key.
+        weights = {PREFIXES.sub("", key): value for key, value in weights.items()}
+        axes = tuple(int(axis) for axis in content.get("inference_allowed_mirroring_axes") or ())
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelError(
+            path, expected="an nnU-Net checkpoint (network_weights, init_args.configuration)", found=repr(error)
+        ) from error
+    return Checkpoint(
+        weights=weights,
+        configuration=str(configuration),
+        trainer=str(content.get("trainer_name", "unknown")),
+        mirroring_axes=axes,
+    )
+
+
+def _plain_numpy() -> list[Any]:
+    """Return the allow-list: nnU-Net's log holds numpy numbers, whose reconstruction runs no code of the file's."""
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    kinds = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
+    # numpy 1 wrote the same function under another module name.
+    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *kinds]
+
+
+def _beginning(path: Path) -> str:
+    """Describe a file that cannot be read; that of a Git LFS pointer begins with `version`."""
+    with path.open("rb") as file:
+        return f"{path.stat().st_size} bytes, unreadable, beginning with {file.read(24)!r}"

@@ -1,0 +1,168 @@
+"""The way of one case: localizer, crop, members, fusion, post-processing, uncrop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pantherseg import __version__
+from pantherseg.allocator import keep_freed_memory
+from pantherseg.bundle import ModelFolder, Models, find_models
+from pantherseg.errors import Event, OutputError, RecipeError
+from pantherseg.files import write_text
+from pantherseg.fuse import mean_logits
+from pantherseg.inference import Predictor, choose_device
+from pantherseg.localize import localize
+from pantherseg.logs import stage
+from pantherseg.postprocess import tumour_mask
+from pantherseg.recipe import Recipe
+from pantherseg.volume import Box, Volume, uncrop, write_volume
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class System:
+    """A recipe with its models loaded, ready for any number of cases."""
+
+    recipe: Recipe
+    models: Models
+    device: str
+    members: tuple[Predictor, ...]
+    localizer: Predictor | None
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A tumour mask (uint8, 1 = tumour) on the input's grid, and how it came about.
+
+    box: where the members looked; seconds: per stage, in their order.
+    """
+
+    mask: Volume
+    box: Box
+    events: tuple[Event, ...]
+    seconds: dict[str, float]
+    system: System = field(repr=False)
+
+    @property
+    def tumour_ml(self) -> float:
+        """Volume of the mask in ml."""
+        return float(self.mask.array.sum()) * self.mask.grid.voxel_mm3 / 1000
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report of the case for a JSON file."""
+        models = [*self.system.models.members, *filter(None, [self.system.models.localizer])]
+        return {
+            "pantherseg": __version__,
+            "not_for_clinical_use": True,
+            "recipe": self.system.recipe.name,
+            "device": self.system.device,
+            "models": [_model_report(model) for model in models],
+            "tumour_ml": round(self.tumour_ml, 3),
+            "box": {"start_zyx": self.box.start, "stop_zyx": self.box.stop},
+            "events": [event.as_dict() for event in self.events],
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+        }
+
+
+def load_system(recipe: Recipe, root: Path, *, device: str = "auto") -> System:
+    """Find and load a recipe's models below `root`; device: `auto`, `cpu` or `cuda`. Raises ModelError, DeviceError."""
+    keep_freed_memory()
+    device = choose_device(device)
+    with stage("models") as remarks:
+        models = find_models(root, recipe)
+        members = tuple(
+            Predictor.load(model, device=device, step=member.step, mirroring=member.mirroring)
+            for model, member in zip(models.members, recipe.members, strict=True)
+        )
+        localizer = None
+        if models.localizer is not None and recipe.localizer is not None:
+            localizer = Predictor.load(models.localizer, device=device, step=recipe.localizer.step)
+        for predictor in members:
+            _check_label(predictor, "tumour_label", recipe.tumour_label)
+        if localizer is not None and recipe.localizer is not None:
+            _check_label(localizer, "label", recipe.localizer.label)
+        used = [*models.members, *filter(None, [models.localizer])]
+        remarks += [f"{model.path}: folds {' '.join(model.folds)}" for model in used]
+    return System(recipe, models, device, members, localizer)
+
+
+def write_result(result: Segmentation, mask: Path, report: Path, **about: str) -> None:
+    """Write the mask and its report (with the entries `about` first); where one fails, neither is left.
+
+    Raises OutputError.
+    """
+    with stage("write") as remarks:
+        report.unlink(missing_ok=True)  # an older report must not stand beside a new mask
+        write_volume(result.mask, mask)
+        try:
+            write_text(report, json.dumps({**about, **result.as_dict()}, indent=2) + "\n")
+        except OutputError:
+            mask.unlink()
+            raise
+        remarks.append(str(mask))
+
+
+def _check_label(predictor: Predictor, key: str, label: int) -> None:
+    if not 1 <= label < predictor.classes:
+        raise RecipeError(
+            predictor.model.path, expected=f"{key} between 1 and {predictor.classes - 1}", found=str(label)
+        )
+
+
+def segment(
+    volume: Volume, system: System, *, rescue: bool | None = None, events: tuple[Event, ...] = ()
+) -> Segmentation:
+    """Segment the tumour in a volume (float32, z, y, x).
+
+    rescue: fill an empty mask with the most probable component; without it as the recipe says. events: what happened
+    before, such as on reading; they come first in the result's.
+    """
+    recipe = system.recipe
+    seconds: dict[str, float] = {}
+    box, found = _search_box(volume, system, seconds)
+    crop = volume.crop(box)
+    with stage("members", seconds) as remarks:
+        logits = mean_logits(member.logits(crop) for member in system.members)
+        folds = sum(len(member.model.folds) for member in system.members)
+        remarks.append(f"{folds} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
+    with stage("mask", seconds) as remarks:
+        settings = recipe.postprocess
+        inside, cleaned = tumour_mask(
+            logits,
+            recipe.tumour_label,
+            volume.grid.voxel_mm3,
+            settings,
+            rescue=settings.rescue if rescue is None else rescue,
+        )
+        mask = Volume(uncrop(inside, box, volume.grid.shape), volume.grid)
+        result = Segmentation(mask, box, events + found + cleaned, seconds, system)
+        remarks.append(f"{result.tumour_ml:.1f} ml of tumour")
+    for event in result.events:
+        logger.warning("%s: %s", event.code, event.message)
+    return result
+
+
+def _search_box(volume: Volume, system: System, seconds: dict[str, float]) -> tuple[Box, tuple[Event, ...]]:
+    """Return where the members look: around the pancreas, or the whole volume with an event that says why."""
+    whole = Box.whole(volume.grid.shape)
+    settings = system.recipe.localizer
+    if settings is None:
+        return whole, ()
+    if system.localizer is None:
+        message = f"no model '{settings.model}' in {system.models.root}; the whole volume was searched"
+        return whole, (Event("no_localizer", message),)
+    with stage("localizer", seconds) as remarks:
+        box, events = localize(volume, system.localizer, settings)
+        remarks.append("no pancreas" if box is None else f"box {box.start} to {box.stop} (z, y, x)")
+    return box or whole, events
+
+
+def _model_report(model: ModelFolder) -> dict[str, Any]:
+    return {"path": str(model.path), "folds": list(model.folds), "checkpoint": model.checkpoint}

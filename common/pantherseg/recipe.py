@@ -1,0 +1,123 @@
+"""A task's recipe: what runs on the way of one case, as data.
+
+Recipes are TOML files. Every key is listed here with its unit; an unknown or missing key is a RecipeError.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from pantherseg.errors import RecipeError
+
+T = TypeVar("T")
+
+Positive = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(gt=0, le=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Folds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)] | Literal["all"]
+FileName = Annotated[str, Meta(pattern=r"^[^/]+$")]
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A TOML table whose keys are known and whose values are checked."""
+
+
+class Sockets(Table, frozen=True):
+    """The platform's sockets: slugs under /input/images and /output/images."""
+
+    input: str
+    output: str
+
+
+class Member(Table, frozen=True):
+    """One trained model of the ensemble, with all its folds."""
+
+    model: str
+    """Name of the model below the model folder."""
+    checkpoint: FileName = "checkpoint_final.pth"
+    folds: Folds = "all"
+    """Folds in the order in which they run; `all` takes every fold_* found."""
+    step: Fraction = 0.5
+    """Distance of neighbouring tiles as a fraction of the patch."""
+    mirroring: bool = False
+    """Average over mirrored inputs along the axes that the checkpoint allows."""
+
+
+class Localizer(Table, frozen=True):
+    """Where the pancreas is searched before the members look closer."""
+
+    model: str
+    """Name of the model below the model folder, or `mrsegmentator` for that package's own weights."""
+    label: int
+    """The pancreas in the localizer's label map."""
+    margin_mm: NotNegative
+    """Added to the pancreas's box on each side."""
+    checkpoint: FileName = "checkpoint_final.pth"
+    folds: Folds = "all"
+    spacing: tuple[Positive, Positive, Positive] | None = None
+    """The localizer sees a copy at this spacing, (z, y, x) in mm; without it the volume as it is."""
+    min_component_mm3: NotNegative = 0.0
+    """Components below this are no pancreas, unless there is no larger one."""
+    step: Fraction = 0.5
+
+
+class Postprocess(Table, frozen=True):
+    """What happens to the tumour mask after fusion."""
+
+    min_component_mm3: NotNegative = 0.0
+    max_components: Annotated[int, Meta(ge=1)] | None = None
+    """Keep at most this many components, the largest first; without it all."""
+    rescue: bool = True
+    """Fill an empty mask with the most probable component."""
+    rescue_max_mm3: Positive = 20_000.0
+    """The rescued component never grows beyond this."""
+
+
+class Recipe(Table, frozen=True):
+    """Everything in which one task or system differs from another."""
+
+    schema: Literal[1]
+    name: str
+    sockets: Sockets
+    members: list[Member]
+    tumour_label: int = 1
+    """The tumour in the members' label maps."""
+    localizer: Localizer | None = None
+    fusion: Literal["mean_logits"] = "mean_logits"
+    postprocess: Postprocess = msgspec.field(default_factory=Postprocess)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe. Raises RecipeError naming the file and the key."""
+    recipe = read_table(path, Recipe)
+    if not recipe.members:
+        raise RecipeError(path, expected="at least one entry in members", found="none")
+    return recipe
+
+
+def read_table(path: Path, kind: type[T]) -> T:
+    """Read a TOML file into a Table type. Raises RecipeError naming the file and the key."""
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        _refuse_non_finite(path, content)
+        return msgspec.convert(content, kind)
+    except OSError as error:
+        raise RecipeError(path, expected="a recipe", found=error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(path, expected="valid TOML", found=str(error)) from error
+    except msgspec.ValidationError as error:
+        raise RecipeError(path, expected=f"a valid {kind.__name__}", found=str(error)) from error
+
+
+def _refuse_non_finite(path: Path, value: Any) -> None:
+    """TOML has inf and nan, and no key here takes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(path, expected="finite numbers", found=str(value))
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_non_finite(path, inner)

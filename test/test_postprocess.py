@@ -1,0 +1,156 @@
+"""Logits to masks: components kept and dropped, and what an empty mask becomes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage, special
+
+from pantherseg.postprocess import TOUCHING, tumour_mask, tumour_probability
+from pantherseg.recipe import Postprocess
+
+SHAPE = (8, 9, 10)
+VOXEL_MM3 = 2.0
+
+
+def logits(tumour: NDArray[np.bool_], classes: int = 3, label: int = 1) -> NDArray[np.float32]:
+    """Logits whose largest class is the tumour's in the mask and background elsewhere."""
+    values = np.zeros((classes, *tumour.shape), np.float32)
+    values[0] = 1
+    values[label][tumour] = 5
+    return values
+
+
+def blobs(*boxes: tuple[tuple[int, int, int], tuple[int, int, int]]) -> NDArray[np.bool_]:
+    mask = np.zeros(SHAPE, bool)
+    for start, size in boxes:
+        mask[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))] = True
+    return mask
+
+
+LARGE, MIDDLE, SMALL = ((0, 0, 0), (3, 3, 3)), ((5, 5, 5), (2, 2, 2)), ((0, 7, 8), (1, 1, 2))
+THREE = blobs(LARGE, MIDDLE, SMALL)
+
+
+def mask_of(
+    values: NDArray[np.float32], settings: Postprocess, *, rescue: bool = False
+) -> tuple[NDArray[np.bool_], list[str]]:
+    mask, events = tumour_mask(values, 1, VOXEL_MM3, settings, rescue=rescue)
+    assert mask.dtype == np.uint8
+    assert mask.shape == values.shape[1:]
+    assert set(np.unique(mask)) <= {0, 1}
+    return mask > 0, [event.code for event in events]
+
+
+def test_the_largest_logit_decides() -> None:
+    values = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
+    for label in (1, 2):
+        mask, events = tumour_mask(values, label, VOXEL_MM3, Postprocess(), rescue=True)
+        assert np.array_equal(mask > 0, values.argmax(axis=0) == label)
+        assert events == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        (Postprocess(), (LARGE, MIDDLE, SMALL)),
+        (Postprocess(min_component_mm3=4.0), (LARGE, MIDDLE, SMALL)),
+        (Postprocess(min_component_mm3=4.1), (LARGE, MIDDLE)),
+        (Postprocess(min_component_mm3=16.0), (LARGE, MIDDLE)),
+        (Postprocess(min_component_mm3=16.5), (LARGE,)),
+        (Postprocess(max_components=3), (LARGE, MIDDLE, SMALL)),
+        (Postprocess(max_components=2), (LARGE, MIDDLE)),
+        (Postprocess(max_components=1), (LARGE,)),
+        (Postprocess(max_components=2, min_component_mm3=50.0), (LARGE,)),
+    ],
+)
+def test_components_are_kept_by_size_and_number(settings: Postprocess, kept: tuple[object, ...]) -> None:
+    mask, events = mask_of(logits(THREE), settings)
+    assert np.array_equal(mask, blobs(*kept))  # type: ignore[arg-type]
+    assert events == ([] if len(kept) == 3 else ["components_dropped"])
+
+
+def test_what_was_dropped_is_said_in_mm3() -> None:
+    _, events = tumour_mask(logits(THREE), 1, VOXEL_MM3, Postprocess(max_components=1), rescue=False)
+    assert events[0].message.startswith("20 mm3 ")
+
+
+def test_voxels_that_touch_in_a_corner_belong_together() -> None:
+    corner = blobs(((0, 0, 0), (2, 2, 2)), ((2, 2, 2), (1, 1, 1)))
+    mask, events = mask_of(logits(corner), Postprocess(max_components=1, min_component_mm3=18.0))
+    assert np.array_equal(mask, corner)
+    assert events == []
+    apart = blobs(((0, 0, 0), (2, 2, 2)), ((3, 3, 3), (1, 1, 1)))
+    assert mask_of(logits(apart), Postprocess(max_components=1))[0].sum() == 8
+
+
+def test_an_empty_mask_stays_empty_with_an_event_unless_rescued() -> None:
+    empty = logits(np.zeros(SHAPE, bool))
+    mask, events = mask_of(empty, Postprocess(), rescue=False)
+    assert not mask.any()
+    assert events == ["empty_mask"]
+    mask, events = mask_of(logits(THREE), Postprocess(min_component_mm3=1000.0), rescue=False)
+    assert not mask.any()
+    assert events == ["components_dropped", "empty_mask"]
+
+
+def hill(peak: tuple[int, int, int], width: float, height: float = -1.0) -> NDArray[np.float32]:
+    """Logits of two classes with the tumour's highest probability at the peak, everywhere below one half."""
+    distance = sum((axis - p) ** 2 for axis, p in zip(np.indices(SHAPE), peak, strict=True))
+    values = np.zeros((2, *SHAPE), np.float32)
+    values[1] = height - distance / width
+    return values
+
+
+@pytest.mark.parametrize("peak", [(4, 4, 4), (0, 0, 0), (7, 8, 9), (3, 0, 9)])
+@pytest.mark.parametrize("cap_mm3", [20_000.0, 60.0, 2.0, 0.5])
+def test_a_rescue_is_one_component_with_the_peak_within_the_cap(peak: tuple[int, int, int], cap_mm3: float) -> None:
+    mask, events = mask_of(hill(peak, 3.0), Postprocess(rescue_max_mm3=cap_mm3), rescue=True)
+    assert events == ["empty_mask_rescued"]
+    assert mask[peak]
+    assert ndimage.label(mask, TOUCHING)[1] == 1
+    assert 1 <= mask.sum() <= max(1, cap_mm3 / VOXEL_MM3)
+    probability = special.softmax(hill(peak, 3.0), axis=0)[1]
+    assert (probability[mask] >= 0.5 * probability[peak] * 0.999).all()
+    assert probability[mask].min() >= probability[~mask & (probability >= 0.5 * probability[peak])].max(initial=0)
+
+
+def test_only_the_component_of_the_highest_peak_is_rescued() -> None:
+    two = np.maximum(hill((1, 1, 1), 0.5), hill((6, 7, 8), 0.5, height=-1.1))
+    mask, _ = mask_of(two, Postprocess(), rescue=True)
+    assert mask[1, 1, 1]
+    assert not mask[6, 7, 8]
+
+
+def test_a_rescue_of_uniform_probability_grows_around_one_voxel_to_the_cap() -> None:
+    mask, events = mask_of(logits(np.zeros(SHAPE, bool)), Postprocess(rescue_max_mm3=2 * 27), rescue=True)
+    assert events == ["empty_mask_rescued"]
+    assert mask.sum() == 27
+    assert mask[0, 0, 0]  # the first of equals is the peak
+    assert ndimage.label(mask, TOUCHING)[1] == 1
+
+
+def test_two_plateaus_below_the_cap_stay_one_component() -> None:
+    # A ridge of two equal ends: by probability alone both ends would stay and the middle go.
+    values = np.zeros((2, 1, 1, 9), np.float32)
+    values[1] = -9
+    values[1, 0, 0] = [-1, -1, -1.2, -1.2, -1.2, -1.2, -1.2, -1, -1]
+    mask, _ = mask_of(values, Postprocess(rescue_max_mm3=4 * VOXEL_MM3), rescue=True)
+    assert ndimage.label(mask, TOUCHING)[1] == 1
+    assert 1 <= mask.sum() <= 4
+
+
+def test_components_that_were_all_dropped_are_rescued_too() -> None:
+    mask, events = mask_of(logits(THREE), Postprocess(min_component_mm3=1000.0), rescue=True)
+    assert events == ["components_dropped", "empty_mask_rescued"]
+    assert mask.any()
+    assert ndimage.label(mask, TOUCHING)[1] == 1
+
+
+def test_probability_is_the_softmax_also_of_large_logits() -> None:
+    values = np.random.default_rng(1).normal(scale=200, size=(3, *SHAPE)).astype(np.float32)
+    for label in range(3):
+        probability = tumour_probability(values, label)
+        assert np.allclose(probability, special.softmax(values.astype(np.float64), axis=0)[label], rtol=0, atol=1e-6)
+    assert np.allclose(sum(tumour_probability(values, label) for label in range(3)), 1, atol=1e-6)
