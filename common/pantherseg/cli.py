@@ -1,0 +1,183 @@
+"""The command line: `pantherseg predict | evaluate | check | phantom | train | report`."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pantherseg import __version__
+from pantherseg.errors import PantherSegError
+from pantherseg.logs import one_line, show_log
+
+# Usage is checked by click (exit code 2); everything else about a path is said by the library (exit code 1).
+PATH = click.Path(path_type=Path)
+
+
+class OneLineErrors(click.Group):
+    """A group of commands whose errors are one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if not isinstance(error, PantherSegError):
+                traceback.print_exc()
+            click.echo(f"error: {one_line(error)}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Pancreatic-tumour masks from abdominal MR volumes. Not for clinical use."""
+    show_log()
+
+
+@main.command()
+@click.argument("source", metavar="INPUT", type=PATH)
+@click.argument("output", type=PATH)
+@click.option("--task", type=click.Choice(["1", "2"]), help="Use this task's recipe.")
+@click.option("--recipe", type=PATH, help="Use this recipe.")
+@click.option("--model", type=PATH, help="Folder of models; without it the demo weights, which know only phantoms.")
+@click.option("--mode", type=click.Choice(["exact"]), default="exact", show_default=True, help="nnU-Net's own masks.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--rescue", is_flag=True, help="Fill an empty mask with the most probable component.")
+def predict(
+    source: Path,
+    output: Path,
+    task: str | None,
+    recipe: Path | None,
+    model: Path | None,
+    mode: str,
+    device: str,
+    rescue: bool,
+) -> None:
+    """Segment INPUT, a volume or a folder of volumes, into the folder OUTPUT.
+
+    OUTPUT gets a mask in each volume's own format and <case>.json with what happened on the way.
+    """
+    if (task is None) == (recipe is None):
+        raise click.UsageError("give either --task or --recipe")
+    from pantherseg.commands.predict import predict_all
+    from pantherseg.house import DEMO_WEIGHTS, task_recipe
+
+    path = recipe or task_recipe(int(task or 0))
+    failed = predict_all(source, output, recipe=path, model=model or DEMO_WEIGHTS, device=device, rescue=rescue)
+    if failed:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("predictions", metavar="PRED", type=PATH)
+@click.argument("references", metavar="REF", type=PATH)
+@click.option("--json", "json_file", type=PATH, help="Write all figures to this file.")
+@click.option("--csv", "csv_file", type=PATH, help="Write a row a case and convention to this file.")
+@click.option("--leaderboard", type=click.Choice(["task1", "task2"]), help="Place the result among the test phase's.")
+@click.option("--compare", "other", metavar="PRED_B", type=PATH, help="Compare with other masks, case by case.")
+def evaluate(
+    predictions: Path,
+    references: Path,
+    json_file: Path | None,
+    csv_file: Path | None,
+    leaderboard: str | None,
+    other: Path | None,
+) -> None:
+    """Score the masks in PRED against the references in REF (label 1 = tumour), files or folders.
+
+    Prints the challenge's five metrics for each case and in total, as its evaluator computes them (official) and with
+    the axes in order (corrected).
+    """
+    from pantherseg import evaluation
+
+    result = evaluation.evaluate(predictions, references)
+    click.echo(evaluation.evaluation_table(result))
+    if leaderboard:
+        click.echo("\n" + evaluation.leaderboard_table(result.official, task=leaderboard, name=predictions.name))
+    if other:
+        comparison = evaluation.compare(result, evaluation.evaluate(other, references))
+        click.echo("\n" + evaluation.comparison_table(comparison, name_a=str(predictions), name_b=str(other)))
+    if json_file:
+        evaluation.write_json(result, json_file)
+    if csv_file:
+        evaluation.write_csv(result, csv_file)
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["job", "output"]))
+@click.argument("folder", type=PATH)
+@click.option("--task", type=click.Choice(["1", "2"]), required=True)
+@click.option("--job", type=PATH, help="With output: the job folder that it answers, to compare the grids.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
+def check(what: str, folder: Path, task: str, job: Path | None, as_json: bool) -> None:
+    """Check a job folder or an output FOLDER by the platform's rules: a line a rule, exit code 1 if one is broken."""
+    from pantherseg.grand_challenge.check import check_job, check_output
+    from pantherseg.house import task_recipe
+    from pantherseg.recipe import load_recipe
+
+    sockets = load_recipe(task_recipe(int(task))).sockets
+    verdicts = check_job(folder, sockets) if what == "job" else check_output(folder, sockets, job=job)
+    if as_json:
+        click.echo(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
+    else:
+        for verdict in verdicts:
+            click.echo(f"{'ok    ' if verdict.kept else 'BROKEN'}  {verdict.rule}: {verdict.found}")
+    if not all(verdict.kept for verdict in verdicts):
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("output", metavar="OUT", type=PATH)
+@click.option("--task", type=click.Choice(["1", "2"]), required=True)
+@click.option("--cases", type=click.IntRange(min=1), required=True, help="Number of volumes.")
+@click.option("--seed", type=click.IntRange(min=0), required=True, help="Case i is the phantom of seed + i.")
+@click.option("--size", type=click.Choice(["full", "small"]), default="full", show_default=True)
+@click.option("--organs", is_flag=True, help="Write organ labels too, numbered as MRSegmentator's first seven.")
+def phantom(output: Path, task: str, cases: int, seed: int, size: Any, organs: bool) -> None:
+    """Make synthetic abdominal MR volumes with a pancreatic tumour, laid out and named as PANTHER's training data."""
+    from tqdm import tqdm
+
+    from pantherseg.phantom import write_dataset
+
+    with tqdm(total=cases, unit="case", disable=None) as bar:
+        write_dataset(
+            output, task=int(task), cases=cases, seed=seed, size=size, organs=organs, on_case=lambda _: bar.update()
+        )
+
+
+@main.command()
+@click.argument("recipe", type=PATH)
+@click.argument("data", type=PATH)
+@click.argument("output", type=PATH)
+@click.option("--start", type=PATH, help="Model folder to fine-tune: fold k starts from its fold k.")
+@click.option("--work", type=PATH, help="Keep nnU-Net's own folders here; without it they are temporary.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def train(recipe: Path, data: Path, output: Path, start: Path | None, work: Path | None, device: str) -> None:
+    """Train the model of a training RECIPE on the data set folder DATA into the model folder OUTPUT.
+
+    DATA is laid out as PANTHER's: imagesTr/<case>_0000.mha and labelsTr/<case>.mha.
+    """
+    from pantherseg.commands.train import train_model
+
+    train_model(recipe, data, output, start=start, work=work, device=device)
+
+
+@main.command()
+@click.argument("image", type=PATH)
+@click.argument("mask", type=PATH)
+@click.argument("output", metavar="PNG", type=PATH)
+@click.option("--reference", type=PATH, help="Draw this mask beside, label 1 = tumour.")
+def report(image: Path, mask: Path, output: Path, reference: Path | None) -> None:
+    """Draw IMAGE, the tumour MASK found in it and its reference to a picture."""
+    from pantherseg.report import draw_case
+    from pantherseg.volume import case_name, read_image, read_labels
+
+    volume, _ = read_image(image)
+    truth = None if reference is None else read_labels(reference)
+    draw_case(volume, read_labels(mask), truth, output, title=case_name(image))

@@ -1,0 +1,1 @@
+"""What the longer commands do; their arguments and help are in `cli`."""

@@ -1,0 +1,80 @@
+"""`pantherseg predict`: a volume or a folder of volumes into a folder of masks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pantherseg.errors import Event, InputError, OutputError, PantherSegError
+from pantherseg.files import prepare_folder
+from pantherseg.logs import one_line, stage
+from pantherseg.pipeline import System, load_system, segment, write_result
+from pantherseg.recipe import load_recipe
+from pantherseg.volume import Volume, case_name, mask_name, read_image, volumes_in
+
+logger = logging.getLogger(__name__)
+
+
+def predict_all(source: Path, output: Path, *, recipe: Path, model: Path, device: str, rescue: bool) -> list[Path]:
+    """Segment a volume, or every volume of a folder, and return the inputs that failed.
+
+    A single volume that fails raises its error; in a folder the others go on.
+    """
+    settings = load_recipe(recipe)
+    if not source.is_dir():
+        _check_targets([source], output)
+        image = _read(source)  # a bad input is named before models are loaded
+        system = load_system(settings, model, device=device)
+        prepare_folder(output)
+        _predict_one(source, image, output, system, rescue=rescue)
+        return []
+    inputs = _inputs(source)
+    _check_targets(inputs, output)
+    system = load_system(settings, model, device=device)
+    prepare_folder(output)
+    failed = []
+    for number, path in enumerate(inputs, start=1):
+        logger.info("volume %d of %d", number, len(inputs))
+        try:
+            _predict_one(path, _read(path), output, system, rescue=rescue)
+        except Exception as error:  # whatever is wrong with one volume, the others are segmented
+            logger.debug("%s", path, exc_info=not isinstance(error, PantherSegError))
+            logger.error("error: %s", one_line(error, path))
+            failed.append(path)
+    if failed:
+        names = ", ".join(path.name for path in failed)
+        logger.error("error: %d of %d volumes failed: %s", len(failed), len(inputs), names)
+    return failed
+
+
+def _inputs(source: Path) -> list[Path]:
+    inputs = volumes_in(source)
+    if not inputs:
+        raise InputError(source, expected="a volume or a folder of volumes", found="no volume in it")
+    cases = [case_name(path) for path in inputs]
+    twice = {case for case in cases if cases.count(case) > 1}
+    if twice:
+        raise InputError(source, expected="one file a case", found=f"several named {', '.join(sorted(twice))}")
+    return inputs
+
+
+def _check_targets(inputs: list[Path], output: Path) -> None:
+    """Raise OutputError where a mask would take the place of a volume: they have the same names."""
+    for path in inputs:
+        if (output / mask_name(path)).resolve() == path.resolve():
+            raise OutputError(output, expected="another folder than the volumes'", found=f"{path.name} itself there")
+
+
+def _read(path: Path) -> tuple[Volume, tuple[Event, ...]]:
+    with stage("read") as remarks:
+        volume, events = read_image(path)
+        remarks.append(f"{path.name}, {volume.grid.describe()}")
+    return volume, events
+
+
+def _predict_one(
+    path: Path, image: tuple[Volume, tuple[Event, ...]], output: Path, system: System, *, rescue: bool
+) -> None:
+    volume, events = image
+    result = segment(volume, system, rescue=rescue, events=events)
+    write_result(result, output / mask_name(path), output / f"{case_name(path)}.json", input=path.name)

@@ -1,0 +1,84 @@
+"""Which file of a job folder is the input, and where its mask belongs.
+
+The platform lays a job out as /input/inputs.json and /input/<relative path>/<image pk>.mha, one entry for each input
+socket; older runs have no inputs.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pantherseg.errors import JobError
+from pantherseg.recipe import Sockets
+from pantherseg.volume import case_name, volumes_in
+
+INPUTS = "inputs.json"
+IMAGES = "images"
+
+
+def find_input(folder: Path, sockets: Sockets) -> Path:
+    """Return the input volume of a job folder. Raises JobError where there is not exactly one."""
+    if not folder.is_dir():
+        raise JobError(folder, expected="a job folder", found="a file" if folder.exists() else "no such folder")
+    if (folder / INPUTS).is_file():
+        return _described_input(folder, sockets)
+    images = folder / IMAGES
+    expected = images / sockets.input
+    holders = [path for path in sorted(images.glob("*")) if path.is_dir() and volumes_in(path)]
+    if expected in holders:
+        return _only_volume(expected)
+    if len(holders) != 1:
+        found = ", ".join(path.name for path in holders) or "none"
+        raise JobError(images, expected=f"one folder with a volume, such as {sockets.input}", found=found)
+    return _only_volume(holders[0])
+
+
+def output_path(folder: Path, sockets: Sockets, input_path: Path) -> Path:
+    """Return where the mask of an input belongs: <folder>/images/<output socket>/<case>.mha."""
+    return folder / IMAGES / sockets.output / f"{case_name(input_path)}.mha"
+
+
+def _described_input(folder: Path, sockets: Sockets) -> Path:
+    path = folder / INPUTS
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        described = [_description(entry) for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise JobError(
+            path, expected="a list of inputs with 'socket' or 'interface' and 'image'", found=repr(error)
+        ) from error
+    wanted = [entry for entry in described if sockets.input in (entry[0], PurePosixPath(entry[1]).name)]
+    if len(wanted) != 1:
+        found = ", ".join(slug for slug, _, _ in described) or "none"
+        raise JobError(
+            path, expected=f"one input '{sockets.input}'", found=found, hint="each task has a container of its own"
+        )
+    _, relative, key = wanted[0]
+    place = folder / relative
+    named = place / f"{key}.mha"
+    try:
+        # A path that leaves the job folder is not the platform's.
+        inside = all(path.resolve().is_relative_to(folder.resolve()) for path in (place, named))
+        present = named.is_file()
+    except (OSError, ValueError):  # too long, or no file name at all
+        inside = present = False
+    if not inside:
+        raise JobError(path, expected="a file inside the job folder", found=f"{relative!r} and {key!r}")
+    return named if present else _only_volume(place)
+
+
+def _description(entry: dict[str, Any]) -> tuple[str, str, str]:
+    """Return slug, relative path and image key of an entry; 'interface' is the older name of 'socket'."""
+    socket = entry.get("socket") or entry["interface"]
+    image = entry.get("image") or {}
+    return str(socket["slug"]), str(socket["relative_path"]), str(image.get("pk", ""))
+
+
+def _only_volume(folder: Path) -> Path:
+    volumes = volumes_in(folder)
+    if len(volumes) != 1:
+        found = ", ".join(path.name for path in volumes) or "none"
+        raise JobError(folder, expected="exactly one volume (.mha)", found=found)
+    return volumes[0]

@@ -1,0 +1,121 @@
+"""The platform's rules for jobs and outputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from click.testing import CliRunner
+
+from pantherseg.cli import main
+from pantherseg.grand_challenge.check import Verdict, check_job, check_output
+from pantherseg.recipe import Sockets
+from pantherseg.volume import Grid, Volume, write_volume
+
+SOCKETS = Sockets(input="abdominal-t1-mri", output="pancreatic-tumor-segmentation")
+GRID = Grid((3, 4, 5), (3.0, 1.5, 1.5), origin=(1.0, -2.0, 3.0))
+NAME = "case.mha"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    write_volume(
+        Volume(np.arange(60, dtype=np.int16).reshape(GRID.shape), GRID), place(tmp_path / "job", SOCKETS.input)
+    )
+    return tmp_path / "job"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    mask = np.zeros(GRID.shape, np.uint8)
+    mask[1, 1:3, 2] = 1
+    write_volume(Volume(mask, GRID), place(tmp_path / "output", SOCKETS.output))
+    return tmp_path / "output"
+
+
+def place(folder: Path, socket: str) -> Path:
+    return folder / "images" / socket / NAME
+
+
+def broken(verdicts: list[Verdict]) -> list[str]:
+    return [verdict.rule for verdict in verdicts if not verdict.kept]
+
+
+def mask_of(folder: Path) -> Path:
+    return place(folder, SOCKETS.output)
+
+
+def rewrite(folder: Path, array: np.ndarray, grid: Grid = GRID) -> None:
+    write_volume(Volume(array, grid), mask_of(folder))
+
+
+def as_nifti(folder: Path) -> None:
+    mask_of(folder).rename(mask_of(folder).with_suffix(".nii.gz"))
+    sitk.WriteImage(sitk.Image(5, 4, 3, sitk.sitkUInt8), str(mask_of(folder).with_suffix(".nii.gz")))
+
+
+def truncated(folder: Path) -> None:
+    content = mask_of(folder).read_bytes()
+    mask_of(folder).write_bytes(content[:-12])
+
+
+def other_grid(folder: Path) -> None:
+    rewrite(folder, np.ones(GRID.shape, np.uint8), Grid(GRID.shape, (3.0, 1.5, 1.6), origin=GRID.origin))
+
+
+FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no file", lambda f: mask_of(f).unlink(), "exactly one file"),
+    ("second file", lambda f: (mask_of(f).parent / "b.mha").write_bytes(b""), "exactly one file"),
+    ("nifti", as_nifti, "MetaImage or TIFF"),
+    ("text", lambda f: mask_of(f).write_text("mask"), "MetaImage or TIFF"),
+    ("truncated", truncated, "a readable 3-D image"),
+    (
+        "vector",
+        lambda f: sitk.WriteImage(sitk.Image([5, 4, 3], sitk.sitkVectorUInt8, 2), str(mask_of(f))),
+        "a readable",
+    ),
+    ("2-D", lambda f: sitk.WriteImage(sitk.Image(5, 4, sitk.sitkUInt8), str(mask_of(f))), "a readable 3-D image"),
+    ("int16", lambda f: rewrite(f, np.ones(GRID.shape, np.int16)), "type int8 or uint8"),
+    ("float", lambda f: rewrite(f, np.ones(GRID.shape, np.float32)), "type int8 or uint8"),
+    ("label 2", lambda f: rewrite(f, np.full(GRID.shape, 2, np.uint8)), "values (0, 1)"),
+    ("other grid", other_grid, "the input's name and grid"),
+    ("other name", lambda f: mask_of(f).rename(mask_of(f).with_name("x.mha")), "the input's name and grid"),
+    ("dangling link", lambda f: (f / "gone").symlink_to("/nowhere"), "no dangling or folder links"),
+]
+
+
+def test_a_good_output_keeps_every_rule(job: Path, output: Path) -> None:
+    verdicts = check_output(output, SOCKETS, job=job)
+    assert broken(verdicts) == []
+    assert len(verdicts) == 7
+
+
+@pytest.mark.parametrize(("spoil", "rule"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS])
+def test_a_fault_breaks_its_rule(job: Path, output: Path, spoil: Callable[[Path], object], rule: str) -> None:
+    spoil(output)
+    rules = broken(check_output(output, SOCKETS, job=job))
+    assert len(rules) == 1
+    assert rules[0].startswith(rule)
+
+
+def test_a_job_without_its_volume_is_broken(job: Path) -> None:
+    assert broken(check_job(job, SOCKETS)) == []
+    place(job, SOCKETS.input).unlink()
+    assert len(broken(check_job(job, SOCKETS))) == 1
+
+
+def test_the_command_prints_a_line_a_rule_and_says_by_its_exit_code_whether_all_are_kept(
+    job: Path, output: Path
+) -> None:
+    arguments = ["check", "output", str(output), "--task", "1", "--job", str(job)]
+    good = CliRunner().invoke(main, arguments)
+    assert good.exit_code == 0
+    assert [line.split()[0] for line in good.stdout.splitlines()] == ["ok"] * 7
+    mask_of(output).unlink()
+    bad = CliRunner().invoke(main, [*arguments, "--json"])
+    assert bad.exit_code == 1
+    assert [verdict["kept"] for verdict in json.loads(bad.stdout)] == [True, False]

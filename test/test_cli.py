@@ -1,0 +1,283 @@
+"""The command line and the container's entry point on bad inputs: exit code, one line, and nothing in the output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from pantherseg import __version__
+from pantherseg.cli import main as pantherseg
+from pantherseg.grand_challenge import main as entry_point
+from pantherseg.house import task_recipe
+from pantherseg.volume import Grid, Volume, write_volume
+
+SLUG = "abdominal-t1-mri"
+
+
+def good(path: Path) -> Path:
+    write_volume(Volume(np.arange(60, dtype=np.int16).reshape(3, 4, 5), Grid((3, 4, 5), (2.0, 1.0, 1.0))), path)
+    return path
+
+
+def sound(path: Path) -> None:
+    good(path)
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def text(path: Path) -> None:
+    path.write_text("no volume\nat all\n")
+
+
+def truncated(path: Path) -> None:
+    content = good(path).read_bytes()
+    path.write_bytes(content[:-20])
+
+
+def negative_spacing(path: Path) -> None:
+    content = good(path).read_bytes()
+    assert b"ElementSpacing = 1 1 2" in content
+    path.write_bytes(content.replace(b"ElementSpacing = 1 1 2", b"ElementSpacing = 1 1 -2"))
+
+
+def not_a_number(path: Path) -> None:
+    write_volume(Volume(np.full((3, 4, 5), np.nan, np.float32), Grid((3, 4, 5), (1.0, 1.0, 1.0))), path)
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+BAD_VOLUMES = [empty, text, truncated, negative_spacing, not_a_number]
+Bad = Callable[[Path], None]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    path = tmp_path / "models"
+    path.mkdir()
+    return path
+
+
+def predict(*arguments: object) -> Result:
+    return CliRunner().invoke(pantherseg, ["predict", *map(str, arguments)])
+
+
+def check_one_line(stderr: str, named: Path) -> None:
+    lines = stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {named}: expected ")
+    assert ", found " in lines[0]
+
+
+def job(tmp_path: Path, volume: Bad | None, *, slug: str = SLUG) -> Path:
+    """A job folder as the platform lays it out, its volume made by the function."""
+    path = tmp_path / "input"
+    place = path / "images" / slug
+    place.mkdir(parents=True)
+    if volume:
+        volume(place / "uuid.mha")
+    socket = {"slug": slug, "relative_path": f"images/{slug}"}
+    entry = {"socket": socket, "interface": socket, "image": {"pk": "uuid", "name": "orig.mha"}}
+    (path / "inputs.json").write_text(json.dumps([entry]))
+    return path
+
+
+def run_job(path: Path, tmp_path: Path, models: Path, recipe: Path | None = None) -> tuple[int, list[Path]]:
+    output = tmp_path / "output"
+    output.mkdir(parents=True)
+    options = ["--input", str(path), "--output", str(output), "--model", str(models)]
+    return entry_point(recipe or task_recipe(1), options), list(output.iterdir())
+
+
+@pytest.mark.parametrize("bad", BAD_VOLUMES)
+def test_predict_refuses_a_bad_volume(tmp_path: Path, models: Path, bad: Bad) -> None:
+    path = tmp_path / "a.mha"
+    bad(path)
+    result = predict(path, tmp_path / "out", "--task", 1, "--model", models)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    check_one_line(result.stderr, path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_without_a_volume(tmp_path: Path, models: Path) -> None:
+    missing = tmp_path / "missing.mha"
+    result = predict(missing, tmp_path / "out", "--task", 2, "--model", models)
+    assert result.exit_code == 1
+    check_one_line(result.stderr, missing)
+    result = predict(models, tmp_path / "out", "--task", 2, "--model", models)
+    assert result.exit_code == 1
+    check_one_line(result.stderr, models)
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_refuses_two_files_of_a_case(tmp_path: Path, models: Path) -> None:
+    images = tmp_path / "images"
+    good(images / "a.mha")
+    good(images / "a.nii.gz")
+    result = predict(images, tmp_path / "out", "--task", 1, "--model", models)
+    assert result.exit_code == 1
+    check_one_line(result.stderr, images)
+    assert "several named a" in result.stderr
+
+
+def test_predict_names_a_bad_recipe_and_missing_models(tmp_path: Path, models: Path) -> None:
+    path, recipe = good(tmp_path / "a.mha"), tmp_path / "r.toml"
+    recipe.write_text("schema = 1")
+    result = predict(path, tmp_path / "out", "--recipe", recipe, "--model", models)
+    assert result.exit_code == 1
+    check_one_line(result.stderr, recipe)
+    result = predict(path, tmp_path / "out", "--task", 1, "--model", models, "--device", "cpu")
+    assert result.exit_code == 1
+    check_one_line(result.stderr, models)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict"],
+        ["predict", "a.mha", "out"],
+        ["predict", "a.mha", "out", "--task", "3"],
+        ["predict", "a.mha", "out", "--task", "1", "--recipe", "r.toml"],
+        ["predict", "a.mha", "out", "--task", "1", "--mode", "magic"],
+        ["predict", "a.mha", "out", "--task", "1", "--device", "tpu"],
+        ["predict", "a.mha", "out", "--task", "1", "--colour"],
+        ["phantom", "out", "--task", "1", "--cases", "0", "--seed", "1"],
+        ["evaluate", "a.mha"],
+        ["nothing"],
+    ],
+)
+def test_wrong_usage(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(pantherseg, arguments)
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_version() -> None:
+    result = CliRunner().invoke(pantherseg, ["--help"])
+    assert result.exit_code == 0
+    assert "Not for clinical use" in result.stdout
+    assert __version__ in CliRunner().invoke(pantherseg, ["--version"]).stdout
+
+
+@pytest.mark.parametrize("arguments", [["evaluate", "{0}", "{0}"], ["report", "{0}", "{0}", "{0}.png"]])
+def test_other_commands_name_a_missing_file(tmp_path: Path, arguments: list[str]) -> None:
+    missing = tmp_path / "missing.mha"
+    result = CliRunner().invoke(pantherseg, [argument.format(missing) for argument in arguments])
+    assert result.exit_code == 1
+    check_one_line(result.stderr, missing)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", BAD_VOLUMES)
+def test_a_job_with_a_bad_volume(tmp_path: Path, models: Path, bad: Bad, capsys: pytest.CaptureFixture[str]) -> None:
+    path = job(tmp_path, bad)
+    assert run_job(path, tmp_path, models) == (1, [])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    check_one_line(captured.err, path / "images" / SLUG / "uuid.mha")
+
+
+@pytest.mark.parametrize("volume", [None, folder])
+def test_a_job_without_a_volume(
+    tmp_path: Path, models: Path, volume: Bad | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = job(tmp_path, volume)
+    assert run_job(path, tmp_path, models) == (1, [])
+    check_one_line(capsys.readouterr().err, path / "images" / SLUG)
+
+
+def test_a_job_of_the_other_task(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = job(tmp_path, sound, slug="abdominal-t2-mri")
+    assert run_job(path, tmp_path, models) == (1, [])
+    error = capsys.readouterr().err
+    check_one_line(error, path / "inputs.json")
+    assert "each task has a container of its own" in error
+
+
+def test_a_job_without_models_or_recipe(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = job(tmp_path, sound)
+    recipe = tmp_path / "missing.toml"
+    assert run_job(path, tmp_path / "a", models, recipe) == (1, [])
+    check_one_line(capsys.readouterr().err, recipe)
+    assert run_job(path, tmp_path / "b", models) == (1, [])
+    check_one_line(capsys.readouterr().err, models)
+
+
+def test_no_job_at_all(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_job(tmp_path / "missing", tmp_path, models) == (1, [])
+    check_one_line(capsys.readouterr().err, tmp_path / "missing")
+
+
+def test_wrong_usage_of_the_entry_point(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        entry_point(task_recipe(1), ["--nothing"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --nothing" in capsys.readouterr().err
+
+
+def test_masks_never_take_the_place_of_their_volumes(tmp_path: Path) -> None:
+    volume = tmp_path / "scan.mha"
+    write_volume(Volume(np.ones((2, 3, 4), np.int16), Grid((2, 3, 4), (1.0, 1.0, 1.0))), volume)
+    before = volume.read_bytes()
+    for source in (volume, tmp_path):
+        result = CliRunner().invoke(pantherseg, ["predict", str(source), str(tmp_path), "--task", "1"])
+        assert result.exit_code == 1
+        assert "expected another folder than the volumes', found scan.mha itself there" in result.stderr
+    assert volume.read_bytes() == before
+
+
+def test_a_link_to_the_output_folder_does_not_lose_its_volume(tmp_path: Path) -> None:
+    store, links = tmp_path / "store", tmp_path / "links"
+    links.mkdir()
+    write_volume(Volume(np.ones((2, 3, 4), np.int16), Grid((2, 3, 4), (1.0, 1.0, 1.0))), store / "scan.mha")
+    (links / "scan.mha").symlink_to(store / "scan.mha")
+    result = CliRunner().invoke(pantherseg, ["predict", str(links / "scan.mha"), str(store), "--task", "1"])
+    assert result.exit_code == 1
+    assert "scan.mha itself there" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    good = Volume(
+        np.random.default_rng(0).normal(100, 20, (9, 40, 40)).astype(np.float32), Grid((9, 40, 40), (5.0,) * 3)
+    )
+    tiny = Volume(good.array[:8, :20, :20], Grid((8, 20, 20), (0.01,) * 3))
+    for name, volume in (("a_tiny.mha", tiny), ("b_good.MHA", good), ("d_good.nii.gz", good)):
+        write_volume(volume, source / name.lower())
+        (source / name.lower()).rename(source / name)
+    (source / "c_text.mha").write_text("no volume")
+    result = CliRunner().invoke(pantherseg, ["predict", str(source), str(output), "--task", "1", "--device", "cpu"])
+    assert result.exit_code == 1
+    assert sorted(path.name for path in output.iterdir()) == [
+        "b_good.json",
+        "b_good.mha",
+        "d_good.json",
+        "d_good.nii.gz",
+    ]
+
+
+@pytest.mark.slow
+def test_a_label_that_the_model_does_not_have_is_an_error(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(task_recipe(1).read_text().replace("[sockets]", "tumour_label = 7\n\n[sockets]"))
+    write_volume(Volume(np.ones((9, 40, 40), np.int16), Grid((9, 40, 40), (5.0,) * 3)), tmp_path / "scan.mha")
+    result = CliRunner().invoke(
+        pantherseg, ["predict", str(tmp_path / "scan.mha"), str(tmp_path / "out"), "--recipe", str(recipe)]
+    )
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].endswith("expected tumour_label between 1 and 2, found 7")
+    assert not (tmp_path / "out").exists()
