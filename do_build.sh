@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Builds the container of each task.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=scripts/containers.sh
+source scripts/containers.sh
+
+usage() {
+  cat <<'EOF'
+usage: ./do_build.sh [--tag NAME] [--base-image IMAGE] [--runtime cuda] [task1|task2|all]
+
+  --tag NAME          the image's name, for one task (default pantherseg-task1, pantherseg-task2)
+  --base-image IMAGE  Debian with Python 3.11 to build on (default BASE_IMAGE, else python:3.11-slim-bookworm)
+  --runtime cuda      torch with its CUDA libraries; runs on the CPU too
+  task                task1, task2 or all (default)
+
+DOCKER_BUILD_OPTIONS holds further options of docker build, such as "--network host".
+EOF
+}
+
+while (($#)); do
+  shared_argument "$@"
+  ((taken)) || { usage >&2 && fail "$1: expected an option above" 2; }
+  shift "$taken"
+done
+check_arguments
+require_engine
+for task in "${tasks[@]}"; do
+  build_image "$task"
+done

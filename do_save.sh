@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Writes what is uploaded: the image and the models of each task.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=scripts/containers.sh
+source scripts/containers.sh
+
+usage() {
+  cat <<'EOF'
+usage: ./do_save.sh [--tag NAME] [--model DIR] [task1|task2|all]
+
+  --tag NAME   the image, for one task (default pantherseg-task1, pantherseg-task2; built if it is not there)
+  --model DIR  folder of models (default weights/own if it has the task's, else weights/demo)
+  task         task1, task2 or all (default)
+
+Writes build/<image>.tar.gz and build/<image>-model.tar.gz. The latter has the same bytes for the same models.
+EOF
+}
+
+while (($#)); do
+  shared_argument "$@"
+  ((taken)) || { usage >&2 && fail "$1: expected an option above" 2; }
+  shift "$taken"
+done
+check_arguments
+require_engine
+mkdir -p build
+
+# Prints size and checksum of a file that is ready, and where it is uploaded.
+announce() {
+  local size sum
+  size=$(du --apparent-size --block-size=1000000 "$1" | cut -f1)
+  sum=$(sha256sum "$1" | cut -d' ' -f1)
+  printf '%s  %s MB  sha256 %s\n    upload it as %s\n' "$1" "$size" "$sum" "$2"
+}
+
+for task in "${tasks[@]}"; do
+  image=$(image_of "$task")
+  docker image inspect "$image" >/dev/null 2>&1 || build_image "$task"
+  target=build/${image//[:\/]/-}
+  trap 'rm -f "$target.tar.gz.part" "$target-model.tar.gz.part"' EXIT
+  echo "== saving $image"
+  docker save "$image" | gzip --fast --no-name >"$target.tar.gz.part"
+  pack_model "$task" "$target-model.tar.gz.part"
+  mv "$target.tar.gz.part" "$target.tar.gz"
+  mv "$target-model.tar.gz.part" "$target-model.tar.gz"
+  announce "$target.tar.gz" "the algorithm's container image"
+  announce "$target-model.tar.gz" "the algorithm's model"
+done

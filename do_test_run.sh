@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# Runs the sample case of each task from the job folder to the scored mask, as the platform would.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=scripts/containers.sh
+source scripts/containers.sh
+
+usage() {
+  cat <<'EOF'
+usage: ./do_test_run.sh [--native] [--model DIR] [--tag NAME] [--no-build] [--no-model]
+                        [--hardened] [--user UID:GID] [task1|task2|all]
+
+  --native        without Docker, in .venv in the project's root, made and filled on first use; so it also runs where no
+                  Docker engine answers
+  --model DIR     folder of models with one for each role (task1, task2, localizer), or one nnU-Net model folder
+                  (default weights/own if it has the task's, else weights/demo)
+  --tag NAME      the image, for one task (default pantherseg-task1, pantherseg-task2); each run builds it first
+  --no-build      take the image as it is
+  --no-model      nothing in /opt/ml/model: the demo weights in the image are used
+  --hardened      --read-only, --cap-drop ALL and no-new-privileges on top
+  --user UID:GID  run as this user in place of the image's own
+  task            task1, task2 or all (default)
+
+The masks lie in test/output/<task>/images/pancreatic-tumor-segmentation/, with results.json and a picture beside.
+PYTHON names the interpreter that makes .venv (default python3; 3.11 or later).
+EOF
+}
+
+# Conditions of the platform: 16 GB machine, RLIMIT_DATA 1 GB below, half the memory in /dev/shm, 20 minutes a case.
+readonly MEMORY=16g DATA_BYTES=16106127360 SHARED_MEMORY=8g MAX_CPUS=4 TIME_LIMIT=20m
+
+native=false
+build=true
+with_model=true
+hardened=false
+extra=()
+while (($#)); do
+  shared_argument "$@"
+  if ((!taken)); then
+    taken=1
+    case $1 in
+      --native) native=true ;;
+      --no-build) build=false ;;
+      --no-model) with_model=false ;;
+      --hardened)
+        hardened=true
+        extra+=(--read-only --tmpfs /tmp:mode=1777 --cap-drop ALL --security-opt no-new-privileges)
+        ;;
+      --user)
+        (($# > 1)) || fail "--user: expected UID:GID, found nothing" 2
+        extra+=(--user "$2")
+        taken=2
+        ;;
+      *) usage >&2 && fail "$1: expected an option above" 2 ;;
+    esac
+  fi
+  shift "$taken"
+done
+check_arguments
+
+# Installs what requirements.lock says, once for each content of it.
+install() {
+  local stamp=.venv/requirements.lock python=${PYTHON:-python3}
+  cmp -s requirements.lock "$stamp" && return
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    fail "$python: expected Python 3.11 or later, found $("$python" --version 2>&1 || true); set PYTHON"
+  echo "installing into .venv (about 7 GB, some minutes, once)"
+  [[ -x .venv/bin/python ]] || "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+  cp requirements.lock "$stamp"
+}
+
+# Runs the pantherseg command: natively, or in the task's image with the project's test folder in its place.
+tool() {
+  local task=$1
+  shift
+  if $native; then
+    .venv/bin/pantherseg "$@"
+  else
+    docker run --rm --network none --user "$(id -u):$(id -g)" --entrypoint python --volume "$PWD/test:/opt/pantherseg/test" \
+      "$(image_of "$task")" -m pantherseg "$@"
+  fi
+}
+
+run_native() {
+  local task=$1 output=$2 models=()
+  [[ -z $weights && ! -d $OWN_WEIGHTS/$task ]] || models=(--model "$(weights_of "$task")")
+  rm -rf "$output"
+  .venv/bin/python "${task/task/Task}/inference.py" --input "test/input/$task" --output "$output" "${models[@]}"
+}
+
+# Runs a task's image on its sample job and returns with the output in $2, owned by the caller, whatever happened.
+run_container() {
+  local task=$1 output=$2 image work status=0
+  image=$(image_of "$task")
+  work=$(mktemp -d)
+  container=pantherseg-test-$$
+  # shellcheck disable=SC2064  # the names as they are now
+  trap "docker rm --force $container >/dev/null 2>&1 || true; rm -rf '$work'" EXIT
+  mkdir -p "$work/model" "$work/output"
+  chmod 0755 "$work" && chmod 0777 "$work/output"
+  if $with_model; then
+    pack_model "$task" "$work/model.tar.gz"
+    tar --extract --gzip --directory "$work/model" --file "$work/model.tar.gz"
+  fi
+  local gpus=()
+  # Only where Docker knows NVIDIA's runtime and a GPU answers.
+  ! docker info --format '{{.Runtimes}}' | grep -q nvidia || ! nvidia-smi >/dev/null 2>&1 || gpus=(--gpus all)
+  # The platform's /input is a link to the data; in a read-only container there is no place for one.
+  local input=/opt/job
+  ! $hardened || input=/input
+  docker create --name "$container" --network none --memory "$MEMORY" --memory-swap "$MEMORY" \
+    --shm-size "$SHARED_MEMORY" --ulimit "data=$DATA_BYTES" \
+    --cpus "$(($(nproc) < MAX_CPUS ? $(nproc) : MAX_CPUS))" "${gpus[@]}" "${extra[@]}" \
+    --volume "$PWD/test/input/$task:$input:ro" --volume "$work/output:/output" \
+    --volume "$work/model:/opt/ml/model" "$image" >/dev/null
+  $hardened || { ln -s "$input" "$work/input" && tar -C "$work" -c input | docker cp --quiet - "$container:/"; }
+  timeout --signal TERM --kill-after 5 "$TIME_LIMIT" docker start --attach "$container" || status=$?
+  # What the container's user wrote belongs to that user: hand it to the caller.
+  docker run --rm --network none --user 0 --entrypoint chown --volume "$work/output:/output" "$image" \
+    -R "$(id -u):$(id -g)" /output
+  rm -rf "$output"
+  mkdir -p "$(dirname "$output")"
+  mv "$work/output" "$output"
+  docker rm --force "$container" >/dev/null
+  rm -rf "$work"
+  trap - EXIT
+  return "$status"
+}
+
+# Draws and scores a task's mask and remembers the line that says how it went.
+score() {
+  local task=$1 output=$2 mask image reference
+  mask=$(echo "$output"/images/pancreatic-tumor-segmentation/*.mha)
+  image=$(echo "test/input/$task"/images/*/"$(basename "$mask")")
+  reference=test/reference/$task/$(basename "$mask")
+  tool "$task" check output "$output" --task "${task#task}" --job "test/input/$task"
+  tool "$task" report "$image" "$mask" "$output/picture.png" --reference "$reference"
+  tool "$task" evaluate "$mask" "$reference" --json "$output/scores.json" >"$output/scores.txt"
+  local dice memory
+  dice=$(figure dice "$output/scores.json")
+  memory=$(figure peak_memory_mb "$output/results.json")
+  summary+=("$(printf '%s: Dice %.3f, %s s, %s MB  %s' "$task" "$dice" "$seconds" "$memory" "$mask")")
+}
+
+# Prints the first number under a key of a JSON file that has one key a line.
+figure() {
+  sed -n "s/^ *\"$1\": \([0-9.]*\),*$/\1/p" "$2" | head -n 1
+}
+
+if ! $native && ! engine_answers; then
+  echo "no Docker engine answers: running natively"
+  native=true
+fi
+summary=()
+if $native; then
+  install
+fi
+for task in "${tasks[@]}"; do
+  $native || ! $build || build_image "$task"
+  echo "== $task"
+  began=$SECONDS
+  if $native; then
+    run_native "$task" "test/output/$task"
+  else
+    run_container "$task" "test/output/$task"
+  fi
+  seconds=$((SECONDS - began))
+  score "$task" "test/output/$task"
+done
+printf '%s\n' "${summary[@]}"

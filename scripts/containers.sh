@@ -1,0 +1,90 @@
+# What do_build.sh, do_test_run.sh and do_save.sh share; sourced with the project's root as the working directory.
+
+# Weights of one's own, found here, take the place of the demo's.
+readonly OWN_WEIGHTS=weights/own
+readonly DEMO_WEIGHTS=weights/demo
+
+tasks=(task1 task2)
+tag=
+weights=
+base_image=${BASE_IMAGE:-python:3.11-slim-bookworm}
+runtime=cuda
+
+fail() {
+  echo "error: $1" >&2
+  exit "${2:-1}"
+}
+
+# Reads one argument that every script knows; sets `taken` to the number of words that it was, 0 for an unknown one.
+shared_argument() {
+  taken=1
+  case $1 in
+    -h | --help) usage && exit ;;
+    task1 | task2) tasks=("$1") ;;
+    all) tasks=(task1 task2) ;;
+    --tag | --model | --base-image | --runtime)
+      (($# > 1)) || fail "$1: expected a value, found nothing" 2
+      taken=2
+      case $1 in
+        --tag) tag=$2 ;;
+        --model) weights=$2 ;;
+        --base-image) base_image=$2 ;;
+        --runtime) runtime=$2 ;;
+      esac
+      ;;
+    *) taken=0 ;;
+  esac
+}
+
+# Checks what cannot be checked argument by argument.
+check_arguments() {
+  [[ -z $tag || ${#tasks[@]} -eq 1 ]] || fail "--tag: expected one task beside it, found all" 2
+  [[ $tag != *[A-Z]* ]] || fail "--tag: expected lower case, as Docker asks for, found $tag" 2
+  [[ $runtime == cuda ]] || fail "--runtime: expected cuda, found $runtime" 2
+  [[ -z $weights || -d $weights ]] || fail "--model: expected a folder, found $weights" 2
+}
+
+image_of() {
+  echo "${tag:-pantherseg-$1}"
+}
+
+engine_answers() {
+  command -v docker >/dev/null && docker info >/dev/null 2>&1
+}
+
+require_engine() {
+  engine_answers || fail "docker: expected an engine that answers, found none"
+}
+
+build_image() {
+  local options=()
+  read -ra options <<<"${DOCKER_BUILD_OPTIONS:-}"
+  echo "== building $(image_of "$1")"
+  docker build "${options[@]}" --build-arg "BASE_IMAGE=$base_image" --build-arg "RUNTIME=$runtime" \
+    --file "Dockerfile.$1" --tag "$(image_of "$1")" .
+}
+
+# Prints the folder whose models are packed for a task: --model, else one's own, else the demo's.
+weights_of() {
+  if [[ -n $weights ]]; then
+    echo "$weights"
+  elif [[ -d $OWN_WEIGHTS/$1 ]]; then
+    echo "$OWN_WEIGHTS"
+  else
+    echo "$DEMO_WEIGHTS"
+  fi
+}
+
+# Packs the models that a task's recipe names into a model.tar.gz whose bytes depend on nothing but the files.
+pack_model() {
+  local task=$1 target=$2 root files=() role
+  root=$(weights_of "$task")
+  for role in $(sed -n 's/^model = "\(.*\)"$/\1/p' "${task/task/Task}/recipe.toml" | sort -u); do
+    [[ -d $root/$role ]] || continue
+    mapfile -t -O "${#files[@]}" files < <(cd "$root" && find "$role" -type f \( -name plans.json -o -name dataset.json \
+      -o -path '*/fold_*/checkpoint_*.pth' \) | LC_ALL=C sort)
+  done
+  ((${#files[@]})) || fail "$root: expected the models of ${task/task/Task}/recipe.toml, found none; put them in $root/$task"
+  tar --create --directory "$root" --format ustar --owner 0 --group 0 --numeric-owner --mtime @0 --mode u=rw,go=r \
+    "${files[@]}" | gzip --no-name >"$target"
+}
