@@ -66,8 +66,8 @@ install() {
     fail "$python: expected Python 3.11 or later, found $("$python" --version 2>&1 || true); set PYTHON"
   echo "installing into .venv (about 7 GB, some minutes, once)"
   [[ -x .venv/bin/python ]] || "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+  .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+  .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --editable .
   cp requirements.lock "$stamp"
 }
 

@@ -93,8 +93,8 @@ def load_system(recipe: Recipe, root: Path, *, device: str = "auto") -> System:
     return System(recipe, models, device, members, localizer)
 
 
-def write_result(result: Segmentation, mask: Path, report: Path, **about: str) -> None:
-    """Write the mask and its report (with the entries `about` first); where one fails, neither is left.
+def write_result(result: Segmentation, mask: Path, report: Path, about: dict[str, str]) -> None:
+    """Write the mask and its report, which begins with `about`; where one fails, neither is left.
 
     Raises OutputError.
     """

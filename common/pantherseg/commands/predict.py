@@ -77,4 +77,4 @@ def _predict_one(
 ) -> None:
     volume, events = image
     result = segment(volume, system, rescue=rescue, events=events)
-    write_result(result, output / mask_name(path), output / f"{case_name(path)}.json", input=path.name)
+    write_result(result, output / mask_name(path), output / f"{case_name(path)}.json", {"input": path.name})

@@ -59,5 +59,5 @@ def run_job(recipe_path: Path, input_folder: Path, output_folder: Path, *, model
     prepare_folder(target.parent)
     result = segment(volume, system, events=events)
     about = {"input": path.name, "mask": str(target.relative_to(output_folder))}
-    write_result(result, target, output_folder / "results.json", **about)
+    write_result(result, target, output_folder / "results.json", about)
     return target
