@@ -90,7 +90,7 @@ def corrupt_model(job: Path) -> None:
 
 
 FAULTS: list[tuple[Callable[[Path], None], str]] = [
-    (truncate, "bytes of voxels"),
+    (truncate, "bytes of compressed voxels, found 1422"),
     (second_volume, "expected exactly one volume"),
     (no_model, "expected one nnU-Net model folder"),
     (corrupt_model, "fold_3/checkpoint_final.pth: expected an nnU-Net checkpoint"),
