@@ -18,12 +18,7 @@ DOCKER_BUILD_OPTIONS holds further options of docker build, such as "--network h
 EOF
 }
 
-while (($#)); do
-  shared_argument "$@"
-  ((taken)) || { usage >&2 && fail "$1: expected an option above" 2; }
-  shift "$taken"
-done
-check_arguments
+parse_shared_arguments "$@"
 require_engine
 for task in "${tasks[@]}"; do
   build_image "$task"

@@ -17,12 +17,7 @@ Writes build/<image>.tar.gz and build/<image>-model.tar.gz. The latter has the s
 EOF
 }
 
-while (($#)); do
-  shared_argument "$@"
-  ((taken)) || { usage >&2 && fail "$1: expected an option above" 2; }
-  shift "$taken"
-done
-check_arguments
+parse_shared_arguments "$@"
 require_engine
 mkdir -p build
 

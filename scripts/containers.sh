@@ -44,6 +44,16 @@ check_arguments() {
   [[ -z $weights || -d $weights ]] || fail "--model: expected a folder, found $weights" 2
 }
 
+# Reads the arguments of a script that has none of its own.
+parse_shared_arguments() {
+  while (($#)); do
+    shared_argument "$@"
+    ((taken)) || { usage >&2 && fail "$1: expected an option above" 2; }
+    shift "$taken"
+  done
+  check_arguments
+}
+
 image_of() {
   echo "${tag:-pantherseg-$1}"
 }

@@ -106,10 +106,9 @@ class RecipeTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     schedule: Schedule
 
-    def apply(self, schedule: Schedule, folds: int) -> None:
+    def apply(self, schedule: Schedule) -> None:
         """Take over the schedule; call before `initialize`."""
         self.schedule = schedule
-        self.folds = folds
         self.num_epochs = schedule.epochs
         self.num_iterations_per_epoch = schedule.iterations
         self.num_val_iterations_per_epoch = 1
@@ -183,7 +182,7 @@ def train_fold(
         trainer = RecipeTrainer(
             {**plans, "continue_training": False}, CONFIGURATION, fold, dataset_json, torch.device(device)
         )
-    trainer.apply(recipe.schedule, recipe.folds)
+    trainer.apply(recipe.schedule)
     trainer.initialize()
     if start is not None:
         _load_all_but_heads(trainer.network, start, read_checkpoint(start).weights)
