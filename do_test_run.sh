@@ -116,7 +116,9 @@ run_container() {
     --volume "$PWD/test/input/$task:$input:ro" --volume "$work/output:/output" \
     --volume "$work/model:/opt/ml/model" "$image" >/dev/null
   $hardened || { ln -s "$input" "$work/input" && tar -C "$work" -c input | docker cp --quiet - "$container:/"; }
-  timeout --signal TERM --kill-after 5 "$TIME_LIMIT" docker start --attach "$container" || status=$?
+  # In the background, because bash answers Ctrl-C only after a command in the foreground has ended.
+  timeout --signal TERM --kill-after 5 "$TIME_LIMIT" docker start --attach "$container" &
+  wait $! || status=$?
   # What the container's user wrote belongs to that user: hand it to the caller.
   docker run --rm --network none --user 0 --entrypoint chown --volume "$work/output:/output" "$image" \
     -R "$(id -u):$(id -g)" /output
@@ -149,6 +151,9 @@ figure() {
   sed -n "s/^ *\"$1\": \([0-9.]*\),*$/\1/p" "$2" | head -n 1
 }
 
+# An end from outside is an end like any other: what was made is removed.
+trap 'exit 130' INT
+trap 'exit 143' TERM
 if ! $native && ! engine_answers; then
   echo "no Docker engine answers: running natively"
   native=true
