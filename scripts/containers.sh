@@ -40,7 +40,7 @@ shared_argument() {
 check_arguments() {
   [[ -z $tag || ${#tasks[@]} -eq 1 ]] || fail "--tag: expected one task beside it, found all" 2
   [[ $tag != *[A-Z]* ]] || fail "--tag: expected lower case, as Docker asks for, found $tag" 2
-  [[ $runtime == cuda ]] || fail "--runtime: expected cuda, found $runtime" 2
+  [[ $runtime == cuda || $runtime == cpu ]] || fail "--runtime: expected cuda or cpu, found $runtime" 2
   [[ -z $weights || -d $weights ]] || fail "--model: expected a folder, found $weights" 2
 }
 
@@ -55,7 +55,9 @@ parse_shared_arguments() {
 }
 
 image_of() {
-  echo "${tag:-pantherseg-$1}"
+  local name=pantherseg-$1
+  [[ $runtime == cuda ]] || name+=-$runtime
+  echo "${tag:-$name}"
 }
 
 engine_answers() {
@@ -85,16 +87,26 @@ weights_of() {
   fi
 }
 
-# Packs the models that a task's recipe names into a model.tar.gz whose bytes depend on nothing but the files.
+# Packs a task's models from one folder into another's folder `models`: with .venv if it is there, else with the task's image.
+packer() {
+  local task=$1 models=$2 packed=$3
+  if [[ -x .venv/bin/pantherseg ]]; then
+    .venv/bin/pantherseg pack "$models" "$packed/models" --task "${task#task}"
+  else
+    docker run --rm --network none --user "$(id -u):$(id -g)" --entrypoint python \
+      --volume "$(realpath "$models"):/models:ro" --volume "$(realpath "$packed"):/packed" \
+      "$(image_of "$task")" -m pantherseg pack /models /packed/models --task "${task#task}"
+  fi
+}
+
+# Packs the models that a task's recipe names into a model.tar.gz whose bytes depend on nothing but the models.
 pack_model() {
-  local task=$1 target=$2 root files=() role
+  local task=$1 target=$2 root packed
   root=$(weights_of "$task")
-  for role in $(sed -n 's/^model = "\(.*\)"$/\1/p' "${task/task/Task}/recipe.toml" | sort -u); do
-    [[ -d $root/$role ]] || continue
-    mapfile -t -O "${#files[@]}" files < <(cd "$root" && find "$role" -type f \( -name plans.json -o -name dataset.json \
-      -o -path '*/fold_*/checkpoint_*.pth' \) | LC_ALL=C sort)
-  done
-  ((${#files[@]})) || fail "$root: expected the models of ${task/task/Task}/recipe.toml, found none; put them in $root/$task"
-  tar --create --directory "$root" --format ustar --owner 0 --group 0 --numeric-owner --mtime @0 --mode u=rw,go=r \
-    "${files[@]}" | gzip --no-name >"$target"
+  packed=$(mktemp -d)
+  packer "$task" "$root" "$packed" >/dev/null || { rm -rf "$packed" && return 1; }
+  (cd "$packed/models" && find . -type f -printf '%P\n' | LC_ALL=C sort) |
+    tar --create --directory "$packed/models" --format ustar --owner 0 --group 0 --numeric-owner --mtime @0 --mode u=rw,go=r \
+      --files-from - | gzip --no-name >"$target"
+  rm -rf "$packed"
 }

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+from pantherseg.bundle import DATASET, MANIFEST, PLANS, Bundle, open_bundle, sha256_of
+from pantherseg.house import DEMO_WEIGHTS
+from pantherseg.models import CHECKPOINT, ModelFolder, open_model_folder
+from pantherseg.phantom import make_phantom
+from pantherseg.volume import Box, Volume
 
 RealData = Callable[[str], Path]
+NnunetMask = Callable[..., NDArray[Any]]
+
+
+class ChangedModel(Protocol):
+    """Makes a copy of the demo's nnU-Net folder; see `changed_model`."""
+
+    def __call__(self, *, folds: int = 1, checkpoint: str = CHECKPOINT, **changes: object) -> Path: ...
 
 
 @pytest.fixture
@@ -27,3 +45,128 @@ def real_data() -> RealData:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """The nnU-Net folder that Task 1's demo bundle was packed of."""
+    from bench.unpack import unpack
+
+    return unpack(open_bundle(DEMO_WEIGHTS / "task1"), tmp_path_factory.mktemp("demo") / "task1")
+
+
+@pytest.fixture
+def changed_model(demo_folder: ModelFolder, tmp_path: Path) -> ChangedModel:
+    """Copy the demo's nnU-Net folder with other folds, another name and other entries in its checkpoints."""
+    import torch
+
+    def copy(*, folds: int = 1, checkpoint: str = CHECKPOINT, **changes: object) -> Path:
+        target = tmp_path / "model"
+        target.mkdir()
+        for name in (PLANS, DATASET):
+            shutil.copy(demo_folder.path / name, target / name)
+        for fold in range(folds):
+            content = torch.load(demo_folder.checkpoint_path(str(fold % 5)), weights_only=True)
+            (target / f"fold_{fold}").mkdir()
+            torch.save({**content, **changes}, target / f"fold_{fold}" / checkpoint)
+        return target
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def tiled_folder(demo_folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """Two folds of the demo with a patch that is small enough for `pancreas` to take many tiles."""
+    target = tmp_path_factory.mktemp("tiled") / "task1"
+    shutil.copytree(demo_folder.path, target, ignore=shutil.ignore_patterns("fold_[234]"))
+    plans = json.loads((target / PLANS).read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [24, 32, 48]
+    (target / PLANS).write_text(json.dumps(plans))
+    return open_model_folder(target)
+
+
+@pytest.fixture(scope="session")
+def tiled_bundle(tiled_folder: ModelFolder) -> Bundle:
+    """The same as a bundle."""
+    from pantherseg.packing import as_bundle
+
+    return as_bundle(tiled_folder)
+
+
+class CopiedBundle:
+    """A copy of a demo bundle that a test may damage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        shutil.copytree(DEMO_WEIGHTS / "task1", path, ignore=shutil.ignore_patterns("training.json"))
+
+    def change(self, **entries: object) -> None:
+        """Change entries of the manifest."""
+        manifest = json.loads((self.path / MANIFEST).read_text())
+        (self.path / MANIFEST).write_text(json.dumps(manifest | entries))
+
+    def seal(self) -> None:
+        """Write the files' checksums, as they are now, to the manifest."""
+        names = (path for path in self.path.iterdir() if path.name != MANIFEST)
+        self.change(sha256={path.name: sha256_of(path) for path in names})
+
+
+@pytest.fixture
+def copied_bundle(tmp_path: Path) -> CopiedBundle:
+    return CopiedBundle(tmp_path / "copy" / "task1")
+
+
+@pytest.fixture(scope="session")
+def pancreas() -> Volume:
+    """A phantom's pancreas and what lies around it."""
+    phantom = make_phantom(5001, task=1, size="small")
+    box = Box.around(phantom.labels.array > 0)
+    assert box is not None
+    whole = Volume(phantom.image.array.astype(np.float32), phantom.image.grid)
+    return whole.crop(box.expanded(30.0, whole.grid))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny networks are computed fastest by one of torch's threads, above all where other processes run."""
+    import torch
+
+    from pantherseg.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def nnunet_mask() -> NnunetMask:
+    """Return the label map (z, y, x) that nnU-Net itself makes of a volume."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    def mask(
+        model: ModelFolder,
+        volume: Volume,
+        *,
+        step: float = 0.5,
+        mirroring: bool = False,
+        mirroring_axes: tuple[int, ...] | None = None,
+    ) -> NDArray[Any]:
+        predictor = nnUNetPredictor(
+            device=torch.device("cpu"),
+            tile_step_size=step,
+            use_mirroring=mirroring,
+            perform_everything_on_device=False,
+            allow_tqdm=False,
+        )
+        predictor.initialize_from_trained_model_folder(str(model.path), model.folds, model.checkpoint)
+        if mirroring_axes is not None:
+            predictor.allowed_mirroring_axes = mirroring_axes
+        labels: NDArray[Any] = predictor.predict_single_npy_array(
+            volume.array[None], {"spacing": list(volume.grid.spacing)}
+        )
+        return labels
+
+    return mask

@@ -1,212 +1,320 @@
-"""Models are found where people put them; an incomplete one is named, never overlooked."""
+"""Bundles are checked before anything of them is used; what is wrong is said in one line that names the file."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hypothesis.strategies as st
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from safetensors.numpy import load_file, save_file
 
-from pantherseg.bundle import choose_root, find_models, open_model
+from conftest import CopiedBundle
+from pantherseg.bundle import (
+    DATASET,
+    GRAPH,
+    GRAPH_CONSTANTS,
+    MANIFEST,
+    PLANS,
+    is_bundle,
+    open_bundle,
+    read_header,
+    read_json,
+    sha256_of,
+)
 from pantherseg.errors import ModelError
-from pantherseg.recipe import Localizer, Member, Recipe, Sockets
+from pantherseg.house import DEMO_WEIGHTS
 
-RESULTS = Path("Dataset901_X") / "nnUNetTrainer__nnUNetPlans__3d_fullres"
-LOCALIZER = Localizer(model="localizer", label=7, margin_mm=30.0)
-
-
-def recipe(*members: Member, localizer: Localizer | None = None) -> Recipe:
-    sockets = Sockets(input="in", output="out")
-    return Recipe(schema=1, name="r", sockets=sockets, members=list(members), localizer=localizer)
+FOLD = "fold_0.safetensors"
+TENSOR = "encoder.stem.convs.0.conv.weight"
+Tensors = dict[str, Any]
 
 
-TASK2 = recipe(Member(model="task2"), localizer=LOCALIZER)
+def verify_all(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    for fold in bundle.folds:
+        bundle.verify(fold)
 
 
-def model(folder: Path, *folds: str, checkpoint: str = "checkpoint_final.pth") -> Path:
-    """A model folder as far as can be told without torch."""
-    for fold in folds or ("0",):
-        (folder / f"fold_{fold}").mkdir(parents=True)
-        (folder / f"fold_{fold}" / checkpoint).write_bytes(b"weights")
-    (folder / "plans.json").write_text(json.dumps({"plans_name": folder.name}))
-    (folder / "dataset.json").write_text("{}")
-    return folder
-
-
-def reason(root: Path, wanted: Recipe) -> str:
+def reason(folder: Path, named: str) -> str:
+    """Open a bundle, load its folds, and return the error, which must begin with the file."""
     with pytest.raises(ModelError) as caught:
-        find_models(root, wanted)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
+        verify_all(folder)
+    text = str(caught.value)
+    assert text.startswith(f"{folder / named}: expected ")
+    assert ", found " in text
+    assert len(text.splitlines()) == 1
+    return text
 
 
-@pytest.mark.parametrize("place", [Path("task2"), "task2" / RESULTS, Path("task2/a/b/c/d")])
-def test_a_model_lies_below_its_roles_name(tmp_path: Path, place: Path) -> None:
-    expected = model(tmp_path / place)
-    localizer = model(tmp_path / "localizer" / RESULTS)
-    model(tmp_path / "task1")
-    models = find_models(tmp_path, TASK2)
-    assert models.root == tmp_path
-    assert [member.path for member in models.members] == [expected]
-    assert models.members[0].folds == ("0",)
-    assert models.members[0].plans() == {"plans_name": expected.name}
-    assert models.members[0].dataset() == {}
-    assert models.localizer is not None
-    assert models.localizer.path == localizer
+def changed_tensors(bundle: CopiedBundle, change: Callable[[Tensors], object]) -> None:
+    """Change the tensors of a fold's file and make its checksum right again."""
+    tensors = load_file(bundle.path / FOLD)
+    change(tensors)
+    save_file(tensors, bundle.path / FOLD)
+    bundle.seal()
 
 
-def test_too_deep_is_not_searched(tmp_path: Path) -> None:
-    model(tmp_path / "task2/a/b/c/d/e")
-    assert "found none; put it in" in reason(tmp_path, TASK2)
+@pytest.mark.parametrize("role", ["task1", "task2", "localizer"])
+def test_the_demo_bundles_are_sound(role: str) -> None:
+    bundle = open_bundle(DEMO_WEIGHTS / role)
+    assert is_bundle(bundle.path)
+    manifest = bundle.manifest
+    assert manifest.sha256.keys() == {GRAPH, PLANS, DATASET, *(bundle.weights_path(fold).name for fold in bundle.folds)}
+    for fold in bundle.folds:
+        values = load_file(bundle.verify(fold))
+        constants = values.pop(GRAPH_CONSTANTS)
+        assert constants.dtype == np.uint8
+        assert {name: value.shape for name, value in values.items()} == manifest.tensors
+        assert {value.dtype for value in values.values()} == {np.dtype(np.float32)}
+        assert (
+            sum(value.nbytes for value in values.values()) + constants.nbytes
+            > 0.97 * bundle.weights_path(fold).stat().st_size
+        ), "every number is there once"
+    assert manifest.classes == len(manifest.labels)
 
 
-@pytest.mark.parametrize("place", [Path(), RESULTS, Path("my_model")])
-def test_a_single_members_model_may_be_the_only_one_of_the_root(tmp_path: Path, place: Path) -> None:
-    expected = model(tmp_path / place)
-    models = find_models(tmp_path, recipe(Member(model="task2")))
-    assert [member.path for member in models.members] == [expected]
-    assert models.localizer is None
+def test_a_copy_is_as_good(copied_bundle: CopiedBundle) -> None:
+    bundle = open_bundle(copied_bundle.path)
+    assert bundle.manifest == open_bundle(DEMO_WEIGHTS / "task1").manifest
+    assert [bundle.verify(fold).name for fold in bundle.folds] == [f"fold_{fold}.safetensors" for fold in range(5)]
 
 
-def test_the_localizer_is_never_taken_for_the_only_member(tmp_path: Path) -> None:
-    model(tmp_path / "localizer" / RESULTS)
-    assert "for 'task2', found none; put it in" in reason(tmp_path, TASK2)
-    expected = model(tmp_path / RESULTS)
-    models = find_models(tmp_path, TASK2)
-    assert models.members[0].path == expected
-    assert models.localizer is not None
-    assert models.localizer.path == tmp_path / "localizer" / RESULTS
+@pytest.mark.parametrize("name", [GRAPH, PLANS, DATASET, "fold_0.safetensors", "fold_4.safetensors"])
+def test_every_changed_byte_is_noticed(copied_bundle: CopiedBundle, name: str) -> None:
+    path = copied_bundle.path / name
+    before = sha256_of(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    text = reason(copied_bundle.path, name)
+    assert f"expected SHA-256 {before}, found {sha256_of(path)}; copy the bundle again" in text
 
 
-def test_several_members_need_their_names(tmp_path: Path) -> None:
-    two = recipe(Member(model="a"), Member(model="b"))
-    a = model(tmp_path / "a")
-    assert "for 'b', found none" in reason(tmp_path, two)
-    b = model(tmp_path / "b")
-    assert [member.path for member in find_models(tmp_path, two).members] == [a, b]
+@pytest.mark.parametrize("name", [GRAPH, PLANS, DATASET])
+def test_a_missing_file_is_named(copied_bundle: CopiedBundle, name: str) -> None:
+    (copied_bundle.path / name).unlink()
+    assert reason(copied_bundle.path, name).endswith("found No such file or directory")
 
 
-def test_more_than_one_model_is_ambiguous(tmp_path: Path) -> None:
-    model(tmp_path / "one")
-    model(tmp_path / "other")
-    assert "for 'task2', found one, other; put it in" in reason(tmp_path, TASK2)
-    model(tmp_path / "task2" / "x")
-    model(tmp_path / "task2" / "y")
-    assert "found task2/x, task2/y" in reason(tmp_path, TASK2)
+def test_a_missing_fold_is_named(copied_bundle: CopiedBundle) -> None:
+    (copied_bundle.path / "fold_3.safetensors").unlink()
+    assert reason(copied_bundle.path, "").endswith("expected folds 0 1 2 3 4, found no fold_3.safetensors")
+    assert open_bundle(copied_bundle.path, folds=[4, 0]).folds == ("4", "0")
 
 
-def test_two_localizers_are_ambiguous(tmp_path: Path) -> None:
-    model(tmp_path / "task2")
-    model(tmp_path / "localizer" / "x")
-    model(tmp_path / "localizer" / "y")
-    assert "localizer: expected one model folder, found localizer/x, localizer/y" in reason(tmp_path, TASK2)
+def test_a_missing_manifest_is_named(copied_bundle: CopiedBundle, tmp_path: Path) -> None:
+    (copied_bundle.path / MANIFEST).unlink()
+    assert is_bundle(copied_bundle.path), "folds alone are a bundle that lacks its manifest"
+    assert reason(copied_bundle.path, MANIFEST).endswith("found No such file or directory")
+    assert not is_bundle(tmp_path)
+    assert not is_bundle(tmp_path / "missing")
 
 
-def test_no_localizer_is_no_error(tmp_path: Path) -> None:
-    model(tmp_path / "task2")
-    assert find_models(tmp_path, TASK2).localizer is None
+def test_a_file_without_a_checksum_is_not_used(copied_bundle: CopiedBundle) -> None:
+    sums = open_bundle(copied_bundle.path).manifest.sha256
+    for name in (GRAPH, FOLD):
+        copied_bundle.change(sha256={key: value for key, value in sums.items() if key != name})
+        assert "expected SHA-256 in manifest.json, found " in reason(copied_bundle.path, name)
 
 
-def test_no_root(tmp_path: Path) -> None:
-    assert "expected a folder of models, found no such folder" in reason(tmp_path / "missing", TASK2)
-    (tmp_path / "file").touch()
-    assert "expected a folder of models, found a file" in reason(tmp_path / "file", TASK2)
+@pytest.mark.parametrize("schema", [0, 2, "1", None, [1], 1.5])
+def test_another_schema_asks_for_packing_again(copied_bundle: CopiedBundle, schema: object) -> None:
+    copied_bundle.change(schema=schema)
+    text = reason(copied_bundle.path, MANIFEST)
+    assert f"expected schema 1, found {schema}; pack the model again" in text
 
 
-@pytest.mark.parametrize("missing", ["plans.json", "dataset.json"])
-def test_an_incomplete_model_is_named(tmp_path: Path, missing: str) -> None:
-    folder = model(tmp_path / "task2")
-    (folder / missing).unlink()
-    text = reason(tmp_path, TASK2)
-    assert text.startswith(f"{folder}: ")
-    assert text.endswith(f"found no {missing}")
+@pytest.mark.parametrize("content", [b"", b"{", b"nonsense", b"\xff\xfe\x00", b"[]", b"3", b"null", b'{"schema": 1}'])
+def test_a_manifest_that_is_none_is_named(copied_bundle: CopiedBundle, content: bytes) -> None:
+    (copied_bundle.path / MANIFEST).write_bytes(content)
+    reason(copied_bundle.path, MANIFEST)
 
 
-def test_a_fold_alone_is_an_incomplete_model(tmp_path: Path) -> None:
-    folder = model(tmp_path / "task2")
-    (folder / "plans.json").unlink()
-    (folder / "dataset.json").unlink()
-    assert reason(tmp_path, TASK2).endswith("found no plans.json")
+KEYS = sorted(json.loads((DEMO_WEIGHTS / "task1" / MANIFEST).read_text()))
 
 
-def test_no_fold_and_a_fold_without_the_checkpoint(tmp_path: Path) -> None:
-    folder = model(tmp_path / "task2", "0", "1")
-    best = folder / "fold_1" / "checkpoint_best.pth"
-    (folder / "fold_1" / "checkpoint_final.pth").rename(best)
-    text = reason(tmp_path, TASK2)
-    assert "fold_1/checkpoint_final.pth: expected a checkpoint, found checkpoint_best.pth in fold_1" in text
-    best.unlink()
-    assert "found nothing in fold_1" in reason(tmp_path, TASK2)
-    assert find_models(tmp_path, recipe(Member(model="task2", folds=[0]))).members[0].folds == ("0",)
-    (folder / "fold_1").rmdir()
-    (folder / "fold_0" / "checkpoint_final.pth").unlink()
-    (folder / "fold_0").rmdir()
-    assert "expected at least one fold_<k>, found none" in reason(tmp_path, TASK2)
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_of_the_manifest_is_needed(copied_bundle: CopiedBundle, key: str) -> None:
+    content = json.loads((copied_bundle.path / MANIFEST).read_text())
+    del content[key]
+    (copied_bundle.path / MANIFEST).write_text(json.dumps(content))
+    assert key in reason(copied_bundle.path, MANIFEST)
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"a": \x00}', "[]", "3"])
-@pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
-def test_damaged_json_is_named(tmp_path: Path, name: str, content: str) -> None:
-    folder = model(tmp_path / "task2")
-    (folder / name).write_text(content)
-    text = reason(tmp_path, TASK2)
-    assert text.startswith(str(folder))
-    assert name in text
-    (folder / name).write_bytes(b"\xff\xfe\x00")
-    assert f"{name}: expected valid JSON" in reason(tmp_path, TASK2)
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_of_the_manifest_has_its_type(copied_bundle: CopiedBundle, key: str) -> None:
+    copied_bundle.change(**{key: [{}]})
+    assert "schema" in (text := reason(copied_bundle.path, MANIFEST)) or f"$.{key}" in text
 
 
-def test_folds_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    folder = model(tmp_path / "m", "0", "1", "2", "3", "4", "10")
-    assert open_model(folder).folds == ("0", "1", "2", "3", "4", "10")
-    assert open_model(folder, folds=[10, 2]).folds == ("10", "2")
-    assert open_model(folder).checkpoint_path("10") == folder / "fold_10" / "checkpoint_final.pth"
-    with pytest.raises(ModelError, match=r"fold_5/checkpoint_final\.pth: expected a checkpoint, found nothing"):
-        open_model(folder, folds=[5])
-    with pytest.raises(ModelError, match="at least one fold"):
-        open_model(folder, folds=[])
+def test_unknown_keys_of_the_manifest_are_refused(copied_bundle: CopiedBundle) -> None:
+    copied_bundle.change(temperature=1.0)
+    assert "temperature" in reason(copied_bundle.path, MANIFEST)
 
 
-def test_a_fold_trained_on_everything_counts_only_alone_and_a_copy_never(tmp_path: Path) -> None:
-    assert open_model(model(tmp_path / "m", "all")).folds == ("all",)
-    assert open_model(model(tmp_path / "n", "all", "2", "2_backup")).folds == ("2",)
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("normalization", "scheme", "MyNormalization"),
+        ("normalization", "scheme", "CTNormalization"),
+        ("images", "function", "my_resampling"),
+        ("images", "order", 6),
+        ("logits", "mode", "bilinear"),
+    ],
+)
+def test_preprocessing_that_is_unknown_is_refused(
+    copied_bundle: CopiedBundle, part: str, key: str, value: object
+) -> None:
+    preprocessing = json.loads((copied_bundle.path / MANIFEST).read_text())["preprocessing"]
+    preprocessing[part][key] = value
+    copied_bundle.change(preprocessing=preprocessing)
+    assert f"$.preprocessing.{part}" in reason(copied_bundle.path, MANIFEST)
 
 
-def test_another_checkpoint_by_its_name(tmp_path: Path) -> None:
-    folder = model(tmp_path / "task2", "0", "1", checkpoint="checkpoint_best.pth")
-    found = find_models(tmp_path, recipe(Member(model="task2", checkpoint="checkpoint_best.pth"))).members[0]
-    assert [found.checkpoint_path(fold) for fold in found.folds] == [
-        folder / "fold_0" / "checkpoint_best.pth",
-        folder / "fold_1" / "checkpoint_best.pth",
-    ]
+@pytest.mark.parametrize(
+    "preprocessing", [{"spacing": [1.0]}, {"spacing": [1.0, 0.0, 1.0]}, {"transpose": [0, 1, 1]}, {"transpose": [0, 1]}]
+)
+def test_preprocessing_that_is_impossible_is_refused(
+    copied_bundle: CopiedBundle, preprocessing: dict[str, object]
+) -> None:
+    before = json.loads((copied_bundle.path / MANIFEST).read_text())["preprocessing"]
+    copied_bundle.change(preprocessing=before | preprocessing)
+    assert "$.preprocessing" in reason(copied_bundle.path, MANIFEST)
 
 
-def test_an_upload_counts_as_soon_as_it_holds_a_file(tmp_path: Path) -> None:
-    uploaded, shipped = tmp_path / "uploaded", tmp_path / "shipped"
-    assert choose_root(uploaded, shipped) == shipped
-    (uploaded / "empty" / "folders").mkdir(parents=True)
-    assert choose_root(uploaded, shipped) == shipped
-    (uploaded / "empty" / "folders" / "anything").touch()
-    assert choose_root(uploaded, shipped) == uploaded
+def test_a_tensor_too_many_is_named(copied_bundle: CopiedBundle) -> None:
+    changed_tensors(copied_bundle, lambda tensors: tensors.update(extra=np.ones((2, 3), np.float32)))
+    assert reason(copied_bundle.path, FOLD).endswith("(extra: none), found (2, 3)")
 
 
-@pytest.mark.parametrize("place", [".", "base"])
-def test_mrsegmentators_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    wanted = recipe(
-        Member(model="task2"),
-        localizer=Localizer(model="mrsegmentator", label=7, margin_mm=30.0, checkpoint="checkpoint_final.pth"),
-    )
-    root, weights = tmp_path / "root", tmp_path / "weights"
-    model(root / "task2")
-    monkeypatch.setenv("MRSEG_WEIGHTS_PATH", str(weights))
-    assert find_models(root, wanted).localizer is None
-    expected = model(weights / place, "0", "1")
-    found = find_models(root, wanted).localizer
-    assert found is not None
-    assert (found.path, found.folds) == (expected, ("0", "1"))
-    # What lies in the root comes first, and another name never looks there.
-    assert find_models(root, TASK2).localizer is None
-    own = model(root / "mrsegmentator")
-    found = find_models(root, wanted).localizer
-    assert found is not None
-    assert found.path == own
+def test_a_tensor_that_is_missing_is_named(copied_bundle: CopiedBundle) -> None:
+    changed_tensors(copied_bundle, lambda tensors: tensors.pop(TENSOR))
+    assert reason(copied_bundle.path, FOLD).endswith(f"({TENSOR}: (8, 1, 3, 3, 3)), found none")
+
+
+def test_a_tensor_of_another_shape_is_named(copied_bundle: CopiedBundle) -> None:
+    changed_tensors(copied_bundle, lambda tensors: tensors.update({TENSOR: tensors[TENSOR][0]}))
+    assert reason(copied_bundle.path, FOLD).endswith(f"({TENSOR}: (8, 1, 3, 3, 3)), found (1, 3, 3, 3)")
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.float16, "F16"), (np.float64, "F64"), (np.int32, "I32")])
+def test_a_tensor_of_another_dtype_is_named(copied_bundle: CopiedBundle, dtype: type, name: str) -> None:
+    changed_tensors(copied_bundle, lambda tensors: tensors.update({TENSOR: tensors[TENSOR].astype(dtype)}))
+    assert reason(copied_bundle.path, FOLD).endswith(f"expected float32 numbers in {TENSOR}, found {name}")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_tensor_with_a_number_that_is_not_finite_is_named(copied_bundle: CopiedBundle, value: float) -> None:
+    def damage(tensors: Tensors) -> None:
+        tensors[TENSOR][-1, 0, 2, 2, 2] = value
+
+    changed_tensors(copied_bundle, damage)
+    assert f"expected finite numbers in {TENSOR}, found NaN or infinite ones" in reason(copied_bundle.path, FOLD)
+
+
+def test_a_fold_without_the_graphs_constants_is_named(copied_bundle: CopiedBundle) -> None:
+    changed_tensors(copied_bundle, lambda tensors: tensors.pop(GRAPH_CONSTANTS))
+    assert GRAPH_CONSTANTS in reason(copied_bundle.path, FOLD)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, 20_000, 1_000_000, -1])
+def test_a_truncated_fold_is_named(copied_bundle: CopiedBundle, kept: int) -> None:
+    path = copied_bundle.path / FOLD
+    path.write_bytes(path.read_bytes()[:kept])
+    copied_bundle.seal()
+    reason(copied_bundle.path, FOLD)
+
+
+def header(content: object) -> bytes:
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff" * 64,
+        (2**63).to_bytes(8, "little") + b"{}",
+        header(b"nonsense"),
+        header(b"\xff\xfe\x00"),
+        header([]),
+        header("text"),
+        header({}),
+        header({TENSOR: 3}),
+        header({TENSOR: {}}),
+        header({TENSOR: ENTRY | {"shape": 3}}),
+        header({TENSOR: ENTRY | {"data_offsets": [0]}}),
+        header({TENSOR: ENTRY | {"data_offsets": [0, 10**15]}}),
+        header({TENSOR: ENTRY | {"data_offsets": [-4, 0]}}),
+        header({TENSOR: ENTRY | {"data_offsets": ["a", "b"]}}),
+    ],
+    ids=range(14),
+)
+def test_a_header_of_garbage_is_named(copied_bundle: CopiedBundle, content: bytes) -> None:
+    (copied_bundle.path / FOLD).write_bytes(content)
+    copied_bundle.seal()
+    reason(copied_bundle.path, FOLD)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_offsets": [0]},
+        {"data_offsets": [0, 10**15]},
+        {"data_offsets": [-4, 860]},
+        {"data_offsets": [0, 8]},
+        {"data_offsets": None},
+        {"dtype": None},
+    ],
+    ids=str,
+)
+def test_one_entry_of_the_header_that_is_wrong_is_named(copied_bundle: CopiedBundle, change: dict[str, object]) -> None:
+    path = copied_bundle.path / FOLD
+    before = read_header(path)
+    entries = json.loads(before[8:])
+    entries[TENSOR] |= change
+    path.write_bytes(header(entries) + path.read_bytes()[len(before) :])
+    copied_bundle.seal()
+    reason(copied_bundle.path, FOLD)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200) | st.dictionaries(st.text(max_size=3), st.integers(), max_size=3).map(header))
+def test_any_other_bytes_are_no_fold(copied_bundle: CopiedBundle, content: bytes) -> None:
+    (copied_bundle.path / FOLD).write_bytes(content)
+    copied_bundle.seal()
+    reason(copied_bundle.path, FOLD)
+
+
+def test_tensors_in_another_order_are_not_run(copied_bundle: CopiedBundle) -> None:
+    """The graph would take one tensor's numbers for another's: their bytes are exchanged together with their places."""
+    path = copied_bundle.path / FOLD
+    before = read_header(path)
+    entries = json.loads(before[8:])
+    body = path.read_bytes()[len(before) :]
+    names = [name for name in entries if entries[name].get("shape") == [8]][:2]
+    one, other = (entries[name]["data_offsets"] for name in names)
+    exchanged = bytearray(body)
+    exchanged[slice(*one)], exchanged[slice(*other)] = body[slice(*other)], body[slice(*one)]
+    entries[names[0]]["data_offsets"], entries[names[1]]["data_offsets"] = other, one
+    path.write_bytes(header(entries) + bytes(exchanged))
+    copied_bundle.seal()
+    assert "expected tensors where graph.xml looks for them, found another order" in reason(copied_bundle.path, FOLD)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"a": \x00}'])
+def test_json_that_is_no_object_is_an_error(tmp_path: Path, content: str) -> None:
+    path = tmp_path / PLANS
+    path.write_text(content)
+    with pytest.raises(ModelError, match=r"plans\.json: expected (valid JSON|a JSON object), found "):
+        read_json(path)
+    with pytest.raises(ModelError, match="missing"):
+        read_json(tmp_path / "missing.json")

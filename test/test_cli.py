@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +13,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from conftest import ChangedModel
 from pantherseg import __version__
+from pantherseg.bundle import open_bundle
 from pantherseg.cli import main as pantherseg
 from pantherseg.grand_challenge import main as entry_point
-from pantherseg.house import task_recipe
-from pantherseg.volume import Grid, Volume, write_volume
+from pantherseg.house import DEMO_WEIGHTS, task_recipe
+from pantherseg.models import ModelFolder
+from pantherseg.volume import Grid, Volume, read_labels, write_volume
 
 SLUG = "abdominal-t1-mri"
 
@@ -153,6 +159,13 @@ def test_predict_names_a_bad_recipe_and_missing_models(tmp_path: Path, models: P
         ["predict", "a.mha", "out", "--task", "1", "--colour"],
         ["phantom", "out", "--task", "1", "--cases", "0", "--seed", "1"],
         ["evaluate", "a.mha"],
+        ["pack"],
+        ["pack", "model"],
+        ["pack", "model", "bundle", "--task", "3"],
+        ["pack", "model", "bundle", "--task", "1", "--recipe", "r.toml"],
+        ["pack", "model", "bundle", "--task", "1", "--checkpoint", "checkpoint_best.pth"],
+        ["pack", "model", "bundle", "--recipe", "r.toml", "--checkpoint", "checkpoint_best.pth"],
+        ["pack", "model", "bundle", "--mode", "fast"],
         ["nothing"],
     ],
 )
@@ -281,3 +294,85 @@ def test_a_label_that_the_model_does_not_have_is_an_error(tmp_path: Path) -> Non
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].endswith("expected tumour_label between 1 and 2, found 7")
     assert not (tmp_path / "out").exists()
+
+
+def pack(*arguments: object) -> Result:
+    return CliRunner().invoke(pantherseg, ["pack", *map(str, arguments)])
+
+
+def test_pack_writes_a_bundle_and_says_so(changed_model: ChangedModel, tmp_path: Path) -> None:
+    folder, target = changed_model(folds=2, checkpoint="checkpoint_best.pth"), tmp_path / "bundle"
+    result = pack(folder, target)
+    assert result.exit_code == 1
+    check_one_line(result.stderr, folder / "fold_0" / "checkpoint_final.pth")
+    assert "found checkpoint_best.pth in fold_0" in result.stderr
+    result = pack(folder, target, "--checkpoint", "checkpoint_best.pth")
+    assert result.exit_code == 0
+    size = sum(path.stat().st_size for path in target.iterdir()) / 1e6
+    assert result.stdout == f"{target}: folds 0 1 of checkpoint_best.pth, {size:.1f} MB\n"
+    assert open_bundle(target).folds == ("0", "1")
+    result = pack(folder, target, "--checkpoint", "checkpoint_best.pth")
+    assert result.exit_code == 1
+    check_one_line(result.stderr, target)
+
+
+@pytest.mark.parametrize("option", [["--task", "2"], ["--recipe", str(task_recipe(2))]])
+def test_pack_with_a_recipe_packs_every_model_of_it(tmp_path: Path, option: list[str]) -> None:
+    result = pack(DEMO_WEIGHTS, tmp_path / "bundles", *option)
+    assert result.exit_code == 0
+    assert [line.partition(":")[0] for line in result.stdout.splitlines()] == [
+        str(tmp_path / "bundles" / role) for role in ("task2", "localizer")
+    ]
+    assert sorted(path.name for path in (tmp_path / "bundles").iterdir()) == ["localizer", "task2"]
+
+
+def test_pack_names_what_it_cannot_pack(tmp_path: Path, models: Path) -> None:
+    for source in (tmp_path / "missing", models, DEMO_WEIGHTS / "task1"):
+        result = pack(source, tmp_path / "bundle")
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        check_one_line(result.stderr, source)
+    assert "a bundle, which is packed already" in result.stderr
+    result = pack(models, tmp_path / "bundle", "--task", 1)
+    assert result.exit_code == 1
+    check_one_line(result.stderr, models)
+    assert sorted(tmp_path.iterdir()) == [models]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_predict_says_in_which_precision_it_computed(tmp_path: Path, pancreas: Volume, mode: str) -> None:
+    scan, output = tmp_path / "scan.mha", tmp_path / "out"
+    write_volume(pancreas, scan)
+    result = predict(scan, output, "--task", 1, "--device", "cpu", "--mode", mode)
+    assert result.exit_code == 0
+    report = json.loads((output / "scan.json").read_text())
+    codes = [event["code"] for event in report["events"]]
+    assert report["device"] == "cpu"
+    assert report["precision"] == ("bfloat16" if mode == "fast" and "no_bfloat16" not in codes else "float32")
+    assert read_labels(output / "scan.mha").array.any()
+
+
+@pytest.mark.slow
+def test_an_nnunet_folder_is_packed_on_use_and_gives_the_bundles_mask(
+    tmp_path: Path, demo_folder: ModelFolder, pancreas: Volume
+) -> None:
+    scan, temporary = tmp_path / "scan.mha", tmp_path / "temporary"
+    write_volume(pancreas, scan)
+    temporary.mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "task1").symlink_to(demo_folder.path)
+    assert predict(scan, tmp_path / "bundle", "--task", 1, "--device", "cpu").exit_code == 0
+    arguments = ["predict", scan, tmp_path / "folder", "--task", 1, "--device", "cpu", "--model", tmp_path / "models"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pantherseg", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    assert done.returncode == 0, done.stderr
+    masks = [read_labels(tmp_path / source / "scan.mha") for source in ("bundle", "folder")]
+    assert masks[0].array.any()
+    np.testing.assert_array_equal(masks[0].array, masks[1].array)
+    assert list(temporary.iterdir()) == [], "the temporary bundle goes with the process"

@@ -1,95 +1,139 @@
-"""nnU-Net's checkpoints are read without running anything that a file asks for."""
+"""nnU-Net's model folders become bundles: the same numbers in half the bytes, or one line about why not."""
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import msgspec
 import pytest
+import torch
+from safetensors.numpy import load_file
 
-from pantherseg.errors import ModelError
-from pantherseg.packing import read_checkpoint
+from conftest import ChangedModel, CopiedBundle
+from pantherseg.bundle import DATASET, PLANS, Bundle, open_bundle
+from pantherseg.errors import ModelError, OutputError
+from pantherseg.house import DEMO_WEIGHTS, task_recipe
+from pantherseg.models import CHECKPOINT, ModelFolder, open_model_folder
+from pantherseg.networks import read_plan
+from pantherseg.packing import as_bundle, pack, pack_models
+from pantherseg.packing import graph as graph_module
+from pantherseg.packing.graph import Graph
+from pantherseg.recipe import load_recipe
 
-torch = pytest.importorskip("torch")
-
-WEIGHTS = {"encoder.weight": torch.arange(6.0).reshape(2, 3), "encoder.bias": torch.ones(2)}
-
-
-def content(**changes: Any) -> dict[str, Any]:
-    """What nnU-Net's trainer saves; its log holds numpy numbers."""
-    return {
-        "network_weights": dict(WEIGHTS),
-        "optimizer_state": {
-            "state": {0: {"momentum_buffer": torch.ones(2)}},
-            "param_groups": [{"lr": 0.01, "nesterov": True, "params": [0, 1]}],
-        },
-        "grad_scaler_state": None,
-        "logging": {
-            "mean_fg_dice": [np.float64(0.25), np.float32(0.5), np.float16(0.5)],
-            "train_losses": [np.float32(-0.5)],
-            "epoch_end_timestamps": [1700000000.5],
-            "counts": [np.int64(3), np.int32(4), np.bool_(True)],
-        },
-        "_best_ema": np.float64(0.125),
-        "current_epoch": 1000,
-        "init_args": {
-            "plans": {"configurations": {"3d_fullres": {"patch_size": [16, 32, 32]}}},
-            "configuration": "3d_fullres",
-            "fold": 0,
-            "dataset_json": {"labels": {"background": 0, "tumour": 1}},
-            "unpack_dataset": True,
-            "device": torch.device("cuda"),
-        },
-        "trainer_name": "nnUNetTrainer1e3",
-        "inference_allowed_mirroring_axes": (0, 1, 2),
-    } | changes
+Json = dict[str, Any]
 
 
-def saved(path: Path, value: object, **options: Any) -> Path:
-    torch.save(value, path, **options)
-    return path
+@pytest.fixture(scope="module")
+def graph(demo_folder: ModelFolder) -> Graph:
+    plan = read_plan(demo_folder.path, "3d_fullres")
+    return graph_module.make_graph(plan.network(), (1, 1, *plan.patch))
 
 
-def reason(path: Path) -> str:
+@pytest.fixture
+def one_graph(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use one graph for every model: making it takes longer than all the rest, and is not what the test is about."""
+    monkeypatch.setattr(graph_module, "make_graph", lambda *_: graph)
+
+
+ONE_GRAPH = pytest.mark.usefixtures("one_graph")
+
+
+@pytest.fixture(scope="module")
+def packed(demo_folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return pack(demo_folder, tmp_path_factory.mktemp("packed") / "task1")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def refused(folder: Path, target: Path, named: Path, *, checkpoint: str = CHECKPOINT) -> str:
+    """Pack a folder, which must fail in one line that names a file and leave nothing behind."""
+    before = sorted(target.parent.iterdir())
     with pytest.raises(ModelError) as caught:
-        read_checkpoint(path)
+        pack(open_model_folder(folder, checkpoint=checkpoint), target)
     text = str(caught.value)
-    assert text.startswith(f"{path}: expected ")
+    assert text.startswith(f"{named}: expected ")
     assert ", found " in text
     assert len(text.splitlines()) == 1
+    assert sorted(target.parent.iterdir()) == before
     return text
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_like_nnunets_own(tmp_path: Path, zipped: bool) -> None:
-    path = saved(tmp_path / "c.pth", content(), _use_new_zipfile_serialization=zipped)
-    checkpoint = read_checkpoint(path)
-    assert checkpoint.configuration == "3d_fullres"
-    assert checkpoint.trainer == "nnUNetTrainer1e3"
-    assert checkpoint.mirroring_axes == (0, 1, 2)
-    assert list(checkpoint.weights) == list(WEIGHTS)
-    assert all(torch.equal(checkpoint.weights[key], value) for key, value in WEIGHTS.items())
+def test_the_demo_bundle_is_what_packing_its_folder_gives(packed: Bundle) -> None:
+    demo = open_bundle(DEMO_WEIGHTS / "task1")
+    for fold in demo.folds:
+        assert packed.weights_path(fold).read_bytes() == demo.weights_path(fold).read_bytes()
+    # What OpenVINO writes may change with its version.
+    versions = {name: version(name) for name in demo.manifest.provenance.versions if name != "pantherseg"}
+    if versions.items() <= demo.manifest.provenance.versions.items():
+        assert packed.graph_path.read_bytes() == demo.graph_path.read_bytes()
+    same = {"provenance": demo.manifest.provenance, "sha256": demo.manifest.sha256}
+    assert msgspec.structs.replace(packed.manifest, **same) == demo.manifest
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module."])
-def test_prefixes_of_compiled_and_distributed_networks_are_stripped(tmp_path: Path, prefix: str) -> None:
-    prefixed = {prefix + key: value for key, value in WEIGHTS.items()}
-    checkpoint = read_checkpoint(saved(tmp_path / "c.pth", content(network_weights=prefixed)))
-    assert list(checkpoint.weights) == list(WEIGHTS)
+def test_packing_twice_gives_the_same_bytes(demo_folder: ModelFolder, packed: Bundle, tmp_path: Path) -> None:
+    again = pack(demo_folder, tmp_path / "again")
+    assert contents(again.path) == contents(packed.path)
+    assert {path.stat().st_mode & 0o777 for path in again.path.iterdir()} == {0o644}
 
 
-def test_what_older_checkpoints_lack(tmp_path: Path) -> None:
-    older = content(inference_allowed_mirroring_axes=None)
-    del older["trainer_name"]
-    checkpoint = read_checkpoint(saved(tmp_path / "c.pth", older))
-    assert checkpoint.mirroring_axes == ()
-    assert checkpoint.trainer == "unknown"
+def test_the_numbers_are_the_checkpoints(demo_folder: ModelFolder, packed: Bundle) -> None:
+    for fold in packed.folds:
+        weights = torch.load(demo_folder.checkpoint_path(fold), weights_only=True)["network_weights"]
+        values = load_file(packed.verify(fold))
+        for name in packed.manifest.tensors:
+            assert (values[name] == weights[name].numpy()).all()
 
 
-class Malicious:
+def test_the_manifest_says_what_the_checkpoint_and_the_plans_say(changed_model: ChangedModel, tmp_path: Path) -> None:
+    folder = changed_model(
+        folds=2, checkpoint="best.pth", trainer_name="nnUNetTrainerX", inference_allowed_mirroring_axes=(0, 2)
+    )
+    model = open_model_folder(folder, checkpoint="best.pth")
+    manifest = pack(model, tmp_path / "bundle").manifest
+    plan = read_plan(folder, "3d_fullres")
+    assert (manifest.checkpoint, manifest.folds, manifest.mirroring_axes) == ("best.pth", ("0", "1"), (0, 2))
+    assert (manifest.patch, manifest.labels, manifest.preprocessing) == (plan.patch, plan.labels, plan.preprocessing)
+    assert manifest.provenance.trainer == "nnUNetTrainerX"
+    assert manifest.provenance.versions["torch"] == version("torch")
+    for name in (PLANS, DATASET):
+        assert (tmp_path / "bundle" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@ONE_GRAPH
+def test_a_checkpoint_with_an_optimizers_state_becomes_half_as_large(
+    changed_model: ChangedModel, demo_folder: ModelFolder, tmp_path: Path
+) -> None:
+    parameters = list(read_plan(demo_folder.path, "3d_fullres").network().parameters())
+    momenta = {number: {"momentum_buffer": torch.ones_like(value)} for number, value in enumerate(parameters)}
+    model = open_model_folder(changed_model(folds=2, optimizer_state={"state": momenta, "param_groups": []}))
+    bundle = pack(model, tmp_path / "bundle")
+    before = sum(model.checkpoint_path(fold).stat().st_size for fold in model.folds)
+    after = sum(bundle.weights_path(fold).stat().st_size for fold in bundle.folds)
+    assert after <= 0.505 * before
+    assert bundle.graph_path.stat().st_size < 500_000
+
+
+@ONE_GRAPH
+def test_prefixes_of_compiled_networks_are_no_matter(
+    changed_model: ChangedModel, demo_folder: ModelFolder, packed: Bundle, tmp_path: Path
+) -> None:
+    weights = torch.load(demo_folder.checkpoint_path("0"), weights_only=True)["network_weights"]
+    folder = changed_model(network_weights={f"_orig_mod.{name}": value for name, value in weights.items()})
+    bundle = pack(open_model_folder(folder), tmp_path / "bundle")
+    assert bundle.weights_path("0").read_bytes() == packed.weights_path("0").read_bytes()
+
+
+class Bomb:
     """Asks for a command to be run when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
@@ -99,62 +143,283 @@ class Malicious:
         return os.system, (f"touch '{self.target}'",)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
-    target = tmp_path / "was_run"
-    malicious = content(trainer_name=Malicious(target))
-    path = saved(tmp_path / "c.pth", malicious, _use_new_zipfile_serialization=zipped)
-    assert "asks for code to be run on loading and was refused" in reason(path)
-    assert not target.exists()
-    plain = tmp_path / "plain.pth"
-    plain.write_bytes(pickle.dumps(Malicious(target)))
-    reason(plain)
-    assert not target.exists()
-    # The same file does run it where it is unpickled freely: the test would notice.
-    pickle.loads(plain.read_bytes())
-    assert target.exists()
+def test_code_in_a_checkpoint_is_refused_and_not_run(changed_model: ChangedModel, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    folder = changed_model(trainer_name=Bomb(ran))
+    text = refused(folder, tmp_path / "bundle", folder / "fold_0" / CHECKPOINT)
+    assert "asks for code to be run on loading and was refused" in text
+    assert not ran.exists()
 
 
-def test_damaged_files(tmp_path: Path) -> None:
-    whole = saved(tmp_path / "c.pth", content()).read_bytes()
-    path = tmp_path / "damaged.pth"
-    for length in (0, 3, 100, len(whole) // 2, len(whole) - 1, len(whole) - 100):
-        path.write_bytes(whole[:length])
-        assert "an nnU-Net checkpoint" in reason(path)
-    path.write_text("this is no checkpoint\nat all\n")
-    assert "an nnU-Net checkpoint" in reason(path)
-    assert reason(tmp_path / "missing.pth").endswith("found no such file")
-    reason(tmp_path)
+@ONE_GRAPH
+def test_code_in_a_later_fold_is_refused_too(changed_model: ChangedModel, tmp_path: Path) -> None:
+    folder, ran = changed_model(folds=2), tmp_path / "ran"
+    content = torch.load(folder / "fold_1" / CHECKPOINT, weights_only=True)
+    torch.save(content | {"trainer_name": Bomb(ran)}, folder / "fold_1" / CHECKPOINT)
+    assert "was refused" in refused(folder, tmp_path / "bundle", folder / "fold_1" / CHECKPOINT)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("changes", [{"network_weights": {}}, {"init_args": {}}, {"init_args": None}], ids=str)
+def test_a_checkpoint_that_lacks_something_is_named(
+    changed_model: ChangedModel, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    folder = changed_model(**changes)
+    text = refused(folder, tmp_path / "bundle", folder / "fold_0" / CHECKPOINT)
+    assert "network_weights, init_args.configuration" in text
+
+
+def test_a_checkpoint_that_is_none_is_named(changed_model: ChangedModel, tmp_path: Path) -> None:
+    folder = changed_model()
+    path = folder / "fold_0" / CHECKPOINT
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "beginning with b'version https" in refused(folder, tmp_path / "bundle", path)
+
+
+Weights = dict[str, torch.Tensor]
+NAME = "decoder.seg_layers.3.bias"
+
+
+def with_nan(weights: Weights) -> str:
+    weights[NAME] = weights[NAME] * float("nan")
+    return "finite float32 numbers"
+
+
+def with_infinity(weights: Weights) -> str:
+    weights[NAME] = weights[NAME] / 0
+    return "finite float32 numbers"
+
+
+def with_one_missing(weights: Weights) -> str:
+    del weights[NAME]
+    return f"the weights of the network in plans.json ({NAME}: (3,)), found 1 that differ ({NAME}: None)"
+
+
+def with_one_more(weights: Weights) -> str:
+    weights["more"] = torch.ones(2)
+    return "the weights of the network in plans.json (more: None), found 1 that differ (more: (2,))"
+
+
+def with_another_shape(weights: Weights) -> str:
+    weights[NAME] = weights[NAME][:2]
+    return f"({NAME}: (3,)), found 1 that differ ({NAME}: (2,))"
+
+
+@ONE_GRAPH
+@pytest.mark.parametrize("damage", [with_nan, with_infinity, with_one_missing, with_one_more, with_another_shape])
+@pytest.mark.parametrize("fold", ["0", "1"])
+def test_weights_that_do_not_fit_are_named(
+    changed_model: ChangedModel, tmp_path: Path, damage: Callable[[Weights], str], fold: str
+) -> None:
+    folder = changed_model(folds=2)
+    path = folder / f"fold_{fold}" / CHECKPOINT
+    content = torch.load(path, weights_only=True)
+    message = damage(content["network_weights"])
+    torch.save(content, path)
+    assert message in refused(folder, tmp_path / "bundle", path)
+
+
+def test_an_axis_that_the_patch_has_not_cannot_be_mirrored(changed_model: ChangedModel, tmp_path: Path) -> None:
+    folder = changed_model(folds=1, inference_allowed_mirroring_axes=(0, 3))
+    message = refused(folder, tmp_path / "bundle", folder / "fold_0" / CHECKPOINT)
+    assert "expected mirroring axes below 3, as a patch of (48, 80, 112) has, found (0, 3)" in message
+
+
+@ONE_GRAPH
+@pytest.mark.parametrize(
+    "changes",
+    [{"init_args": {"configuration": "2d"}}, {"inference_allowed_mirroring_axes": (0,)}],
+    ids=["configuration", "mirroring"],
+)
+def test_folds_that_do_not_belong_together_are_refused(
+    changed_model: ChangedModel, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    folder = changed_model(folds=2)
+    path = folder / "fold_1" / CHECKPOINT
+    torch.save(torch.load(path, weights_only=True) | changes, path)
+    assert "as fold 0, found " in refused(folder, tmp_path / "bundle", path)
+
+
+def unknown_network(plans: Json, dataset: Json) -> str:
+    architecture(plans)["network_class_name"] = "my_networks.UNet"
+    return "found my_networks.UNet"
+
+
+def network_that_is_not_there(plans: Json, dataset: Json) -> str:
+    architecture(plans)["network_class_name"] = "dynamic_network_architectures.architectures.unet.MyUNet"
+    return "MyUNet can be built from"
+
+
+def unknown_argument(plans: Json, dataset: Json) -> str:
+    architecture(plans)["arch_kwargs"]["depth_of_thought"] = 3
+    return "depth_of_thought"
+
+
+def unknown_normalization(plans: Json, dataset: Json) -> str:
+    configuration(plans)["normalization_schemes"] = ["MyNormalization"]
+    return "MyNormalization"
+
+
+def unknown_resampling(plans: Json, dataset: Json) -> str:
+    configuration(plans)["resampling_fn_data"] = "my_resampling"
+    return "my_resampling"
+
+
+def unknown_preprocessor(plans: Json, dataset: Json) -> str:
+    configuration(plans)["preprocessor_name"] = "MyPreprocessor"
+    return "preprocessor MyPreprocessor"
+
+
+def unknown_reader(plans: Json, dataset: Json) -> str:
+    plans["image_reader_writer"] = "NaturalImage2DIO"
+    return "reader NaturalImage2DIO"
+
+
+def two_channels(plans: Json, dataset: Json) -> str:
+    dataset["channel_names"] = {"0": "T1", "1": "T2"}
+    return "channels 2"
+
+
+def regions(plans: Json, dataset: Json) -> str:
+    dataset["labels"] = {"background": 0, "pancreas": [1, 2], "tumour": [1]}
+    dataset["regions_class_order"] = [2, 1]
+    return "regions True"
+
+
+def ignore_label(plans: Json, dataset: Json) -> str:
+    dataset["labels"] = {"background": 0, "tumour": 1, "ignore": 2}
+    return "ignore label True"
+
+
+def cascade(plans: Json, dataset: Json) -> str:
+    configuration(plans)["previous_stage"] = "3d_lowres"
+    plans["configurations"]["3d_lowres"] = json.loads(json.dumps(configuration(plans))) | {"previous_stage": None}
+    return "cascade True"
+
+
+def no_configuration(plans: Json, dataset: Json) -> str:
+    plans["configurations"]["2d"] = plans["configurations"].pop("3d_fullres")
+    return "3d_fullres"
+
+
+def configuration(plans: Json) -> Json:
+    found: Json = plans["configurations"]["3d_fullres"]
+    return found
+
+
+def architecture(plans: Json) -> Json:
+    found: Json = configuration(plans)["architecture"]
+    return found
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "change",
     [
-        [1, 2],
-        3,
-        {},
-        {"state_dict": WEIGHTS},
-        content(network_weights={}),
-        content(network_weights=None),
-        content(network_weights={"a": 1.0}),
-        content(network_weights=[torch.ones(1)]),
-        content(init_args=None),
-        content(init_args={}),
+        unknown_network,
+        network_that_is_not_there,
+        unknown_argument,
+        unknown_normalization,
+        unknown_resampling,
+        unknown_preprocessor,
+        unknown_reader,
+        two_channels,
+        regions,
+        ignore_label,
+        cascade,
+        no_configuration,
     ],
-    ids=lambda value: type(value).__name__,
 )
-def test_other_content(tmp_path: Path, wrong: object) -> None:
-    assert "network_weights, init_args.configuration" in reason(saved(tmp_path / "c.pth", wrong))
+def test_plans_that_cannot_be_run_are_refused(
+    changed_model: ChangedModel, tmp_path: Path, change: Callable[[Json, Json], str]
+) -> None:
+    folder = changed_model()
+    plans, dataset = (json.loads((folder / name).read_text()) for name in (PLANS, DATASET))
+    message = change(plans, dataset)
+    for name, content in ((PLANS, plans), (DATASET, dataset)):
+        (folder / name).write_text(json.dumps(content))
+    in_plans = change in (unknown_network, network_that_is_not_there, unknown_argument)
+    assert message in refused(folder, tmp_path / "bundle", folder / PLANS if in_plans else folder)
 
 
-def test_every_damaged_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
-    """torch itself loads such a file and hands over other weights."""
-    weights = {"a.weight": torch.randn(64, 64)}
-    path = tmp_path / "c.pth"
-    torch.save({"network_weights": weights, "init_args": {"configuration": "3d_fullres"}}, path)
-    good = path.read_bytes()
-    place = good.index(weights["a.weight"].numpy().tobytes()[:16]) + 100
-    path.write_bytes(good[:place] + bytes([good[place] ^ 0x40]) + good[place + 1 :])
-    assert not torch.equal(torch.load(path, weights_only=True)["network_weights"]["a.weight"], weights["a.weight"])
-    with pytest.raises(ModelError, match=r"c.pth: expected an nnU-Net checkpoint, found a damaged part"):
-        read_checkpoint(path)
+def test_a_patch_that_the_network_cannot_take_is_refused(changed_model: ChangedModel, tmp_path: Path) -> None:
+    folder = changed_model()
+    plans = json.loads((folder / PLANS).read_text())
+    configuration(plans)["patch_size"] = [24, 40, 48]
+    (folder / PLANS).write_text(json.dumps(plans))
+    assert "takes a patch of (24, 40, 48), found " in refused(folder, tmp_path / "bundle", folder)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(changed_model: ChangedModel, tmp_path: Path) -> None:
+    folder = changed_model()
+    named = folder / "fold_0" / "checkpoint_best.pth"
+    text = refused(folder, tmp_path / "bundle", named, checkpoint="checkpoint_best.pth")
+    assert "found checkpoint_final.pth in fold_0" in text
+
+
+def test_a_target_that_is_taken_is_left_as_it_is(demo_folder: ModelFolder, tmp_path: Path) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    (folder / "mine").touch()
+    file.touch()
+    for target in (folder, file):
+        with pytest.raises(OutputError, match=f"{target}: expected a new folder for the bundle, found "):
+            pack(demo_folder, target)
+    assert sorted(tmp_path.rglob("*")) == [file, folder, folder / "mine"]
+
+
+def test_a_target_that_cannot_be_written_is_named(demo_folder: ModelFolder, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/bundle: expected to write this bundle, found "):
+        pack(demo_folder, tmp_path / "file" / "bundle")
+
+
+@ONE_GRAPH
+def test_an_empty_folder_is_a_target_and_missing_parents_are_made(changed_model: ChangedModel, tmp_path: Path) -> None:
+    model, parent = open_model_folder(changed_model()), tmp_path / "a" / "b"
+    (parent / "empty").mkdir(parents=True)
+    (parent / ".empty.part").mkdir()
+    (parent / ".empty.part" / "of_a_run_that_was_killed").touch()
+    assert pack(model, parent / "empty").folds == ("0",)
+    assert [path.name for path in parent.iterdir()] == ["empty"]
+    assert pack(model, tmp_path / "c" / "d" / "e").folds == ("0",)
+
+
+def test_without_torch_the_error_says_where_to_pack(
+    demo_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("pantherseg.packing.pack")
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    for attempt in (lambda: pack(demo_folder, tmp_path / "bundle"), lambda: as_bundle(demo_folder)):
+        with pytest.raises(ModelError) as caught:
+            attempt()
+        text = str(caught.value)
+        assert text.startswith(f"{demo_folder.path}: expected a bundle, found nnU-Net's checkpoints, and no torch to")
+        assert f"run `pantherseg pack {demo_folder.path} BUNDLE` where they are installed" in text
+    assert list(tmp_path.iterdir()) == []
+    bundle = open_bundle(DEMO_WEIGHTS / "task1")
+    assert as_bundle(bundle) is bundle, "a bundle needs no torch"
+
+
+@ONE_GRAPH
+def test_every_model_of_a_recipe_is_packed_to_its_role(demo_folder: ModelFolder, tmp_path: Path) -> None:
+    root, target = tmp_path / "models", tmp_path / "bundles"
+    shutil.copytree(demo_folder.path, root / "task2" / "results", ignore=shutil.ignore_patterns("fold_[1234]"))
+    shutil.copytree(DEMO_WEIGHTS / "localizer", root / "localizer")
+    bundles = pack_models(root, target, load_recipe(task_recipe(2)))
+    assert [bundle.path for bundle in bundles] == [target / "task2", target / "localizer"]
+    assert sorted(path.name for path in target.iterdir()) == ["localizer", "task2"]
+    before = contents(DEMO_WEIGHTS / "localizer")
+    del before["training.json"]
+    assert contents(target / "localizer") == before, "what is a bundle already is copied"
+    with pytest.raises(OutputError, match=r"expected a new folder"):
+        pack_models(root, target, load_recipe(task_recipe(2)))
+
+
+def test_a_bundle_is_checked_before_it_is_copied(copied_bundle: CopiedBundle, tmp_path: Path) -> None:
+    path = copied_bundle.path / "fold_2.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"fold_2\.safetensors: expected SHA-256"):
+        pack_models(copied_bundle.path.parent, tmp_path / "bundles", load_recipe(task_recipe(1)))
+    assert not (tmp_path / "bundles").exists()

@@ -1,4 +1,4 @@
-"""Logits to masks: components kept and dropped, and what an empty mask becomes."""
+"""Tumour voxels to masks: components kept and dropped, and what an empty mask becomes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage, special
 
-from pantherseg.postprocess import TOUCHING, tumour_mask, tumour_probability
+from pantherseg.postprocess import TOUCHING, tumour_mask
 from pantherseg.recipe import Postprocess
 
 SHAPE = (8, 9, 10)
@@ -36,19 +36,32 @@ THREE = blobs(LARGE, MIDDLE, SMALL)
 def mask_of(
     values: NDArray[np.float32], settings: Postprocess, *, rescue: bool = False
 ) -> tuple[NDArray[np.bool_], list[str]]:
-    mask, events = tumour_mask(values, 1, VOXEL_MM3, settings, rescue=rescue)
+    asked = []
+
+    def probability() -> NDArray[np.float32]:
+        asked.append(True)
+        return special.softmax(values, axis=0)[1]
+
+    mask, events = tumour_mask(values.argmax(axis=0) == 1, probability, VOXEL_MM3, settings, rescue=rescue)
+    rescued = "empty_mask_rescued" in [event.code for event in events]
+    assert len(asked) == rescued, "the probability costs time, and only a rescue needs it"
     assert mask.dtype == np.uint8
     assert mask.shape == values.shape[1:]
     assert set(np.unique(mask)) <= {0, 1}
     return mask > 0, [event.code for event in events]
 
 
-def test_the_largest_logit_decides() -> None:
+def test_without_settings_every_voxel_found_is_in_the_mask() -> None:
     values = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
-    for label in (1, 2):
-        mask, events = tumour_mask(values, label, VOXEL_MM3, Postprocess(), rescue=True)
-        assert np.array_equal(mask > 0, values.argmax(axis=0) == label)
-        assert events == ()
+    mask, events = mask_of(values, Postprocess(), rescue=True)
+    np.testing.assert_array_equal(mask, values.argmax(axis=0) == 1)
+    assert events == []
+
+
+def test_the_voxels_found_are_left_as_they_are() -> None:
+    found = THREE.copy()
+    tumour_mask(found, pytest.fail, VOXEL_MM3, Postprocess(max_components=1), rescue=True)
+    np.testing.assert_array_equal(found, THREE)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +85,7 @@ def test_components_are_kept_by_size_and_number(settings: Postprocess, kept: tup
 
 
 def test_what_was_dropped_is_said_in_mm3() -> None:
-    _, events = tumour_mask(logits(THREE), 1, VOXEL_MM3, Postprocess(max_components=1), rescue=False)
+    _, events = tumour_mask(THREE, pytest.fail, VOXEL_MM3, Postprocess(max_components=1), rescue=False)
     assert events[0].message.startswith("20 mm3 ")
 
 
@@ -146,11 +159,3 @@ def test_components_that_were_all_dropped_are_rescued_too() -> None:
     assert events == ["components_dropped", "empty_mask_rescued"]
     assert mask.any()
     assert ndimage.label(mask, TOUCHING)[1] == 1
-
-
-def test_probability_is_the_softmax_also_of_large_logits() -> None:
-    values = np.random.default_rng(1).normal(scale=200, size=(3, *SHAPE)).astype(np.float32)
-    for label in range(3):
-        probability = tumour_probability(values, label)
-        assert np.allclose(probability, special.softmax(values.astype(np.float64), axis=0)[label], rtol=0, atol=1e-6)
-    assert np.allclose(sum(tumour_probability(values, label) for label in range(3)), 1, atol=1e-6)

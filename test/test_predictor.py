@@ -1,140 +1,144 @@
-"""Our way of running nnU-Net's predictor against nnU-Net's own way."""
+"""Our way of running nnU-Net's models against nnU-Net's own way."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from pantherseg.bundle import open_model
-from pantherseg.errors import DeviceError, InputError, ModelError
+from conftest import ChangedModel, NnunetMask
+from pantherseg.bundle import Bundle, open_bundle
+from pantherseg.errors import InputError, ModelError
+from pantherseg.fuse import mean_logits
 from pantherseg.house import DEMO_WEIGHTS
-from pantherseg.inference import Predictor, choose_device
-from pantherseg.phantom import make_phantom
-from pantherseg.volume import Box, Grid, Volume
+from pantherseg.inference.backends import Backend, choose_backend
+from pantherseg.inference.backends.on_torch import TorchBackend
+from pantherseg.inference.predictor import Predictor
+from pantherseg.models import ModelFolder, open_model
+from pantherseg.packing import as_bundle
+from pantherseg.volume import Grid, Volume
 
-DEMO = DEMO_WEIGHTS / "task1"
+
+@pytest.fixture(params=["openvino"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """A backend on the CPU; OpenVINO's is the one that runs by default."""
+    return choose_backend("cpu") if request.param == "openvino" else TorchBackend("cpu")
 
 
 @pytest.fixture(scope="module")
-def volume() -> Volume:
-    """A phantom's pancreas and what lies around it, in a few tiles."""
-    phantom = make_phantom(5001, task=1, size="small")
-    box = Box.around(phantom.labels.array > 0)
-    assert box is not None
-    whole = Volume(phantom.image.array.astype(np.float32), phantom.image.grid)
-    return whole.crop(box.expanded(30.0, whole.grid))
+def demo() -> Bundle:
+    return open_bundle(DEMO_WEIGHTS / "task1")
 
 
-def copy_model(target: Path, *, folds: int, checkpoint: str, **changes: object) -> Path:
-    """Copy the demo model with other folds, another name and other entries in its checkpoints."""
-    target.mkdir()
-    for name in ("plans.json", "dataset.json"):
-        shutil.copy(DEMO / name, target / name)
-    for fold in range(folds):
-        content = torch.load(DEMO / f"fold_{fold % 5}" / "checkpoint_final.pth", weights_only=True)
-        (target / f"fold_{fold}").mkdir()
-        torch.save({**content, **changes}, target / f"fold_{fold}" / checkpoint)
-    return target
+def labels_of(predictor: Predictor, volume: Volume) -> np.ndarray:
+    return mean_logits([predictor.logits(predictor.prepare(volume))]).labels()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mirroring", [False, True])
-def test_the_mask_is_nnunets_own(tmp_path: Path, volume: Volume, mirroring: bool) -> None:
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    folder = DEMO
+def test_the_mask_is_nnunets_own(
+    demo_folder: ModelFolder,
+    demo: Bundle,
+    changed_model: ChangedModel,
+    nnunet_mask: NnunetMask,
+    backend: Backend,
+    pancreas: Volume,
+    mirroring: bool,
+) -> None:
+    model, bundle = demo_folder, demo
     if mirroring:
-        axes = {"inference_allowed_mirroring_axes": (2,)}
-        folder = copy_model(tmp_path / "m", folds=1, checkpoint="checkpoint_final.pth", **axes)
-    reference = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=mirroring, allow_tqdm=False)
-    reference.initialize_from_trained_model_folder(str(folder), None)
-    expected = reference.predict_single_npy_array(volume.array[None], {"spacing": list(volume.grid.spacing)})
-    logits = Predictor.load(open_model(folder), device="cpu", mirroring=mirroring).logits(volume)
-    assert expected.any()
-    np.testing.assert_array_equal(logits.argmax(axis=0), expected)
+        opened = open_model(changed_model(inference_allowed_mirroring_axes=(2,)))
+        assert isinstance(opened, ModelFolder)
+        model, bundle = opened, as_bundle(opened)
+    expected = nnunet_mask(model, pancreas, mirroring=mirroring)
+    assert (expected == (2 if mirroring else 1)).any()
+    np.testing.assert_array_equal(labels_of(Predictor(bundle, backend, mirroring=mirroring), pancreas), expected)
 
 
 @pytest.mark.slow
-def test_mirroring_runs_only_where_it_is_wanted(tmp_path: Path, volume: Volume) -> None:
-    axes = {"inference_allowed_mirroring_axes": (2,)}
-    model = open_model(copy_model(tmp_path / "m", folds=1, checkpoint="checkpoint_final.pth", **axes))
-    plain = Predictor.load(model, device="cpu").logits(volume)
-    mirrored = Predictor.load(model, device="cpu", mirroring=True).logits(volume)
-    assert np.abs(plain - mirrored).max() > 0.1
+def test_mirroring_runs_only_where_it_is_wanted(
+    changed_model: ChangedModel, backend: Backend, pancreas: Volume
+) -> None:
+    bundle = as_bundle(open_model(changed_model(inference_allowed_mirroring_axes=(2,))))
+    plain, mirrored = (Predictor(bundle, backend, mirroring=mirroring) for mirroring in (False, True))
+    prepared = plain.prepare(pancreas)
+    assert np.abs(plain.logits(prepared).values - mirrored.logits(prepared).values).max() > 0.1
 
 
 @pytest.mark.slow
-def test_six_folds_of_an_unknown_trainer_and_another_checkpoint(tmp_path: Path, volume: Volume) -> None:
-    folder = copy_model(
-        tmp_path / "m", folds=6, checkpoint="checkpoint_best.pth", trainer_name="nnUNetTrainer1e3_not_in_nnunet"
-    )
+def test_six_folds_of_an_unknown_trainer_and_another_checkpoint(
+    changed_model: ChangedModel, backend: Backend, pancreas: Volume
+) -> None:
+    folder = changed_model(folds=6, checkpoint="checkpoint_best.pth", trainer_name="nnUNetTrainer1e3_not_in_nnunet")
     model = open_model(folder, checkpoint="checkpoint_best.pth")
     assert model.folds == tuple("012345")
-    predictor = Predictor.load(model, device="cpu")
-    assert len(predictor.network.list_of_parameters) == 6
-    assert predictor.logits(volume).shape == (3, *volume.grid.shape)
+    predictor = Predictor(as_bundle(model), backend)
+    assert predictor.bundle.folds == tuple("012345")
+    logits = predictor.logits(predictor.prepare(pancreas))
+    assert (logits.classes, logits.shape) == (3, pancreas.grid.shape)
+    assert logits.slab(0, 2).shape == (3, 2, *pancreas.grid.shape[1:])
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    folder = copy_model(tmp_path / "m", folds=1, checkpoint="checkpoint_final.pth")
+@pytest.mark.slow
+def test_logits_are_the_mean_over_folds(demo: Bundle, backend: Backend, pancreas: Volume) -> None:
+    folds = [Predictor(replace(demo, folds=(fold,)), backend) for fold in demo.folds[:2]]
+    prepared = folds[0].prepare(pancreas)
+    first, second = (predictor.logits(prepared).values for predictor in folds)
+    both = Predictor(replace(demo, folds=demo.folds[:2]), backend).logits(prepared).values
+    np.testing.assert_array_equal(both, (first + second) / np.float16(2))
+
+
+def test_weights_of_another_network_are_refused(changed_model: ChangedModel) -> None:
+    folder = changed_model()
     plans = json.loads((folder / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"][0] = 4
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(
         ModelError, match=r"fold_0/checkpoint_final.pth: expected the weights of the network in plans.json"
     ):
-        Predictor.load(open_model(folder), device="cpu")
+        as_bundle(open_model(folder))
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [("network_class_name", "os.system"), ("conv_op", "subprocess.Popen"), ("nonlin", "builtins.exec")],
 )
-def test_plans_that_name_foreign_code_are_refused(tmp_path: Path, key: str, value: str) -> None:
-    folder = copy_model(tmp_path / "m", folds=1, checkpoint="checkpoint_final.pth")
+def test_plans_that_name_foreign_code_are_refused(changed_model: ChangedModel, key: str, value: str) -> None:
+    folder = changed_model()
     plans = json.loads((folder / "plans.json").read_text())
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
     (architecture if key == "network_class_name" else architecture["arch_kwargs"])[key] = value
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(ModelError, match=value):
-        Predictor.load(open_model(folder), device="cpu")
+        as_bundle(open_model(folder))
 
 
 @pytest.mark.parametrize("broken", ["configurations", "image_reader_writer", "transpose_forward"])
-def test_incomplete_plans_are_named(tmp_path: Path, broken: str, volume: Volume) -> None:
-    folder = copy_model(tmp_path / "m", folds=1, checkpoint="checkpoint_final.pth")
+def test_incomplete_plans_are_named(changed_model: ChangedModel, broken: str) -> None:
+    folder = changed_model()
     plans = json.loads((folder / "plans.json").read_text())
     del plans[broken]
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(ModelError, match=broken):
-        Predictor.load(open_model(folder), device="cpu")
-
-
-def test_cuda_that_does_not_answer_is_an_error() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("a CUDA device answers here")
-    assert choose_device("auto") == "cpu"
-    with pytest.raises(DeviceError, match="expected a CUDA device"):
-        choose_device("cuda")
+        as_bundle(open_model(folder))
 
 
 @pytest.mark.slow
-def test_weights_that_give_nan_are_an_error(tmp_path: Path, volume: Volume) -> None:
-    content = torch.load(DEMO / "fold_0" / "checkpoint_final.pth", weights_only=True)
-    weights = {key: value * float("nan") for key, value in content["network_weights"].items()}
-    folder = copy_model(tmp_path / "m", folds=1, checkpoint="checkpoint_final.pth", network_weights=weights)
-    predictor = Predictor.load(open_model(folder), device="cpu")
-    with pytest.raises(ModelError, match="expected finite logits"):
-        predictor.logits(volume)
+@pytest.mark.parametrize("backend", ["openvino", "torch"], indirect=True)
+def test_weights_that_give_nan_are_an_error(
+    demo_folder: ModelFolder, changed_model: ChangedModel, backend: Backend, pancreas: Volume
+) -> None:
+    content = torch.load(demo_folder.checkpoint_path("0"), weights_only=True)
+    weights = {key: value * 1e30 for key, value in content["network_weights"].items()}
+    predictor = Predictor(as_bundle(open_model(changed_model(network_weights=weights))), backend)
+    with pytest.raises(ModelError, match=r"fold_0\.safetensors: expected weights of finite logits, found NaN or inf"):
+        predictor.logits(predictor.prepare(pancreas))
 
 
-def test_a_volume_of_which_nothing_is_left_at_the_models_spacing(tmp_path: Path) -> None:
-    folder = copy_model(tmp_path / "m", folds=1, checkpoint="checkpoint_final.pth")
+def test_a_volume_of_which_nothing_is_left_at_the_models_spacing(demo: Bundle, backend: Backend) -> None:
     tiny = Volume(np.random.default_rng(0).normal(size=(8, 20, 20)).astype(np.float32), Grid((8, 20, 20), (0.01,) * 3))
     with pytest.raises(InputError, match="expected at least half a voxel a side"):
-        Predictor.load(open_model(folder), device="cpu").logits(tiny)
+        Predictor(demo, backend).prepare(tiny)

@@ -67,7 +67,7 @@ def test_a_model_archive_has_the_same_bytes_for_the_same_models(tmp_path: Path) 
         shutil.copytree(ROOT / "weights" / "demo", folder, copy_function=shutil.copyfile)
         os.umask(before)
     os.utime(second / "task2" / "plans.json", (0, 1))
-    (second / "task2" / "progress.png").write_bytes(b"not a model's file")
+    (second / "task2" / "training.json").write_bytes(b"not a model's file")
     digests = set()
     for folder in (first, second):
         target = tmp_path / f"{folder.name}.tar.gz"
@@ -78,7 +78,7 @@ def test_a_model_archive_has_the_same_bytes_for_the_same_models(tmp_path: Path) 
         members = archive.getmembers()
     names = [member.name for member in members]
     assert {name.split("/")[0] for name in names} == {"task2", "localizer"}
-    assert sum(name.endswith("checkpoint_final.pth") for name in names) == 6
+    assert sum(name.endswith(".safetensors") for name in names) == 6
     assert all(member.isfile() and member.mode == 0o644 and member.uid == 0 for member in members)
 
 
@@ -86,5 +86,5 @@ def test_a_folder_without_the_tasks_models_is_not_packed(tmp_path: Path) -> None
     (tmp_path / "weights").mkdir()
     result = pack("task1", tmp_path / "weights", tmp_path / "model.tar.gz")
     assert result.returncode == 1
-    assert "expected the models of Task1/recipe.toml, found none" in result.stderr
+    assert "expected one bundle or nnU-Net model folder" in result.stderr
     assert not (tmp_path / "model.tar.gz").exists()

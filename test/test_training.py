@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from pantherseg.bundle import open_model
+from pantherseg.bundle import PLANS, read_json
 from pantherseg.errors import InputError, RecipeError
-from pantherseg.inference import Predictor
+from pantherseg.inference.backends import choose_backend
+from pantherseg.inference.predictor import Predictor
+from pantherseg.models import open_model_folder
+from pantherseg.packing import as_bundle
 from pantherseg.phantom import write_dataset
 from pantherseg.training.dataset import list_cases, write_nnunet_dataset
 from pantherseg.training.recipe import TrainingRecipe, load_training_recipe
@@ -77,13 +80,12 @@ def test_train_then_fine_tune_then_predict(tmp_path: Path, data: Path) -> None:
 
     tuned = recipe(tmp_path, network="", labels="tumour", crop="crop_margin_mm = 30.0", augmentation="default")
     train(tuned, data, tmp_path / "second", work=tmp_path / "w2", start=tmp_path / "first")
-    first, second = (
-        open_model(tmp_path / name).plans()["configurations"]["3d_fullres"] for name in ("first", "second")
-    )
+    first, second = (read_json(tmp_path / name / PLANS)["configurations"]["3d_fullres"] for name in ("first", "second"))
     assert first["architecture"] == second["architecture"]
     image, _ = read_image(data / "imagesTr" / "10070_0001_0000.mha")
-    logits = Predictor.load(open_model(tmp_path / "second"), device="cpu").logits(image)
-    assert logits.shape == (2, *image.grid.shape)
+    predictor = Predictor(as_bundle(open_model_folder(tmp_path / "second")), choose_backend("cpu"))
+    logits = predictor.logits(predictor.prepare(image))
+    assert (logits.classes, logits.shape) == (2, image.grid.shape)
 
 
 def test_a_network_is_named_or_fine_tuned_not_both(tmp_path: Path, data: Path) -> None:

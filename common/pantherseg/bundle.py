@@ -1,152 +1,215 @@
-"""Trained models on disk: where they are looked for, and whether they are complete. No torch.
+"""A model bundle: everything that inference needs of a trained model, readable without torch.
 
-A model is an nnU-Net folder: plans.json, dataset.json and fold_<k>/<checkpoint>. A recipe names its models by role
-(`task1`, `localizer`); below a root folder, a role's model is the one model folder in <root>/<role> or, for a recipe
-with a single member, the only model folder of the root.
+manifest.json            what is in it, and how a volume is prepared for it
+graph.xml                the network as an OpenVINO graph whose weights lie in a fold's file
+fold_<k>.safetensors     one fold's tensors, each once, float32, in the same layout for every fold
+plans.json dataset.json  nnU-Net's own, as they were
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pantherseg.errors import ModelError
-from pantherseg.recipe import Localizer, Member, Recipe
+import msgspec
+import numpy as np
+from safetensors import SafetensorError, safe_open
 
-MAX_DEPTH = 4
-MODEL_FILES = ("plans.json", "dataset.json")
-CHECKPOINT = "checkpoint_final.pth"
-LAYOUT = "plans.json, dataset.json and fold_0, fold_1, ..."
-MRSEGMENTATOR = "mrsegmentator"
+from pantherseg.errors import ModelError
+from pantherseg.inference.preprocess import Preprocessing
+from pantherseg.recipe import Table
+
+SCHEMA: Literal[1] = 1
+MANIFEST = "manifest.json"
+GRAPH = "graph.xml"
+PLANS, DATASET = "plans.json", "dataset.json"
+# What the graph needs beside the network's weights (shapes, axes), in every fold's file.
+GRAPH_CONSTANTS = "graph.constants"
+
+
+class Provenance(Table, frozen=True):
+    """Where a bundle comes from, for the record."""
+
+    configuration: str
+    trainer: str
+    checkpoints_sha256: dict[str, str]
+    """Of each fold's checkpoint."""
+    versions: dict[str, str]
+
+
+class Manifest(Table, frozen=True):
+    """A bundle's description; every other file is named in it with its checksum."""
+
+    schema: Literal[1]
+    checkpoint: str
+    """The name of the checkpoints that were packed."""
+    folds: tuple[str, ...]
+    patch: tuple[int, ...]
+    """The network's input, (z, y, x) or (y, x), in its own axes."""
+    classes: int
+    labels: dict[str, int]
+    mirroring_axes: tuple[int, ...]
+    """Spatial axes that may be mirrored, 0 = z."""
+    preprocessing: Preprocessing
+    tensors: dict[str, tuple[int, ...]]
+    """Shapes of the tensors in every fold's file."""
+    header_sha256: str
+    """Of every fold's header: the graph finds tensors by their place in the file."""
+    sha256: dict[str, str]
+    """Of every other file."""
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
-class ModelFolder:
-    """A complete nnU-Net model folder and the folds of it that are used, in their order."""
+class Bundle:
+    """A bundle that was opened: its manifest, and the folds of it that are used, in their order."""
 
     path: Path
+    manifest: Manifest
     folds: tuple[str, ...]
-    checkpoint: str
 
-    def checkpoint_path(self, fold: str) -> Path:
-        """Return the checkpoint of one fold."""
-        return self.path / f"fold_{fold}" / self.checkpoint
+    @property
+    def graph_path(self) -> Path:
+        """The network's graph."""
+        return self.path / GRAPH
 
-    def plans(self) -> dict[str, Any]:
-        """Return the plans. Raises ModelError."""
-        return _read_json(self.path / "plans.json")
+    def weights_path(self, fold: str) -> Path:
+        """Return the file of one fold's tensors."""
+        return self.path / weights_name(fold)
 
-    def dataset(self) -> dict[str, Any]:
-        """Return the data set's description. Raises ModelError."""
-        return _read_json(self.path / "dataset.json")
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models of a recipe, found. localizer: None where the recipe has none or the root holds none."""
-
-    root: Path
-    members: tuple[ModelFolder, ...]
-    localizer: ModelFolder | None
+    def verify(self, fold: str) -> Path:
+        """Return the file of one fold's tensors after comparing it with the manifest. Raises ModelError."""
+        path = self.weights_path(fold)
+        _check_sum(path, self.manifest)
+        _check_numbers(path, self.manifest)
+        return path
 
 
-def choose_root(uploaded: Path, shipped: Path) -> Path:
-    """Return the folder of uploaded models if it holds any file, else that of the models shipped with the code."""
-    # Any file counts: an upload that is damaged must be an error, not silently another model.
-    holds_something = uploaded.is_dir() and any(path.is_file() for path in uploaded.rglob("*"))
-    return uploaded if holds_something else shipped
+def weights_name(fold: str) -> str:
+    """Return the name of a fold's file."""
+    return f"fold_{fold}.safetensors"
 
 
-def find_models(root: Path, recipe: Recipe) -> Models:
-    """Find and check every model of a recipe below a root folder. Raises ModelError naming what is missing."""
-    if not root.is_dir():
-        raise ModelError(root, expected="a folder of models", found="a file" if root.exists() else "no such folder")
-    members = tuple(
-        open_model(_member_folder(root, member, recipe), folds=member.folds, checkpoint=member.checkpoint)
-        for member in recipe.members
-    )
-    localizer, wanted = None, recipe.localizer
-    if wanted is not None and (folder := _localizer_folder(root, wanted)) is not None:
-        localizer = open_model(folder, folds=wanted.folds, checkpoint=wanted.checkpoint)
-    return Models(root, members, localizer)
+def is_bundle(folder: Path) -> bool:
+    """Return whether a folder is meant to be a bundle, complete or not."""
+    return (folder / MANIFEST).is_file() or any(folder.glob("fold_*.safetensors"))
 
 
-def open_model(
-    folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str = CHECKPOINT
-) -> ModelFolder:
-    """Check that a model folder holds its plans and every wanted fold's checkpoint. Raises ModelError."""
-    for name in MODEL_FILES:
-        if not (folder / name).is_file():
-            raise ModelError(folder, expected=f"an nnU-Net model folder ({LAYOUT})", found=f"no {name}")
-    names = _every_fold(folder) if folds == "all" else [str(fold) for fold in folds]
-    if not names:
-        raise ModelError(folder, expected="at least one fold_<k>", found="none")
-    model = ModelFolder(folder, tuple(names), checkpoint)
-    for fold in names:
-        if not (path := model.checkpoint_path(fold)).is_file():
-            others = sorted(other.name for other in path.parent.glob("*.pth"))
-            raise ModelError(path, expected="a checkpoint", found=f"{', '.join(others) or 'nothing'} in fold_{fold}")
-    for content in (model.plans(), model.dataset()):
-        if not isinstance(content, dict):
-            raise ModelError(folder, expected="JSON objects in plans.json and dataset.json", found="another value")
-    return model
+def open_bundle(
+    folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str | None = None
+) -> Bundle:
+    """Open a bundle and check it, but for the numbers of its folds: `Bundle.verify` does that when one is loaded.
 
-
-def _member_folder(root: Path, member: Member, recipe: Recipe) -> Path:
-    below = root / member.model
-    found = list(_model_folders(below)) if below.is_dir() else []
-    if not found and len(recipe.members) == 1:
-        roles = {recipe.localizer.model} if recipe.localizer else set()
-        found = [path for path in _model_folders(root) if not roles & set(path.relative_to(root).parts)]
-    if len(found) != 1:
+    checkpoint: the name of the checkpoints that the bundle must be made of. Raises ModelError.
+    """
+    manifest = _read_manifest(folder / MANIFEST)
+    names = manifest.folds if folds == "all" else tuple(str(fold) for fold in folds)
+    missing = [name for name in names if name not in manifest.folds or not (folder / weights_name(name)).is_file()]
+    if missing or not names:
+        found = f"no {weights_name(missing[0])}" if missing else "none"
+        raise ModelError(folder, expected=f"folds {' '.join(names) or 'at all'}", found=found)
+    if checkpoint not in (None, manifest.checkpoint):
         raise ModelError(
-            root,
-            expected=f"one nnU-Net model folder ({LAYOUT}) for '{member.model}'",
-            found=", ".join(str(path.relative_to(root)) for path in found) or "none",
-            hint=f"put it in {below}",
+            folder,
+            expected=f"a bundle of {checkpoint}",
+            found=f"one of {manifest.checkpoint}",
+            hint="pack it again with --checkpoint, or name the other in the recipe",
         )
-    return found[0]
+    for name in (GRAPH, PLANS, DATASET):
+        _check_sum(folder / name, manifest)
+    for name in names:
+        _check_shapes(folder / weights_name(name), manifest)
+    return Bundle(folder, manifest, names)
 
 
-def _localizer_folder(root: Path, localizer: Localizer) -> Path | None:
-    below = root / localizer.model
-    found = list(_model_folders(below)) if below.is_dir() else []
-    if len(found) > 1:
-        names = ", ".join(str(path.relative_to(root)) for path in found)
-        raise ModelError(below, expected="one model folder", found=names)
-    if found:
-        return found[0]
-    return _mrsegmentator_folder() if localizer.model == MRSEGMENTATOR else None
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _mrsegmentator_folder() -> Path | None:
-    """Return where the mrsegmentator package keeps its weights, as its own documentation says, or None."""
-    root = Path(os.environ.get("MRSEG_WEIGHTS_PATH", Path.home() / ".mrsegmentator"))
-    return next((path for path in (root, root / "base") if (path / "plans.json").is_file()), None)
-
-
-def _model_folders(top: Path, depth: int = 0) -> Iterator[Path]:
-    """Yield the folders that look like a model's, so that an incomplete one can be named rather than overlooked."""
-    if any((top / name).is_file() for name in MODEL_FILES) or any(top.glob("fold_*/*.pth")):
-        yield top
-    elif depth < MAX_DEPTH:
-        for child in sorted(path for path in top.iterdir() if path.is_dir()):
-            yield from _model_folders(child, depth + 1)
-
-
-def _every_fold(folder: Path) -> list[str]:
-    """Return the numbered folds in their order, or fold_all where there is no other, as nnU-Net does."""
-    names = [path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir()]
-    return sorted((name for name in names if name.isdigit()), key=int) or [name for name in names if name == "all"]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of nnU-Net's, such as plans.json. Raises ModelError."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(path, expected="valid JSON", found=str(error) or type(error).__name__) from error
+    if not isinstance(content, dict):
+        raise ModelError(path, expected="a JSON object", found="another value")
     return content
+
+
+def read_header(path: Path) -> bytes:
+    """Return the header of a sound safetensors file: 8 bytes for the length of the JSON that follows.
+
+    The format: https://huggingface.co/docs/safetensors
+    """
+    with path.open("rb") as file:
+        length = file.read(8)
+        return length + file.read(int.from_bytes(length, "little"))
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        content = msgspec.json.decode(path.read_bytes())
+        schema = content.get("schema") if isinstance(content, dict) else None
+        if schema != SCHEMA:
+            raise ModelError(path, expected=f"schema {SCHEMA}", found=str(schema), hint="pack the model again")
+        return msgspec.convert(content, Manifest)
+    except OSError as error:
+        raise ModelError(path, expected="a bundle's manifest", found=error.strerror or str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ModelError(path, expected="a bundle's manifest", found=str(error)) from error
+
+
+def _check_sum(path: Path, manifest: Manifest) -> None:
+    expected = manifest.sha256.get(path.name, f"in {MANIFEST}")
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise ModelError(path, expected="a bundle's file", found=error.strerror or str(error)) from error
+    if found != expected:
+        raise ModelError(
+            path, expected=f"SHA-256 {expected}", found=found, hint="copy the bundle again or pack the model again"
+        )
+
+
+def _check_shapes(path: Path, manifest: Manifest) -> None:
+    """Raise ModelError unless a fold's file is complete and holds the manifest's tensors; its header is read only."""
+    with _opened(path) as file:
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        if found.pop(GRAPH_CONSTANTS, None) is None:
+            raise ModelError(path, expected=f"a tensor {GRAPH_CONSTANTS}", found="none")
+        shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
+        names = shapes.keys() | manifest.tensors.keys()
+        odd = sorted(name for name in names if shapes.get(name) != manifest.tensors.get(name))
+        if odd:
+            expected, other = manifest.tensors.get(odd[0], "none"), shapes.get(odd[0], "none")
+            raise ModelError(path, expected=f"the tensors of {MANIFEST} ({odd[0]}: {expected})", found=str(other))
+        for name, tensor in found.items():
+            if (dtype := tensor.get_dtype()) != "F32":
+                raise ModelError(path, expected=f"float32 numbers in {name}", found=dtype)
+    if hashlib.sha256(read_header(path)).hexdigest() != manifest.header_sha256:
+        raise ModelError(path, expected=f"tensors where {GRAPH} looks for them", found="another order")
+
+
+def _check_numbers(path: Path, manifest: Manifest) -> None:
+    """Raise ModelError for a fold's file with numbers that are none."""
+    with _opened(path) as file:
+        for name in manifest.tensors:
+            if not np.isfinite(file.get_tensor(name)).all():
+                raise ModelError(path, expected=f"finite numbers in {name}", found="NaN or infinite ones")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelError(path, expected="a complete safetensors file", found=str(error)) from error

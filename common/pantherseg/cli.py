@@ -1,4 +1,4 @@
-"""The command line: `pantherseg predict | evaluate | check | phantom | train | report`."""
+"""The command line: `pantherseg predict | pack | evaluate | check | phantom | train | report`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ def main() -> None:
 @click.option("--task", type=click.Choice(["1", "2"]), help="Use this task's recipe.")
 @click.option("--recipe", type=PATH, help="Use this recipe.")
 @click.option("--model", type=PATH, help="Folder of models; without it the demo weights, which know only phantoms.")
-@click.option("--mode", type=click.Choice(["exact"]), default="exact", show_default=True, help="nnU-Net's own masks.")
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="exact: nnU-Net's own masks; fast: in bfloat16 where the CPU has it.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--rescue", is_flag=True, help="Fill an empty mask with the most probable component.")
 def predict(
@@ -55,7 +61,7 @@ def predict(
     task: str | None,
     recipe: Path | None,
     model: Path | None,
-    mode: str,
+    mode: Any,
     device: str,
     rescue: bool,
 ) -> None:
@@ -69,9 +75,32 @@ def predict(
     from pantherseg.house import DEMO_WEIGHTS, task_recipe
 
     path = recipe or task_recipe(int(task or 0))
-    failed = predict_all(source, output, recipe=path, model=model or DEMO_WEIGHTS, device=device, rescue=rescue)
+    failed = predict_all(
+        source, output, recipe=path, model=model or DEMO_WEIGHTS, device=device, mode=mode, rescue=rescue
+    )
     if failed:
         raise SystemExit(1)
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.argument("bundle", type=PATH)
+@click.option("--checkpoint", metavar="NAME", help="Which checkpoints  [default: checkpoint_final.pth].")
+@click.option("--task", type=click.Choice(["1", "2"]), help="Pack every model of this task's recipe.")
+@click.option("--recipe", type=PATH, help="Pack every model of this recipe.")
+def pack(source: Path, bundle: Path, checkpoint: str | None, task: str | None, recipe: Path | None) -> None:
+    """Pack SOURCE, an nnU-Net model folder, into the new folder BUNDLE: half the bytes, and no torch to run it.
+
+    With a recipe, SOURCE is a folder of models, and each that the recipe names becomes BUNDLE/<role>.
+    """
+    if task and recipe:
+        raise click.UsageError("give --task or --recipe")
+    if checkpoint and (task or recipe):
+        raise click.UsageError("--checkpoint: the recipe names it")
+    from pantherseg.commands.pack import pack_source
+
+    for line in pack_source(source, bundle, checkpoint=checkpoint, task=task, recipe=recipe):
+        click.echo(line)
 
 
 @main.command()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pantherseg.errors import Event
-from pantherseg.inference import Predictor
+from pantherseg.fuse import mean_logits
+from pantherseg.inference.predictor import Predictor
 from pantherseg.recipe import Localizer
 from pantherseg.volume import Box, Triple, Volume, from_itk, to_itk
 
@@ -19,7 +19,7 @@ ORIENTATION = "LPS"
 def localize(volume: Volume, predictor: Predictor, settings: Localizer) -> tuple[Box | None, tuple[Event, ...]]:
     """Return the pancreas's box plus the recipe's margin, in voxels of `volume`; None and an event if none is found."""
     seen = _as_seen(volume, settings.spacing)
-    pancreas = predictor.logits(seen).argmax(axis=0) == settings.label
+    pancreas = mean_logits([predictor.logits(predictor.prepare(seen))]).labels() == settings.label
     box = Box.around(_without_specks(pancreas, settings.min_component_mm3 / seen.grid.voxel_mm3))
     if box is None:
         return None, (Event("no_pancreas_found", "the localizer found no pancreas; the whole volume was searched"),)
@@ -48,6 +48,8 @@ def _as_seen(volume: Volume, spacing: Triple | None) -> Volume:
 
 def _without_specks(mask: NDArray[np.bool_], min_voxels: float) -> NDArray[np.bool_]:
     """Drop components below `min_voxels`, unless that would drop everything."""
+    from scipy import ndimage  # takes long to import, and is not needed before the networks run
+
     components, count = ndimage.label(mask)
     if count < 2:
         return mask

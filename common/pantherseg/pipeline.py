@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from pantherseg import __version__
-from pantherseg.allocator import keep_freed_memory
-from pantherseg.bundle import ModelFolder, Models, find_models
+from pantherseg.bundle import Bundle
 from pantherseg.errors import Event, OutputError, RecipeError
 from pantherseg.files import write_text
 from pantherseg.fuse import mean_logits
-from pantherseg.inference import Predictor, choose_device
+from pantherseg.inference.backends import Backend, Mode, choose_backend
+from pantherseg.inference.predictor import Logits, Predictor
+from pantherseg.inference.preprocess import Prepared, Preprocessing
 from pantherseg.localize import localize
 from pantherseg.logs import stage
+from pantherseg.models import Models, find_models
+from pantherseg.packing import as_bundle
 from pantherseg.postprocess import tumour_mask
 from pantherseg.recipe import Recipe
 from pantherseg.volume import Box, Volume, uncrop, write_volume
@@ -31,9 +34,14 @@ class System:
 
     recipe: Recipe
     models: Models
-    device: str
+    backend: Backend
     members: tuple[Predictor, ...]
     localizer: Predictor | None
+
+    @property
+    def predictors(self) -> tuple[Predictor, ...]:
+        """The members, then the localizer if there is one."""
+        return self.members if self.localizer is None else (*self.members, self.localizer)
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,14 @@ class Segmentation:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report of the case for a JSON file."""
-        models = [*self.system.models.members, *filter(None, [self.system.models.localizer])]
+        system = self.system
         return {
             "pantherseg": __version__,
             "not_for_clinical_use": True,
-            "recipe": self.system.recipe.name,
-            "device": self.system.device,
-            "models": [_model_report(model) for model in models],
+            "recipe": system.recipe.name,
+            "device": system.backend.device,
+            "precision": system.backend.precision,
+            "models": [_model_report(predictor.bundle) for predictor in system.predictors],
             "tumour_ml": round(self.tumour_ml, 3),
             "box": {"start_zyx": self.box.start, "stop_zyx": self.box.stop},
             "events": [event.as_dict() for event in self.events],
@@ -71,26 +80,25 @@ class Segmentation:
         }
 
 
-def load_system(recipe: Recipe, root: Path, *, device: str = "auto") -> System:
-    """Find and load a recipe's models below `root`; device: `auto`, `cpu` or `cuda`. Raises ModelError, DeviceError."""
-    keep_freed_memory()
-    device = choose_device(device)
+def load_system(recipe: Recipe, root: Path, *, device: str = "auto", mode: Mode = "exact") -> System:
+    """Find a recipe's models below `root`; device: `auto`, `cpu` or `cuda`. Raises ModelError, DeviceError."""
+    backend = choose_backend(device, mode)
     with stage("models") as remarks:
         models = find_models(root, recipe)
         members = tuple(
-            Predictor.load(model, device=device, step=member.step, mirroring=member.mirroring)
+            Predictor(as_bundle(model), backend, step=member.step, mirroring=member.mirroring)
             for model, member in zip(models.members, recipe.members, strict=True)
         )
-        localizer = None
-        if models.localizer is not None and recipe.localizer is not None:
-            localizer = Predictor.load(models.localizer, device=device, step=recipe.localizer.step)
         for predictor in members:
             _check_label(predictor, "tumour_label", recipe.tumour_label)
-        if localizer is not None and recipe.localizer is not None:
+        localizer = None
+        if models.localizer is not None and recipe.localizer is not None:
+            localizer = Predictor(as_bundle(models.localizer), backend, step=recipe.localizer.step)
             _check_label(localizer, "label", recipe.localizer.label)
-        used = [*models.members, *filter(None, [models.localizer])]
+        used = models.members if models.localizer is None else (*models.members, models.localizer)
         remarks += [f"{model.path}: folds {' '.join(model.folds)}" for model in used]
-    return System(recipe, models, device, members, localizer)
+        remarks.append(f"{backend.device} in {backend.precision}")
+    return System(recipe, models, backend, members, localizer)
 
 
 def write_result(result: Segmentation, mask: Path, report: Path, about: dict[str, str]) -> None:
@@ -110,10 +118,9 @@ def write_result(result: Segmentation, mask: Path, report: Path, about: dict[str
 
 
 def _check_label(predictor: Predictor, key: str, label: int) -> None:
-    if not 1 <= label < predictor.classes:
-        raise RecipeError(
-            predictor.model.path, expected=f"{key} between 1 and {predictor.classes - 1}", found=str(label)
-        )
+    highest = predictor.bundle.manifest.classes - 1
+    if not 1 <= label <= highest:
+        raise RecipeError(predictor.bundle.path, expected=f"{key} between 1 and {highest}", found=str(label))
 
 
 def segment(
@@ -129,24 +136,35 @@ def segment(
     box, found = _search_box(volume, system, seconds)
     crop = volume.crop(box)
     with stage("members", seconds) as remarks:
-        logits = mean_logits(member.logits(crop) for member in system.members)
-        folds = sum(len(member.model.folds) for member in system.members)
+        logits = mean_logits(_member_logits(crop, system.members))
+        folds = sum(len(member.bundle.folds) for member in system.members)
         remarks.append(f"{folds} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
     with stage("mask", seconds) as remarks:
         settings = recipe.postprocess
         inside, cleaned = tumour_mask(
-            logits,
-            recipe.tumour_label,
+            logits.labels() == recipe.tumour_label,
+            lambda: logits.probability(recipe.tumour_label),
             volume.grid.voxel_mm3,
             settings,
             rescue=settings.rescue if rescue is None else rescue,
         )
         mask = Volume(uncrop(inside, box, volume.grid.shape), volume.grid)
-        result = Segmentation(mask, box, events + found + cleaned, seconds, system)
+        result = Segmentation(mask, box, system.backend.events + events + found + cleaned, seconds, system)
         remarks.append(f"{result.tumour_ml:.1f} ml of tumour")
     for event in result.events:
         logger.warning("%s: %s", event.code, event.message)
     return result
+
+
+def _member_logits(crop: Volume, members: tuple[Predictor, ...]) -> list[Logits]:
+    """Return each member's logits; members that want the same preprocessing share it."""
+    prepared: dict[Preprocessing, Prepared] = {}
+    logits = []
+    for member in members:
+        if member.preprocessing not in prepared:
+            prepared[member.preprocessing] = member.prepare(crop)
+        logits.append(member.logits(prepared[member.preprocessing]))
+    return logits
 
 
 def _search_box(volume: Volume, system: System, seconds: dict[str, float]) -> tuple[Box, tuple[Event, ...]]:
@@ -164,5 +182,5 @@ def _search_box(volume: Volume, system: System, seconds: dict[str, float]) -> tu
     return box or whole, events
 
 
-def _model_report(model: ModelFolder) -> dict[str, Any]:
-    return {"path": str(model.path), "folds": list(model.folds), "checkpoint": model.checkpoint}
+def _model_report(bundle: Bundle) -> dict[str, Any]:
+    return {"path": str(bundle.path), "folds": list(bundle.folds), "checkpoint": bundle.manifest.checkpoint}

@@ -1,10 +1,11 @@
-"""Logits -> tumour mask: components, and what to do when nothing is left."""
+"""Tumour voxels -> tumour mask: components, and what to do when nothing is left."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pantherseg.errors import Event
 from pantherseg.recipe import Postprocess
@@ -16,21 +17,25 @@ RESCUE_SHARE = 0.5
 
 
 def tumour_mask(
-    logits: NDArray[np.float32], tumour: int, voxel_mm3: float, settings: Postprocess, *, rescue: bool
+    found: NDArray[np.bool_],
+    probability: Callable[[], NDArray[np.float32]],
+    voxel_mm3: float,
+    settings: Postprocess,
+    *,
+    rescue: bool,
 ) -> tuple[NDArray[np.uint8], tuple[Event, ...]]:
-    """Return the mask (z, y, x) of the voxels whose largest logit (class, z, y, x) is the tumour's, and what was done.
+    """Return the mask (z, y, x) that is left of the voxels `found` to be tumour, and what was done.
 
     Components are dropped as the settings say. A mask that is empty then is filled with the most probable component
-    if `rescue`, and stays empty with an event if not.
+    if `rescue`, for which the tumour's probability (z, y, x) is asked for; without it stays empty, with an event.
     """
-    mask = logits.argmax(axis=0) == tumour
-    kept = _kept_components(mask, settings.min_component_mm3 / voxel_mm3, settings.max_components)
+    kept = _kept_components(found, settings.min_component_mm3 / voxel_mm3, settings.max_components)
     events: tuple[Event, ...] = ()
-    if dropped := int(mask.sum()) - int(kept.sum()):
+    if dropped := int(found.sum()) - int(kept.sum()):
         events += (Event("components_dropped", f"{dropped * voxel_mm3:.0f} mm3 in small components were dropped"),)
     if not kept.any():
         if rescue:
-            kept = _most_probable(tumour_probability(logits, tumour), settings.rescue_max_mm3 / voxel_mm3)
+            kept = _most_probable(probability(), settings.rescue_max_mm3 / voxel_mm3)
             message = f"no tumour was found; the most probable {kept.sum() * voxel_mm3:.0f} mm3 were marked"
             events += (Event("empty_mask_rescued", message),)
         else:
@@ -38,14 +43,9 @@ def tumour_mask(
     return kept.astype(np.uint8), events
 
 
-def tumour_probability(logits: NDArray[np.float32], tumour: int) -> NDArray[np.float32]:
-    """Return the softmax of one class, (z, y, x)."""
-    shifted = np.exp(logits - logits.max(axis=0))
-    probability: NDArray[np.float32] = shifted[tumour] / shifted.sum(axis=0)
-    return probability
-
-
 def _kept_components(mask: NDArray[np.bool_], min_voxels: float, at_most: int | None) -> NDArray[np.bool_]:
+    from scipy import ndimage  # takes long to import, and is not needed before the networks run
+
     components, count = ndimage.label(mask, TOUCHING)
     if not count:
         return mask
@@ -75,6 +75,8 @@ def _most_probable(probability: NDArray[np.float32], max_voxels: float) -> NDArr
 
 
 def _component_at(mask: NDArray[np.bool_], voxel: tuple[np.intp, ...]) -> NDArray[np.bool_]:
+    from scipy import ndimage
+
     components, _ = ndimage.label(mask, TOUCHING)
     found: NDArray[np.bool_] = components == components[voxel]
     return found

@@ -12,10 +12,14 @@ pantherseg() {
   .venv/bin/pantherseg "$@"
 }
 
-rm -rf weights/demo/task1 weights/demo/task2 weights/demo/localizer
 pantherseg phantom "$work/t1" --task 1 --cases 40 --seed 1000
 pantherseg phantom "$work/t2" --task 2 --cases 100 --seed 2000
 pantherseg phantom "$work/organs" --task 2 --cases 40 --seed 2000 --organs
-pantherseg train Task1/training/demo.toml "$work/t1" weights/demo/task1 --work "$work/task1"
-pantherseg train Task2/training/localizer_demo.toml "$work/organs" weights/demo/localizer --work "$work/localizer"
-pantherseg train Task2/training/demo.toml "$work/t2" weights/demo/task2 --work "$work/task2" --start weights/demo/task1
+pantherseg train Task1/training/demo.toml "$work/t1" "$work/models/task1" --work "$work/task1"
+pantherseg train Task2/training/localizer_demo.toml "$work/organs" "$work/models/localizer" --work "$work/localizer"
+pantherseg train Task2/training/demo.toml "$work/t2" "$work/models/task2" --work "$work/task2" --start "$work/models/task1"
+for role in task1 task2 localizer; do
+  rm -rf "weights/demo/$role"
+  pantherseg pack "$work/models/$role" "weights/demo/$role"
+  cp "$work/models/$role/training.json" "weights/demo/$role/"
+done

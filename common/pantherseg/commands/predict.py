@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pantherseg.errors import Event, InputError, OutputError, PantherSegError
 from pantherseg.files import prepare_folder
+from pantherseg.inference.backends import Mode
 from pantherseg.logs import one_line, stage
 from pantherseg.pipeline import System, load_system, segment, write_result
 from pantherseg.recipe import load_recipe
@@ -15,7 +16,9 @@ from pantherseg.volume import Volume, case_name, mask_name, read_image, volumes_
 logger = logging.getLogger(__name__)
 
 
-def predict_all(source: Path, output: Path, *, recipe: Path, model: Path, device: str, rescue: bool) -> list[Path]:
+def predict_all(
+    source: Path, output: Path, *, recipe: Path, model: Path, device: str, mode: Mode, rescue: bool
+) -> list[Path]:
     """Segment a volume, or every volume of a folder, and return the inputs that failed.
 
     A single volume that fails raises its error; in a folder the others go on.
@@ -24,13 +27,13 @@ def predict_all(source: Path, output: Path, *, recipe: Path, model: Path, device
     if not source.is_dir():
         _check_targets([source], output)
         image = _read(source)  # a bad input is named before models are loaded
-        system = load_system(settings, model, device=device)
+        system = load_system(settings, model, device=device, mode=mode)
         prepare_folder(output)
         _predict_one(source, image, output, system, rescue=rescue)
         return []
     inputs = _inputs(source)
     _check_targets(inputs, output)
-    system = load_system(settings, model, device=device)
+    system = load_system(settings, model, device=device, mode=mode)
     prepare_folder(output)
     failed = []
     for number, path in enumerate(inputs, start=1):

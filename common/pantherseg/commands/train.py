@@ -7,7 +7,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from pantherseg.inference import choose_device
+from pantherseg.inference.backends import choose_backend
 from pantherseg.training.recipe import load_training_recipe
 from pantherseg.training.run import train
 
@@ -19,6 +19,6 @@ def train_model(recipe: Path, data: Path, output: Path, *, start: Path | None, w
     settings = load_training_recipe(recipe)
     with contextlib.ExitStack() as stack:
         folder = work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pantherseg-train-")))
-        record = train(settings, data, output, work=folder, start=start, device=choose_device(device))
+        record = train(settings, data, output, work=folder, start=start, device=choose_backend(device).device)
     figures = ", ".join(f"{name} {dice:.3f}" for name, dice in record["dice"]["mean"].items())
     logger.info("%s: cross-validated Dice %s, %d s", output, figures, record["seconds"])

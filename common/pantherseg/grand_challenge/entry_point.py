@@ -8,12 +8,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from pantherseg.bundle import choose_root
 from pantherseg.errors import PantherSegError
 from pantherseg.files import prepare_folder
 from pantherseg.grand_challenge.job import find_input, output_path
 from pantherseg.house import DEMO_WEIGHTS
 from pantherseg.logs import one_line, show_log, stage
+from pantherseg.models import choose_root
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import read_image
 

@@ -1,145 +1,89 @@
-"""The folds of one nnU-Net model over one volume, with nnU-Net's own predictor in this process.
-
-Preprocessing, tiles, Gaussian weights, mirroring, the mean of the folds' logits and the way back to the volume's
-grid are nnU-Net's (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z).
-"""
+"""The folds of one model over one volume: nnU-Net's masks, without nnU-Net."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pantherseg.bundle import ModelFolder
-from pantherseg.errors import DeviceError, InputError, ModelError
-from pantherseg.networks import build_network
-from pantherseg.packing import check_fit, read_checkpoint
+from pantherseg.bundle import Bundle
+from pantherseg.errors import ModelError
+from pantherseg.inference.accumulate import Sweep
+from pantherseg.inference.backends import Backend
+from pantherseg.inference.preprocess import Prepared, Preprocessing, WayBack
 from pantherseg.volume import Volume
-
-with contextlib.redirect_stdout(io.StringIO()):  # stdout belongs to results; nnU-Net greets there on import
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-# A logit at which the background is certain: where nnU-Net's crop to non-zero voxels has cut the volume.
-CERTAIN = 50.0
-READERS = ("SimpleITKIO", "NibabelIO")
-
-
-def choose_device(wanted: str) -> str:
-    """Return `cpu` or `cuda` for `auto`, `cpu` or `cuda`. Raises DeviceError where `cuda` does not answer."""
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise DeviceError("device", expected="a CUDA device", found="none that answers", hint="use --device cpu")
-    if wanted == "auto":
-        return "cuda" if available else "cpu"
-    return wanted
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A model folder's folds, loaded. device: `cpu` or `cuda`; step: distance of tiles as a fraction of the patch."""
+class Logits:
+    """Mean logits of a model's folds, (class, z, y, x) in the network's grid, and the way back to the volume's."""
 
-    model: ModelFolder
-    network: nnUNetPredictor
-
-    @classmethod
-    def load(cls, model: ModelFolder, *, device: str, step: float = 0.5, mirroring: bool = False) -> Predictor:
-        """Read plans and checkpoints and build the network, whatever trainer made them. Raises ModelError."""
-        checkpoints = [read_checkpoint(model.checkpoint_path(fold)) for fold in model.folds]
-        first = checkpoints[0]
-        plans, dataset = model.plans(), model.dataset()
-        try:
-            manager = PlansManager(plans)
-            configuration = manager.get_configuration(first.configuration)
-            channels = determine_num_input_channels(manager, configuration, dataset)
-            labels = manager.get_label_manager(dataset)
-            reader = plans["image_reader_writer"]
-            _ = manager.transpose_forward, manager.transpose_backward  # read here, where a lack of them is named
-            cascaded, regions = configuration.previous_stage_name is not None, labels.has_regions
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
-            raise ModelError(
-                model.path, expected=f"plans.json and dataset.json with {first.configuration}", found=repr(error)
-            ) from error
-        if channels != 1 or cascaded or regions or reader not in READERS:
-            found = f"{channels} channels, cascade {cascaded}, regions {regions}, reader {reader}"
-            raise ModelError(model.path, expected="one channel, one stage, labels, SimpleITKIO", found=found)
-        network = build_network(
-            model.path / "plans.json", configuration, channels=channels, classes=labels.num_segmentation_heads
-        )
-        for fold, checkpoint in zip(model.folds, checkpoints, strict=True):
-            check_fit(model.checkpoint_path(fold), network.state_dict(), checkpoint.weights)
-        with contextlib.redirect_stdout(io.StringIO()):
-            predictor = nnUNetPredictor(
-                tile_step_size=step,
-                use_mirroring=mirroring,
-                device=torch.device(device),
-                allow_tqdm=sys.stderr.isatty(),
-            )
-        predictor.manual_initialization(
-            network,
-            manager,
-            configuration,
-            [checkpoint.weights for checkpoint in checkpoints],
-            dataset,
-            first.trainer,
-            first.mirroring_axes or None,
-        )
-        return cls(model, predictor)
-
-    def logits(self, volume: Volume) -> NDArray[np.float32]:
-        """Return the mean logits of all folds, (class, z, y, x) on the volume's grid."""
-        configuration, manager = self.network.configuration_manager, self.network.plans_manager
-        properties: dict[str, Any] = {"spacing": list(volume.grid.spacing)}
-        self._check_size(volume)
-        preprocessor = configuration.preprocessor_class(verbose=False)
-        data, _, properties = preprocessor.run_case_npy(
-            volume.array[None], None, properties, manager, configuration, self.network.dataset_json
-        )
-        logits = self.network.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-        if not bool(torch.isfinite(logits).all()):
-            raise ModelError(self.model.path, expected="finite logits", found="NaN or infinite ones; a fold is damaged")
-        return self._on_grid(logits, properties, volume.grid.shape)
+    values: NDArray[np.float16]
+    back: WayBack
 
     @property
     def classes(self) -> int:
         """Number of classes, the background's included."""
-        return int(self.network.label_manager.num_segmentation_heads)
+        return len(self.values)
 
-    def _check_size(self, volume: Volume) -> None:
-        """Raise InputError for a volume of which nothing is left at the model's spacing."""
-        spacing = [volume.grid.spacing[axis] for axis in self.network.plans_manager.transpose_forward]
-        shape = [volume.grid.shape[axis] for axis in self.network.plans_manager.transpose_forward]
-        target = self.network.configuration_manager.spacing
-        scaled = zip(shape[-len(target) :], spacing[-len(target) :], target, strict=True)
-        if any(round(n * old / new) < 1 for n, old, new in scaled):
-            raise InputError(
-                "volume",
-                expected=f"at least half a voxel a side at the model's spacing {list(target)} mm (z, y, x)",
-                found=volume.grid.describe(),
-            )
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The volume's shape, (z, y, x)."""
+        return self.back.shape
 
-    def _on_grid(
-        self, logits: torch.Tensor, properties: dict[str, Any], shape: tuple[int, int, int]
-    ) -> NDArray[np.float32]:
-        """Resample logits to the volume's voxels and undo nnU-Net's crop to non-zero voxels and its transposition."""
-        configuration, manager = self.network.configuration_manager, self.network.plans_manager
-        cropped = properties["shape_after_cropping_and_before_resampling"]
-        spacing = [properties["spacing"][axis] for axis in manager.transpose_forward]
-        # A 2-D configuration keeps the slices where they are.
-        from_spacing = [spacing[0], *configuration.spacing][-len(cropped) :]
-        resampled = np.asarray(configuration.resampling_fn_probabilities(logits, cropped, from_spacing, spacing))
-        whole = np.zeros((len(resampled), *properties["shape_before_cropping"]), np.float32)
-        whole[0] = CERTAIN
-        box = tuple(slice(start, stop) for start, stop in properties["bbox_used_for_cropping"])
-        whole[(slice(None), *box)] = resampled
-        result = whole.transpose([0, *(axis + 1 for axis in manager.transpose_backward)])
-        if result.shape[1:] != shape:
-            raise RuntimeError(f"logits of shape {result.shape[1:]} came back for a volume of shape {shape}")
-        return result
+    def slab(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the logits of the volume's slices start..stop, (class, stop - start, y, x) on its own grid."""
+        return self.back.slab(self.values, start, stop)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A bundle's folds, ready for any number of volumes.
+
+    step: distance of tiles as a fraction of the patch; mirroring: average over inputs mirrored along the axes that the
+    bundle allows.
+    """
+
+    bundle: Bundle
+    backend: Backend
+    step: float = 0.5
+    mirroring: bool = False
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How a volume is prepared; predictors for which it is equal can share what `prepare` returns."""
+        return self.bundle.manifest.preprocessing
+
+    def prepare(self, volume: Volume) -> Prepared:
+        """Return a volume (float32) as the network wants it. Raises InputError where nothing of it is left."""
+        return self.preprocessing.run(volume.array, volume.grid.spacing)
+
+    def logits(self, prepared: Prepared) -> Logits:
+        """Return the mean logits of all folds. Raises ModelError for a fold that is damaged.
+
+        The folds are loaded one after the other, so memory does not grow with their number.
+        """
+        from tqdm import tqdm
+
+        manifest = self.bundle.manifest
+        axes = manifest.mirroring_axes if self.mirroring else ()
+        sweep = Sweep(prepared.data, manifest.patch, step=self.step, mirroring_axes=axes)
+        total: NDArray[np.float16] | None = None
+        with tqdm(total=len(sweep.tiles) * len(self.bundle.folds), unit="tile", disable=None, leave=False) as bar:
+            for fold in self.bundle.folds:
+                logits = self._fold_logits(sweep, fold, bar.update)
+                total = logits if total is None else np.add(total, logits, out=total)
+        assert total is not None  # a bundle has at least one fold
+        return Logits(total / np.float16(len(self.bundle.folds)), prepared.back)
+
+    def _fold_logits(self, sweep: Sweep, fold: str, on_tile: Callable[[], object]) -> NDArray[np.float16]:
+        """Return one fold's logits; its network ends with this function, before the next one is loaded."""
+        network = self.backend.network(self.bundle, fold)
+        logits = sweep.run(network, self.bundle.manifest.classes, on_tile=on_tile)
+        if not np.isfinite(logits).all():
+            found = "NaN or infinite ones; the fold is damaged"
+            raise ModelError(self.bundle.weights_path(fold), expected="weights of finite logits", found=found)
+        return logits

@@ -1,40 +1,6 @@
-"""nnU-Net's networks, built from the plans alone: the trainer that a checkpoint names is never looked up."""
+"""Networks of torch, as the plans of a trained model describe them."""
 
-from __future__ import annotations
+from pantherseg.networks.build import distinct_tensors
+from pantherseg.networks.plan import Plan, read_plan
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pantherseg.errors import ModelError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-# Plans name classes by their import path; nothing outside these packages is ever imported for them.
-NETWORK_PACKAGE = "dynamic_network_architectures."
-LAYER_PACKAGE = "torch.nn."
-
-
-def build_network(plans_file: Path, configuration: Any, *, channels: int, classes: int) -> nn.Module:
-    """Return the network of an nnU-Net ConfigurationManager, weights not loaded, without deep supervision.
-
-    Raises ModelError for a class outside nnU-Net's own networks or arguments that it does not take.
-    """
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    name = configuration.network_arch_class_name
-    arguments = dict(configuration.network_arch_init_kwargs)
-    imported = list(configuration.network_arch_init_kwargs_req_import)
-    if not str(name).startswith(NETWORK_PACKAGE):
-        raise ModelError(plans_file, expected=f"a network of {NETWORK_PACKAGE}*", found=str(name))
-    for key in imported:
-        value = arguments.get(key)
-        if value is not None and not str(value).startswith(LAYER_PACKAGE):
-            raise ModelError(plans_file, expected=f"{key} from {LAYER_PACKAGE}*", found=str(value))
-    try:
-        network: nn.Module = get_network_from_plans(
-            name, arguments, imported, channels, classes, allow_init=False, deep_supervision=False
-        )
-    except (ImportError, TypeError, ValueError, KeyError, AssertionError) as error:
-        raise ModelError(plans_file, expected=f"plans that {name} can be built from", found=repr(error)) from error
-    return network
+__all__ = ["Plan", "distinct_tensors", "read_plan"]

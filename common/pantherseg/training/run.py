@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ import torch
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from pantherseg.allocator import keep_freed_memory
-from pantherseg.bundle import CHECKPOINT, open_model
+from pantherseg.bundle import PLANS, read_json
 from pantherseg.errors import InputError, OutputError, RecipeError
 from pantherseg.files import write_text, written_beside
-from pantherseg.inference import Predictor
+from pantherseg.fuse import mean_logits
+from pantherseg.inference.backends import choose_backend
+from pantherseg.inference.predictor import Predictor
+from pantherseg.models import CHECKPOINT, open_model_folder
+from pantherseg.packing import as_bundle
 from pantherseg.training.dataset import LABELS, list_cases, write_nnunet_dataset
 from pantherseg.training.nnunet import plan, train_fold, workspace
 from pantherseg.training.recipe import TrainingRecipe
@@ -58,7 +63,7 @@ def train(
         dataset = write_nnunet_dataset(recipe, data, work / "raw")
         preprocessed = work / "preprocessed"
         (preprocessed / dataset.name).mkdir(parents=True, exist_ok=True)
-        start_plans = None if start is None else open_model(start).plans()
+        start_plans = None if start is None else read_json(start / PLANS)
         plans = plan(recipe, dataset, preprocessed, start=start_plans)
         (preprocessed / dataset.name / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
         dataset_json = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
@@ -85,7 +90,7 @@ def train(
 def _start_checkpoints(start: Path | None, folds: Sequence[int]) -> dict[int, Path | None]:
     if start is None:
         return dict.fromkeys(folds)
-    model = open_model(start, folds=folds)
+    model = open_model_folder(start, folds=folds)
     return {fold: model.checkpoint_path(str(fold)) for fold in folds}
 
 
@@ -95,11 +100,12 @@ def _cross_validate(
     """Return Dice per case and label by the fold that has not seen the case, and the means over cases."""
     labels = {name: value for name, value in LABELS[recipe.labels].items() if value}
     by_case: dict[str, dict[str, float | None]] = {}
+    bundle, backend = as_bundle(open_model_folder(output)), choose_backend(device)
     for fold, cases in held_out.items():
-        predictor = Predictor.load(open_model(output, folds=[fold]), device=device)
+        predictor = Predictor(replace(bundle, folds=(str(fold),)), backend)
         for case in cases:
             image, _ = read_image(dataset / "imagesTr" / f"{case}_0000.mha")
-            predicted = predictor.logits(image).argmax(axis=0)
+            predicted = mean_logits([predictor.logits(predictor.prepare(image))]).labels()
             truth = read_labels(dataset / "labelsTr" / f"{case}.mha").array
             by_case[str(case)] = {name: _dice(predicted == value, truth == value) for name, value in labels.items()}
     means = {

@@ -1,0 +1,32 @@
+"""`pantherseg pack`: nnU-Net model folders into bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pantherseg.bundle import Bundle
+from pantherseg.errors import ModelError
+from pantherseg.house import task_recipe
+from pantherseg.models import CHECKPOINT, open_model
+from pantherseg.packing import pack, pack_models
+from pantherseg.recipe import load_recipe
+
+
+def pack_source(
+    source: Path, target: Path, *, checkpoint: str | None, task: str | None, recipe: Path | None
+) -> Iterator[str]:
+    """Pack one model, or all of a recipe, and yield a line for each bundle. Raises PantherSegError."""
+    if task or recipe:
+        for bundle in pack_models(source, target, load_recipe(recipe or task_recipe(int(task or 0)))):
+            yield _line(bundle)
+        return
+    model = open_model(source, checkpoint=checkpoint or CHECKPOINT)
+    if isinstance(model, Bundle):
+        raise ModelError(source, expected="an nnU-Net model folder", found="a bundle, which is packed already")
+    yield _line(pack(model, target))
+
+
+def _line(bundle: Bundle) -> str:
+    size = sum(path.stat().st_size for path in bundle.path.iterdir())
+    return f"{bundle.path}: folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}, {size / 1e6:.1f} MB"

@@ -1,0 +1,142 @@
+"""Trained models on disk: where they are looked for, and whether they are complete. No torch.
+
+A model is a bundle, or an nnU-Net folder: plans.json, dataset.json and fold_<k>/<checkpoint>. A recipe names its
+models by role (`task1`, `localizer`); below a root folder, a role's model is the one model folder in <root>/<role> or,
+for a recipe with a single member, the only model folder of the root.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pantherseg.bundle import DATASET, PLANS, Bundle, is_bundle, open_bundle
+from pantherseg.errors import ModelError
+from pantherseg.recipe import Localizer, Member, Recipe
+
+MAX_DEPTH = 4
+CHECKPOINT = "checkpoint_final.pth"
+LAYOUT = f"{PLANS}, {DATASET} and fold_0, fold_1, ..."
+MRSEGMENTATOR = "mrsegmentator"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A complete nnU-Net model folder and the folds of it that are used, in their order."""
+
+    path: Path
+    folds: tuple[str, ...]
+    checkpoint: str
+
+    def checkpoint_path(self, fold: str) -> Path:
+        """Return the checkpoint of one fold."""
+        return self.path / f"fold_{fold}" / self.checkpoint
+
+
+Model = Bundle | ModelFolder
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a recipe, found. localizer: None where the recipe has none or the root holds none."""
+
+    root: Path
+    members: tuple[Model, ...]
+    localizer: Model | None
+
+
+def choose_root(uploaded: Path, shipped: Path) -> Path:
+    """Return the folder of uploaded models if it holds any file, else that of the models shipped with the code."""
+    # Any file counts: an upload that is damaged must be an error, not silently another model.
+    holds_something = uploaded.is_dir() and any(path.is_file() for path in uploaded.rglob("*"))
+    return uploaded if holds_something else shipped
+
+
+def find_models(root: Path, recipe: Recipe) -> Models:
+    """Find and check every model of a recipe below a root folder. Raises ModelError naming what is missing."""
+    if not root.is_dir():
+        raise ModelError(root, expected="a folder of models", found="a file" if root.exists() else "no such folder")
+    members = tuple(
+        open_model(_member_folder(root, member, recipe), folds=member.folds, checkpoint=member.checkpoint)
+        for member in recipe.members
+    )
+    localizer, wanted = None, recipe.localizer
+    if wanted is not None and (folder := _localizer_folder(root, wanted)) is not None:
+        localizer = open_model(folder, folds=wanted.folds, checkpoint=wanted.checkpoint)
+    return Models(root, members, localizer)
+
+
+def open_model(folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str = CHECKPOINT) -> Model:
+    """Open a bundle or a model folder with every wanted fold of a checkpoint. Raises ModelError."""
+    if is_bundle(folder):
+        return open_bundle(folder, folds=folds, checkpoint=checkpoint)
+    return open_model_folder(folder, folds=folds, checkpoint=checkpoint)
+
+
+def open_model_folder(
+    folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str = CHECKPOINT
+) -> ModelFolder:
+    """Check that a model folder holds its plans and every wanted fold's checkpoint. Raises ModelError."""
+    for name in (PLANS, DATASET):
+        if not (folder / name).is_file():
+            raise ModelError(folder, expected=f"an nnU-Net model folder ({LAYOUT})", found=f"no {name}")
+    names = _every_fold(folder) if folds == "all" else [str(fold) for fold in folds]
+    if not names:
+        raise ModelError(folder, expected="at least one fold_<k>", found="none")
+    model = ModelFolder(folder, tuple(names), checkpoint)
+    for fold in names:
+        if not (path := model.checkpoint_path(fold)).is_file():
+            others = sorted(other.name for other in path.parent.glob("*.pth"))
+            raise ModelError(path, expected="a checkpoint", found=f"{', '.join(others) or 'nothing'} in fold_{fold}")
+    return model
+
+
+def _member_folder(root: Path, member: Member, recipe: Recipe) -> Path:
+    below = root / member.model
+    found = list(_model_folders(below)) if below.is_dir() else []
+    if not found and len(recipe.members) == 1:
+        roles = {recipe.localizer.model} if recipe.localizer else set()
+        found = [path for path in _model_folders(root) if not roles & set(path.relative_to(root).parts)]
+    if len(found) != 1:
+        raise ModelError(
+            root,
+            expected=f"one bundle or nnU-Net model folder ({LAYOUT}) for '{member.model}'",
+            found=", ".join(str(path.relative_to(root)) for path in found) or "none",
+            hint=f"put it in {below}",
+        )
+    return found[0]
+
+
+def _localizer_folder(root: Path, localizer: Localizer) -> Path | None:
+    below = root / localizer.model
+    found = list(_model_folders(below)) if below.is_dir() else []
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(root)) for path in found)
+        raise ModelError(below, expected="one model folder", found=names)
+    if found:
+        return found[0]
+    return _mrsegmentator_folder() if localizer.model == MRSEGMENTATOR else None
+
+
+def _mrsegmentator_folder() -> Path | None:
+    """Return where the mrsegmentator package keeps its weights, as its own documentation says, or None."""
+    root = Path(os.environ.get("MRSEG_WEIGHTS_PATH", Path.home() / ".mrsegmentator"))
+    return next((path for path in (root, root / "base") if (path / "plans.json").is_file()), None)
+
+
+def _model_folders(top: Path, depth: int = 0) -> Iterator[Path]:
+    """Yield the folders that look like a model's, so that an incomplete one can be named rather than overlooked."""
+    if is_bundle(top) or any((top / name).is_file() for name in (PLANS, DATASET)) or any(top.glob("fold_*/*.pth")):
+        yield top
+    elif depth < MAX_DEPTH:
+        for child in sorted(path for path in top.iterdir() if path.is_dir()):
+            yield from _model_folders(child, depth + 1)
+
+
+def _every_fold(folder: Path) -> list[str]:
+    """Return the numbered folds in their order, or fold_all where there is no other, as nnU-Net does."""
+    names = [path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir()]
+    return sorted((name for name in names if name.isdigit()), key=int) or [name for name in names if name == "all"]

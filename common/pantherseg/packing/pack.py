@@ -1,0 +1,197 @@
+"""Model folders into bundles."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from pantherseg import __version__
+from pantherseg.bundle import (
+    DATASET,
+    GRAPH,
+    GRAPH_CONSTANTS,
+    MANIFEST,
+    PLANS,
+    SCHEMA,
+    Bundle,
+    Manifest,
+    Provenance,
+    open_bundle,
+    read_header,
+    sha256_of,
+    weights_name,
+)
+from pantherseg.errors import ModelError, OutputError
+from pantherseg.models import ModelFolder, find_models
+from pantherseg.packing.checkpoint import Checkpoint, check_fit, read_checkpoint
+from pantherseg.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+NEEDED = ("torch", "nnunetv2")
+VERSIONED = ("openvino", *NEEDED)
+
+
+def as_bundle(model: ModelFolder | Bundle) -> Bundle:
+    """Return a bundle as it is; pack a model folder into a temporary one, which goes when the process ends.
+
+    Raises ModelError, also where the packages that packing needs are not installed.
+    """
+    if isinstance(model, Bundle):
+        return model
+    folder = Path(tempfile.mkdtemp(prefix="pantherseg-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return pack(model, folder / "bundle")
+
+
+def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
+    """Pack every model of a recipe that lies below `root` into <target>/<role>; bundles are checked and copied.
+
+    Raises ModelError, and OutputError where the target is a folder that is not empty.
+    """
+    models = find_models(root, recipe)
+    roles = {member.model: model for member, model in zip(recipe.members, models.members, strict=True)}
+    if models.localizer is not None and recipe.localizer is not None:
+        roles[recipe.localizer.model] = models.localizer
+    with _new_folder(target) as folder:
+        for role, model in roles.items():
+            if isinstance(model, Bundle):
+                _copy(model, folder / role)
+            else:
+                pack(model, folder / role)
+    return [open_bundle(target / role) for role in roles]
+
+
+def pack(model: ModelFolder, target: Path) -> Bundle:
+    """Pack a model folder's folds into the new folder `target`, which has the same bytes for the same checkpoints.
+
+    Raises ModelError, also where the packages that packing needs are not installed; OutputError.
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ModelError(
+            model.path,
+            expected="a bundle",
+            found=f"nnU-Net's checkpoints, and no {' and '.join(missing)} to read them",
+            hint=f"run `pantherseg pack {model.path} BUNDLE` where they are installed",
+        )
+    with _new_folder(target) as folder:
+        manifest = _write_bundle(model, folder)
+        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    return open_bundle(target)
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Yield a hidden folder that becomes `target` when the block ends without an error. Raises OutputError."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(
+            target, expected="a new folder for the bundle", found="one that is there", hint="move it away"
+        )
+    beside = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        beside.rename(target)
+    except OSError as error:
+        raise OutputError(target, expected="to write this bundle", found=error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _copy(bundle: Bundle, target: Path) -> None:
+    for fold in bundle.manifest.folds:
+        bundle.verify(fold)
+    with _new_folder(target) as folder:
+        for name in (MANIFEST, *bundle.manifest.sha256):
+            shutil.copyfile(bundle.path / name, folder / name)
+
+
+def _write_bundle(model: ModelFolder, folder: Path) -> Manifest:
+    """Write every file of a bundle but the manifest, and return that."""
+    from pantherseg.networks import read_plan
+    from pantherseg.packing.graph import make_graph
+
+    first = read_checkpoint(model.checkpoint_path(model.folds[0]))
+    plan = read_plan(model.path, first.configuration)
+    if not set(first.mirroring_axes) <= set(range(len(plan.patch))):
+        expected = f"mirroring axes below {len(plan.patch)}, as a patch of {plan.patch} has"
+        raise ModelError(model.checkpoint_path(model.folds[0]), expected=expected, found=str(first.mirroring_axes))
+    try:
+        graph = make_graph(plan.network(), (1, 1, *plan.patch))
+    except (RuntimeError, ValueError) as error:
+        expected = f"plans whose network takes a patch of {plan.patch}"
+        raise ModelError(model.path, expected=expected, found=str(error).strip().splitlines()[-1]) from error
+    tensors = _write_folds(model, first, plan.network(), graph.constants, folder)
+    # Every fold's file has the same tensors, so the same header and offsets.
+    header = read_header(folder / weights_name(model.folds[0]))
+    offsets = {name: len(header) + entry["data_offsets"][0] for name, entry in json.loads(header[8:]).items()}
+    (folder / GRAPH).write_text(graph.placed(offsets, offsets[GRAPH_CONSTANTS]), encoding="utf-8")
+    for name in (PLANS, DATASET):
+        shutil.copyfile(model.path / name, folder / name)
+    return Manifest(
+        schema=SCHEMA,
+        checkpoint=model.checkpoint,
+        folds=model.folds,
+        patch=plan.patch,
+        classes=plan.classes,
+        labels=plan.labels,
+        mirroring_axes=first.mirroring_axes,
+        preprocessing=plan.preprocessing,
+        tensors=tensors,
+        header_sha256=hashlib.sha256(header).hexdigest(),
+        sha256={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        provenance=Provenance(
+            configuration=first.configuration,
+            trainer=first.trainer,
+            checkpoints_sha256={fold: sha256_of(model.checkpoint_path(fold)) for fold in model.folds},
+            versions={"pantherseg": __version__, **{name: version(name) for name in VERSIONED}},
+        ),
+    )
+
+
+def _write_folds(
+    model: ModelFolder, first: Checkpoint, network: nn.Module, constants: NDArray[np.uint8], folder: Path
+) -> dict[str, tuple[int, ...]]:
+    """Write the file of each fold, and return the shapes of the tensors in all of them."""
+    from pantherseg.networks import distinct_tensors
+
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for fold in model.folds:
+        path = model.checkpoint_path(fold)
+        checkpoint = read_checkpoint(path)
+        if (checkpoint.configuration, checkpoint.mirroring_axes) != (first.configuration, first.mirroring_axes):
+            raise ModelError(
+                path,
+                expected=f"{first.configuration}, mirroring axes {first.mirroring_axes}, as fold {model.folds[0]}",
+                found=f"{checkpoint.configuration}, {checkpoint.mirroring_axes}",
+            )
+        check_fit(path, network.state_dict(), checkpoint.weights)
+        network.load_state_dict(checkpoint.weights)
+        tensors = {name: _numbers(path, name, value) for name, value in distinct_tensors(network).items()}
+        save_file({**tensors, GRAPH_CONSTANTS: constants}, folder / weights_name(fold))
+        (folder / weights_name(fold)).chmod(0o644)  # safetensors makes files that only their owner can read
+    return {name: value.shape for name, value in tensors.items()}
+
+
+def _numbers(path: Path, name: str, value: torch.Tensor) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = np.ascontiguousarray(value.numpy())
+    if numbers.dtype != np.float32 or not np.isfinite(numbers).all():
+        raise ModelError(path, expected=f"finite float32 numbers in {name}", found=f"others ({numbers.dtype})")
+    return numbers

@@ -1,0 +1,120 @@
+"""A network over a volume gives nnU-Net's own logits, down to float16's last bit."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from numpy.typing import NDArray
+from torch import nn
+
+from pantherseg.inference.accumulate import Network, Sweep
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLASSES = 3
+EVERY_COMBINATION = [axes for count in range(4) for axes in itertools.combinations(range(3), count)]
+
+
+def small_network(dimensions: int) -> nn.Module:
+    """A network of two convolutions that sees its neighbours and is not symmetric."""
+    torch.manual_seed(dimensions)
+    convolution = nn.Conv3d if dimensions == 3 else nn.Conv2d
+    return nn.Sequential(
+        convolution(1, 4, 3, padding=1), nn.LeakyReLU(), convolution(4, CLASSES, 3, padding=1)
+    ).requires_grad_(False)
+
+
+NETWORKS = {dimensions: small_network(dimensions) for dimensions in (2, 3)}
+
+
+def as_callable(network: nn.Module) -> Network:
+    def run(tile: NDArray[np.float32]) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = network(torch.from_numpy(tile)).numpy()
+        return result
+
+    return run
+
+
+def nnunets_logits(
+    data: NDArray[np.float32], patch: tuple[int, ...], *, step: float, axes: tuple[int, ...]
+) -> NDArray[np.float16]:
+    predictor = nnUNetPredictor(
+        tile_step_size=step,
+        use_mirroring=bool(axes),
+        device=torch.device("cpu"),
+        perform_everything_on_device=False,
+        allow_tqdm=False,
+    )
+    predictor.network = NETWORKS[len(patch)]
+    predictor.configuration_manager = SimpleNamespace(patch_size=patch)
+    predictor.label_manager = SimpleNamespace(num_segmentation_heads=CLASSES)
+    predictor.allowed_mirroring_axes = axes or None
+    logits: NDArray[np.float16] = predictor.predict_sliding_window_return_logits(torch.from_numpy(data)).numpy()
+    return logits
+
+
+def check(shape: tuple[int, ...], patch: tuple[int, ...], *, step: float = 0.5, axes: tuple[int, ...] = ()) -> None:
+    data = np.random.default_rng(sum(shape)).normal(size=(1, *shape)).astype(np.float32)
+    before = data.copy()
+    sweep = Sweep(data, patch, step=step, mirroring_axes=axes)
+    done: list[None] = []
+    logits = sweep.run(as_callable(NETWORKS[len(patch)]), CLASSES, on_tile=lambda: done.append(None))
+    assert logits.dtype == np.float16
+    assert len(done) == len(sweep.tiles)
+    np.testing.assert_array_equal(data, before)
+    expected = nnunets_logits(data, patch, step=step, axes=axes)
+    np.testing.assert_array_equal(logits.view(np.uint16), expected.view(np.uint16))
+
+
+@pytest.mark.parametrize("axes", EVERY_COMBINATION, ids=lambda axes: "".join(map(str, axes)) or "none")
+def test_mirrored_inputs_are_averaged_as_nnunet_does(axes: tuple[int, ...]) -> None:
+    check((9, 17, 14), (6, 8, 8), axes=axes)
+
+
+@pytest.mark.parametrize("axes", [(), (0,), (1,), (0, 1)], ids=lambda axes: "".join(map(str, axes)) or "none")
+@pytest.mark.parametrize("shape", [(3, 17, 14), (1, 5, 14), (4, 3, 2)])
+def test_a_patch_of_two_axes_sees_slice_after_slice(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    check(shape, (8, 6), axes=axes)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (6, 8, 8), (20, 4, 8), (7, 30, 5)])
+@pytest.mark.parametrize("axes", [(), (0, 2)], ids=["plain", "mirrored"])
+def test_a_volume_smaller_than_the_patch_is_padded(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    check(shape, (6, 8, 8), axes=axes)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 14)] * 3),
+    patch=st.lists(st.integers(2, 9), min_size=2, max_size=3).map(tuple),
+    step=st.sampled_from([0.3, 0.5, 0.75, 1.0]),
+    mirrored=st.booleans(),
+)
+def test_any_volume_and_patch(shape: tuple[int, ...], patch: tuple[int, ...], step: float, mirrored: bool) -> None:
+    check(shape, patch, step=step, axes=(0, 1) if mirrored else ())
+
+
+def test_a_sweep_runs_any_number_of_networks() -> None:
+    data = np.random.default_rng(0).normal(size=(1, 9, 12, 12)).astype(np.float32)
+    sweep = Sweep(data, (6, 8, 8), step=0.5)
+    network = as_callable(NETWORKS[3])
+    first, other, again = (
+        sweep.run(run, CLASSES, on_tile=lambda: None) for run in (network, lambda tile: -network(tile), network)
+    )
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, -other)
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_beyond_float16_become_infinite_without_a_warning() -> None:
+    """Whoever asked for the logits finds them and names the fold; nnU-Net stops here."""
+    sweep = Sweep(np.ones((1, 6, 8, 8), np.float32), (6, 8, 8), step=0.5)
+    logits = sweep.run(lambda tile: np.full((1, CLASSES, *tile.shape[2:]), 1e6, np.float32), CLASSES, on_tile=int)
+    assert not np.isfinite(logits).all()

@@ -1,0 +1,160 @@
+"""nnU-Net's checkpoints are read without running anything that a file asks for."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pantherseg.errors import ModelError
+from pantherseg.packing import read_checkpoint
+
+torch = pytest.importorskip("torch")
+
+WEIGHTS = {"encoder.weight": torch.arange(6.0).reshape(2, 3), "encoder.bias": torch.ones(2)}
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """What nnU-Net's trainer saves; its log holds numpy numbers."""
+    return {
+        "network_weights": dict(WEIGHTS),
+        "optimizer_state": {
+            "state": {0: {"momentum_buffer": torch.ones(2)}},
+            "param_groups": [{"lr": 0.01, "nesterov": True, "params": [0, 1]}],
+        },
+        "grad_scaler_state": None,
+        "logging": {
+            "mean_fg_dice": [np.float64(0.25), np.float32(0.5), np.float16(0.5)],
+            "train_losses": [np.float32(-0.5)],
+            "epoch_end_timestamps": [1700000000.5],
+            "counts": [np.int64(3), np.int32(4), np.bool_(True)],
+        },
+        "_best_ema": np.float64(0.125),
+        "current_epoch": 1000,
+        "init_args": {
+            "plans": {"configurations": {"3d_fullres": {"patch_size": [16, 32, 32]}}},
+            "configuration": "3d_fullres",
+            "fold": 0,
+            "dataset_json": {"labels": {"background": 0, "tumour": 1}},
+            "unpack_dataset": True,
+            "device": torch.device("cuda"),
+        },
+        "trainer_name": "nnUNetTrainer1e3",
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    } | changes
+
+
+def saved(path: Path, value: object, **options: Any) -> Path:
+    torch.save(value, path, **options)
+    return path
+
+
+def reason(path: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        read_checkpoint(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: expected ")
+    assert ", found " in text
+    assert len(text.splitlines()) == 1
+    return text
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_like_nnunets_own(tmp_path: Path, zipped: bool) -> None:
+    path = saved(tmp_path / "c.pth", content(), _use_new_zipfile_serialization=zipped)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.configuration == "3d_fullres"
+    assert checkpoint.trainer == "nnUNetTrainer1e3"
+    assert checkpoint.mirroring_axes == (0, 1, 2)
+    assert list(checkpoint.weights) == list(WEIGHTS)
+    assert all(torch.equal(checkpoint.weights[key], value) for key, value in WEIGHTS.items())
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module."])
+def test_prefixes_of_compiled_and_distributed_networks_are_stripped(tmp_path: Path, prefix: str) -> None:
+    prefixed = {prefix + key: value for key, value in WEIGHTS.items()}
+    checkpoint = read_checkpoint(saved(tmp_path / "c.pth", content(network_weights=prefixed)))
+    assert list(checkpoint.weights) == list(WEIGHTS)
+
+
+def test_what_older_checkpoints_lack(tmp_path: Path) -> None:
+    older = content(inference_allowed_mirroring_axes=None)
+    del older["trainer_name"]
+    checkpoint = read_checkpoint(saved(tmp_path / "c.pth", older))
+    assert checkpoint.mirroring_axes == ()
+    assert checkpoint.trainer == "unknown"
+
+
+class Malicious:
+    """Asks for a command to be run when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch '{self.target}'",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    target = tmp_path / "was_run"
+    malicious = content(trainer_name=Malicious(target))
+    path = saved(tmp_path / "c.pth", malicious, _use_new_zipfile_serialization=zipped)
+    assert "asks for code to be run on loading and was refused" in reason(path)
+    assert not target.exists()
+    plain = tmp_path / "plain.pth"
+    plain.write_bytes(pickle.dumps(Malicious(target)))
+    reason(plain)
+    assert not target.exists()
+    # The same file does run it where it is unpickled freely: the test would notice.
+    pickle.loads(plain.read_bytes())
+    assert target.exists()
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "c.pth", content()).read_bytes()
+    path = tmp_path / "damaged.pth"
+    for length in (0, 3, 100, len(whole) // 2, len(whole) - 1, len(whole) - 100):
+        path.write_bytes(whole[:length])
+        assert "an nnU-Net checkpoint" in reason(path)
+    path.write_text("this is no checkpoint\nat all\n")
+    assert "an nnU-Net checkpoint" in reason(path)
+    assert reason(tmp_path / "missing.pth").endswith("found no such file")
+    reason(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [1, 2],
+        3,
+        {},
+        {"state_dict": WEIGHTS},
+        content(network_weights={}),
+        content(network_weights=None),
+        content(network_weights={"a": 1.0}),
+        content(network_weights=[torch.ones(1)]),
+        content(init_args=None),
+        content(init_args={}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_other_content(tmp_path: Path, wrong: object) -> None:
+    assert "network_weights, init_args.configuration" in reason(saved(tmp_path / "c.pth", wrong))
+
+
+def test_every_damaged_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
+    """torch itself loads such a file and hands over other weights."""
+    weights = {"a.weight": torch.randn(64, 64)}
+    path = tmp_path / "c.pth"
+    torch.save({"network_weights": weights, "init_args": {"configuration": "3d_fullres"}}, path)
+    good = path.read_bytes()
+    place = good.index(weights["a.weight"].numpy().tobytes()[:16]) + 100
+    path.write_bytes(good[:place] + bytes([good[place] ^ 0x40]) + good[place + 1 :])
+    assert not torch.equal(torch.load(path, weights_only=True)["network_weights"]["a.weight"], weights["a.weight"])
+    with pytest.raises(ModelError, match=r"c.pth: expected an nnU-Net checkpoint, found a damaged part"):
+        read_checkpoint(path)

@@ -1,0 +1,283 @@
+"""Models are found where people put them; an incomplete one is named, never overlooked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pantherseg.bundle import DATASET, GRAPH, MANIFEST, PLANS, Bundle, sha256_of, weights_name
+from pantherseg.errors import ModelError
+from pantherseg.house import DEMO_WEIGHTS
+from pantherseg.models import ModelFolder, choose_root, find_models, open_model
+from pantherseg.networks import read_plan
+from pantherseg.recipe import Localizer, Member, Recipe, Sockets
+
+RESULTS = Path("Dataset901_X") / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+LOCALIZER = Localizer(model="localizer", label=7, margin_mm=30.0)
+
+
+def recipe(*members: Member, localizer: Localizer | None = None) -> Recipe:
+    sockets = Sockets(input="in", output="out")
+    return Recipe(schema=1, name="r", sockets=sockets, members=list(members), localizer=localizer)
+
+
+TASK2 = recipe(Member(model="task2"), localizer=LOCALIZER)
+
+
+def model(folder: Path, *folds: str, checkpoint: str = "checkpoint_final.pth") -> Path:
+    """An nnU-Net folder as far as can be told without torch."""
+    for fold in folds or ("0",):
+        (folder / f"fold_{fold}").mkdir(parents=True)
+        (folder / f"fold_{fold}" / checkpoint).write_bytes(b"weights")
+    (folder / "plans.json").write_text(json.dumps({"plans_name": folder.name}))
+    (folder / "dataset.json").write_text("{}")
+    return folder
+
+
+def bundle(folder: Path, *folds: str, checkpoint: str = "checkpoint_final.pth") -> Path:
+    """A bundle as far as can be told before its folds are loaded."""
+    folder.mkdir(parents=True)
+    manifest = json.loads((DEMO_WEIGHTS / "task1" / MANIFEST).read_text())
+    names = folds or ("0",)
+    for name in (GRAPH, PLANS, DATASET):
+        (folder / name).write_text(name)
+    for name in names:
+        shutil.copyfile(DEMO_WEIGHTS / "task1" / weights_name("0"), folder / weights_name(name))
+    sums = {path.name: sha256_of(path) for path in folder.iterdir()}
+    (folder / MANIFEST).write_text(
+        json.dumps(manifest | {"folds": list(names), "checkpoint": checkpoint, "sha256": sums})
+    )
+    return folder
+
+
+Make = Callable[..., Path]
+EITHER = pytest.mark.parametrize("make", [model, bundle])
+
+
+def reason(root: Path, wanted: Recipe) -> str:
+    with pytest.raises(ModelError) as caught:
+        find_models(root, wanted)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@EITHER
+@pytest.mark.parametrize("place", [Path("task2"), "task2" / RESULTS, Path("task2/a/b/c/d")])
+def test_a_model_lies_below_its_roles_name(tmp_path: Path, place: Path, make: Make) -> None:
+    expected = make(tmp_path / place)
+    localizer = make(tmp_path / "localizer" / RESULTS)
+    make(tmp_path / "task1")
+    models = find_models(tmp_path, TASK2)
+    assert models.root == tmp_path
+    assert [member.path for member in models.members] == [expected]
+    assert models.members[0].folds == ("0",)
+    assert isinstance(models.members[0], ModelFolder if make is model else Bundle)
+    assert models.localizer is not None
+    assert models.localizer.path == localizer
+
+
+@EITHER
+def test_too_deep_is_not_searched(tmp_path: Path, make: Make) -> None:
+    make(tmp_path / "task2/a/b/c/d/e")
+    assert "found none; put it in" in reason(tmp_path, TASK2)
+
+
+@EITHER
+@pytest.mark.parametrize("place", [Path(), RESULTS, Path("my_model")])
+def test_a_single_members_model_may_be_the_only_one_of_the_root(tmp_path: Path, place: Path, make: Make) -> None:
+    expected = make(tmp_path / "root" / place)
+    models = find_models(tmp_path / "root", recipe(Member(model="task2")))
+    assert [member.path for member in models.members] == [expected]
+    assert models.localizer is None
+
+
+@EITHER
+def test_the_localizer_is_never_taken_for_the_only_member(tmp_path: Path, make: Make) -> None:
+    make(tmp_path / "localizer" / RESULTS)
+    assert "for 'task2', found none; put it in" in reason(tmp_path, TASK2)
+    expected = make(tmp_path / RESULTS)
+    models = find_models(tmp_path, TASK2)
+    assert models.members[0].path == expected
+    assert models.localizer is not None
+    assert models.localizer.path == tmp_path / "localizer" / RESULTS
+
+
+def test_several_members_need_their_names(tmp_path: Path) -> None:
+    two = recipe(Member(model="a"), Member(model="b"))
+    a = model(tmp_path / "a")
+    assert "for 'b', found none" in reason(tmp_path, two)
+    b = bundle(tmp_path / "b")
+    assert [member.path for member in find_models(tmp_path, two).members] == [a, b]
+
+
+def test_more_than_one_model_is_ambiguous(tmp_path: Path) -> None:
+    model(tmp_path / "one")
+    bundle(tmp_path / "other")
+    assert "for 'task2', found one, other; put it in" in reason(tmp_path, TASK2)
+    model(tmp_path / "task2" / "x")
+    model(tmp_path / "task2" / "y")
+    assert "found task2/x, task2/y" in reason(tmp_path, TASK2)
+
+
+def test_two_localizers_are_ambiguous(tmp_path: Path) -> None:
+    model(tmp_path / "task2")
+    model(tmp_path / "localizer" / "x")
+    model(tmp_path / "localizer" / "y")
+    assert "localizer: expected one model folder, found localizer/x, localizer/y" in reason(tmp_path, TASK2)
+
+
+def test_no_localizer_is_no_error(tmp_path: Path) -> None:
+    model(tmp_path / "task2")
+    assert find_models(tmp_path, TASK2).localizer is None
+
+
+def test_no_root(tmp_path: Path) -> None:
+    assert "expected a folder of models, found no such folder" in reason(tmp_path / "missing", TASK2)
+    (tmp_path / "file").touch()
+    assert "expected a folder of models, found a file" in reason(tmp_path / "file", TASK2)
+
+
+@pytest.mark.parametrize("missing", ["plans.json", "dataset.json"])
+def test_an_incomplete_model_is_named(tmp_path: Path, missing: str) -> None:
+    folder = model(tmp_path / "task2")
+    (folder / missing).unlink()
+    text = reason(tmp_path, TASK2)
+    assert text.startswith(f"{folder}: ")
+    assert text.endswith(f"found no {missing}")
+
+
+def test_a_fold_alone_is_an_incomplete_model(tmp_path: Path) -> None:
+    folder = model(tmp_path / "task2")
+    (folder / "plans.json").unlink()
+    (folder / "dataset.json").unlink()
+    assert reason(tmp_path, TASK2).endswith("found no plans.json")
+
+
+def test_no_fold_and_a_fold_without_the_checkpoint(tmp_path: Path) -> None:
+    folder = model(tmp_path / "task2", "0", "1")
+    best = folder / "fold_1" / "checkpoint_best.pth"
+    (folder / "fold_1" / "checkpoint_final.pth").rename(best)
+    text = reason(tmp_path, TASK2)
+    assert "fold_1/checkpoint_final.pth: expected a checkpoint, found checkpoint_best.pth in fold_1" in text
+    best.unlink()
+    assert "found nothing in fold_1" in reason(tmp_path, TASK2)
+    assert find_models(tmp_path, recipe(Member(model="task2", folds=[0]))).members[0].folds == ("0",)
+    (folder / "fold_1").rmdir()
+    (folder / "fold_0" / "checkpoint_final.pth").unlink()
+    (folder / "fold_0").rmdir()
+    assert "expected at least one fold_<k>, found none" in reason(tmp_path, TASK2)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"a": \x00}', "[]", "3"])
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
+def test_damaged_json_is_named(tmp_path: Path, name: str, content: str) -> None:
+    folder = model(tmp_path / "task2")
+    for damaged in (content.encode(), b"\xff\xfe\x00"):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(ModelError) as caught:
+            read_plan(folder, "3d_fullres")
+        assert str(caught.value).startswith(f"{folder / name}: expected ")
+        assert len(str(caught.value).splitlines()) == 1
+    assert "json: expected valid JSON" in str(caught.value)
+
+
+def test_folds_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", "0", "1", "2", "3", "4", "10")
+    assert open_model(folder).folds == ("0", "1", "2", "3", "4", "10")
+    assert open_model(folder, folds=[10, 2]).folds == ("10", "2")
+    opened = open_model(folder)
+    assert isinstance(opened, ModelFolder)
+    assert opened.checkpoint_path("10") == folder / "fold_10" / "checkpoint_final.pth"
+    with pytest.raises(ModelError, match=r"fold_5/checkpoint_final\.pth: expected a checkpoint, found nothing"):
+        open_model(folder, folds=[5])
+    with pytest.raises(ModelError, match="at least one fold"):
+        open_model(folder, folds=[])
+
+
+def test_a_fold_trained_on_everything_counts_only_alone_and_a_copy_never(tmp_path: Path) -> None:
+    assert open_model(model(tmp_path / "m", "all")).folds == ("all",)
+    assert open_model(model(tmp_path / "n", "all", "2", "2_backup")).folds == ("2",)
+
+
+def test_another_checkpoint_by_its_name(tmp_path: Path) -> None:
+    folder = model(tmp_path / "task2", "0", "1", checkpoint="checkpoint_best.pth")
+    found = find_models(tmp_path, recipe(Member(model="task2", checkpoint="checkpoint_best.pth"))).members[0]
+    assert isinstance(found, ModelFolder)
+    assert [found.checkpoint_path(fold) for fold in found.folds] == [
+        folder / "fold_0" / "checkpoint_best.pth",
+        folder / "fold_1" / "checkpoint_best.pth",
+    ]
+
+
+def test_a_bundles_folds_are_those_of_its_manifest_in_the_wanted_order(tmp_path: Path) -> None:
+    folder = bundle(tmp_path / "task2", "0", "1", "2", "10")
+    assert open_model(folder).folds == ("0", "1", "2", "10")
+    assert find_models(tmp_path, recipe(Member(model="task2", folds=[10, 2]))).members[0].folds == ("10", "2")
+    with pytest.raises(ModelError, match=r"task2: expected folds 0 5, found no fold_5\.safetensors"):
+        open_model(folder, folds=[0, 5])
+    with pytest.raises(ModelError, match="expected folds at all, found none"):
+        open_model(folder, folds=[])
+    (folder / "fold_2.safetensors").unlink()
+    assert "expected folds 0 1 2 10, found no fold_2.safetensors" in reason(tmp_path, TASK2)
+    assert open_model(folder, folds=[1]).folds == ("1",)
+
+
+def test_a_fold_that_the_manifest_does_not_name_is_never_used(tmp_path: Path) -> None:
+    folder = bundle(tmp_path / "task2")
+    (folder / "fold_1.safetensors").write_text("another model's")
+    assert open_model(folder).folds == ("0",)
+    with pytest.raises(ModelError, match=r"expected folds 1, found no fold_1\.safetensors"):
+        open_model(folder, folds=[1])
+
+
+def test_a_bundle_of_other_checkpoints_than_the_recipes_is_an_error(tmp_path: Path) -> None:
+    folder = bundle(tmp_path / "task2", checkpoint="checkpoint_best.pth")
+    text = reason(tmp_path, TASK2)
+    assert text.startswith(f"{folder}: expected a bundle of checkpoint_final.pth, found one of checkpoint_best.pth; ")
+    assert "--checkpoint" in text
+    found = find_models(tmp_path, recipe(Member(model="task2", checkpoint="checkpoint_best.pth"))).members[0]
+    assert found.path == folder
+
+
+@pytest.mark.parametrize("missing", [MANIFEST, GRAPH, PLANS, DATASET])
+def test_an_incomplete_bundle_is_named(tmp_path: Path, missing: str) -> None:
+    folder = bundle(tmp_path / "task2")
+    (folder / missing).unlink()
+    text = reason(tmp_path, TASK2)
+    assert text.startswith(f"{folder / missing}: expected a bundle's ")
+    assert text.endswith("found No such file or directory")
+
+
+def test_an_upload_counts_as_soon_as_it_holds_a_file(tmp_path: Path) -> None:
+    uploaded, shipped = tmp_path / "uploaded", tmp_path / "shipped"
+    assert choose_root(uploaded, shipped) == shipped
+    (uploaded / "empty" / "folders").mkdir(parents=True)
+    assert choose_root(uploaded, shipped) == shipped
+    (uploaded / "empty" / "folders" / "anything").touch()
+    assert choose_root(uploaded, shipped) == uploaded
+
+
+@pytest.mark.parametrize("place", [".", "base"])
+def test_mrsegmentators_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    wanted = recipe(
+        Member(model="task2"),
+        localizer=Localizer(model="mrsegmentator", label=7, margin_mm=30.0, checkpoint="checkpoint_final.pth"),
+    )
+    root, weights = tmp_path / "root", tmp_path / "weights"
+    model(root / "task2")
+    monkeypatch.setenv("MRSEG_WEIGHTS_PATH", str(weights))
+    assert find_models(root, wanted).localizer is None
+    expected = model(weights / place, "0", "1")
+    found = find_models(root, wanted).localizer
+    assert found is not None
+    assert (found.path, found.folds) == (expected, ("0", "1"))
+    # What lies in the root comes first, and another name never looks there.
+    assert find_models(root, TASK2).localizer is None
+    own = model(root / "mrsegmentator")
+    found = find_models(root, wanted).localizer
+    assert found is not None
+    assert found.path == own

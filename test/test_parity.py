@@ -1,0 +1,139 @@
+"""Masks are nnU-Net's own with every kind of network and plans that its planners make.
+
+Each network is trained for a moment: an untrained one gives nearly equal logits everywhere, and its masks are decided
+by rounding.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bench.planned import Data, make_folder, make_plans
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from conftest import NnunetMask
+from pantherseg.fuse import mean_logits
+from pantherseg.inference.backends.on_openvino import OpenVinoBackend
+from pantherseg.inference.predictor import Predictor
+from pantherseg.inference.preprocess import Preprocessing
+from pantherseg.inference.tiles import tiles
+from pantherseg.models import ModelFolder
+from pantherseg.networks import read_plan
+from pantherseg.packing import pack
+from pantherseg.phantom import make_phantom
+from pantherseg.volume import Box, Grid, Volume
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+TORCH_RESAMPLING = {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}
+FEATURES = 4
+STEPS = 30
+# Of all voxels, those that may differ: none of the few here.
+TOLERATED = 1e-6
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What nnU-Net's planner is asked for. data: what it looks at; axes: order of the volume's axes among (z, y, x)."""
+
+    planner: str
+    data: Data
+    configuration: str = "3d_fullres"
+    axes: tuple[int, int, int] = (0, 1, 2)
+    torch_resampling: bool = False
+    normalization: str = "ZScoreNormalization"
+
+
+KINDS = {
+    "PlainConvUNet": Kind("PlainConvUNet", Data((16, 32, 40), (5.0, 2.4, 2.4))),
+    "PlainConvUNet in 2-D": Kind("PlainConvUNet", Data((20, 40, 48), (5.0, 2.4, 2.4)), configuration="2d"),
+    "PlainConvUNet in 2-D of transposed volumes": Kind(
+        "PlainConvUNet", Data((40, 20, 48), (2.4, 5.0, 2.4)), configuration="2d", axes=(1, 0, 2)
+    ),
+    "z apart": Kind("PlainConvUNet", Data((12, 40, 40), (8.0, 2.4, 2.4)), normalization="CTNormalization"),
+    "ResEncM of transposed volumes": Kind("ResEncM", Data((32, 40, 16), (2.4, 2.4, 5.0)), axes=(1, 2, 0)),
+    "ResEncL with torch's resampling": Kind("ResEncL", Data((16, 32, 40), (4.0, 3.0, 3.0)), torch_resampling=True),
+    "ResEncXL": Kind("ResEncXL", Data((24, 32, 32), (3.0, 3.0, 3.0))),
+}
+
+
+@pytest.fixture(scope="module")
+def phantom() -> tuple[Volume, NDArray[np.uint8]]:
+    """A phantom's pancreas and what lies around it, and its labels."""
+    made = make_phantom(5001, task=1, size="small")
+    box = Box.around(made.labels.array > 0)
+    assert box is not None
+    box = box.expanded(25.0, made.image.grid)
+    whole = Volume(made.image.array.astype(np.float32), made.image.grid)
+    return whole.crop(box), made.labels.array[box.slices]
+
+
+def plans_of(kind: Kind, work: Path) -> dict[str, Any]:
+    plans = make_plans(kind.planner, kind.data, work, base_features=FEATURES)
+    configuration = plans["configurations"][kind.configuration]
+    configuration["normalization_schemes"] = [kind.normalization]
+    if kind.torch_resampling:
+        for what in ("data", "seg", "probabilities"):
+            configuration[f"resampling_fn_{what}"] = "resample_torch_fornnunet"
+            configuration[f"resampling_fn_{what}_kwargs"] = TORCH_RESAMPLING | {"is_seg": what == "seg"}
+    return json.loads(json.dumps(plans))  # type: ignore[no-any-return]
+
+
+def train(model: ModelFolder, configuration: str, volume: Volume, labels: NDArray[np.uint8]) -> None:
+    """Train the network on one volume, and save two states of it as two folds."""
+    torch.manual_seed(0)
+    plan = read_plan(model.path, configuration)
+    prepared = plan.preprocessing.run(volume.array, volume.grid.spacing).data
+    targets = labels_like(prepared, labels, plan.preprocessing)
+    pads = [(0, max(0, size - have)) for size, have in zip((1, *plan.patch)[-3:], prepared.shape[1:], strict=True)]
+    prepared, targets = np.pad(prepared, [(0, 0), *pads]), np.pad(targets, pads)
+    where = sorted(tiles(targets.shape, plan.patch, 0.5), key=lambda tile: -int((targets[tile] == 1).sum()))[:2]
+    network = plan.network().train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    loss_of = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 40.0, 8.0]))
+    for step in range(STEPS):
+        tile = where[step % len(where)]
+        image = torch.from_numpy(prepared[(slice(None), *tile)].reshape(1, 1, *plan.patch))
+        target = torch.from_numpy(targets[tile].reshape(1, *plan.patch)).long()
+        optimizer.zero_grad()
+        loss_of(network(image), target).backward()
+        optimizer.step()
+        if step in (STEPS - 5, STEPS - 1):
+            path = model.checkpoint_path("0" if step < STEPS - 1 else "1")
+            torch.save(torch.load(path, weights_only=True) | {"network_weights": network.state_dict()}, path)
+
+
+def labels_like(prepared: NDArray[np.float32], labels: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
+    """Return labels (z, y, x) of a volume on the network's grid."""
+    transposed = labels.transpose(how.transpose)
+    factors = [new / old for new, old in zip(prepared.shape[1:], transposed.shape, strict=True)]
+    result: NDArray[np.uint8] = ndimage.zoom(transposed, factors, order=0, grid_mode=True, mode="nearest")
+    return result
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_mask_is_nnunets_own(
+    tmp_path: Path, nnunet_mask: NnunetMask, phantom: tuple[Volume, NDArray[np.uint8]], name: str
+) -> None:
+    kind = KINDS[name]
+    spacing = phantom[0].grid.spacing
+    array = np.ascontiguousarray(phantom[0].array.transpose(kind.axes))
+    z, y, x = (spacing[axis] for axis in kind.axes)
+    volume = Volume(array, Grid(array.shape, (z, y, x)))
+    plans = plans_of(kind, tmp_path / "work")
+    model = make_folder(plans, tmp_path / "model", folds=2, configuration=kind.configuration)
+    train(model, kind.configuration, volume, phantom[1].transpose(kind.axes))
+
+    expected = nnunet_mask(model, volume)
+    counts = np.bincount(expected.ravel(), minlength=3)
+    assert (counts[1:] > 20).all(), "the network has learned too little for the comparison to mean something"
+    predictor = Predictor(pack(model, tmp_path / "bundle"), OpenVinoBackend())
+    found = mean_logits([predictor.logits(predictor.prepare(volume))]).labels()
+    assert (found != expected).mean() <= TOLERATED

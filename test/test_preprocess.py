@@ -1,0 +1,211 @@
+"""Preprocessing and the way back against nnU-Net's own."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pantherseg.errors import InputError
+from pantherseg.house import DEMO_WEIGHTS
+from pantherseg.inference.preprocess import CERTAIN, Normalization, Prepared, Preprocessing
+from pantherseg.inference.resample import Resampling
+from pantherseg.volume import Shape, Triple
+
+with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net greets on import
+    from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+PLANS = json.loads((DEMO_WEIGHTS / "task1" / "plans.json").read_text(encoding="utf-8"))
+DATASET = json.loads((DEMO_WEIGHTS / "task1" / "dataset.json").read_text(encoding="utf-8"))
+FOREGROUND = {"mean": 83.7, "std": 41.3, "percentile_00_5": 5.5, "percentile_99_5": 171.25}
+SCHEMES = [
+    "ZScoreNormalization",
+    "CTNormalization",
+    "NoNormalization",
+    "RescaleTo01Normalization",
+    "RGBTo01Normalization",
+]
+TORCH = "resample_torch_fornnunet"
+
+
+def plans_with(
+    *,
+    scheme: str = "ZScoreNormalization",
+    use_mask: bool = False,
+    transpose: tuple[int, int, int] = (0, 1, 2),
+    spacing: tuple[float, ...] = (3.0, 2.4, 2.4),
+    resampling: str | None = None,
+) -> dict[str, Any]:
+    """Return the demo's plans with other entries."""
+    plans: dict[str, Any] = copy.deepcopy(PLANS)
+    plans["transpose_forward"] = list(transpose)
+    plans["transpose_backward"] = [int(axis) for axis in np.argsort(transpose)]
+    plans["foreground_intensity_properties_per_channel"] = {"0": FOREGROUND}
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration |= {"normalization_schemes": [scheme], "use_mask_for_norm": [use_mask], "spacing": list(spacing)}
+    if resampling:
+        for what in ("data", "seg", "probabilities"):
+            configuration[f"resampling_fn_{what}"] = resampling
+            configuration[f"resampling_fn_{what}_kwargs"] = {"is_seg": what == "seg", "num_threads": 1}
+    return plans
+
+
+def preprocessing_of(plans: dict[str, Any]) -> Preprocessing:
+    configuration = plans["configurations"]["3d_fullres"]
+    images, logits = (
+        Resampling.from_plans(configuration[f"resampling_fn_{w}"], configuration[f"resampling_fn_{w}_kwargs"])
+        for w in ("data", "probabilities")
+    )
+    (scheme,), (use_mask,) = configuration["normalization_schemes"], configuration["use_mask_for_norm"]
+    return Preprocessing(
+        spacing=tuple(configuration["spacing"]),
+        transpose=tuple(plans["transpose_forward"]),
+        normalization=Normalization(scheme=scheme, use_mask=use_mask, **FOREGROUND),
+        images=images,
+        logits=logits,
+    )
+
+
+def nnunets(plans: dict[str, Any], array: NDArray[np.float32], spacing: Triple) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Return nnU-Net's data and properties."""
+    manager = PlansManager(copy.deepcopy(plans))
+    data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
+        array[None], None, {"spacing": list(spacing)}, manager, manager.get_configuration("3d_fullres"), DATASET
+    )
+    return data, properties
+
+
+def whole(prepared: Prepared, logits: NDArray[Any], step: int) -> NDArray[Any]:
+    """Bring logits back slab by slab."""
+    depth = prepared.back.shape[0]
+    slabs = [prepared.back.slab(logits, z, min(z + step, depth)) for z in range(0, depth, step)]
+    return np.concatenate(slabs, axis=1)
+
+
+def random_volume(shape: Shape = (9, 14, 17)) -> NDArray[np.float32]:
+    """Values from 0 to 200 in a border of zeros, with a hole of zeros inside."""
+    array = np.random.default_rng(0).uniform(1, 200, shape).astype(np.float32)
+    array[:2], array[:, -3:], array[..., :1] = 0, 0, 0
+    array[4:6, 4:7, 5:9] = 0
+    return array
+
+
+@pytest.mark.parametrize("use_mask", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
+def test_normalised_data_are_nnunets_bit_for_bit(scheme: str, use_mask: bool, transpose: tuple[int, int, int]) -> None:
+    """At the network's own spacing nothing is resampled, so that every bit is the normalisation's."""
+    plans = plans_with(scheme=scheme, use_mask=use_mask, transpose=transpose, spacing=(2.0, 2.0, 2.0))
+    array = random_volume()
+    given = array.copy()
+    expected, _ = nnunets(plans, array, (2.0, 2.0, 2.0))
+    prepared = preprocessing_of(plans).run(array, (2.0, 2.0, 2.0))
+    np.testing.assert_array_equal(prepared.data, expected, strict=True)
+    np.testing.assert_array_equal(array, given)
+
+
+CASES = {
+    "whole": ({}, (3.0, 1.2, 1.2)),
+    "apart": ({}, (9.0, 1.2, 1.2)),
+    "upwards": ({"spacing": (1.0, 1.0, 1.0)}, (5.0, 1.19, 1.19)),
+    "mask": ({"use_mask": True}, (4.0, 1.7, 1.3)),
+    "transposed": ({"transpose": (1, 2, 0)}, (1.4, 2.3, 3.0)),
+    "transposed, apart": ({"transpose": (2, 1, 0), "spacing": (1.0, 1.5, 4.0)}, (4.5, 1.1, 0.9)),
+    "2-D": ({"spacing": (1.7, 1.9)}, (6.0, 1.2, 1.3)),
+    "2-D, transposed": ({"spacing": (1.7, 1.9), "transpose": (1, 0, 2)}, (1.1, 6.0, 1.3)),
+    "torch": ({"resampling": TORCH}, (3.0, 1.2, 1.2)),
+    "torch, apart": ({"resampling": TORCH}, (9.0, 1.2, 1.2)),
+}
+
+
+@pytest.mark.parametrize(("entries", "spacing"), CASES.values(), ids=CASES.keys())
+def test_there_and_back_as_with_nnunet(entries: dict[str, Any], spacing: Triple) -> None:
+    plans, array = plans_with(**entries), random_volume()
+    expected, properties = nnunets(plans, array, spacing)
+    prepared = preprocessing_of(plans).run(array, spacing)
+    assert prepared.data.dtype == expected.dtype == np.float32
+    assert prepared.data.shape == expected.shape
+    if "resampling" in entries:
+        np.testing.assert_allclose(prepared.data, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    else:
+        np.testing.assert_array_equal(prepared.data, expected)
+
+    shape = (len(DATASET["labels"]), *expected.shape[1:])
+    logits = np.random.default_rng(1).normal(scale=9, size=shape).astype(np.float16)
+    manager = PlansManager(copy.deepcopy(plans))
+    mask = convert_predicted_logits_to_segmentation_with_correct_shape(
+        torch.from_numpy(logits.copy()),
+        manager,
+        manager.get_configuration("3d_fullres"),
+        manager.get_label_manager(DATASET),
+        properties,
+        num_threads_torch=1,
+    )
+    assert mask.any()
+    back = whole(prepared, logits, step=4)
+    np.testing.assert_array_equal(back.argmax(axis=0), mask)
+    np.testing.assert_array_equal(back, whole(prepared, logits, step=9), strict=True)
+    assert (back[0, :2] == CERTAIN).all()
+    assert (back[1:, :2] == 0).all()
+    assert back.dtype == (np.float32 if "resampling" in entries else np.float16)
+
+
+def test_a_strided_volume_is_taken_as_it_is() -> None:
+    array = random_volume().transpose(2, 0, 1)[::-1]
+    plans = plans_with(spacing=(2.0, 2.0, 2.0))
+    expected, _ = nnunets(plans, array, (2.0, 2.0, 2.0))
+    prepared = preprocessing_of(plans).run(array, (2.0, 2.0, 2.0))
+    np.testing.assert_array_equal(prepared.data, expected, strict=True)
+
+
+@pytest.mark.parametrize("use_mask", [False, True])
+def test_a_volume_of_zeros_is_kept_whole(use_mask: bool) -> None:
+    plans = plans_with(use_mask=use_mask)
+    prepared = preprocessing_of(plans).run(np.zeros((2, 3, 4), np.float32), (3.0, 2.4, 2.4))
+    np.testing.assert_array_equal(prepared.data, np.zeros((1, 2, 3, 4), np.float32))
+
+
+def test_a_volume_that_vanishes_at_the_networks_spacing_is_an_error() -> None:
+    sentence = r"half a voxel a side at the model's spacing \[3.0, 2.4, 2.4\] mm .* 1x3x4 voxels at 1x1x1 mm"
+    with pytest.raises(InputError, match=sentence):
+        preprocessing_of(plans_with()).run(np.ones((1, 3, 4), np.float32), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("value", [-1, 256])
+def test_values_that_are_no_colours_are_an_error(value: int) -> None:
+    array = random_volume()
+    array[5, 5, 1] = value
+    with pytest.raises(InputError, match="expected values from 0 to 255"):
+        preprocessing_of(plans_with(scheme="RGBTo01Normalization")).run(array, (3.0, 2.4, 2.4))
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="CTNormalization needs mean"):
+        Normalization(scheme="CTNormalization", use_mask=False, mean=1.0)
+    normalization = Normalization(scheme="NoNormalization", use_mask=False)
+    resampling = Resampling.from_plans(TORCH, {})
+    with pytest.raises(ValueError, match=r"once each, got \(0, 0, 1\)"):
+        Preprocessing(
+            spacing=(1.0, 1.0),
+            transpose=(0, 0, 1),
+            normalization=normalization,
+            images=resampling,
+            logits=resampling,
+        )
+
+
+def test_slices_outside_the_volume_are_an_error() -> None:
+    prepared = preprocessing_of(plans_with()).run(random_volume(), (3.0, 1.2, 1.2))
+    logits = np.zeros((2, *prepared.data.shape[1:]), np.float16)
+    for start, stop in ((0, 10), (3, 3), (-1, 2)):
+        with pytest.raises(ValueError, match="are no slab of a volume of 9"):
+            prepared.back.slab(logits, start, stop)
