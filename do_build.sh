@@ -7,11 +7,12 @@ source scripts/containers.sh
 
 usage() {
   cat <<'EOF'
-usage: ./do_build.sh [--tag NAME] [--base-image IMAGE] [--runtime cuda] [task1|task2|all]
+usage: ./do_build.sh [--tag NAME] [--base-image IMAGE] [--runtime cuda|cpu] [task1|task2|all]
 
   --tag NAME          the image's name, for one task (default pantherseg-task1, pantherseg-task2)
   --base-image IMAGE  Debian with Python 3.11 to build on (default BASE_IMAGE, else python:3.11-slim-bookworm)
-  --runtime cuda      torch with its CUDA libraries; runs on the CPU too
+  --runtime RUNTIME   cuda (default): torch with its CUDA libraries, runs on the CPU too;
+                      cpu: no torch, a tenth of the size, named pantherseg-task1-cpu, pantherseg-task2-cpu
   task                task1, task2 or all (default)
 
 DOCKER_BUILD_OPTIONS holds further options of docker build, such as "--network host".

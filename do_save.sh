@@ -7,9 +7,10 @@ source scripts/containers.sh
 
 usage() {
   cat <<'EOF'
-usage: ./do_save.sh [--tag NAME] [--model DIR] [task1|task2|all]
+usage: ./do_save.sh [--tag NAME] [--runtime cuda|cpu] [--model DIR] [task1|task2|all]
 
   --tag NAME   the image, for one task (default pantherseg-task1, pantherseg-task2; built if it is not there)
+  --runtime    which of the images, as ./do_build.sh --runtime (default cuda)
   --model DIR  folder of models (default weights/own if it has the task's, else weights/demo)
   task         task1, task2 or all (default)
 

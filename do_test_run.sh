@@ -7,14 +7,15 @@ source scripts/containers.sh
 
 usage() {
   cat <<'EOF'
-usage: ./do_test_run.sh [--native] [--model DIR] [--tag NAME] [--no-build] [--no-model]
-                        [--hardened] [--user UID:GID] [task1|task2|all]
+usage: ./do_test_run.sh [--native] [--model DIR] [--tag NAME] [--runtime cuda|cpu] [--no-build]
+                        [--no-model] [--hardened] [--user UID:GID] [task1|task2|all]
 
   --native        without Docker, in .venv in the project's root, made and filled on first use; so it also runs where no
                   Docker engine answers
   --model DIR     folder of models with one for each role (task1, task2, localizer), or one nnU-Net model folder
                   (default weights/own if it has the task's, else weights/demo)
   --tag NAME      the image, for one task (default pantherseg-task1, pantherseg-task2); each run builds it first
+  --runtime       which of the images, as ./do_build.sh --runtime (default cuda)
   --no-build      take the image as it is
   --no-model      nothing in /opt/ml/model: the demo weights in the image are used
   --hardened      --read-only, --cap-drop ALL and no-new-privileges on top

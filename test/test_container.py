@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.unpack import unpack
 
+from pantherseg.bundle import open_bundle
 from pantherseg.house import DEMO_WEIGHTS, ROOT
+from pantherseg.packing import pack
 
 pytestmark = pytest.mark.docker
 TASKS = ["task1", "task2"]
+RUNTIMES = ["", "-cpu"]
 
 
 def docker(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False, timeout=timeout)
 
 
-@pytest.fixture(params=TASKS)
+@pytest.fixture(params=[task + runtime for runtime in RUNTIMES for task in TASKS])
 def image(request: pytest.FixtureRequest) -> str:
     return built(request.param)
 
 
-def built(task: str) -> str:
-    name = f"pantherseg-{task}"
-    if shutil.which("docker") is None or docker("image", "inspect", name).returncode:
-        pytest.skip(f"no Docker engine answers, or ./do_build.sh has not built {name}")
-    return name
+def built(name: str) -> str:
+    image = f"pantherseg-{name}"
+    if shutil.which("docker") is None or docker("image", "inspect", image).returncode:
+        pytest.skip(f"no Docker engine answers, or ./do_build.sh has not built {image}")
+    return image
 
 
 def described(image: str) -> dict[str, Any]:
@@ -44,16 +50,26 @@ def test_the_image_is_what_the_platform_takes(image: str) -> None:
     assert description["Architecture"] == "amd64"
     assert config["User"] not in ("", "0", "root")
     assert not config.get("Volumes")
-    assert config["Entrypoint"] == ["/opt/venv/bin/python", f"/opt/pantherseg/Task{image[-1]}/inference.py"]
+    assert config["Entrypoint"] == [
+        "/opt/venv/bin/python",
+        f"/opt/pantherseg/Task{image.split('-')[1][-1]}/inference.py",
+    ]
     command = f'getent passwd {config["User"]} && test "$(id -u)" -ne 0 && touch "$HOME/x" && test ! -w /opt/venv'
     result = docker("run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c", command)
     assert result.returncode == 0, result.stderr
 
 
-def test_both_tasks_share_the_layers_below_the_code() -> None:
-    layers = [described(built(task))["RootFS"]["Layers"] for task in TASKS]
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_both_tasks_share_the_layers_below_the_code(runtime: str) -> None:
+    layers = [described(built(task + runtime))["RootFS"]["Layers"] for task in TASKS]
     shared = [one for one, other in zip(*layers, strict=True) if one == other]
     assert len(layers[0]) - len(shared) == 1, "only the layer with the task's recipe differs"
+
+
+def test_the_small_image_has_no_torch() -> None:
+    command = "from importlib.util import find_spec; print(*map(find_spec, ('torch', 'nnunetv2', 'matplotlib')))"
+    result = docker("run", "--rm", "--network", "none", "--entrypoint", "python", built("task1-cpu"), "-c", command)
+    assert result.stdout == "None None None\n"
 
 
 @pytest.fixture
@@ -85,36 +101,81 @@ def no_model(job: Path) -> None:
 
 def corrupt_model(job: Path) -> None:
     shutil.copytree(DEMO_WEIGHTS / "task1", job / "model" / "task1")
-    path = job / "model" / "task1" / "fold_3" / "checkpoint_final.pth"
+    path = job / "model" / "task1" / "fold_3.safetensors"
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-FAULTS: list[tuple[Callable[[Path], None], str]] = [
-    (truncate, "bytes of compressed voxels, found 1422"),
-    (second_volume, "expected exactly one volume"),
-    (no_model, "expected one nnU-Net model folder"),
-    (corrupt_model, "fold_3/checkpoint_final.pth: expected an nnU-Net checkpoint"),
+def damaged_checkpoint(job: Path) -> None:
+    folder = unpack(open_bundle(DEMO_WEIGHTS / "task1", folds=[0, 1]), job / "model" / "task1")
+    path = folder.checkpoint_path("1")
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+# What is done to a job, and what the last line says: in the large image, in the small one where it differs.
+FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
+    (truncate, "bytes of compressed voxels, found 1422", ""),
+    (second_volume, "expected exactly one volume", ""),
+    (no_model, "expected one bundle or nnU-Net model folder", ""),
+    (corrupt_model, "task1/fold_3.safetensors: expected", ""),
+    (damaged_checkpoint, "fold_1/checkpoint_final.pth: expected an nnU-Net checkpoint", "run `pantherseg pack"),
 ]
 
 
-def run_job(job: Path, *, output_mode: str = "rw") -> subprocess.CompletedProcess[str]:
+def run_job(job: Path, *, runtime: str = "", output_mode: str = "rw") -> subprocess.CompletedProcess[str]:
     mounts = (f"{job}/input:/input:ro", f"{job}/output:/output:{output_mode}", f"{job}/model:/opt/ml/model:ro")
     volumes = [word for mount in mounts for word in ("--volume", mount)]
-    return docker("run", "--rm", "--network", "none", *volumes, built("task1"))
+    return docker("run", "--rm", "--network", "none", *volumes, built(f"task1{runtime}"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("spoil", "reason"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("spoil", "reason", "without_torch"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
 def test_a_fault_ends_with_its_reason_and_without_a_result(
-    job: Path, spoil: Callable[[Path], None], reason: str
+    job: Path, spoil: Callable[[Path], None], reason: str, without_torch: str, runtime: str
 ) -> None:
     spoil(job)
-    result = run_job(job)
+    result = run_job(job, runtime=runtime)
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1
     assert last.startswith("error: ")
-    assert reason in last
+    assert (without_torch if runtime and without_torch else reason) in last
     assert list((job / "output").rglob("*")) == []
+
+
+@pytest.mark.slow
+def test_a_raw_model_folder_is_packed_in_the_large_image(job: Path) -> None:
+    masks = []
+    for provide in (
+        lambda role: unpack(open_bundle(DEMO_WEIGHTS / "task1", folds=[0, 1]), role),
+        lambda role: pack(unpack(open_bundle(DEMO_WEIGHTS / "task1", folds=[0, 1]), job / "raw"), role),
+    ):
+        shutil.rmtree(job / "model" / "task1", ignore_errors=True)
+        provide(job / "model" / "task1")
+        result = run_job(job)
+        assert result.returncode == 0, result.stderr
+        masks.append(next((job / "output").rglob("*.mha")).read_bytes())
+    assert masks[0] == masks[1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_container_and_no_files_behind(tmp_path: Path) -> None:
+    built("task1-cpu")
+    script = [ROOT / "do_test_run.sh", "--no-build", "--runtime", "cpu", "task1"]
+    run = subprocess.Popen(
+        script, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert run.stdout is not None
+    seen = ""
+    while "models " not in seen:
+        line = run.stdout.readline()
+        assert line, f"ended before the networks ran: {seen}"
+        seen += line
+    os.killpg(run.pid, signal.SIGINT)
+    run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert docker("ps", "--all", "--quiet", "--filter", "name=pantherseg-test-").stdout == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
