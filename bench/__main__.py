@@ -1,0 +1,98 @@
+"""What the inference engine is worth: `python -m bench [--full] [PART ...]`.
+
+Parts: parity, speed, rates, resampling, growth (default all). Without --full, what fits into ten minutes on two cores:
+fewer phantoms, one network, no repetition. Each part prints a table and writes bench/results/<part>.json, with --full
+only: the short form is for looking.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import growth, parity, rates, resampling, speed
+from bench.processes import machine
+from pantherseg.files import write_text
+from pantherseg.packing import pack
+
+RESULTS = Path(__file__).parent / "results"
+CASES, SHORT_CASES = 20, 1
+REPEATS, SHORT_REPEATS = 3, 1
+
+
+def measure_parity(work: Path, *, full: bool) -> tuple[Any, str]:
+    """Compare masks on phantoms."""
+    cases = CASES if full else SHORT_CASES
+    results = [parity.measure(task, cases, work) for task in ((1, 2) if full else (2,))]
+    results.append(parity.measure(2, cases if full else 1, work, mirroring=True))
+    return results, parity.table(results)
+
+
+def measure_speed(work: Path, *, full: bool) -> tuple[Any, str]:
+    """Time whole processes."""
+    networks = list(speed.NETWORKS) if full else ["plain"]
+    repeats = REPEATS if full else SHORT_REPEATS
+    results = {name: speed.measure(name, work / name, repeats=repeats, full=full) for name in networks}
+    return results, speed.table(results)
+
+
+def measure_rates(work: Path, *, full: bool) -> tuple[Any, str]:
+    """Compare a forward pass with the machine's best convolutions."""
+    planner, data = speed.NETWORKS["plain"]
+    folder = speed.planned.make_folder(speed.planned.make_plans(planner, data, work), work / "model", folds=1)
+    results = rates.measure(pack(folder, work / "bundle").path)
+    return results, rates.table(results)
+
+
+def measure_resampling(work: Path, *, full: bool) -> tuple[Any, str]:
+    """Time resampling."""
+    results = resampling.measure()
+    return results, resampling.table(results)
+
+
+def measure_growth(work: Path, *, full: bool) -> tuple[Any, str]:
+    """Follow time and memory."""
+    results = growth.measure(work)
+    return results, growth.table(results)
+
+
+PARTS: dict[str, Callable[..., tuple[Any, str]]] = {
+    "parity": measure_parity,
+    "speed": measure_speed,
+    "rates": measure_rates,
+    "resampling": measure_resampling,
+    "growth": measure_growth,
+}
+
+
+def main() -> None:
+    """Measure the wanted parts."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without one")
+    parser.add_argument("--full", action="store_true", help="all cases, networks and repetitions; write the results")
+    parser.add_argument("--work", type=Path, help="keep files here (several GB)")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("bench").setLevel(logging.INFO)
+    about = machine()
+    print(json.dumps(about))
+    for name in options.parts or PARTS:
+        with contextlib.ExitStack() as stack:
+            work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pantherseg-bench-")))
+            results, table = PARTS[name](work / name, full=options.full)
+        print(f"\n{table}", flush=True)
+        if options.full:
+            content = {"machine": about, "results": results}
+            write_text(RESULTS / f"{name}.json", json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

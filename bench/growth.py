@@ -1,0 +1,52 @@
+"""How time and memory of `pantherseg predict` grow with voxels, folds and members."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.processes import run
+from bench.speed import crop
+from pantherseg.house import DEMO_WEIGHTS
+from pantherseg.volume import Grid, Volume, write_volume
+
+HEAD = 'schema = 1\nname = "growth"\n[sockets]\ninput = "image"\noutput = "mask"\n'
+MEMBER = '[[members]]\nmodel = "task1"\nfolds = {folds}\nstep = {step}\n'
+# Name, times along y and x, folds, members; the others are as in the first.
+STEPS = (
+    ("1 fold", 1, 1, 1),
+    ("3 folds", 1, 3, 1),
+    ("5 folds", 1, 5, 1),
+    ("2 members of 1 fold", 1, 1, 2),
+    ("4 members of 1 fold", 1, 1, 4),
+    ("4 times the voxels, 1 fold", 2, 1, 1),
+    ("16 times the voxels, 1 fold", 4, 1, 1),
+)
+
+
+def measure(work: Path) -> dict[str, Any]:
+    """Return seconds and peak memory for each step, with the demo model of Task 1."""
+    work.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for name, times, folds, members in STEPS:
+        volume = crop()
+        larger = np.tile(volume.array, (1, times, times))
+        image = work / "image.mha"
+        write_volume(Volume(larger, Grid(larger.shape, volume.grid.spacing)), image)
+        recipe = work / "recipe.toml"
+        recipe.write_text(HEAD + MEMBER.format(folds=list(range(folds)), step=0.5) * members)
+        command = [sys.executable, "-m", "pantherseg", "predict", image, work / "masks", "--recipe", recipe]
+        measured = run([*command, "--model", DEMO_WEIGHTS, "--device", "cpu"], log=work / "growth.log")
+        results[name] = {"voxels": larger.size, **measured.as_dict()}
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return a line a step as Markdown."""
+    lines = ["| `exact`, demo model of Task 1 | voxels | seconds | peak MB |", "|---|---|---|---|"]
+    for name, one in results.items():
+        lines.append(f"| {name} | {one['voxels'] / 1e6:.1f} M | {one['seconds']:.1f} | {one['peak_mb']:.0f} |")
+    return "\n".join(lines)
