@@ -88,10 +88,13 @@ run_native() {
   local task=$1 output=$2 models=()
   [[ -z $weights && ! -d $OWN_WEIGHTS/$task ]] || models=(--model "$(weights_of "$task")")
   rm -rf "$output"
+  local began=$SECONDS
   .venv/bin/python "${task/task/Task}/inference.py" --input "test/input/$task" --output "$output" "${models[@]}"
+  seconds=$((SECONDS - began))
 }
 
 # Runs a task's image on its sample job and returns with the output in $2, owned by the caller, whatever happened.
+# Sets `seconds` to the time from start-up to exit.
 run_container() {
   local task=$1 output=$2 image work status=0
   image=$(image_of "$task")
@@ -117,9 +120,11 @@ run_container() {
     --volume "$PWD/test/input/$task:$input:ro" --volume "$work/output:/output" \
     --volume "$work/model:/opt/ml/model" "$image" >/dev/null
   $hardened || { ln -s "$input" "$work/input" && tar -C "$work" -c input | docker cp --quiet - "$container:/"; }
+  local began=$SECONDS
   # In the background, because bash answers Ctrl-C only after a command in the foreground has ended.
   timeout --signal TERM --kill-after 5 "$TIME_LIMIT" docker start --attach "$container" &
   wait $! || status=$?
+  seconds=$((SECONDS - began))
   # What the container's user wrote belongs to that user: hand it to the caller.
   docker run --rm --network none --user 0 --entrypoint chown --volume "$work/output:/output" "$image" \
     -R "$(id -u):$(id -g)" /output
@@ -166,13 +171,11 @@ fi
 for task in "${tasks[@]}"; do
   $native || ! $build || build_image "$task"
   echo "== $task"
-  began=$SECONDS
   if $native; then
     run_native "$task" "test/output/$task"
   else
     run_container "$task" "test/output/$task"
   fi
-  seconds=$((SECONDS - began))
   score "$task" "test/output/$task"
 done
 printf '%s\n' "${summary[@]}"

@@ -23,7 +23,7 @@ from pantherseg.packing import pack
 
 RESULTS = Path(__file__).parent / "results"
 CASES, SHORT_CASES = 20, 1
-REPEATS, SHORT_REPEATS = 3, 1
+REPEATS, SHORT_REPEATS = 2, 1
 
 
 def measure_parity(work: Path, *, full: bool) -> tuple[Any, str]:
