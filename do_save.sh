@@ -34,7 +34,7 @@ for task in "${tasks[@]}"; do
   image=$(image_of "$task")
   docker image inspect "$image" >/dev/null 2>&1 || build_image "$task"
   target=build/${image//[:\/]/-}
-  trap 'rm -f "$target.tar.gz.part" "$target-model.tar.gz.part"' EXIT
+  trap 'rm -rf "$target.tar.gz.part" "$target-model.tar.gz.part" "$target-model.tar.gz.part.packed"' EXIT
   echo "== saving $image"
   docker save "$image" | gzip --fast --no-name >"$target.tar.gz.part"
   pack_model "$task" "$target-model.tar.gz.part"

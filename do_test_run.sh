@@ -107,6 +107,7 @@ run_container() {
   if $with_model; then
     pack_model "$task" "$work/model.tar.gz"
     tar --extract --gzip --directory "$work/model" --file "$work/model.tar.gz"
+    chmod -R a+rX "$work/model"
   fi
   local gpus=()
   # Only where Docker knows NVIDIA's runtime and a GPU answers.

@@ -8,7 +8,6 @@ only: the short form is for looking.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import growth, parity, rates, resampling, speed
+from bench import growth, parity, planned, rates, resampling, speed
 from bench.processes import machine
 from pantherseg.files import write_text
 from pantherseg.packing import pack
@@ -45,7 +44,7 @@ def measure_speed(work: Path, *, full: bool) -> tuple[Any, str]:
 def measure_rates(work: Path, *, full: bool) -> tuple[Any, str]:
     """Compare a forward pass with the machine's best convolutions."""
     planner, data = speed.NETWORKS["plain"]
-    folder = speed.planned.make_folder(speed.planned.make_plans(planner, data, work), work / "model", folds=1)
+    folder = planned.make_folder(planned.make_plans(planner, data, work), work / "model", folds=1)
     results = rates.measure(pack(folder, work / "bundle").path)
     return results, rates.table(results)
 
@@ -76,7 +75,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without one")
     parser.add_argument("--full", action="store_true", help="all cases, networks and repetitions; write the results")
-    parser.add_argument("--work", type=Path, help="keep files here (several GB)")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}")
@@ -85,9 +83,8 @@ def main() -> None:
     about = machine()
     print(json.dumps(about))
     for name in options.parts or PARTS:
-        with contextlib.ExitStack() as stack:
-            work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pantherseg-bench-")))
-            results, table = PARTS[name](work / name, full=options.full)
+        with tempfile.TemporaryDirectory(prefix="pantherseg-bench-") as work:
+            results, table = PARTS[name](Path(work) / name, full=options.full)
         print(f"\n{table}", flush=True)
         if options.full:
             content = {"machine": about, "results": results}

@@ -33,7 +33,7 @@ def measure(task: int, cases: int, work: Path) -> dict[str, Any]:
     data, masks = work / f"task{task}", work / f"task{task}-masks"
     write_dataset(data, task=task, cases=cases, seed=FIRST_SEED)
     failed = predict_all(
-        data / "imagesTr", masks, recipe=task_recipe(task), model=DEMO_WEIGHTS, device="cpu", rescue=True
+        data / "imagesTr", masks, recipe=task_recipe(task), model=DEMO_WEIGHTS, device="cpu", mode="exact", rescue=True
     )
     result = evaluate(masks, data / "labelsTr")
     dice = {name: round(case.official.dice, 4) for name, case in result.cases.items()}

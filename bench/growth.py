@@ -38,8 +38,9 @@ def measure(work: Path) -> dict[str, Any]:
         write_volume(Volume(larger, Grid(larger.shape, volume.grid.spacing)), image)
         recipe = work / "recipe.toml"
         recipe.write_text(HEAD + MEMBER.format(folds=list(range(folds)), step=0.5) * members)
-        command = [sys.executable, "-m", "pantherseg", "predict", image, work / "masks", "--recipe", recipe]
-        measured = run([*command, "--model", DEMO_WEIGHTS, "--device", "cpu"], log=work / "growth.log")
+        command: list[str | Path] = [sys.executable, "-m", "pantherseg", "predict", image, work / "masks"]
+        settings: list[str | Path] = ["--recipe", recipe, "--model", DEMO_WEIGHTS, "--device", "cpu"]
+        measured = run([*command, *settings], log=work / "growth.log")
         results[name] = {"voxels": larger.size, **measured.as_dict()}
     return results
 

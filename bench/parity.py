@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from bench.demo import FIRST_SEED
 from bench.unpack import unpack
 from pantherseg.bundle import open_bundle
-from pantherseg.fuse import mean_logits
 from pantherseg.house import DEMO_WEIGHTS, task_recipe
 from pantherseg.inference.backends import Mode, choose_backend
 from pantherseg.inference.predictor import Predictor
@@ -49,10 +48,11 @@ def measure(task: int, cases: int, work: Path, *, mirroring: bool = False) -> di
     for seed in range(FIRST_SEED, FIRST_SEED + cases):
         image = make_phantom(seed, task=task).image
         volume = _searched(Volume(image.array.astype(np.float32), image.grid), task)
-        masks, seconds = {}, {}
+        masks: dict[str, NDArray[np.uint8]] = {}
+        seconds: dict[str, float] = {}
         for mode, predictor in predictors.items():
             began = time.monotonic()
-            masks[mode] = mean_logits([predictor.logits(predictor.prepare(volume))]).labels()
+            masks[mode] = predictor.labels(volume)
             seconds[mode] = round(time.monotonic() - began, 2)
         began = time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()):

@@ -25,7 +25,7 @@ def measure(bundle_path: Path) -> dict[str, Any]:
     tile = np.random.default_rng(0).normal(size=(1, 1, *bundle.manifest.patch)).astype(np.float32)
     results: dict[str, Any] = {"gflop_a_tile": round(gflop)}
     for mode in ("exact", "fast"):
-        backend = OpenVinoBackend(mode)  # type: ignore[arg-type]
+        backend = OpenVinoBackend(mode)
         network = backend.network(bundle, bundle.folds[0])
         seconds = _fastest(lambda: network(tile))  # noqa: B023  (called at once)
         best = max(_single_convolution(core, backend, channels, shape) for channels, shape in BEST_SHAPES)

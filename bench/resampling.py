@@ -12,7 +12,7 @@ import numpy as np
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from numpy.typing import NDArray
 
-from pantherseg.inference.resample import Resampling
+from pantherseg.preprocessing.resample import Resampling
 from pantherseg.volume import Shape, Triple
 
 REPEATS = 3

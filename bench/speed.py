@@ -57,14 +57,12 @@ class Bench:
 
     @classmethod
     def prepare(cls, network: str, work: Path) -> Bench:
-        """Plan the network, write its folds, pack them, and write the crop. What is there already is kept."""
+        """Plan the network, write its folds, pack them, and write the crop."""
         planner, data = NETWORKS[network]
         folder = work / "results" / planned.DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres"
         bench = cls(work, folder, work / "bundles", work / "images" / "case_0000.mha")
-        if not bench.image.exists():
-            planned.make_folder(planned.make_plans(planner, data, work), folder, folds=FOLDS)
-            pack(planned.open_model_folder(folder), bench.bundles / "model")
-            write_volume(crop(), bench.image)
+        pack(planned.make_folder(planned.make_plans(planner, data, work), folder, folds=FOLDS), bench.bundles / "model")
+        write_volume(crop(), bench.image)
         return bench
 
     def ours(self, mode: str, *, folds: int = FOLDS, mirroring: bool = False) -> Run:

@@ -83,28 +83,33 @@ weights_of() {
   elif [[ -d $OWN_WEIGHTS/$1 ]]; then
     echo "$OWN_WEIGHTS"
   else
+    [[ ! -d $OWN_WEIGHTS ]] || echo "$OWN_WEIGHTS has no folder $1: the demo models are taken" >&2
     echo "$DEMO_WEIGHTS"
   fi
 }
 
-# Packs a task's models from one folder into another's folder `models`: with .venv if it is there, else with the task's image.
+# Packs a task's models from one folder into another's folder `models`: with .venv if it is there, else with the task's
+# image, the large one if it is there, as only that can read checkpoints.
 packer() {
-  local task=$1 models=$2 packed=$3
+  local task=$1 models=$2 packed=$3 image=pantherseg-$1
   if [[ -x .venv/bin/pantherseg ]]; then
     .venv/bin/pantherseg pack "$models" "$packed/models" --task "${task#task}"
   else
+    docker image inspect "$image" >/dev/null 2>&1 || image=$(image_of "$task")
     docker run --rm --network none --user "$(id -u):$(id -g)" --entrypoint python \
       --volume "$(realpath "$models"):/models:ro" --volume "$(realpath "$packed"):/packed" \
-      "$(image_of "$task")" -m pantherseg pack /models /packed/models --task "${task#task}"
+      "$image" -m pantherseg pack /models /packed/models --task "${task#task}"
   fi
 }
 
-# Packs the models that a task's recipe names into a model.tar.gz whose bytes depend on nothing but the models.
+# Packs the models that a task's recipe names into a model.tar.gz whose bytes depend on nothing but the models. What
+# the folder <target>.packed holds meanwhile is the caller's to remove after an interruption.
 pack_model() {
-  local task=$1 target=$2 root packed
+  local task=$1 target=$2 root packed=$2.packed
   root=$(weights_of "$task")
-  packed=$(mktemp -d)
-  packer "$task" "$root" "$packed" >/dev/null || { rm -rf "$packed" && return 1; }
+  echo "== packing the models of $root"
+  mkdir -p "$packed"
+  packer "$task" "$root" "$packed"
   (cd "$packed/models" && find . -type f -printf '%P\n' | LC_ALL=C sort) |
     tar --create --directory "$packed/models" --format ustar --owner 0 --group 0 --numeric-owner --mtime @0 --mode u=rw,go=r \
       --files-from - | gzip --no-name >"$target"

@@ -33,15 +33,14 @@ class ChangedModel(Protocol):
 def real_data() -> RealData:
     """Return the path of a real volume by its name in the data folder; skip the test where it is absent.
 
-    The folder is the environment variable PANTHERSEG_TEST_DATA, else `shared/data` beside the checkout.
+    The folder is what the environment variable PANTHERSEG_TEST_DATA names.
     """
     folder = os.environ.get("PANTHERSEG_TEST_DATA")
-    root = Path(folder) if folder else Path(__file__).parents[2] / "shared" / "data"
 
     def find(name: str) -> Path:
-        path = root / name
-        if not path.exists():
-            pytest.skip(f"no real data: {path} is not there (PANTHERSEG_TEST_DATA names the folder)")
+        path = Path(folder or "", name)
+        if folder is None or not path.exists():
+            pytest.skip(f"no real data: PANTHERSEG_TEST_DATA names no folder with {name}")
         return path
 
     return find

@@ -184,7 +184,12 @@ def test_a_cuda_device_that_answers_is_used_unless_the_cpu_is_asked_for(
 def test_a_driver_without_a_cuda_device_means_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(on_torch, "cuda_answers", lambda: False)
     monkeypatch.setattr(backends, "GPU_FILES", (str(tmp_path),))
-    assert isinstance(choose_backend("auto"), OpenVinoBackend)
+    backend = choose_backend("auto")
+    assert isinstance(backend, OpenVinoBackend)
+    assert [event.code for event in backend.events] == ["no_cuda"]
+    assert "none that answers" in backend.events[0].message
+    without(monkeypatch, "nnunetv2")
+    assert "no nnunetv2, which would use it" in choose_backend("auto").events[0].message
 
 
 def test_without_openvino_torch_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

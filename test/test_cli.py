@@ -263,7 +263,7 @@ def test_a_link_to_the_output_folder_does_not_lose_its_volume(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path) -> None:
+def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     good = Volume(
         np.random.default_rng(0).normal(100, 20, (9, 40, 40)).astype(np.float32), Grid((9, 40, 40), (5.0,) * 3)
@@ -275,6 +275,9 @@ def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path) -> 
     (source / "c_text.mha").write_text("no volume")
     result = CliRunner().invoke(pantherseg, ["predict", str(source), str(output), "--task", "1", "--device", "cpu"])
     assert result.exit_code == 1
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert errors[0].startswith(f"error: {source / 'a_tiny.mha'}: expected at least half a voxel a side")
+    assert errors[1].startswith(f"error: {source / 'c_text.mha'}: expected ")
     assert sorted(path.name for path in output.iterdir()) == [
         "b_good.json",
         "b_good.mha",

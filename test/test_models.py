@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -281,3 +282,22 @@ def test_mrsegmentators_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = find_models(root, wanted).localizer
     assert found is not None
     assert found.path == own
+
+
+def test_an_upload_that_this_user_may_not_read_is_an_error_and_not_the_demo_models(tmp_path: Path) -> None:
+    model(tmp_path / "uploaded" / "task1")
+    (tmp_path / "uploaded" / "task1").chmod(0o000)
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    os.seteuid(os.geteuid() or 65534)  # root may read everything
+    try:
+        for look in (
+            lambda: choose_root(tmp_path / "uploaded", DEMO_WEIGHTS),
+            lambda: find_models(tmp_path / "uploaded", recipe(Member(model="task1"))),
+        ):
+            with pytest.raises(ModelError, match=r"uploaded/task1: expected a folder that this user may read, found"):
+                look()
+    finally:
+        os.seteuid(os.getuid())
+        (tmp_path / "uploaded" / "task1").chmod(0o755)

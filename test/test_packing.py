@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
@@ -15,18 +16,19 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from conftest import ChangedModel, CopiedBundle
 from pantherseg.bundle import DATASET, PLANS, Bundle, open_bundle
-from pantherseg.errors import ModelError, OutputError
+from pantherseg.errors import ModelError, OutputError, RecipeError
 from pantherseg.house import DEMO_WEIGHTS, task_recipe
-from pantherseg.models import CHECKPOINT, ModelFolder, open_model_folder
+from pantherseg.models import CHECKPOINT, ModelFolder, find_models, open_model_folder
 from pantherseg.networks import read_plan
 from pantherseg.packing import as_bundle, pack, pack_models
 from pantherseg.packing import graph as graph_module
 from pantherseg.packing.graph import Graph
-from pantherseg.recipe import load_recipe
+from pantherseg.recipe import Member, load_recipe
 
 Json = dict[str, Any]
 
@@ -423,3 +425,61 @@ def test_a_bundle_is_checked_before_it_is_copied(copied_bundle: CopiedBundle, tm
     with pytest.raises(ModelError, match=r"fold_2\.safetensors: expected SHA-256"):
         pack_models(copied_bundle.path.parent, tmp_path / "bundles", load_recipe(task_recipe(1)))
     assert not (tmp_path / "bundles").exists()
+
+
+@ONE_GRAPH
+def test_members_that_share_a_model_get_all_of_their_folds(demo_folder: ModelFolder, tmp_path: Path) -> None:
+    shutil.copytree(demo_folder.path, tmp_path / "models" / "task1")
+    settings = load_recipe(task_recipe(1))
+    members = [Member(model="task1", folds=[2, 0]), Member(model="task1", folds=[0, 3])]
+    shared = msgspec.structs.replace(settings, members=members)
+    (bundle,) = pack_models(tmp_path / "models", tmp_path / "bundles", shared)
+    assert bundle.folds == ("2", "0", "3")
+    found = find_models(tmp_path / "bundles", shared)
+    assert [model.folds for model in found.members] == [("2", "0"), ("0", "3")]
+    for name in ("plans.json", "dataset.json"):
+        assert (tmp_path / "bundles" / "task1" / name).is_file()
+    for fold in ("0", "3"):
+        shutil.copy(demo_folder.checkpoint_path(fold), tmp_path / "models" / "task1" / f"fold_{fold}" / "best.pth")
+    members[1] = Member(model="task1", folds=[0, 3], checkpoint="best.pth")
+    with pytest.raises(RecipeError, match=r"expected one checkpoint of task1, found checkpoint_final.pth and best.pth"):
+        pack_models(tmp_path / "models", tmp_path / "others", msgspec.structs.replace(settings, members=members))
+
+
+def test_norms_with_running_statistics_are_refused_by_name(changed_model: ChangedModel, tmp_path: Path) -> None:
+    folder = changed_model(folds=1)
+    plans = json.loads((folder / "plans.json").read_text())
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    architecture["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm3d"
+    (folder / "plans.json").write_text(json.dumps(plans))
+    assert "BatchNorm3d norm keeps running statistics" in refused(folder, tmp_path / "bundle", folder)
+
+
+@ONE_GRAPH
+def test_the_folder_one_stands_in_can_be_the_target(
+    changed_model: ChangedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = changed_model(folds=1)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    pack(open_model_folder(folder), Path())
+    assert open_bundle(tmp_path / "here").folds == ("0",)
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_named(
+    demo_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/nowhere")
+    with pytest.raises(OutputError, match=r"temporary folder: expected room to pack a model, found .*pantherseg pack"):
+        as_bundle(demo_folder)
+
+
+def test_a_full_disk_is_named(changed_model: ChangedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    folder = changed_model(folds=1)
+    monkeypatch.setattr("pantherseg.packing.pack.save_file", full)
+    with pytest.raises(OutputError, match=r"bundle: expected to write this bundle, found I/O error: No space left"):
+        pack(open_model_folder(folder), tmp_path / "bundle")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

@@ -22,12 +22,12 @@ from conftest import NnunetMask
 from pantherseg.fuse import mean_logits
 from pantherseg.inference.backends.on_openvino import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.inference.preprocess import Preprocessing
 from pantherseg.inference.tiles import tiles
 from pantherseg.models import ModelFolder
 from pantherseg.networks import read_plan
 from pantherseg.packing import pack
 from pantherseg.phantom import make_phantom
+from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.volume import Box, Grid, Volume
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pantherseg.errors import InputError
 from pantherseg.house import DEMO_WEIGHTS
-from pantherseg.inference.preprocess import CERTAIN, Normalization, Prepared, Preprocessing
-from pantherseg.inference.resample import Resampling
+from pantherseg.preprocessing.preprocess import CERTAIN, Normalization, Prepared, Preprocessing
+from pantherseg.preprocessing.resample import Resampling
 from pantherseg.volume import Shape, Triple
 
 with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net greets on import
@@ -175,7 +175,7 @@ def test_a_volume_of_zeros_is_kept_whole(use_mask: bool) -> None:
 
 
 def test_a_volume_that_vanishes_at_the_networks_spacing_is_an_error() -> None:
-    sentence = r"half a voxel a side at the model's spacing \[3.0, 2.4, 2.4\] mm .* 1x3x4 voxels at 1x1x1 mm"
+    sentence = r"half a voxel a side at the model's spacing \[3.0, 2.4, 2.4\] mm, found 1x3x4 .* that are not 0"
     with pytest.raises(InputError, match=sentence):
         preprocessing_of(plans_with()).run(np.ones((1, 3, 4), np.float32), (1.0, 1.0, 1.0))
 

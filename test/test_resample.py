@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
-from pantherseg.inference.resample import Resampling
+from pantherseg.preprocessing.resample import Resampling
 from pantherseg.volume import Shape, Triple
 
 with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net greets on import
@@ -156,7 +156,7 @@ def test_the_same_shape_returns_the_data(name: str) -> None:
 
 
 def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pantherseg.inference.resample.BLOCK_BYTES", 1)
+    monkeypatch.setattr("pantherseg.preprocessing.resample.BLOCK_BYTES", 1)
     image = random_data((7, 8, 9), "float32")
     for arguments in (IMAGES, LOGITS):
         ours, theirs = both(image, SPLINE, arguments, (13, 12, 11), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))

@@ -14,15 +14,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pantherseg.errors import ModelError
-from pantherseg.inference.preprocess import Preprocessing
-from pantherseg.recipe import Table
+from pantherseg.preprocessing.preprocess import Preprocessing
+from pantherseg.recipe import FileName, Table
 
 SCHEMA: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -42,13 +42,16 @@ class Provenance(Table, frozen=True):
     versions: dict[str, str]
 
 
+Fold = Annotated[str, msgspec.Meta(pattern=r"^(\d+|all)$")]
+
+
 class Manifest(Table, frozen=True):
     """A bundle's description; every other file is named in it with its checksum."""
 
     schema: Literal[1]
     checkpoint: str
     """The name of the checkpoints that were packed."""
-    folds: tuple[str, ...]
+    folds: tuple[Fold, ...]
     patch: tuple[int, ...]
     """The network's input, (z, y, x) or (y, x), in its own axes."""
     classes: int
@@ -60,7 +63,7 @@ class Manifest(Table, frozen=True):
     """Shapes of the tensors in every fold's file."""
     header_sha256: str
     """Of every fold's header: the graph finds tensors by their place in the file."""
-    sha256: dict[str, str]
+    sha256: dict[FileName, str]
     """Of every other file."""
     provenance: Provenance
 

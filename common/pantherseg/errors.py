@@ -19,12 +19,17 @@ class PantherSegError(Exception):
     """One line: where, what was expected, what was found, and what to do about it."""
 
     def __init__(self, where: str | Path, *, expected: str, found: str, hint: str = "") -> None:
+        self.expected, self.found, self.hint = expected, found, hint
         message = f"{where}: expected {expected}, found {found}"
         super().__init__(" ".join(f"{message}; {hint}".split()) if hint else " ".join(message.split()))
 
 
 class InputError(PantherSegError):
     """A volume or mask that cannot be processed."""
+
+    def at(self, where: str | Path) -> InputError:
+        """Return the same error with another place, such as the file that an array was read from."""
+        return InputError(where, expected=self.expected, found=self.found, hint=self.hint)
 
 
 class JobError(PantherSegError):

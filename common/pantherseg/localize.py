@@ -7,7 +7,6 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from pantherseg.errors import Event
-from pantherseg.fuse import mean_logits
 from pantherseg.inference.predictor import Predictor
 from pantherseg.recipe import Localizer
 from pantherseg.volume import Box, Triple, Volume, from_itk, to_itk
@@ -19,7 +18,7 @@ ORIENTATION = "LPS"
 def localize(volume: Volume, predictor: Predictor, settings: Localizer) -> tuple[Box | None, tuple[Event, ...]]:
     """Return the pancreas's box plus the recipe's margin, in voxels of `volume`; None and an event if none is found."""
     seen = _as_seen(volume, settings.spacing)
-    pancreas = mean_logits([predictor.logits(predictor.prepare(seen))]).labels() == settings.label
+    pancreas = predictor.labels(seen) == settings.label
     box = Box.around(_without_specks(pancreas, settings.min_component_mm3 / seen.grid.voxel_mm3))
     if box is None:
         return None, (Event("no_pancreas_found", "the localizer found no pancreas; the whole volume was searched"),)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pantherseg.errors import PantherSegError
 
@@ -25,6 +26,11 @@ def one_line(error: Exception, where: object = "") -> str:
         return str(error)
     place = f"{where}: " if where else ""
     return f"{place}unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def shown(path: Path) -> str:
+    """Return a path as short as it can be written from the working directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 @contextmanager

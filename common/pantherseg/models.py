@@ -49,9 +49,12 @@ class Models:
 
 
 def choose_root(uploaded: Path, shipped: Path) -> Path:
-    """Return the folder of uploaded models if it holds any file, else that of the models shipped with the code."""
+    """Return the folder of uploaded models if it holds any file, else that of the models shipped with the code.
+
+    Raises ModelError where what is uploaded cannot be looked at.
+    """
     # Any file counts: an upload that is damaged must be an error, not silently another model.
-    holds_something = uploaded.is_dir() and any(path.is_file() for path in uploaded.rglob("*"))
+    holds_something = any(files for _, _, files in os.walk(uploaded, onerror=_refuse_unreadable))
     return uploaded if holds_something else shipped
 
 
@@ -94,6 +97,12 @@ def open_model_folder(
     return model
 
 
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        found = error.strerror or str(error)
+        raise ModelError(error.filename, expected="a folder that this user may read", found=found) from error
+
+
 def _member_folder(root: Path, member: Member, recipe: Recipe) -> Path:
     below = root / member.model
     found = list(_model_folders(below)) if below.is_dir() else []
@@ -129,10 +138,15 @@ def _mrsegmentator_folder() -> Path | None:
 
 def _model_folders(top: Path, depth: int = 0) -> Iterator[Path]:
     """Yield the folders that look like a model's, so that an incomplete one can be named rather than overlooked."""
+    try:
+        children = sorted(path for path in top.iterdir() if path.is_dir())
+    except OSError as error:
+        _refuse_unreadable(error)
+        return
     if is_bundle(top) or any((top / name).is_file() for name in (PLANS, DATASET)) or any(top.glob("fold_*/*.pth")):
         yield top
     elif depth < MAX_DEPTH:
-        for child in sorted(path for path in top.iterdir() if path.is_dir()):
+        for child in children:
             yield from _model_folders(child, depth + 1)
 
 

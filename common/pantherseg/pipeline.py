@@ -16,12 +16,12 @@ from pantherseg.files import write_text
 from pantherseg.fuse import mean_logits
 from pantherseg.inference.backends import Backend, Mode, choose_backend
 from pantherseg.inference.predictor import Logits, Predictor
-from pantherseg.inference.preprocess import Prepared, Preprocessing
 from pantherseg.localize import localize
-from pantherseg.logs import stage
+from pantherseg.logs import shown, stage
 from pantherseg.models import Models, find_models
 from pantherseg.packing import as_bundle
 from pantherseg.postprocess import tumour_mask
+from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
 from pantherseg.recipe import Recipe
 from pantherseg.volume import Box, Volume, uncrop, write_volume
 
@@ -96,7 +96,7 @@ def load_system(recipe: Recipe, root: Path, *, device: str = "auto", mode: Mode 
             localizer = Predictor(as_bundle(models.localizer), backend, step=recipe.localizer.step)
             _check_label(localizer, "label", recipe.localizer.label)
         used = models.members if models.localizer is None else (*models.members, models.localizer)
-        remarks += [f"{model.path}: folds {' '.join(model.folds)}" for model in used]
+        remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
         remarks.append(f"{backend.device} in {backend.precision}")
     return System(recipe, models, backend, members, localizer)
 
@@ -114,7 +114,7 @@ def write_result(result: Segmentation, mask: Path, report: Path, about: dict[str
         except OutputError:
             mask.unlink()
             raise
-        remarks.append(str(mask))
+        remarks.append(shown(mask))
 
 
 def _check_label(predictor: Predictor, key: str, label: int) -> None:
@@ -126,7 +126,7 @@ def _check_label(predictor: Predictor, key: str, label: int) -> None:
 def segment(
     volume: Volume, system: System, *, rescue: bool | None = None, events: tuple[Event, ...] = ()
 ) -> Segmentation:
-    """Segment the tumour in a volume (float32, z, y, x).
+    """Segment the tumour in a volume (float32, z, y, x). Raises InputError, which names the place `volume`.
 
     rescue: fill an empty mask with the most probable component; without it as the recipe says. events: what happened
     before, such as on reading; they come first in the result's.

@@ -18,8 +18,12 @@ def pack_source(
 ) -> Iterator[str]:
     """Pack one model, or all of a recipe, and yield a line for each bundle. Raises PantherSegError."""
     if task or recipe:
-        for bundle in pack_models(source, target, load_recipe(recipe or task_recipe(int(task or 0)))):
-            yield _line(bundle)
+        settings = load_recipe(recipe or task_recipe(int(task or 0)))
+        bundles = pack_models(source, target, settings)
+        yield from map(_line, bundles)
+        wanted = settings.localizer
+        if wanted is not None and all(bundle.path.name != wanted.model for bundle in bundles):
+            yield f"no model '{wanted.model}' in {source}: the members will search the whole volume"
         return
     model = open_model(source, checkpoint=checkpoint or CHECKPOINT)
     if isinstance(model, Bundle):

@@ -79,5 +79,8 @@ def _predict_one(
     path: Path, image: tuple[Volume, tuple[Event, ...]], output: Path, system: System, *, rescue: bool
 ) -> None:
     volume, events = image
-    result = segment(volume, system, rescue=rescue, events=events)
+    try:
+        result = segment(volume, system, rescue=rescue, events=events)
+    except InputError as error:
+        raise error.at(path) from error
     write_result(result, output / mask_name(path), output / f"{case_name(path)}.json", {"input": path.name})

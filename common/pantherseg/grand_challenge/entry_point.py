@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from pantherseg.errors import PantherSegError
+from pantherseg.errors import InputError, PantherSegError
 from pantherseg.files import prepare_folder
 from pantherseg.grand_challenge.job import find_input, output_path
 from pantherseg.house import DEMO_WEIGHTS
@@ -51,13 +51,16 @@ def run_job(recipe_path: Path, input_folder: Path, output_folder: Path, *, model
     with stage("read") as remarks:
         volume, events = read_image(path)
         remarks.append(f"{path.name}, {volume.grid.describe()}")
-    # After the input is known to be good: this imports torch.
+    # After the input is known to be good: this imports what runs networks.
     from pantherseg.pipeline import load_system, segment, write_result
 
     system = load_system(recipe, model or choose_root(MODEL, DEMO_WEIGHTS))
     target = output_path(output_folder, recipe.sockets, path)
     prepare_folder(target.parent)
-    result = segment(volume, system, events=events)
+    try:
+        result = segment(volume, system, events=events)
+    except InputError as error:
+        raise error.at(path) from error
     about = {"input": path.name, "mask": str(target.relative_to(output_folder))}
     write_result(result, target, output_folder / "results.json", about)
     return target

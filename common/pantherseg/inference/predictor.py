@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from pantherseg.bundle import Bundle
 from pantherseg.errors import ModelError
+from pantherseg.fuse import mean_logits
 from pantherseg.inference.accumulate import Sweep
 from pantherseg.inference.backends import Backend
-from pantherseg.inference.preprocess import Prepared, Preprocessing, WayBack
+from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
 from pantherseg.volume import Volume
 
 
@@ -61,6 +62,10 @@ class Predictor:
         """Return a volume (float32) as the network wants it. Raises InputError where nothing of it is left."""
         return self.preprocessing.run(volume.array, volume.grid.spacing)
 
+    def labels(self, volume: Volume) -> NDArray[np.uint8]:
+        """Return the label map of a volume, (z, y, x) on its own grid. Raises as `prepare` and `logits`."""
+        return mean_logits([self.logits(self.prepare(volume))]).labels()
+
     def logits(self, prepared: Prepared) -> Logits:
         """Return the mean logits of all folds. Raises ModelError for a fold that is damaged.
 
@@ -84,6 +89,6 @@ class Predictor:
         network = self.backend.network(self.bundle, fold)
         logits = sweep.run(network, self.bundle.manifest.classes, on_tile=on_tile)
         if not np.isfinite(logits).all():
-            found = "NaN or infinite ones; the fold is damaged"
+            found = "NaN, or logits too large for float16"
             raise ModelError(self.bundle.weights_path(fold), expected="weights of finite logits", found=found)
         return logits

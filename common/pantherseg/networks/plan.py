@@ -14,9 +14,9 @@ import msgspec
 
 from pantherseg.bundle import DATASET, PLANS, read_json
 from pantherseg.errors import ModelError
-from pantherseg.inference.preprocess import Normalization, Preprocessing
-from pantherseg.inference.resample import Resampling
 from pantherseg.networks.build import build_network
+from pantherseg.preprocessing.preprocess import Normalization, Preprocessing
+from pantherseg.preprocessing.resample import Resampling
 
 if TYPE_CHECKING:
     from torch import nn

@@ -72,7 +72,8 @@ class Graph:
 def make_graph(network: nn.Module, shape: tuple[int, ...]) -> Graph:
     """Return a network's graph for an input of `shape`; the network is used up, its weights are replaced.
 
-    Raises ValueError where the graph holds weights under another form than the network's.
+    Raises ValueError for norms with running statistics, and where the graph holds weights in another form than the
+    network's.
     """
     names = _fill_with_distinct_values(network)
     _use_accurate_norms(network)
@@ -109,7 +110,10 @@ def _convert(network: nn.Module, shape: tuple[int, ...]) -> tuple[ElementTree.El
     apply_moc_transformations(model, cf=True)  # folds what is constant
     with tempfile.TemporaryDirectory(prefix="pantherseg-") as folder:
         file = Path(folder) / "graph.xml"
-        ov.save_model(model, file, compress_to_fp16=False)
+        try:
+            ov.save_model(model, file, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise OSError(f"{file}: {error}") from error
         tree = ElementTree.parse(file)
         _name_by_number(tree.getroot())
         return tree, file.with_suffix(".bin").read_bytes()
@@ -135,6 +139,9 @@ def _fill_with_distinct_values(network: nn.Module) -> dict[bytes, str]:
 
 def _use_accurate_norms(module: nn.Module) -> None:
     for name, child in module.named_children():
+        if getattr(child, "track_running_stats", False):
+            kind = type(child).__name__
+            raise ValueError(f"{kind} {name} keeps running statistics, which no network run here may")
         if isinstance(child, nn.modules.instancenorm._InstanceNorm):
             setattr(module, name, AccurateInstanceNorm(child))
         else:

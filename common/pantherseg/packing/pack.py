@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from pantherseg import __version__
@@ -35,8 +37,8 @@ from pantherseg.bundle import (
     sha256_of,
     weights_name,
 )
-from pantherseg.errors import ModelError, OutputError
-from pantherseg.models import ModelFolder, find_models
+from pantherseg.errors import ModelError, OutputError, RecipeError
+from pantherseg.models import Model, ModelFolder, Models, find_models
 from pantherseg.packing.checkpoint import Checkpoint, check_fit, read_checkpoint
 from pantherseg.recipe import Recipe
 
@@ -51,11 +53,17 @@ VERSIONED = ("openvino", *NEEDED)
 def as_bundle(model: ModelFolder | Bundle) -> Bundle:
     """Return a bundle as it is; pack a model folder into a temporary one, which goes when the process ends.
 
-    Raises ModelError, also where the packages that packing needs are not installed.
+    Raises ModelError, also where the packages that packing needs are not installed; OutputError.
     """
     if isinstance(model, Bundle):
         return model
-    folder = Path(tempfile.mkdtemp(prefix="pantherseg-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="pantherseg-"))
+    except OSError as error:
+        hint = f"or run `pantherseg pack {model.path} BUNDLE` beforehand"
+        raise OutputError(
+            "temporary folder", expected="room to pack a model", found=error.strerror or str(error), hint=hint
+        ) from error
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return pack(model, folder / "bundle")
 
@@ -63,19 +71,33 @@ def as_bundle(model: ModelFolder | Bundle) -> Bundle:
 def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
     """Pack every model of a recipe that lies below `root` into <target>/<role>; bundles are checked and copied.
 
-    Raises ModelError, and OutputError where the target is a folder that is not empty.
+    Raises ModelError, RecipeError where members want different checkpoints of one model, and OutputError where the
+    target is a folder that is not empty.
     """
-    models = find_models(root, recipe)
-    roles = {member.model: model for member, model in zip(recipe.members, models.members, strict=True)}
-    if models.localizer is not None and recipe.localizer is not None:
-        roles[recipe.localizer.model] = models.localizer
     with _new_folder(target) as folder:
+        roles = _by_role(find_models(root, recipe), recipe)
         for role, model in roles.items():
             if isinstance(model, Bundle):
                 _copy(model, folder / role)
             else:
                 pack(model, folder / role)
     return [open_bundle(target / role) for role in roles]
+
+
+def _by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
+    """Return each role's model with every fold that one of its members wants."""
+    roles: dict[str, Model] = {}
+    for member, model in zip(recipe.members, models.members, strict=True):
+        known = roles.get(member.model)
+        if isinstance(known, ModelFolder) and isinstance(model, ModelFolder):
+            if known.checkpoint != model.checkpoint:
+                found = f"{known.checkpoint} and {model.checkpoint}"
+                raise RecipeError(recipe.name, expected=f"one checkpoint of {member.model}", found=found)
+            model = replace(model, folds=tuple(dict.fromkeys((*known.folds, *model.folds))))
+        roles[member.model] = model
+    if models.localizer is not None and recipe.localizer is not None:
+        roles[recipe.localizer.model] = models.localizer
+    return roles
 
 
 def pack(model: ModelFolder, target: Path) -> Bundle:
@@ -99,6 +121,7 @@ def pack(model: ModelFolder, target: Path) -> Bundle:
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """Yield a hidden folder that becomes `target` when the block ends without an error. Raises OutputError."""
+    target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(
             target, expected="a new folder for the bundle", found="one that is there", hint="move it away"
@@ -109,8 +132,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
         beside.mkdir(parents=True)
         yield beside
         beside.rename(target)
-    except OSError as error:
-        raise OutputError(target, expected="to write this bundle", found=error.strerror or str(error)) from error
+    except (OSError, SafetensorError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+        raise OutputError(target, expected="to write this bundle", found=found) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -137,7 +161,8 @@ def _write_bundle(model: ModelFolder, folder: Path) -> Manifest:
         graph = make_graph(plan.network(), (1, 1, *plan.patch))
     except (RuntimeError, ValueError) as error:
         expected = f"plans whose network takes a patch of {plan.patch}"
-        raise ModelError(model.path, expected=expected, found=str(error).strip().splitlines()[-1]) from error
+        found = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise ModelError(model.path, expected=expected, found=found) from error
     tensors = _write_folds(model, first, plan.network(), graph.constants, folder)
     # Every fold's file has the same tensors, so the same header and offsets.
     header = read_header(folder / weights_name(model.folds[0]))

@@ -18,7 +18,6 @@ from pantherseg.allocator import keep_freed_memory
 from pantherseg.bundle import PLANS, read_json
 from pantherseg.errors import InputError, OutputError, RecipeError
 from pantherseg.files import write_text, written_beside
-from pantherseg.fuse import mean_logits
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.models import CHECKPOINT, open_model_folder
@@ -105,7 +104,7 @@ def _cross_validate(
         predictor = Predictor(replace(bundle, folds=(str(fold),)), backend)
         for case in cases:
             image, _ = read_image(dataset / "imagesTr" / f"{case}_0000.mha")
-            predicted = mean_logits([predictor.logits(predictor.prepare(image))]).labels()
+            predicted = predictor.labels(image)
             truth = read_labels(dataset / "labelsTr" / f"{case}.mha").array
             by_case[str(case)] = {name: _dice(predicted == value, truth == value) for name, value in labels.items()}
     means = {

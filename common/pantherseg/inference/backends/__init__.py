@@ -14,6 +14,7 @@ Mode = Literal["exact", "fast"]
 
 # Made by NVIDIA's driver, natively and under WSL: without one, torch need not be imported to look for a GPU.
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
+CUDA_NEEDS = ("torch", "nnunetv2")
 
 
 class Backend(Protocol):
@@ -33,19 +34,22 @@ def choose_backend(device: str = "auto", mode: Mode = "exact") -> Backend:
 
     `exact` gives nnU-Net's own masks on that kind of device, `fast` the best speed with masks that hardly differ.
     """
+    events: tuple[Event, ...] = ()
     if device == "cuda" or (device == "auto" and any(Path(file).exists() for file in GPU_FILES)):
-        if find_spec("torch") is not None:
+        missing = [name for name in CUDA_NEEDS if find_spec(name) is None]
+        if not missing:
             from pantherseg.inference.backends.on_torch import TorchBackend, cuda_answers
 
             if cuda_answers():
                 return TorchBackend("cuda", mode)
+        found = f"no {' and '.join(missing)}, which would use it" if missing else "none that answers"
         if device == "cuda":
-            found = "none that answers" if find_spec("torch") else "no torch, which is what would use it"
             raise DeviceError("device", expected="a CUDA device", found=found, hint="use --device cpu")
+        events = (Event("no_cuda", f"there seems to be a GPU, but {found}; the CPU was used"),)
     if find_spec("openvino") is not None:
         from pantherseg.inference.backends.on_openvino import OpenVinoBackend
 
-        return OpenVinoBackend(mode)
+        return OpenVinoBackend(mode, events)
     from pantherseg.inference.backends.on_torch import TorchBackend
 
-    return TorchBackend("cpu", mode)
+    return TorchBackend("cpu", mode, events)

@@ -21,15 +21,15 @@ class OpenVinoBackend:
 
     device = "cpu"
 
-    def __init__(self, mode: Mode = "exact") -> None:
+    def __init__(self, mode: Mode = "exact", events: tuple[Event, ...] = ()) -> None:
         self._core = ov.Core()
         self.precision = "float32"
-        self.events: tuple[Event, ...] = ()
+        self.events = events
         if mode == "fast":
             if "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
                 self.precision = "bfloat16"
             else:
-                self.events = (
+                self.events += (
                     Event("no_bfloat16", "this CPU has no bfloat16; fast computed in float32, as exact does"),
                 )
         self.settings = {
@@ -62,5 +62,5 @@ class OpenVinoBackend:
             model = self._core.read_model(bundle.graph_path, bundle.weights_path(fold))
             return self._core.compile_model(model, "CPU", self.settings).create_infer_request()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ModelError(bundle.graph_path, expected="a graph that OpenVINO can run", found=reason) from error

@@ -28,13 +28,13 @@ def cuda_answers() -> bool:
 class TorchBackend:
     """`exact` computes as nnU-Net does on that device: in float32 on a CPU, with float16 autocast on CUDA."""
 
-    def __init__(self, device: str, mode: Mode = "exact") -> None:
+    def __init__(self, device: str, mode: Mode = "exact", events: tuple[Event, ...] = ()) -> None:
         keep_freed_memory()
         self.device = device
         self.precision = "float16 autocast" if device == "cuda" else "float32"
-        self.events: tuple[Event, ...] = ()
+        self.events = events
         if mode == "fast":
-            self.events = (Event("fast_is_exact", f"fast computed in {self.precision} with torch, as exact does"),)
+            self.events += (Event("fast_is_exact", f"fast computed in {self.precision} with torch, as exact does"),)
         torch.set_num_threads(usable_cpus())
         self._built: tuple[Path, nn.Module] | None = None
 

@@ -14,7 +14,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from pantherseg.errors import InputError
-from pantherseg.inference.resample import Resampling, Resizer
+from pantherseg.preprocessing.resample import Resampling, Resizer
 from pantherseg.recipe import Positive, Table
 from pantherseg.volume import Box, Grid, Shape, Triple
 
@@ -113,8 +113,8 @@ class Preprocessing(Table, frozen=True):
         if 0 in new_shape:
             raise InputError(
                 "volume",
-                expected=f"at least half a voxel a side at the model's spacing {list(self.spacing)} mm (z, y, x)",
-                found=Grid(shape, spacing).describe(),
+                expected=f"at least half a voxel a side at the model's spacing {list(self.spacing)} mm",
+                found=f"{Grid(box.shape, given).describe()} that are not 0",
             )
         data = data[:, *box.slices]
         self.normalization.run(data[0])
