@@ -149,16 +149,16 @@ def measure(network: str, work: Path, *, repeats: int, full: bool) -> dict[str, 
         "fast": lambda: bench.ours("fast"),
         "nnUNetv2_predict --disable_tta": lambda: bench.command(*range(FOLDS)),
     }
-    if full:
-        runs |= {
-            "five processes, label voting": bench.five_processes,
-            "exact, mirroring, one fold": lambda: bench.ours("exact", folds=1, mirroring=True),
-            "nnUNetPredictor, mirroring, one fold": lambda: bench.predictor(0, mirroring=True),
-        }
-    measured: dict[str, list[Run]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    measured = {name: [one()] for name, one in runs.items()}
+    for _ in range(repeats - 1):
         for name, one in runs.items():
             measured[name].append(one())
+    if full:  # minutes each, so once
+        measured |= {
+            "five processes, label voting": [bench.five_processes()],
+            "exact, mirroring, one fold": [bench.ours("exact", folds=1, mirroring=True)],
+            "nnUNetPredictor, mirroring, one fold": [bench.predictor(0, mirroring=True)],
+        }
     bench.first_tile("exact")  # so that files are in memory
     result = {
         "seconds": {name: round(statistics.median(one.seconds for one in many), 2) for name, many in measured.items()},

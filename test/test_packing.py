@@ -379,10 +379,11 @@ def test_a_target_that_cannot_be_written_is_named(demo_folder: ModelFolder, tmp_
 def test_an_empty_folder_is_a_target_and_missing_parents_are_made(changed_model: ChangedModel, tmp_path: Path) -> None:
     model, parent = open_model_folder(changed_model()), tmp_path / "a" / "b"
     (parent / "empty").mkdir(parents=True)
-    (parent / ".empty.part").mkdir()
-    (parent / ".empty.part" / "of_a_run_that_was_killed").touch()
-    assert pack(model, parent / "empty").folds == ("0",)
+    (parent / "empty" / ".part").mkdir()
+    (parent / "empty" / ".part" / "of_a_run_that_was_killed").touch()
+    bundle = pack(model, parent / "empty")
     assert [path.name for path in parent.iterdir()] == ["empty"]
+    assert {path.name for path in bundle.path.iterdir()} == {"manifest.json", *bundle.manifest.sha256}
     assert pack(model, tmp_path / "c" / "d" / "e").folds == ("0",)
 
 
@@ -479,7 +480,7 @@ def test_a_full_disk_is_named(changed_model: ChangedModel, tmp_path: Path, monke
         raise SafetensorError("I/O error: No space left on device")
 
     folder = changed_model(folds=1)
-    monkeypatch.setattr("pantherseg.packing.pack.save_file", full)
+    monkeypatch.setattr(import_module("pantherseg.packing.pack"), "save_file", full)
     with pytest.raises(OutputError, match=r"bundle: expected to write this bundle, found I/O error: No space left"):
         pack(open_model_folder(folder), tmp_path / "bundle")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

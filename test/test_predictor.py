@@ -134,7 +134,9 @@ def test_weights_that_give_nan_are_an_error(
     content = torch.load(demo_folder.checkpoint_path("0"), weights_only=True)
     weights = {key: value * 1e30 for key, value in content["network_weights"].items()}
     predictor = Predictor(as_bundle(open_model(changed_model(network_weights=weights))), backend)
-    with pytest.raises(ModelError, match=r"fold_0\.safetensors: expected weights of finite logits, found NaN or inf"):
+    with pytest.raises(
+        ModelError, match=r"fold_0\.safetensors: expected weights of finite logits, found NaN, or logits"
+    ):
         predictor.logits(predictor.prepare(pancreas))
 
 

@@ -120,18 +120,24 @@ def pack(model: ModelFolder, target: Path) -> Bundle:
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """Yield a hidden folder that becomes `target` when the block ends without an error. Raises OutputError."""
-    target = target.absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(
-            target, expected="a new folder for the bundle", found="one that is there", hint="move it away"
-        )
-    beside = target.with_name(f".{target.name}.part")
+    """Yield a hidden folder that becomes `target` when the block ends without an error. Raises OutputError.
+
+    A target that is there and empty may be a mount or where someone stands: it is filled, with the manifest last.
+    """
+    there = target.is_dir()
+    beside = target / ".part" if there else target.with_name(f".{target.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    if target.exists() and (not there or any(target.iterdir())):
+        found = "one that holds something" if there else "a file"
+        raise OutputError(target, expected="a new folder for the bundle", found=found, hint="move it away")
     try:
-        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         yield beside
-        beside.rename(target)
+        if there:
+            for path in sorted(beside.iterdir(), key=lambda path: path.name == MANIFEST):
+                path.rename(target / path.name)
+        else:
+            beside.rename(target)
     except (OSError, SafetensorError) as error:
         found = getattr(error, "strerror", None) or str(error)
         raise OutputError(target, expected="to write this bundle", found=found) from error
