@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 
 from pantherseg.bundle import open_bundle
 from pantherseg.inference.backends.on_openvino import OpenVinoBackend
+from pantherseg.untracked import ov
 
 REPEATS = 5
 # Convolutions of 3x3x3 in sizes that suit a CPU best: channels in and out, then (z, y, x).

@@ -109,7 +109,7 @@ pack_model() {
   root=$(weights_of "$task")
   echo "== packing the models of $root"
   mkdir -p "$packed"
-  packer "$task" "$root" "$packed"
+  packer "$task" "$root" "$packed" >/dev/null
   (cd "$packed/models" && find . -type f -printf '%P\n' | LC_ALL=C sort) |
     tar --create --directory "$packed/models" --format ustar --owner 0 --group 0 --numeric-owner --mtime @0 --mode u=rw,go=r \
       --files-from - | gzip --no-name >"$target"

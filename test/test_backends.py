@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -241,3 +242,22 @@ def test_a_container_without_a_gpu_imports_no_torch(tmp_path: Path) -> None:
     job = ROOT / "test" / "input" / "task2"
     assert imported_by(script, ROOT / "Task2" / "recipe.toml", "--input", job, "--output", tmp_path) == []
     assert (tmp_path / "results.json").is_file()
+
+
+def test_nothing_is_reported_to_openvinos_makers(tmp_path: Path) -> None:
+    script = """
+from pantherseg.inference.backends import choose_backend
+choose_backend("cpu")
+import pantherseg.packing.graph
+import openvino.tools.ovc
+import sys
+assert sys.modules["openvino_telemetry"] is None
+"""
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    assert "telemetry" not in result.stderr
+    assert list(tmp_path.glob("**/*openvino*")) == []
+    assert list(tmp_path.glob("intel*")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pantherseg.house import task_recipe
 from pantherseg.models import CHECKPOINT, open_model
 from pantherseg.packing import pack, pack_models
 from pantherseg.recipe import load_recipe
+
+logger = logging.getLogger(__name__)
 
 
 def pack_source(
@@ -23,7 +26,7 @@ def pack_source(
         yield from map(_line, bundles)
         wanted = settings.localizer
         if wanted is not None and all(bundle.path.name != wanted.model for bundle in bundles):
-            yield f"no model '{wanted.model}' in {source}: the members will search the whole volume"
+            logger.warning("no model '%s' in %s: the members will search the whole volume", wanted.model, source)
         return
     model = open_model(source, checkpoint=checkpoint or CHECKPOINT)
     if isinstance(model, Bundle):

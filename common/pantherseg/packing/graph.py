@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from pantherseg.networks import distinct_tensors
+from pantherseg.untracked import ov
 
 # What a graph holds beside the network's weights: shapes, axes, strides. More would be weights under another form.
 MAX_CONSTANT_BYTES = 1 << 20
@@ -94,7 +95,6 @@ def make_graph(network: nn.Module, shape: tuple[int, ...]) -> Graph:
 
 def _convert(network: nn.Module, shape: tuple[int, ...]) -> tuple[ElementTree.ElementTree[ElementTree.Element], bytes]:
     """Return a network as OpenVINO writes it: the graph, and the bytes of every constant in it."""
-    import openvino as ov
     from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -102,7 +102,6 @@ def _convert(network: nn.Module, shape: tuple[int, ...]) -> tuple[ElementTree.El
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the tracer: shapes are fixed, and so may be what follows from them
         traced = torch.jit.trace(network, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]
-        # Not ov.convert_model, which reports its use to OpenVINO's makers where it reaches the network.
         frontend = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchScriptPythonDecoder(traced)  # must outlive the conversion
         model = frontend.convert(frontend.load(decoder))

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from pantherseg.bundle import Bundle
@@ -14,6 +13,7 @@ from pantherseg.cpus import usable_cpus
 from pantherseg.errors import Event, ModelError
 from pantherseg.inference.accumulate import Network
 from pantherseg.inference.backends import Mode
+from pantherseg.untracked import ov
 
 
 class OpenVinoBackend:
