@@ -21,23 +21,24 @@ from pantherseg.files import write_text
 from pantherseg.packing import pack
 
 RESULTS = Path(__file__).parent / "results"
-CASES, SHORT_CASES = 20, 1
+CASES, SHORT_CASES = {1: 6, 2: 20}, {2: 1}
+MIRRORED_CASES = 2
 # How often each network's comparison is repeated.
 REPEATS, SHORT_REPEATS = {"plain": 2, "residual_l_1mm": 1}, {"plain": 1}
 
 
 def measure_parity(work: Path, *, full: bool) -> tuple[Any, str]:
     """Compare masks on phantoms."""
-    cases = CASES if full else SHORT_CASES
-    results = [parity.measure(task, cases, work) for task in ((1, 2) if full else (2,))]
-    results.append(parity.measure(2, cases if full else 1, work, mirroring=True))
+    results = [parity.measure(task, n, work) for task, n in (CASES if full else SHORT_CASES).items()]
+    results.append(parity.measure(2, MIRRORED_CASES, work, mirroring=True))
     return results, parity.table(results)
 
 
 def measure_speed(work: Path, *, full: bool) -> tuple[Any, str]:
     """Time whole processes."""
     networks = REPEATS if full else SHORT_REPEATS
-    results = {name: speed.measure(name, work / name, repeats=n, full=full) for name, n in networks.items()}
+    slow = {"plain"} if full else set()
+    results = {name: speed.measure(name, work / name, repeats=n, slow=name in slow) for name, n in networks.items()}
     return results, speed.table(results)
 
 

@@ -141,8 +141,11 @@ def crop() -> Volume:
     return Volume(ndimage.zoom(image, zoom, order=1), CROP)
 
 
-def measure(network: str, work: Path, *, repeats: int, full: bool) -> dict[str, Any]:
-    """Return seconds, memory and ratios of one network; what is compared runs in turns."""
+def measure(network: str, work: Path, *, repeats: int, slow: bool) -> dict[str, Any]:
+    """Return seconds, memory and ratios of one network; what is compared runs in turns.
+
+    slow: also compare with five processes, and with mirroring.
+    """
     bench = Bench.prepare(network, work)
     runs: dict[str, Callable[[], Run]] = {
         "exact": lambda: bench.ours("exact"),
@@ -153,7 +156,7 @@ def measure(network: str, work: Path, *, repeats: int, full: bool) -> dict[str, 
     for _ in range(repeats - 1):
         for name, one in runs.items():
             measured[name].append(one())
-    if full:  # minutes each, so once
+    if slow:  # minutes each, so once
         measured |= {
             "five processes, label voting": [bench.five_processes()],
             "exact, mirroring, one fold": [bench.ours("exact", folds=1, mirroring=True)],
