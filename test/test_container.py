@@ -157,20 +157,29 @@ def test_a_raw_model_folder_is_packed_in_the_large_image(job: Path) -> None:
     assert masks[0] == masks[1]
 
 
+def interruptible() -> None:
+    """Undo what a shell does to its commands in the background: they ignore Ctrl-C, and so does what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_container_and_no_files_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["== packing the models", "models "], ids=["packing", "networks"])
+def test_ctrl_c_leaves_no_container_and_no_files_behind(tmp_path: Path, moment: str) -> None:
     built("task1-cpu")
-    script = [ROOT / "do_test_run.sh", "--no-build", "--runtime", "cpu", "task1"]
     run = subprocess.Popen(
-        script, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [ROOT / "do_test_run.sh", "--no-build", "--runtime", "cpu", "task1"],
+        start_new_session=True,
+        preexec_fn=interruptible,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert run.stdout is not None
-    seen = ""
-    while "models " not in seen:
-        line = run.stdout.readline()
-        assert line, f"ended before the networks ran: {seen}"
-        seen += line
+    seen = [""]
+    while not seen[-1].startswith(moment):
+        seen.append(run.stdout.readline())
+        assert seen[-1], f"ended before: {seen}"
     os.killpg(run.pid, signal.SIGINT)
     run.communicate(timeout=30)
     assert run.returncode == 130
