@@ -1,6 +1,6 @@
 """What the inference engine is worth: `python -m bench [--full] [PART ...]`.
 
-Parts: parity, speed, rates, resampling, growth (default all). Without --full, what fits into ten minutes on two cores:
+Parts: parity, speed, rates, sizes, resampling, growth (default all). Without --full, what fits into ten minutes on two cores:
 fewer phantoms, one network, no repetition. Each part prints a table and writes bench/results/<part>.json, with --full
 only: the short form is for looking.
 """
@@ -50,6 +50,19 @@ def measure_rates(work: Path, *, full: bool) -> tuple[Any, str]:
     return results, rates.table(results)
 
 
+def measure_sizes(work: Path, *, full: bool) -> tuple[Any, str]:  # noqa: ARG001  (one form)
+    """Compare the bytes of a fold's checkpoint, which has an optimizer's state, with those of its bundle."""
+    results, lines = {}, ["| network | checkpoint | bundle | share |", "|---|---|---|---|"]
+    for name, (planner, data) in speed.NETWORKS.items():
+        plans = planned.make_plans(planner, data, work / name)
+        folder = planned.make_folder(plans, work / name / "model", folds=1)
+        packed = sum(path.stat().st_size for path in pack(folder, work / name / "bundle").path.iterdir())
+        checkpoint = folder.checkpoint_path("0").stat().st_size
+        results[name] = {"checkpoint": checkpoint, "bundle": packed}
+        lines.append(f"| {name} | {checkpoint / 1e6:.0f} MB | {packed / 1e6:.0f} MB | {packed / checkpoint:.2f} |")
+    return results, "\n".join(lines)
+
+
 def measure_resampling(work: Path, *, full: bool) -> tuple[Any, str]:
     """Time resampling."""
     results = resampling.measure()
@@ -66,6 +79,7 @@ PARTS: dict[str, Callable[..., tuple[Any, str]]] = {
     "parity": measure_parity,
     "speed": measure_speed,
     "rates": measure_rates,
+    "sizes": measure_sizes,
     "resampling": measure_resampling,
     "growth": measure_growth,
 }

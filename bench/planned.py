@@ -85,12 +85,11 @@ def make_folder(plans: dict[str, Any], folder: Path, *, folds: int, configuratio
     for fold in range(folds):
         torch.manual_seed(fold)
         network = plan.network()
-        weights = {name: value.clone() for name, value in network.state_dict().items()}
         momenta = {i: {"momentum_buffer": torch.zeros_like(value)} for i, value in enumerate(network.parameters())}
         (folder / f"fold_{fold}").mkdir()
         torch.save(
             {
-                "network_weights": weights,
+                "network_weights": network.state_dict(),
                 "optimizer_state": {"state": momenta, "param_groups": [{"lr": 0.01, "params": list(momenta)}]},
                 "init_args": {"configuration": configuration, "plans": plans, "dataset_json": dataset, "fold": fold},
                 "trainer_name": "nnUNetTrainer",

@@ -117,11 +117,6 @@ class Bench:
             "predictor", ["-m", "bench.reference", self.folder, self.image, self.work / "reference", *flags]
         )
 
-    def sizes(self) -> dict[str, int]:
-        """Return the bytes of the checkpoints and of everything in the bundle."""
-        checkpoints = sum(path.stat().st_size for path in self.folder.rglob("*.pth"))
-        return {"checkpoints": checkpoints, "bundle": sum(p.stat().st_size for p in (self.bundles / "model").iterdir())}
-
     def _masks(self, folds: tuple[int, ...]) -> Path:
         return self.work / f"nnunet-{'-'.join(map(str, folds))}"
 
@@ -168,7 +163,6 @@ def measure(network: str, work: Path, *, repeats: int, slow: bool) -> dict[str, 
         "peak_mb": {name: round(max(one.peak_mb for one in many)) for name, many in measured.items()},
         "all": {name: [one.as_dict() for one in many] for name, many in measured.items()},
         "first_tile_s": round(min(bench.first_tile("exact") for _ in range(3)), 3),
-        "bytes": bench.sizes(),
     }
     shutil.rmtree(work)  # several GB
     return result
@@ -178,7 +172,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """Return the ratios as Markdown."""
     lines = ["| network | | ratio | seconds |", "|---|---|---|---|"]
     for network, result in results.items():
-        seconds, peak, size = result["seconds"], result["peak_mb"], result["bytes"]
+        seconds, peak = result["seconds"], result["peak_mb"]
         reference = "nnUNetv2_predict --disable_tta"
         pairs = [("exact", reference), ("fast", reference)]
         pairs += [("exact", "five processes, label voting")]
@@ -195,7 +189,5 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             lines.append(
                 f"| {network} | peak memory, `{mode}` | {share:.2f} | {peak[mode]} against {peak[reference]} MB |"
             )
-        share = size["bundle"] / size["checkpoints"]
-        lines.append(f"| {network} | bytes of the bundle | {share:.2f} | {size['bundle'] / 1e6:.0f} MB |")
         lines.append(f"| {network} | start to the first tile | | {result['first_tile_s']} |")
     return "\n".join(lines)
