@@ -79,7 +79,8 @@ def table(results: list[dict[str, Any]]) -> str:
         voxels = sum(case["voxels"] for case in cases)
         different = [sum(case["different"][mode] for case in cases) for mode in MODES]
         lowest = min(case["tumour_dice"]["fast"] for case in cases)
-        name = f"Task {result['task']}, {result['folds']} folds{', mirroring' if result['mirroring'] else ''}"
+        count = f"{result['folds']} fold{'s' if result['folds'] > 1 else ''}"
+        name = f"Task {result['task']}, {count}{', mirroring' if result['mirroring'] else ''}"
         lines.append(
             f"| {name} | {len(cases)} | {voxels / 1e6:.1f} M | {different[0]} | {different[1]} | {lowest:.4f} |"
         )
