@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from pantherseg.case import read_case
 from pantherseg.errors import Event, InputError, OutputError, PantherSegError
 from pantherseg.files import prepare_folder
 from pantherseg.inference.backends import Mode
-from pantherseg.logs import one_line, stage
+from pantherseg.logs import one_line
 from pantherseg.pipeline import System, load_system, segment, write_result
 from pantherseg.recipe import load_recipe
-from pantherseg.volume import Volume, case_name, mask_name, read_image, volumes_in
+from pantherseg.volume import Volume, case_name, mask_name, volumes_in
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def predict_all(
     settings = load_recipe(recipe)
     if not source.is_dir():
         _check_targets([source], output)
-        image = _read(source)  # a bad input is named before models are loaded
+        image = read_case(source)  # a bad input is named before models are loaded
         system = load_system(settings, model, device=device, mode=mode)
         prepare_folder(output)
         _predict_one(source, image, output, system, rescue=rescue)
@@ -39,7 +40,7 @@ def predict_all(
     for number, path in enumerate(inputs, start=1):
         logger.info("volume %d of %d", number, len(inputs))
         try:
-            _predict_one(path, _read(path), output, system, rescue=rescue)
+            _predict_one(path, read_case(path), output, system, rescue=rescue)
         except Exception as error:  # whatever is wrong with one volume, the others are segmented
             logger.debug("%s", path, exc_info=not isinstance(error, PantherSegError))
             logger.error("error: %s", one_line(error, path))
@@ -66,13 +67,6 @@ def _check_targets(inputs: list[Path], output: Path) -> None:
     for path in inputs:
         if (output / mask_name(path)).resolve() == path.resolve():
             raise OutputError(output, expected="another folder than the volumes'", found=f"{path.name} itself there")
-
-
-def _read(path: Path) -> tuple[Volume, tuple[Event, ...]]:
-    with stage("read") as remarks:
-        volume, events = read_image(path)
-        remarks.append(f"{path.name}, {volume.grid.describe()}")
-    return volume, events
 
 
 def _predict_one(

@@ -8,14 +8,14 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from pantherseg.case import read_case
 from pantherseg.errors import InputError, PantherSegError
 from pantherseg.files import prepare_folder
 from pantherseg.grand_challenge.job import find_input, output_path
 from pantherseg.house import DEMO_WEIGHTS
-from pantherseg.logs import one_line, show_log, stage
+from pantherseg.logs import one_line, show_log
 from pantherseg.models import choose_root
 from pantherseg.recipe import load_recipe
-from pantherseg.volume import read_image
 
 INPUT, OUTPUT, MODEL = Path("/input"), Path("/output"), Path("/opt/ml/model")
 
@@ -48,9 +48,7 @@ def run_job(recipe_path: Path, input_folder: Path, output_folder: Path, *, model
     """
     recipe = load_recipe(recipe_path)
     path = find_input(input_folder, recipe.sockets)
-    with stage("read") as remarks:
-        volume, events = read_image(path)
-        remarks.append(f"{path.name}, {volume.grid.describe()}")
+    volume, events = read_case(path)
     # After the input is known to be good: this imports what runs networks.
     from pantherseg.pipeline import load_system, segment, write_result
 
