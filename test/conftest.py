@@ -29,6 +29,15 @@ class ChangedModel(Protocol):
     def __call__(self, *, folds: int = 1, checkpoint: str = CHECKPOINT, **changes: object) -> Path: ...
 
 
+def one_line_about(where: object, error: Exception) -> str:
+    """Return an error's text, which must be one line: where, what was expected, what was found."""
+    text = str(error)
+    assert text.startswith(f"{where}: expected ")
+    assert ", found " in text
+    assert len(text.splitlines()) == 1
+    return text
+
+
 @pytest.fixture
 def real_data() -> RealData:
     """Return the path of a real volume by its name in the data folder; skip the test where it is absent.

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import load_file, save_file
 
-from conftest import CopiedBundle
+from conftest import CopiedBundle, one_line_about
 from pantherseg.bundle import (
     DATASET,
     GRAPH,
@@ -44,11 +44,7 @@ def reason(folder: Path, named: str) -> str:
     """Open a bundle, load its folds, and return the error, which must begin with the file."""
     with pytest.raises(ModelError) as caught:
         verify_all(folder)
-    text = str(caught.value)
-    assert text.startswith(f"{folder / named}: expected ")
-    assert ", found " in text
-    assert len(text.splitlines()) == 1
-    return text
+    return one_line_about(folder / named, caught.value)
 
 
 def changed_tensors(bundle: CopiedBundle, change: Callable[[Tensors], object]) -> None:

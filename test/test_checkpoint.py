@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import one_line_about
 from pantherseg.errors import ModelError
 from pantherseg.packing import read_checkpoint
 
@@ -56,11 +57,7 @@ def saved(path: Path, value: object, **options: Any) -> Path:
 def reason(path: Path) -> str:
     with pytest.raises(ModelError) as caught:
         read_checkpoint(path)
-    text = str(caught.value)
-    assert text.startswith(f"{path}: expected ")
-    assert ", found " in text
-    assert len(text.splitlines()) == 1
-    return text
+    return one_line_about(path, caught.value)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

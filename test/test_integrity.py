@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+from conftest import one_line_about
 from pantherseg.errors import InputError
 from pantherseg.volume import Grid, Volume, read_image, to_itk, write_volume
 
@@ -80,10 +81,7 @@ def reason(path: Path) -> str:
     """Read a bad file and return what was expected and found, having checked the form of the error."""
     with pytest.raises(InputError) as caught:
         read_image(path)
-    text = str(caught.value)
-    assert text.startswith(f"{path}: expected ")
-    assert ", found " in text
-    assert len(text.splitlines()) == 1
+    text = one_line_about(path, caught.value)
     assert "(0x" not in text  # no addresses
     return text.removeprefix(f"{path}: ")
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from conftest import ChangedModel, CopiedBundle
+from conftest import ChangedModel, CopiedBundle, one_line_about
 from pantherseg.bundle import DATASET, PLANS, Bundle, open_bundle
 from pantherseg.errors import ModelError, OutputError, RecipeError
 from pantherseg.house import DEMO_WEIGHTS, task_recipe
@@ -62,10 +62,7 @@ def refused(folder: Path, target: Path, named: Path, *, checkpoint: str = CHECKP
     before = sorted(target.parent.iterdir())
     with pytest.raises(ModelError) as caught:
         pack(open_model_folder(folder, checkpoint=checkpoint), target)
-    text = str(caught.value)
-    assert text.startswith(f"{named}: expected ")
-    assert ", found " in text
-    assert len(text.splitlines()) == 1
+    text = one_line_about(named, caught.value)
     assert sorted(target.parent.iterdir()) == before
     return text
 
