@@ -21,7 +21,7 @@ from pantherseg.files import write_text
 from pantherseg.packing import pack
 
 RESULTS = Path(__file__).parent / "results"
-CASES, SHORT_CASES = {1: 3, 2: 10}, {2: 1}
+CASES, SHORT_CASES = {1: 20, 2: 20}, {2: 1}
 MIRRORED_CASES = 1
 # How often each network's comparison is repeated.
 REPEATS, SHORT_REPEATS = {"plain": 2, "residual_l_1mm": 1}, {"plain": 1}
