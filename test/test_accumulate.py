@@ -36,7 +36,7 @@ NETWORKS = {dimensions: small_network(dimensions) for dimensions in (2, 3)}
 
 def as_callable(network: nn.Module) -> Network:
     def run(tile: NDArray[np.float32]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = network(torch.from_numpy(tile)).numpy()
+        result: NDArray[np.float32] = network(torch.from_numpy(np.ascontiguousarray(tile))).numpy()
         return result
 
     return run
@@ -71,6 +71,10 @@ def check(shape: tuple[int, ...], patch: tuple[int, ...], *, step: float = 0.5, 
     np.testing.assert_array_equal(data, before)
     expected = nnunets_logits(data, patch, step=step, axes=axes)
     np.testing.assert_array_equal(logits.view(np.uint16), expected.view(np.uint16))
+    on_device = Sweep(torch.from_numpy(data), patch, step=step, mirroring_axes=axes)
+    with torch.inference_mode():
+        tensor = on_device.run(NETWORKS[len(patch)], CLASSES, on_tile=lambda: None)
+    np.testing.assert_array_equal(tensor.numpy().view(np.uint16), expected.view(np.uint16))
 
 
 @pytest.mark.parametrize("axes", EVERY_COMBINATION, ids=lambda axes: "".join(map(str, axes)) or "none")

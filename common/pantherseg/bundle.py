@@ -61,6 +61,8 @@ class Manifest(Table, frozen=True):
     preprocessing: Preprocessing
     tensors: dict[str, tuple[int, ...]]
     """Shapes of the tensors in every fold's file."""
+    live_values: int
+    """Numbers of features and logits that are alive at once in a forward pass."""
     header_sha256: str
     """Of every fold's header: the graph finds tensors by their place in the file."""
     sha256: dict[FileName, str]

@@ -54,6 +54,7 @@ def main() -> None:
     help="exact: nnU-Net's own masks; fast: in bfloat16 where the CPU has it.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device-memory", metavar="MB", type=click.IntRange(min=1), help="Use no more than so much of a GPU's.")
 @click.option("--rescue", is_flag=True, help="Fill an empty mask with the most probable component.")
 def predict(
     source: Path,
@@ -63,6 +64,7 @@ def predict(
     model: Path | None,
     mode: Any,
     device: str,
+    device_memory: int | None,
     rescue: bool,
 ) -> None:
     """Segment INPUT, a volume or a folder of volumes, into the folder OUTPUT.
@@ -76,7 +78,14 @@ def predict(
 
     path = recipe or task_recipe(int(task or 0))
     failed = predict_all(
-        source, output, recipe=path, model=model or DEMO_WEIGHTS, device=device, mode=mode, rescue=rescue
+        source,
+        output,
+        recipe=path,
+        model=model or DEMO_WEIGHTS,
+        device=device,
+        mode=mode,
+        rescue=rescue,
+        device_memory_mb=device_memory,
     )
     if failed:
         raise SystemExit(1)
@@ -187,6 +196,7 @@ def phantom(output: Path, task: str, cases: int, seed: int, size: Any, organs: b
 @click.option("--start", type=PATH, help="Model folder to fine-tune: fold k starts from its fold k.")
 @click.option("--work", type=PATH, help="Keep nnU-Net's own folders here; without it they are temporary.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device-memory", metavar="MB", type=click.IntRange(min=1), help="Use no more than so much of a GPU's.")
 def train(recipe: Path, data: Path, output: Path, start: Path | None, work: Path | None, device: str) -> None:
     """Train the model of a training RECIPE on the data set folder DATA into the model folder OUTPUT.
 

@@ -6,6 +6,8 @@ PantherSegError          every error that a user can act on, one line each
 ├── RecipeError          a recipe with a missing, unknown or impossible key
 ├── ModelError           a model folder or checkpoint that cannot be used
 ├── DeviceError          a device that was asked for and does not answer
+│   └── LostDeviceError  one that ends in the middle of a case
+│       └── DeviceMemoryError  because its memory is full
 └── OutputError          a result that cannot be written
 """
 
@@ -46,6 +48,14 @@ class ModelError(PantherSegError):
 
 class DeviceError(PantherSegError):
     """A device that was asked for and does not answer."""
+
+
+class LostDeviceError(DeviceError):
+    """A device that ends in the middle of a case."""
+
+
+class DeviceMemoryError(LostDeviceError):
+    """A device whose memory is full, or would be."""
 
 
 class OutputError(PantherSegError):

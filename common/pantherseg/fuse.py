@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pantherseg.arrays import Array, as_type, namespace, on_device_of, to_host
 from pantherseg.errors import ModelError
 
 # Logits on a volume's own grid exist for so many bytes at a time.
@@ -28,8 +29,8 @@ class Member(Protocol):
         """The volume's shape, (z, y, x)."""
         ...
 
-    def slab(self, start: int, stop: int) -> NDArray[Any]:
-        """Return the logits of slices start..stop, (class, stop - start, y, x)."""
+    def slab(self, start: int, stop: int) -> Array:
+        """Return the logits of slices start..stop, (class, stop - start, y, x), on any device."""
         ...
 
 
@@ -43,28 +44,29 @@ class MeanLogits:
         """Return the class with the largest logit, (z, y, x); of equal ones the first."""
         labels = np.empty(self.members[0].shape, np.uint8)
         for part, logits in self._slabs():
-            labels[part] = logits.argmax(axis=0)
+            labels[part] = to_host(as_type(namespace(logits).argmax(logits, axis=0), "uint8"))
         return labels
 
     def probability(self, label: int) -> NDArray[np.float32]:
         """Return the softmax of one class, (z, y, x)."""
         probability = np.empty(self.members[0].shape, np.float32)
         for part, logits in self._slabs():
-            shifted = np.exp(logits - logits.max(axis=0))
-            probability[part] = shifted[label] / shifted.sum(axis=0)
+            xp = namespace(logits)
+            shifted = xp.exp(logits - xp.max(logits, axis=0))
+            probability[part] = to_host(shifted[label] / xp.sum(shifted, axis=0))
         return probability
 
-    def _slabs(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    def _slabs(self) -> Iterator[tuple[slice, Array]]:
         depth, height, width = self.members[0].shape
         bytes_a_slice = self.members[0].classes * height * width * np.dtype(np.float32).itemsize
         thickness = max(1, SLAB_BYTES // bytes_a_slice)
         for start in range(0, depth, thickness):
             stop = min(start + thickness, depth)
-            logits = self.members[0].slab(start, stop).astype(np.float32)
+            logits = as_type(self.members[0].slab(start, stop), "float32", copy=True)
             for member in self.members[1:]:
-                logits += member.slab(start, stop)
+                logits += on_device_of(logits, member.slab(start, stop))
             # An argmax needs no mean, but a softmax does.
-            logits /= np.float32(len(self.members))
+            logits /= len(self.members)
             yield slice(start, stop), logits
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import resource
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pantherseg import __version__
 from pantherseg.bundle import Bundle
-from pantherseg.errors import Event, OutputError, RecipeError
+from pantherseg.errors import Event, LostDeviceError, OutputError, RecipeError
 from pantherseg.files import write_text
 from pantherseg.fuse import mean_logits
 from pantherseg.inference.backends import Backend, Mode, choose_backend
@@ -37,6 +37,13 @@ class System:
     backend: Backend
     members: tuple[Predictor, ...]
     localizer: Predictor | None
+
+    def on_cpu(self) -> System:
+        """Return the same system on the CPU, for when the device has failed."""
+        backend = choose_backend("cpu", self.backend.mode)
+        members = tuple(replace(member, backend=backend) for member in self.members)
+        localizer = None if self.localizer is None else replace(self.localizer, backend=backend)
+        return replace(self, backend=backend, members=members, localizer=localizer)
 
     @property
     def predictors(self) -> tuple[Predictor, ...]:
@@ -80,9 +87,14 @@ class Segmentation:
         }
 
 
-def load_system(recipe: Recipe, root: Path, *, device: str = "auto", mode: Mode = "exact") -> System:
-    """Find a recipe's models below `root`; device: `auto`, `cpu` or `cuda`. Raises ModelError, DeviceError."""
-    backend = choose_backend(device, mode)
+def load_system(
+    recipe: Recipe, root: Path, *, device: str = "auto", mode: Mode = "exact", device_memory_mb: int | None = None
+) -> System:
+    """Find a recipe's models below `root`; device and device_memory_mb: as choose_backend takes them.
+
+    Raises ModelError, RecipeError, DeviceError.
+    """
+    backend = choose_backend(device, mode, device_memory_mb=device_memory_mb)
     with stage("models") as remarks:
         models = find_models(root, recipe)
         members = tuple(
@@ -129,14 +141,27 @@ def segment(
     """Segment the tumour in a volume (float32, z, y, x). Raises InputError, which names the place `volume`.
 
     rescue: fill an empty mask with the most probable component; without it as the recipe says. events: what happened
-    before, such as on reading; they come first in the result's.
+    before, such as on reading; they come first in the result's. A device that fails on the way is left for the CPU.
     """
+    try:
+        return _segment(volume, system, rescue, events)
+    except (LostDeviceError, RuntimeError) as error:
+        failure = system.backend.explained(error)
+        if failure is None:
+            raise
+    # Outside of the handler, so that what the failed attempt held is free.
+    fallback = Event("device_failed", f"{failure}; the CPU was used")
+    return _segment(volume, system.on_cpu(), rescue, (*events, fallback))
+
+
+def _segment(volume: Volume, system: System, rescue: bool | None, events: tuple[Event, ...]) -> Segmentation:
     recipe = system.recipe
     seconds: dict[str, float] = {}
     box, found = _search_box(volume, system, seconds)
     crop = volume.crop(box)
     with stage("members", seconds) as remarks:
-        logits = mean_logits(_member_logits(crop, system.members))
+        members = _member_logits(crop, system.members)
+        logits, summed = mean_logits(members), tuple(event for member in members for event in member.events)
         folds = sum(len(member.bundle.folds) for member in system.members)
         remarks.append(f"{folds} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
     with stage("mask", seconds) as remarks:
@@ -149,7 +174,7 @@ def segment(
             rescue=settings.rescue if rescue is None else rescue,
         )
         mask = Volume(uncrop(inside, box, volume.grid.shape), volume.grid)
-        result = Segmentation(mask, box, system.backend.events + events + found + cleaned, seconds, system)
+        result = Segmentation(mask, box, system.backend.events + events + found + summed + cleaned, seconds, system)
         remarks.append(f"{result.tumour_ml:.1f} ml of tumour")
     for event in result.events:
         logger.warning("%s: %s", event.code, event.message)

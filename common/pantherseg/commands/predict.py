@@ -18,7 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 def predict_all(
-    source: Path, output: Path, *, recipe: Path, model: Path, device: str, mode: Mode, rescue: bool
+    source: Path,
+    output: Path,
+    *,
+    recipe: Path,
+    model: Path,
+    device: str,
+    mode: Mode,
+    rescue: bool,
+    device_memory_mb: int | None = None,
 ) -> list[Path]:
     """Segment a volume, or every volume of a folder, and return the inputs that failed.
 
@@ -28,13 +36,13 @@ def predict_all(
     if not source.is_dir():
         _check_targets([source], output)
         image = read_case(source)  # a bad input is named before models are loaded
-        system = load_system(settings, model, device=device, mode=mode)
+        system = load_system(settings, model, device=device, mode=mode, device_memory_mb=device_memory_mb)
         prepare_folder(output)
         _predict_one(source, image, output, system, rescue=rescue)
         return []
     inputs = _inputs(source)
     _check_targets(inputs, output)
-    system = load_system(settings, model, device=device, mode=mode)
+    system = load_system(settings, model, device=device, mode=mode, device_memory_mb=device_memory_mb)
     prepare_folder(output)
     failed = []
     for number, path in enumerate(inputs, start=1):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pantherseg.arrays import Array, namespace, to_host
 from pantherseg.bundle import Bundle
-from pantherseg.errors import ModelError
+from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError, ModelError
 from pantherseg.fuse import mean_logits
 from pantherseg.inference.accumulate import Sweep
 from pantherseg.inference.backends import Backend
@@ -20,10 +20,14 @@ from pantherseg.volume import Volume
 
 @dataclass(frozen=True)
 class Logits:
-    """Mean logits of a model's folds, (class, z, y, x) in the network's grid, and the way back to the volume's."""
+    """Mean logits of a model's folds, (class, z, y, x) in the network's grid, and the way back to the volume's.
 
-    values: NDArray[np.float16]
+    values: float16, on the host or a device; events: what a user should know about how they were computed.
+    """
+
+    values: Array
     back: WayBack
+    events: tuple[Event, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -35,7 +39,7 @@ class Logits:
         """The volume's shape, (z, y, x)."""
         return self.back.shape
 
-    def slab(self, start: int, stop: int) -> NDArray[Any]:
+    def slab(self, start: int, stop: int) -> Array:
         """Return the logits of the volume's slices start..stop, (class, stop - start, y, x) on its own grid."""
         return self.back.slab(self.values, start, stop)
 
@@ -67,28 +71,54 @@ class Predictor:
         return mean_logits([self.logits(self.prepare(volume))]).labels()
 
     def logits(self, prepared: Prepared) -> Logits:
-        """Return the mean logits of all folds. Raises ModelError for a fold that is damaged.
+        """Return the mean logits of all folds, summed where the backend has room for that.
+
+        Raises ModelError for a fold that is damaged, LostDeviceError where the device ends on the way or lacks the
+        memory for a single patch.
+        """
+        failure: LostDeviceError | None = None
+        for data, events in self.backend.placements(prepared.data, self.bundle):
+            try:
+                values = self._mean_logits(data)
+                return Logits(values if prepared.back.resizer.local else to_host(values), prepared.back, events)
+            except RuntimeError as error:
+                failure = self.backend.explained(error)
+                if failure is None:
+                    raise
+            # Outside of the handler, so that what the failed sweep held is free for the next one.
+            del data
+            if not isinstance(failure, DeviceMemoryError):
+                break
+        assert failure is not None  # there is at least one place
+        raise failure
+
+    def _mean_logits(self, data: Array) -> Array:
+        """Return the mean logits (class, z, y, x) of all folds, float16, where the data lie.
 
         The folds are loaded one after the other, so memory does not grow with their number.
         """
         from tqdm import tqdm
 
-        manifest = self.bundle.manifest
+        manifest, folds = self.bundle.manifest, self.bundle.folds
         axes = manifest.mirroring_axes if self.mirroring else ()
-        sweep = Sweep(prepared.data, manifest.patch, step=self.step, mirroring_axes=axes)
-        total: NDArray[np.float16] | None = None
-        with tqdm(total=len(sweep.tiles) * len(self.bundle.folds), unit="tile", disable=None, leave=False) as bar:
-            for fold in self.bundle.folds:
-                logits = self._fold_logits(sweep, fold, bar.update)
-                total = logits if total is None else np.add(total, logits, out=total)
-        assert total is not None  # a bundle has at least one fold
-        return Logits(total / np.float16(len(self.bundle.folds)), prepared.back)
+        sweep = Sweep(data, manifest.patch, step=self.step, mirroring_axes=axes)
+        total: Array = None
+        with tqdm(total=len(sweep.tiles) * len(folds), unit="tile", disable=None, leave=False) as bar:
+            for fold, upcoming in zip(folds, (*folds[1:], None), strict=True):
+                logits = self._fold_logits(sweep, fold, upcoming, bar.update)
+                if total is None:
+                    total = logits
+                else:
+                    total += logits
+        total /= len(folds)
+        return total
 
-    def _fold_logits(self, sweep: Sweep, fold: str, on_tile: Callable[[], object]) -> NDArray[np.float16]:
+    def _fold_logits(self, sweep: Sweep, fold: str, upcoming: str | None, on_tile: Callable[[], object]) -> Array:
         """Return one fold's logits; its network ends with this function, before the next one is loaded."""
-        network = self.backend.network(self.bundle, fold)
+        network = self.backend.network(self.bundle, fold, upcoming)
         logits = sweep.run(network, self.bundle.manifest.classes, on_tile=on_tile)
-        if not np.isfinite(logits).all():
+        xp = namespace(logits)
+        if not xp.all(xp.isfinite(logits)):
             found = "NaN, or logits too large for float16"
             raise ModelError(self.bundle.weights_path(fold), expected="weights of finite logits", found=found)
         return logits

@@ -156,6 +156,7 @@ def _copy(bundle: Bundle, target: Path) -> None:
 def _write_bundle(model: ModelFolder, folder: Path) -> Manifest:
     """Write every file of a bundle but the manifest, and return that."""
     from pantherseg.networks import read_plan
+    from pantherseg.packing.footprint import live_values
     from pantherseg.packing.graph import make_graph
 
     first = read_checkpoint(model.checkpoint_path(model.folds[0]))
@@ -163,8 +164,10 @@ def _write_bundle(model: ModelFolder, folder: Path) -> Manifest:
     if not set(first.mirroring_axes) <= set(range(len(plan.patch))):
         expected = f"mirroring axes below {len(plan.patch)}, as a patch of {plan.patch} has"
         raise ModelError(model.checkpoint_path(model.folds[0]), expected=expected, found=str(first.mirroring_axes))
+    network, shape = plan.network(), (1, 1, *plan.patch)
     try:
-        graph = make_graph(plan.network(), (1, 1, *plan.patch))
+        values = live_values(network, shape)
+        graph = make_graph(network, shape)
     except (RuntimeError, ValueError) as error:
         expected = f"plans whose network takes a patch of {plan.patch}"
         found = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -186,6 +189,7 @@ def _write_bundle(model: ModelFolder, folder: Path) -> Manifest:
         mirroring_axes=first.mirroring_axes,
         preprocessing=plan.preprocessing,
         tensors=tensors,
+        live_values=values,
         header_sha256=hashlib.sha256(header).hexdigest(),
         sha256={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         provenance=Provenance(

@@ -7,12 +7,13 @@ layouts, as the last bit of a mean depends on them. Arrays are (z, y, x), spacin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from pantherseg.arrays import Array, namespace
 from pantherseg.errors import InputError
 from pantherseg.preprocessing.resample import Resampling, Resizer
 from pantherseg.recipe import Positive, Table
@@ -135,7 +136,7 @@ class WayBack:
     box: Box
     resizer: Resizer
 
-    def slab(self, logits: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
+    def slab(self, logits: Array, start: int, stop: int) -> Array:
         """Return logits (class, z, y, x) of the network as (class, stop - start, y, x) of the volume.
 
         start, stop: slices of the volume along z. Outside the box class 0 has the logit CERTAIN, and others 0.
@@ -145,7 +146,8 @@ class WayBack:
         axis = self.transpose.index(0)
         shape = [self.shape[own] for own in self.transpose]
         shape[axis] = stop - start
-        result = np.zeros((len(logits), *shape), self.resizer.result_type(logits.dtype))
+        xp = namespace(logits)
+        result = xp.zeros((len(logits), *shape), dtype=self.resizer.result_type(logits), device=logits.device)
         result[0] = CERTAIN
         # The slices that lie in the box, counted from the slab's first.
         first, last = max(self.box.start[axis] - start, 0), min(self.box.stop[axis] - start, stop - start)
@@ -154,7 +156,7 @@ class WayBack:
             inside[axis] = slice(first, last)
             offset = start - self.box.start[axis]
             result[:, *inside] = self.resizer.slab(logits, axis, first + offset, last + offset)
-        return result.transpose(0, *(int(own) + 1 for own in np.argsort(self.transpose)))
+        return xp.permute_dims(result, (0, *(int(own) + 1 for own in np.argsort(self.transpose))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 nnU-Net interpolates each voxel from its neighbours along three axes at once. Interpolation on a grid is separable:
 the same numbers come from one linear map per axis, a matrix for splines of order 2 to 5 and one or two weighted rows
 below, in nnU-Net's precision (float64, or torch's float32). Arrays are (channel, z, y, x), spacings mm (z, y, x).
+Slabs are made where the array lies, on the host or a device, whole images on the host.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
+from pantherseg.arrays import Array, as_type, like, namespace
 from pantherseg.recipe import Positive, Table
 from pantherseg.volume import Shape, Triple
 
@@ -88,7 +90,7 @@ class Resampling(Table, frozen=True):
             order=tuple(axis for axis in order if growth[axis] != 1),
             apart=apart,
             clip=self.function == SPLINE and self.order > 1,
-            dtype=np.dtype(np.float32) if self.function == TORCH else None,
+            single=self.function == TORCH,
         )
 
     def _axis_apart(self, spacing: Triple, new_spacing: Triple) -> int | None:
@@ -117,7 +119,7 @@ class Taps:
 
     rows: tuple[NDArray[np.intp], ...]
     weights: tuple[NDArray[np.floating[Any]], ...] = ()
-    dtype: DTypeLike = np.float64
+    dtype: Literal["float32", "float64"] = "float64"
 
     @property
     def picks(self) -> bool:
@@ -131,16 +133,16 @@ class Taps:
         taps = Taps(tuple(tap - first for tap in rows), tuple(w[start:stop] for w in self.weights), self.dtype)
         return first, last + 1, taps
 
-    def apply(self, data: NDArray[Any], axis: int = 0) -> NDArray[Any]:
+    def apply(self, data: Array, axis: int = 0) -> Array:
         """Map an array along an axis."""
-        taken = (np.take(data, rows, axis=axis) for rows in self.rows)
+        taken = (namespace(data).take(data, like(data, rows), axis=axis) for rows in self.rows)
         if self.picks:
             return next(taken)
         column = (-1, *(1 for _ in data.shape[axis + 1 :]))
-        first, second = (part * weights.reshape(column) for part, weights in zip(taken, self.weights, strict=True))
+        weights = (like(data, values.reshape(column)) for values in self.weights)
+        first, second = (part * weight for part, weight in zip(taken, weights, strict=True))
         first += second
-        result: NDArray[Any] = first.astype(self.dtype, copy=False)
-        return result
+        return as_type(first, self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +169,8 @@ class Resizer:
     """One resampling between two shapes (z, y, x).
 
     maps: for each axis; order: the axes that change, as Taps go through them; apart: the axis treated apart;
-    clip: to the range of each channel, or of each slice across an axis apart; dtype: the result's, None: the input's.
+    clip: to the range of each channel, or of each slice across an axis apart; single: the result is float32, else of
+    the input's dtype.
     """
 
     shape: Shape
@@ -176,20 +179,25 @@ class Resizer:
     order: tuple[int, ...]
     apart: int | None
     clip: bool
-    dtype: np.dtype[Any] | None
+    single: bool
     _last: list[NDArray[Any]] = field(default_factory=list, repr=False)
 
-    def result_type(self, dtype: DTypeLike) -> np.dtype[Any]:
-        """Return the dtype of resampled data of a dtype."""
-        return np.dtype(dtype) if self.dtype is None or not self.order else self.dtype
+    @property
+    def local(self) -> bool:
+        """Whether few rows lie behind a row of the result; if not, slabs are made of the host's arrays only."""
+        return self._taps is not None
+
+    def result_type(self, data: Array) -> Any:
+        """Return the dtype of data when it is resampled."""
+        return namespace(data).float32 if self.single and self.order else data.dtype
 
     def resize(self, data: NDArray[Any]) -> NDArray[Any]:
         """Return data (channel, *shape) as (channel, *new_shape); data itself where the shapes are the same."""
         self._check(data)
         if not self.order:
             return data
-        result = np.empty((len(data), *self.new_shape), self.result_type(data.dtype))
-        if self._taps is not None:
+        result = np.empty((len(data), *self.new_shape), self.result_type(data))
+        if self.local:
             for rows in _blocks(self.new_shape[0], result[:, 0].size):
                 result[:, rows] = self.slab(data, 0, rows.start, rows.stop)
         else:
@@ -197,7 +205,7 @@ class Resizer:
                 self._rotate(channel, target)
         return result
 
-    def slab(self, data: NDArray[Any], axis: int, start: int, stop: int) -> NDArray[Any]:
+    def slab(self, data: Array, axis: int, start: int, stop: int) -> Array:
         """Return the rows start..stop along an axis (0, 1, 2) of what `resize` returns, bit for bit.
 
         Of data only the rows behind them are touched, except for splines of order 2 and above. These have no few
@@ -215,7 +223,7 @@ class Resizer:
         part = data[*before, first:last]
         for along in self.order:
             part = taps[along].apply(part, along + 1)
-        return part.astype(self.result_type(data.dtype), copy=False)
+        return namespace(data).astype(part, self.result_type(data), copy=False)
 
     @property
     def _taps(self) -> list[Taps] | None:
@@ -243,8 +251,8 @@ class Resizer:
                 np.clip(columns, low, high, out=columns)
             target[:, rows] = columns.reshape(len(target), -1, target.shape[2])
 
-    def _check(self, data: NDArray[Any]) -> None:
-        if data.shape[1:] != self.shape:
+    def _check(self, data: Array) -> None:
+        if tuple(data.shape[1:]) != self.shape:
             raise ValueError(f"data must be (channel, z, y, x) with shape {self.shape}, got {data.shape}")
 
 
@@ -290,7 +298,7 @@ def _torch_taps(mode: Mode, size: int, new_size: int) -> Taps:
     weight = centre - row.astype(single)
     # Of the two products only the second is rounded, as in a fused multiply-add: hence the float64.
     weights = ((1 - weight).astype(np.float64), weight)
-    return Taps(rows=(row, np.minimum(row + 1, size - 1)), weights=weights, dtype=single)
+    return Taps(rows=(row, np.minimum(row + 1, size - 1)), weights=weights, dtype="float32")
 
 
 def _blocks(rows: int, row_size: int) -> Iterator[slice]:

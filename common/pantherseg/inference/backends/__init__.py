@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pantherseg.arrays import Array
 from pantherseg.bundle import Bundle
-from pantherseg.errors import DeviceError, Event
+from pantherseg.errors import DeviceError, Event, LostDeviceError
 from pantherseg.inference.accumulate import Network
 
 Mode = Literal["exact", "fast"]
@@ -22,30 +27,48 @@ class Backend(Protocol):
 
     device: str
     precision: str
+    mode: Mode
     events: tuple[Event, ...]
 
-    def network(self, bundle: Bundle, fold: str) -> Network:
-        """Return the network of one fold, which may end the one before. Raises ModelError."""
+    def network(self, bundle: Bundle, fold: str, upcoming: str | None = None) -> Network:
+        """Return the network of one fold, which may end the one before. Raises ModelError.
+
+        upcoming: the fold that will be asked for next, which may be read meanwhile.
+        """
+        ...
+
+    def placements(self, data: NDArray[np.float32], bundle: Bundle) -> Iterator[tuple[Array, tuple[Event, ...]]]:
+        """Yield a prepared volume (1, z, y, x) where its tiles may be summed, the best place first.
+
+        The next one is for when there was too little memory at the one before; events say what was left out. Raises
+        DeviceMemoryError where the network itself would not fit.
+        """
+        ...
+
+    def explained(self, error: Exception) -> LostDeviceError | None:
+        """Return what an error says of the device, None where it says nothing of it."""
         ...
 
 
-def choose_backend(device: str = "auto", mode: Mode = "exact") -> Backend:
+def choose_backend(device: str = "auto", mode: Mode = "exact", *, device_memory_mb: int | None = None) -> Backend:
     """Return the backend for a device (`auto`, `cpu` or `cuda`). Raises DeviceError where it does not answer.
 
     `exact` gives nnU-Net's own masks on that kind of device, `fast` the best speed with masks that hardly differ.
+    device_memory_mb: how much of a GPU's memory may be used, all that is free without it.
     """
     events: tuple[Event, ...] = ()
     if device == "cuda" or (device == "auto" and any(Path(file).exists() for file in GPU_FILES)):
         missing = [name for name in CUDA_NEEDS if find_spec(name) is None]
+        problem = f"no {' and '.join(missing)}, which would use it" if missing else ""
         if not missing:
-            from pantherseg.inference.backends.on_torch import TorchBackend, cuda_answers
+            from pantherseg.inference.backends.on_torch import TorchBackend, cuda_problem
 
-            if cuda_answers():
-                return TorchBackend("cuda", mode)
-        found = f"no {' and '.join(missing)}, which would use it" if missing else "none that answers"
+            problem = cuda_problem()
+            if not problem:
+                return TorchBackend("cuda", mode, device_memory_mb=device_memory_mb)
         if device == "cuda":
-            raise DeviceError("device", expected="a CUDA device", found=found, hint="use --device cpu")
-        events = (Event("no_cuda", f"there seems to be a GPU, but {found}; the CPU was used"),)
+            raise DeviceError("device", expected="a CUDA device", found=problem, hint="use --device cpu")
+        events = (Event("no_cuda", f"there seems to be a GPU, but {problem}; the CPU was used"),)
     if find_spec("openvino") is not None:
         from pantherseg.inference.backends.on_openvino import OpenVinoBackend
 
