@@ -42,6 +42,16 @@ class Provenance(Table, frozen=True):
     versions: dict[str, str]
 
 
+class Architecture(Table, frozen=True):
+    """How a network is built: plain data from nnU-Net's plans."""
+
+    network: str
+    """Import path of the class."""
+    arguments: dict[str, Any]
+    imported: tuple[str, ...]
+    """Which arguments are import paths themselves."""
+
+
 Fold = Annotated[str, msgspec.Meta(pattern=r"^(\d+|all)$")]
 
 
@@ -59,6 +69,7 @@ class Manifest(Table, frozen=True):
     mirroring_axes: tuple[int, ...]
     """Spatial axes that may be mirrored, 0 = z."""
     preprocessing: Preprocessing
+    architecture: Architecture
     tensors: dict[str, tuple[int, ...]]
     """Shapes of the tensors in every fold's file."""
     live_values: int

@@ -1,47 +1,49 @@
-"""nnU-Net's networks, built from the plans alone: the trainer that a checkpoint names is never looked up."""
+"""nnU-Net's networks, built from plain data: the trainer that a checkpoint names is never looked up."""
 
 from __future__ import annotations
 
-import warnings
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pantherseg.bundle import Architecture
 from pantherseg.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# Plans name classes by their import path; nothing outside these packages is ever imported for them.
+# Architectures name classes by their import path; nothing outside these packages is ever imported for them.
 NETWORK_PACKAGE = "dynamic_network_architectures."
 LAYER_PACKAGE = "torch.nn."
 
 
-def build_network(plans_file: Path, configuration: Any, *, channels: int, classes: int) -> nn.Module:
-    """Return the network of an nnU-Net ConfigurationManager, weights not loaded, without deep supervision.
+def build_network(where: Path, architecture: Architecture, *, classes: int) -> nn.Module:
+    """Return a network for one channel in evaluation mode, weights not loaded, without deep supervision.
 
-    Raises ModelError for a class outside nnU-Net's own networks or arguments that it does not take.
+    Raises ModelError naming `where`, from which the architecture comes, for a class outside nnU-Net's own networks or
+    arguments that it does not take.
     """
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    name = configuration.network_arch_class_name
-    arguments = dict(configuration.network_arch_init_kwargs)
-    imported = list(configuration.network_arch_init_kwargs_req_import)
-    if not str(name).startswith(NETWORK_PACKAGE):
-        raise ModelError(plans_file, expected=f"a network of {NETWORK_PACKAGE}*", found=str(name))
-    for key in imported:
-        value = arguments.get(key)
-        if value is not None and not str(value).startswith(LAYER_PACKAGE):
-            raise ModelError(plans_file, expected=f"{key} from {LAYER_PACKAGE}*", found=str(value))
+    name, arguments = architecture.network, dict(architecture.arguments)
+    if not name.startswith(NETWORK_PACKAGE):
+        raise ModelError(where, expected=f"a network of {NETWORK_PACKAGE}*", found=name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a class that is not where the plans say; what follows is the error
-            network: nn.Module = get_network_from_plans(
-                name, arguments, imported, channels, classes, allow_init=False, deep_supervision=False
-            )
-    except (ImportError, TypeError, ValueError, KeyError, AssertionError) as error:
-        raise ModelError(plans_file, expected=f"plans that {name} can be built from", found=repr(error)) from error
-    return network
+        for key in architecture.imported:
+            if (value := arguments.get(key)) is not None:
+                if not str(value).startswith(LAYER_PACKAGE):
+                    raise ModelError(where, expected=f"{key} from {LAYER_PACKAGE}*", found=str(value))
+                arguments[key] = _imported(value)
+        network: nn.Module = _imported(name)(
+            input_channels=1, num_classes=classes, **(arguments | {"deep_supervision": False})
+        )
+    except (ImportError, AttributeError, TypeError, ValueError, KeyError, AssertionError) as error:
+        raise ModelError(where, expected=f"an architecture that {name} can be built from", found=repr(error)) from error
+    return network.eval()
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def distinct_tensors(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pydoc
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pantherseg.bundle import DATASET, PLANS, read_json
+from pantherseg.bundle import DATASET, PLANS, Architecture, read_json
 from pantherseg.errors import ModelError
-from pantherseg.networks.build import build_network
+from pantherseg.networks.build import NETWORK_PACKAGE, build_network
 from pantherseg.preprocessing.preprocess import Normalization, Preprocessing
 from pantherseg.preprocessing.resample import Resampling
 
@@ -31,7 +32,7 @@ class Plan:
     """One configuration of a model folder's plans. patch: the network's input, (z, y, x) or (y, x), in its own axes."""
 
     folder: Path
-    configuration: Any
+    architecture: Architecture
     preprocessing: Preprocessing
     patch: tuple[int, ...]
     labels: dict[str, int]
@@ -43,7 +44,7 @@ class Plan:
 
     def network(self) -> nn.Module:
         """Return a new network in evaluation mode, without deep supervision. Raises ModelError."""
-        return build_network(self.folder / PLANS, self.configuration, channels=1, classes=self.classes).eval()
+        return build_network(self.folder / PLANS, self.architecture, classes=self.classes)
 
 
 def read_plan(folder: Path, configuration: str) -> Plan:
@@ -69,7 +70,7 @@ def read_plan(folder: Path, configuration: str) -> Plan:
         _check_supported(folder, properties)
         return Plan(
             folder,
-            settings,
+            _architecture(settings),
             _preprocessing(settings.configuration, manager.plans),
             tuple(settings.patch_size),
             {str(name): int(value) for name, value in dataset["labels"].items()},
@@ -78,6 +79,26 @@ def read_plan(folder: Path, configuration: str) -> Plan:
         raise ModelError(
             folder, expected=f"plans.json and dataset.json with {configuration}", found=repr(error)
         ) from error
+
+
+def _architecture(settings: Any) -> Architecture:
+    """Return a configuration's network; its class is looked for where nnU-Net would find it."""
+    import dynamic_network_architectures
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    name = str(settings.network_arch_class_name)
+    if (
+        name.startswith(NETWORK_PACKAGE) and pydoc.locate(name) is None
+    ):  # plans of older versions name a module that is no more
+        package = f"{dynamic_network_architectures.__name__}.architectures"
+        folder = str(Path(dynamic_network_architectures.__path__[0]) / "architectures")
+        found = recursive_find_python_class(folder, name.rpartition(".")[2], package)
+        name = f"{found.__module__}.{found.__name__}" if found is not None else name
+    return Architecture(
+        network=name,
+        arguments=dict(settings.network_arch_init_kwargs),
+        imported=tuple(settings.network_arch_init_kwargs_req_import),
+    )
 
 
 def _check_supported(folder: Path, properties: Mapping[str, Any]) -> None:

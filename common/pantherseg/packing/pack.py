@@ -188,6 +188,7 @@ def _write_bundle(model: ModelFolder, folder: Path) -> Manifest:
         labels=plan.labels,
         mirroring_axes=first.mirroring_axes,
         preprocessing=plan.preprocessing,
+        architecture=plan.architecture,
         tensors=tensors,
         live_values=values,
         header_sha256=hashlib.sha256(header).hexdigest(),

@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional
 
 from pantherseg.allocator import keep_freed_memory
-from pantherseg.bundle import Bundle
+from pantherseg.bundle import MANIFEST, Bundle
 from pantherseg.cpus import usable_cpus
 from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError
 from pantherseg.inference.accumulate import Network
 from pantherseg.inference.backends import Mode
-from pantherseg.networks import distinct_tensors, read_plan
+from pantherseg.networks import build_network, distinct_tensors
 
 MB = 1 << 20
 # What cuDNN may want for its convolutions beside their input and output: an allowance, as it depends on the device.
@@ -124,9 +124,9 @@ class TorchBackend:
         """Return the network of a bundle on the device, its weights those of any fold or none."""
         if self._built is None or self._built[0] != bundle.path:
             self._built = None  # before there is another one
-            plan = read_plan(bundle.path, bundle.manifest.provenance.configuration)
+            manifest = bundle.manifest
             with torch.device("meta"):  # weights are not invented only to be replaced
-                network = plan.network()
+                network = build_network(bundle.path / MANIFEST, manifest.architecture, classes=manifest.classes)
             network.to_empty(device=self.device).requires_grad_(requires_grad=False)
             network.to(memory_format=self._layout(bundle))  # type: ignore[call-overload]
             self._built = bundle.path, network
