@@ -197,8 +197,8 @@ def test_a_driver_without_a_cuda_device_means_the_cpu(monkeypatch: pytest.Monkey
     assert isinstance(backend, OpenVinoBackend)
     assert [event.code for event in backend.events] == ["no_cuda"]
     assert "none that answers" in backend.events[0].message
-    without(monkeypatch, "nnunetv2")
-    assert "no nnunetv2, which would use it" in choose_backend("auto").events[0].message
+    without(monkeypatch, "dynamic_network_architectures")
+    assert "no dynamic_network_architectures, which would use it" in choose_backend("auto").events[0].message
 
 
 def test_without_openvino_torch_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

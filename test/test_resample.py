@@ -125,7 +125,7 @@ def test_slabs_are_the_whole_bit_for_bit(shape: Shape, new_shape: Shape, spacing
     resizer = resampling.resizer(shape, new_shape, spacing, (1.0, 1.0, 1.0))
     logits = random_data(shape, "float16", channels=3)
     whole = resizer.resize(logits)
-    assert whole.dtype == resizer.result_type(logits)
+    assert str(whole.dtype) == resizer.result_type(logits)
     for axis, size in enumerate(new_shape):
         cuts = sorted({0, data.draw(st.integers(0, size)), size})
         slabs = [resizer.slab(logits, axis, a, b) for a, b in itertools.pairwise(cuts)]
@@ -152,7 +152,7 @@ def test_the_same_shape_returns_the_data(name: str) -> None:
     data = random_data((3, 4, 5), "float16")
     resizer = Resampling.from_plans(name, {}).resizer((3, 4, 5), (3, 4, 5), (1.0,) * 3, (2.0,) * 3)
     assert resizer.resize(data) is data
-    assert resizer.result_type(data) == np.float16
+    assert resizer.result_type(data) == "float16"
 
 
 def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:

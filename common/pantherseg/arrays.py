@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# The bits that float16 lacks of float32's, and those of them that lie between two of its numbers.
+TIE_BITS, TIE = 0x1FFF, 0x1000
+
 # Of numpy or torch, on any device.
 Array = Any
 
@@ -36,10 +39,34 @@ def zeros_like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
     return xp.zeros(shape, dtype=getattr(xp, dtype), device=array.device)
 
 
+def dtype_name(array: Array) -> str:
+    """Return the name of an array's dtype, such as float16."""
+    return str(array.dtype).rpartition(".")[2]
+
+
 def as_type(array: Array, dtype: str, *, copy: bool = False) -> Array:
-    """Return an array with another dtype; itself where it has that already, unless a copy is asked for."""
+    """Return an array with another dtype; itself where it has that already, unless a copy is asked for.
+
+    The same numbers everywhere: torch would go from float64 to float16 by way of float32, and so round twice.
+    """
     xp = namespace(array)
+    if dtype == "float16" and array.dtype == xp.float64 and xp is not np:
+        array = _ready_for_half(array)
     return xp.astype(array, getattr(xp, dtype), copy=copy)
+
+
+def _ready_for_half(values: Array) -> Array:
+    """Return a float64 tensor in float32, so that rounding it on to float16 is as good as rounding once.
+
+    Where float32's rounding made a tie between two numbers of float16, the tie goes back to where it came from. Below
+    float16's normal numbers (6e-5) ties are not looked for.
+    """
+    import torch
+
+    single = values.float()
+    made = (single.view(torch.int32) & TIE_BITS) == TIE
+    came_from = torch.where(values > single, torch.inf, -torch.inf).float()
+    return torch.where(made & (single != values), torch.nextafter(single, came_from), single)
 
 
 def on_device_of(array: Array, other: Array) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from pantherseg.arrays import Array, namespace
+from pantherseg.arrays import Array, namespace, zeros_like
 from pantherseg.errors import InputError
 from pantherseg.preprocessing.resample import Resampling, Resizer
 from pantherseg.recipe import Positive, Table
@@ -146,8 +146,7 @@ class WayBack:
         axis = self.transpose.index(0)
         shape = [self.shape[own] for own in self.transpose]
         shape[axis] = stop - start
-        xp = namespace(logits)
-        result = xp.zeros((len(logits), *shape), dtype=self.resizer.result_type(logits), device=logits.device)
+        result = zeros_like(logits, (len(logits), *shape), self.resizer.result_type(logits))
         result[0] = CERTAIN
         # The slices that lie in the box, counted from the slab's first.
         first, last = max(self.box.start[axis] - start, 0), min(self.box.stop[axis] - start, stop - start)
@@ -156,7 +155,7 @@ class WayBack:
             inside[axis] = slice(first, last)
             offset = start - self.box.start[axis]
             result[:, *inside] = self.resizer.slab(logits, axis, first + offset, last + offset)
-        return xp.permute_dims(result, (0, *(int(own) + 1 for own in np.argsort(self.transpose))))
+        return namespace(logits).permute_dims(result, (0, *(int(own) + 1 for own in np.argsort(self.transpose))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pantherseg.arrays import Array, as_type, like, namespace
+from pantherseg.arrays import Array, as_type, dtype_name, like, namespace
 from pantherseg.recipe import Positive, Table
 from pantherseg.volume import Shape, Triple
 
@@ -187,9 +187,9 @@ class Resizer:
         """Whether few rows lie behind a row of the result; if not, slabs are made of the host's arrays only."""
         return self._taps is not None
 
-    def result_type(self, data: Array) -> Any:
+    def result_type(self, data: Array) -> str:
         """Return the dtype of data when it is resampled."""
-        return namespace(data).float32 if self.single and self.order else data.dtype
+        return "float32" if self.single and self.order else dtype_name(data)
 
     def resize(self, data: NDArray[Any]) -> NDArray[Any]:
         """Return data (channel, *shape) as (channel, *new_shape); data itself where the shapes are the same."""
@@ -223,7 +223,7 @@ class Resizer:
         part = data[*before, first:last]
         for along in self.order:
             part = taps[along].apply(part, along + 1)
-        return namespace(data).astype(part, self.result_type(data), copy=False)
+        return as_type(part, self.result_type(data))
 
     @property
     def _taps(self) -> list[Taps] | None:

@@ -183,5 +183,5 @@ def _sum_bytes(shape: tuple[int, ...], bundle: Bundle) -> int:
 
 
 def _line(error: object) -> str:
-    """Return the first line of what torch says, without its advice."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(" (Triggered internally")[0]
+    """Return the first sentence of what torch says; advice follows it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]

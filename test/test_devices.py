@@ -1,0 +1,205 @@
+"""Devices: the same numbers wherever arrays lie, what fits into a device's memory, and what happens when one fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import one_line_about
+from pantherseg.arrays import to_host
+from pantherseg.bundle import Bundle, open_bundle
+from pantherseg.errors import DeviceMemoryError, LostDeviceError
+from pantherseg.fuse import mean_logits
+from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
+from pantherseg.inference.backends import on_torch
+from pantherseg.inference.backends.on_torch import TorchBackend
+from pantherseg.inference.predictor import Logits, Predictor
+from pantherseg.packing.footprint import live_values
+from pantherseg.pipeline import load_system, segment
+from pantherseg.preprocessing.preprocess import Normalization, Preprocessing
+from pantherseg.preprocessing.resample import Resampling
+from pantherseg.recipe import load_recipe
+from pantherseg.volume import Volume
+
+RESAMPLINGS = [
+    Resampling("resample_data_or_seg_to_shape", order=1, force_separate_z=False),
+    Resampling("resample_data_or_seg_to_shape", order=1, order_z=0),
+    Resampling("resample_data_or_seg_to_shape", order=0),
+    Resampling("resample_data_or_seg_to_shape", order=3),
+    Resampling("resample_torch_fornnunet"),
+]
+
+
+def logits_of(
+    shape: tuple[int, ...], resampling: Resampling, transpose: tuple[int, ...], seed: int
+) -> tuple[Logits, Logits]:
+    """Return random logits of a volume, on the host and as torch's."""
+    rng = np.random.default_rng(seed)
+    plain = Normalization("NoNormalization", use_mask=False)
+    preprocessing = Preprocessing((1.3, 1.1, 1.0), transpose, plain, resampling, resampling)  # type: ignore[arg-type]
+    volume = rng.random(shape).astype(np.float32) * (np.arange(shape[0]) > 0)[:, None, None]
+    prepared = preprocessing.run(volume.astype(np.float32), (4.5, 1.0, 1.2))
+    values = rng.normal(scale=5, size=(3, *prepared.data.shape[1:])).astype(np.float16)
+    on_device = torch.from_numpy(values.copy())
+    return Logits(values, prepared.back), Logits(
+        on_device if prepared.back.resizer.local else to_host(on_device), prepared.back
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(2, 9), st.integers(2, 12), st.integers(2, 12)),
+    resampling=st.sampled_from(RESAMPLINGS),
+    transpose=st.permutations([0, 1, 2]).map(tuple),
+    seed=st.integers(0, 99),
+)
+def test_logits_become_the_same_labels_on_every_device(
+    shape: tuple[int, ...], resampling: Resampling, transpose: tuple[int, ...], seed: int
+) -> None:
+    host, device = logits_of(shape, resampling, transpose, seed)
+    middle = shape[0] // 2
+    np.testing.assert_array_equal(host.slab(middle, shape[0]), to_host(device.slab(middle, shape[0])))
+    one, other = mean_logits([host, host]), mean_logits([device, device])
+    np.testing.assert_array_equal(one.labels(), other.labels())
+    np.testing.assert_allclose(one.probability(1), other.probability(1), rtol=0, atol=1e-6)
+
+
+def places(bundle: Bundle, shape: tuple[int, ...], megabytes: int | None) -> list[tuple[str, ...]]:
+    """Return the events of each place that a device with so much memory offers for a prepared volume."""
+    backend = TorchBackend("cpu", device_memory_mb=megabytes)
+    return [
+        tuple(event.code for event in events)
+        for _, events in backend.placements(np.zeros((1, *shape), np.float32), bundle)
+    ]
+
+
+def test_what_fits_into_a_devices_memory_is_known_beforehand(tiled_bundle: Bundle) -> None:
+    large = (200, 400, 400)
+    assert places(tiled_bundle, large, None)[0] == ()
+    assert places(tiled_bundle, large, 4000)[0] == ()
+    assert places(tiled_bundle, large, 1500) == [("sums_on_host",)]
+    assert places(tiled_bundle, (20, 40, 40), 1500)[0] == ()
+    with pytest.raises(DeviceMemoryError, match=r"cpu: expected \d+ MB for a patch of .*, found 500 MB free") as caught:
+        places(tiled_bundle, (20, 40, 40), 500)
+    one_line_about("cpu", caught.value)
+
+
+def test_a_bundle_says_how_many_numbers_its_network_keeps_at_once() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 1), torch.nn.Conv3d(4, 2, 1)).eval()
+    # The first layer's result and the second's, of 2x3x4 voxels each, and the input.
+    assert live_values(network, (1, 1, 2, 3, 4)) == (1 + 4 + 2) * 2 * 3 * 4
+    assert next(network.parameters()).device.type == "cpu", "the network is left as it is"
+
+
+@pytest.fixture
+def full_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A device without memory for the first sweep; the list names the folds that were asked for."""
+    asked: list[str] = []
+    network = TorchBackend.network
+
+    def fails_first(backend: TorchBackend, bundle: Bundle, fold: str, upcoming: str | None = None) -> object:
+        asked.append(fold)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+        return network(backend, bundle, fold, upcoming)
+
+    monkeypatch.setattr(TorchBackend, "network", fails_first)
+    return asked
+
+
+@pytest.mark.slow
+def test_a_device_that_is_full_leaves_the_sums_to_the_host(
+    tiled_bundle: Bundle, pancreas: Volume, full_once: list[str]
+) -> None:
+    predictor = Predictor(tiled_bundle, TorchBackend("cpu"))
+    logits = predictor.logits(predictor.prepare(pancreas))
+    assert [event.code for event in logits.events] == ["sums_on_host"]
+    assert full_once == [tiled_bundle.folds[0], *tiled_bundle.folds]
+    again = predictor.logits(predictor.prepare(pancreas))
+    assert again.events == ()
+    np.testing.assert_array_equal(to_host(logits.values), to_host(again.values))
+
+
+@pytest.mark.slow
+def test_a_device_that_is_lost_leaves_the_case_to_the_cpu(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
+    """A GPU that answered when it was chosen and is gone now, which is what this machine without one looks like."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine's GPU would answer")
+    monkeypatch.setattr(on_torch, "cuda_problem", lambda: "")
+    recipe = load_recipe(task_recipe(1))
+    lost = segment(pancreas, load_system(recipe, DEMO_WEIGHTS, device="cuda"))
+    assert [event.code for event in lost.events] == ["device_failed"]
+    assert "Found no NVIDIA driver on your system; the CPU was used" in lost.events[0].message
+    assert lost.as_dict()["device"] == "cpu"
+    expected = segment(pancreas, load_system(recipe, DEMO_WEIGHTS, device="cpu"))
+    np.testing.assert_array_equal(lost.mask.array, expected.mask.array)
+
+
+def test_errors_of_the_code_are_not_taken_for_the_devices(tiled_bundle: Bundle) -> None:
+    backend = TorchBackend("cpu")
+    assert backend.explained(RuntimeError("shape mismatch")) is None
+    assert backend.explained(ValueError("CUDA")) is None
+    lost = backend.explained(RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be"))
+    assert isinstance(lost, LostDeviceError)
+    assert not isinstance(lost, DeviceMemoryError)
+    assert str(lost).endswith("found CUDA error: unspecified launch failure")
+    for text in ("CUDA out of memory. Tried to allocate 2 GiB.", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"):
+        assert isinstance(backend.explained(RuntimeError(text)), DeviceMemoryError)
+    assert backend.explained(lost) is lost
+
+
+@pytest.mark.parametrize(
+    ("version", "devices", "reason"),
+    [
+        (11000, 1, "The NVIDIA driver on your system is too old (found version 11000)"),
+        (13000, 0, "none that answers|No CUDA GPUs are available|CUDA-capable device"),
+    ],
+    ids=["old", "none"],
+)
+def test_a_driver_that_torch_cannot_use_is_named(tmp_path: Path, version: int, devices: int, reason: str) -> None:
+    """With a library in the driver's place that says what such a driver says."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to make a driver with")
+    source = tmp_path / "driver.c"
+    source.write_text(
+        f"int cuInit(unsigned flags) {{ return {0 if devices else 100}; }}\n"
+        f"int cuDriverGetVersion(int *version) {{ *version = {version}; return 0; }}\n"
+        f"int cuDeviceGetCount(int *count) {{ *count = {devices}; return 0; }}\n"
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", source], check=True)
+    scan = ROOT / "test" / "input" / "task1" / "images" / "abdominal-t1-mri"
+    done = subprocess.run(
+        [sys.executable, "-m", "pantherseg", "predict", scan, tmp_path / "out", "--task", "1", "--device", "cuda"],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("error: device: expected a CUDA device, found ")
+    assert any(part in line for part in reason.split("|")), line
+    assert line.endswith("; use --device cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_next_fold_is_read_meanwhile() -> None:
+    bundle = open_bundle(DEMO_WEIGHTS / "task1")
+    backend = TorchBackend("cpu")
+    tile = torch.zeros(1, 1, *bundle.manifest.patch)
+    first = backend.network(bundle, "0", upcoming="1")(tile)
+    ahead = backend.network(bundle, "1", upcoming="2")(tile)
+    instead = backend.network(bundle, "3")(tile)
+    fresh = TorchBackend("cpu")
+    for fold, logits in (("0", first), ("1", ahead), ("3", instead)):
+        np.testing.assert_array_equal(logits.numpy(), fresh.network(bundle, fold)(tile).numpy())
