@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.processes import run
-from bench.speed import crop
+from bench.side_by_side import CROP, image_on
 from pantherseg.house import DEMO_WEIGHTS
 from pantherseg.volume import Grid, Volume, write_volume
 
@@ -32,7 +32,7 @@ def measure(work: Path) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     results = {}
     for name, times, folds, members in STEPS:
-        volume = crop()
+        volume = image_on(CROP)
         larger = np.tile(volume.array, (1, times, times))
         image = work / "image.mha"
         write_volume(Volume(larger, Grid(larger.shape, volume.grid.spacing)), image)

@@ -8,7 +8,7 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -33,8 +33,10 @@ TUMOUR = 1
 MODES: tuple[Mode, ...] = ("exact", "fast")
 
 
-def measure(task: int, cases: int, work: Path, *, mirroring: bool = False) -> dict[str, Any]:
-    """Compare the members' masks in the box that the task's recipe searches, in both modes.
+def measure(
+    task: int, cases: int, work: Path, *, mirroring: bool = False, device: Literal["cpu", "cuda"] = "cpu"
+) -> dict[str, Any]:
+    """Compare the members' masks in the box that the task's recipe searches, in both modes, nnU-Net's on that device.
 
     With mirroring, one fold is mirrored along all axes, in both; the demo models themselves were trained without.
     """
@@ -42,8 +44,8 @@ def measure(task: int, cases: int, work: Path, *, mirroring: bool = False) -> di
     if mirroring:
         manifest = msgspec.structs.replace(bundle.manifest, mirroring_axes=(0, 1, 2))
         bundle = replace(bundle, manifest=manifest, folds=bundle.folds[:1])
-    reference = _reference(unpack(bundle, work / f"task{task}-{mirroring}").path, mirroring=mirroring)
-    predictors = {mode: Predictor(bundle, choose_backend("cpu", mode), mirroring=mirroring) for mode in MODES}
+    reference = _reference(unpack(bundle, work / f"task{task}-{mirroring}").path, device, mirroring=mirroring)
+    predictors = {mode: Predictor(bundle, choose_backend(device, mode), mirroring=mirroring) for mode in MODES}
     by_case = {}
     for seed in range(FIRST_SEED, FIRST_SEED + cases):
         image = make_phantom(seed, task=task).image
@@ -97,9 +99,9 @@ def _searched(volume: Volume, task: int) -> Volume:
     return volume.crop(box or Box.whole(volume.grid.shape))
 
 
-def _reference(folder: Path, *, mirroring: bool) -> nnUNetPredictor:
+def _reference(folder: Path, device: str, *, mirroring: bool) -> nnUNetPredictor:
     with contextlib.redirect_stdout(io.StringIO()):
-        predictor = nnUNetPredictor(use_mirroring=mirroring, device=torch.device("cpu"), allow_tqdm=False)
+        predictor = nnUNetPredictor(use_mirroring=mirroring, device=torch.device(device), allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(folder), None)
     return predictor
 

@@ -48,6 +48,7 @@ class Data:
 
 T1 = Data((72, 268, 330), (3.0, 1.1875, 1.1875))
 T2 = Data((61, 106, 158), (2.0, 1.0, 1.0))
+T1_1MM = Data(T1.shape, T1.spacing, target=(1.0, 1.0, 1.0))
 T2_1MM = Data(T2.shape, T2.spacing, target=(1.0, 1.0, 1.0))
 
 

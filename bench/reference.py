@@ -1,6 +1,6 @@
 """nnU-Net's own predictor in one process, as a person would call it from Python; for timing whole processes.
 
-python -m bench.reference MODEL_FOLDER IMAGE OUTPUT [--folds 0 1 ...] [--mirroring]
+python -m bench.reference MODEL_FOLDER IMAGE OUTPUT [--device cpu|cuda] [--folds 0 1 ...] [--mirroring]
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("image", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--folds", type=int, nargs="+", default=[0])
     parser.add_argument("--mirroring", action="store_true")
     options = parser.parse_args()
-    predictor = nnUNetPredictor(use_mirroring=options.mirroring, device=torch.device("cpu"), allow_tqdm=False)
+    predictor = nnUNetPredictor(use_mirroring=options.mirroring, device=torch.device(options.device), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(options.model), tuple(options.folds))
     predictor.predict_from_files_sequential([[str(options.image)]], [str(options.output)])
 

@@ -1,0 +1,196 @@
+"""What the GPU path is worth: `python -m bench.gpu`, on a machine with a GPU, in ten minutes.
+
+First the masks of the demo models against those of nnUNetPredictor on the same GPU, then whole processes side by side
+with networks as nnU-Net's planners make them. What no longer fits into the time is left out and named. On a GPU it also
+writes bench/results/gpu.json; `--device cpu --tiny` shows that it runs where there is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import parity, planned
+from bench.processes import Run, machine
+from bench.side_by_side import CROP, FOLDS, Bench, Network
+from pantherseg.files import write_text
+from pantherseg.volume import Grid
+
+RESULTS = Path(__file__).parent / "results" / "gpu.json"
+SAMPLE_SECONDS = 0.05
+T1_IMAGE = Grid(planned.T1.shape, planned.T1.spacing)
+# The most wanted first.
+NETWORKS = {
+    "residual L at 1 mm, T1": Network("ResEncL", planned.T1_1MM, T1_IMAGE),
+    "plain, T1": Network("PlainConvUNet", planned.T1, T1_IMAGE),
+    "residual L at 1 mm, T2": Network("ResEncL", planned.T2_1MM, CROP),
+    "plain, T2": Network("PlainConvUNet", planned.T2, CROP),
+}
+TINY_DATA = planned.Data((16, 40, 48), (2.0, 1.0, 1.0))
+TINY = {"tiny": Network("PlainConvUNet", TINY_DATA, Grid(TINY_DATA.shape, TINY_DATA.spacing), base_features=2)}
+COMMAND = "nnUNetv2_predict --disable_tta"
+PREDICTOR = "nnUNetPredictor"
+
+
+@dataclass
+class Clock:
+    """The time that is left. left_out: what it was too short for."""
+
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
+    left_out: list[str] = field(default_factory=list)
+
+    def allows(self, what: str) -> bool:
+        """Return whether there is time left; otherwise note what is left out."""
+        if time.monotonic() - self.began < self.seconds:
+            return True
+        self.left_out.append(what)
+        return False
+
+
+@contextmanager
+def device_peak() -> Iterator[list[float]]:
+    """Follow how much more of the GPU's memory is taken than before, by whatever process; yields a list with the MB."""
+    peak = [0.0]
+    if not torch.cuda.is_available():
+        yield peak
+        return
+    before, _ = torch.cuda.mem_get_info()
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(SAMPLE_SECONDS):
+            free, _ = torch.cuda.mem_get_info()
+            peak[0] = max(peak[0], (before - free) / (1 << 20))
+
+    follower = threading.Thread(target=sample)
+    follower.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        follower.join()
+
+
+def compare_masks(device: Any, clock: Clock, work: Path, *, tiny: bool) -> list[dict[str, Any]]:
+    """Compare the demo models' masks with nnU-Net's on the same device, case by case."""
+    plain, mirrored = ({2: 1}, {}) if tiny else ({1: 3, 2: 5}, {2: 1})
+    wanted = [(task, cases, False) for task, cases in plain.items()]
+    wanted += [(task, cases, True) for task, cases in mirrored.items()]
+    return [
+        parity.measure(task, cases, work, mirroring=mirroring, device=device)
+        for task, cases, mirroring in wanted
+        if clock.allows(f"masks of task {task}, mirroring {mirroring}")
+    ]
+
+
+def time_network(name: str, network: Network, device: str, clock: Clock, work: Path) -> dict[str, Any]:
+    """Time whole processes with one network."""
+    bench = Bench.prepare(network, work, device)
+    folds = tuple(range(FOLDS))
+    runs: dict[str, Callable[[], Run]] = {
+        "exact": lambda: bench.ours("exact"),
+        COMMAND: lambda: bench.command(*folds),
+        "fast": lambda: bench.ours("fast"),
+        PREDICTOR: lambda: bench.predictor(*folds, mirroring=False),
+        "exact, mirroring": lambda: bench.ours("exact", mirroring=True),
+        f"{PREDICTOR}, mirroring": lambda: bench.predictor(*folds, mirroring=True),
+    }
+    measured: dict[str, Any] = {}
+    for what, one in runs.items():
+        if clock.allows(f"{name}: {what}"):
+            with device_peak() as peak:
+                run = one()
+            measured[what] = {**run.as_dict(), "device_peak_mb": round(peak[0])}
+    if clock.allows(f"{name}: first tile"):
+        measured["first_tile_s"] = min(bench.first_tile("exact") for _ in range(2))
+    for mode in ("exact", "fast"):
+        if mode in measured:
+            measured[mode]["stages"] = bench.stages(mode)
+    shutil.rmtree(work)  # several GB
+    return measured
+
+
+def masks_table(results: list[dict[str, Any]]) -> str:
+    """Return a line a demo model and mode as Markdown."""
+    lines = ["| demo model | mode | cases | voxels | differ | lowest tumour Dice |", "|---|---|---|---|---|---|"]
+    for result in results:
+        cases = list(result["by_case"].values())
+        for mode in parity.MODES:
+            differ, lowest = (sum(c["different"][mode] for c in cases), min(c["tumour_dice"][mode] for c in cases))
+            name = f"Task {result['task']}{', mirroring, one fold' if result['mirroring'] else ''}"
+            voxels = sum(case["voxels"] for case in cases) / 1e6
+            lines.append(f"| {name} | `{mode}` | {len(cases)} | {voxels:.1f} M | {differ} | {lowest:.5f} |")
+    return "\n".join(lines)
+
+
+def times_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return a line a run as Markdown; the ratios are theirs divided by ours, so above 1 is faster."""
+    pairs = {
+        "exact": (COMMAND, PREDICTOR),
+        "fast": (COMMAND, PREDICTOR),
+        "exact, mirroring": (f"{PREDICTOR}, mirroring",),
+    }
+    lines = [
+        f"{FOLDS} folds, no mirroring unless said.",
+        "| network | run | seconds | host MB | device MB | times as fast as |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, measured in results.items():
+        for what, run in ((what, run) for what, run in measured.items() if isinstance(run, dict)):
+            against = [other for other in pairs.get(what, ()) if other in measured]
+            ratios = ", ".join(f"{other}: {measured[other]['seconds'] / run['seconds']:.1f}" for other in against)
+            figures = f"{run['seconds']:.1f} | {run['peak_mb']:.0f} | {run['device_peak_mb']}"
+            lines.append(f"| {name} | {what} | {figures} | {ratios} |")
+        for mode in ("exact", "fast"):
+            stages = measured.get(mode, {}).get("stages", {})
+            lines.append(f"| {name} | {mode}: {', '.join(f'{k} {v:.1f} s' for k, v in stages.items())} | | | | |")
+        if "first_tile_s" in measured:
+            lines.append(f"| {name} | start to the first tile | {measured['first_tile_s']:.1f} | | | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Check, time, print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--minutes", type=float, default=9.0, help="when to begin nothing more (default %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="one small network, one case")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(1, "error: device: expected a CUDA device, found none; `--device cpu --tiny` shows that it runs\n")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("bench").setLevel(logging.INFO)
+    about = machine() | {"gpu": torch.cuda.get_device_name() if options.device == "cuda" else None}
+    print(json.dumps(about))
+    clock = Clock(options.minutes * 60)
+    with tempfile.TemporaryDirectory(prefix="pantherseg-bench-") as folder:
+        work = Path(folder)
+        masks = compare_masks(options.device, clock, work, tiny=options.tiny)
+        print(f"\n{masks_table(masks)}\n", flush=True)
+        times = {}
+        for name, network in (TINY if options.tiny else NETWORKS).items():
+            if clock.allows(name):
+                times[name] = time_network(name, network, options.device, clock, work / name.replace(" ", "-"))
+                print(f"\n{times_table({name: times[name]})}", flush=True)
+    if clock.left_out:
+        print(f"\nleft out after {options.minutes:g} minutes: {'; '.join(clock.left_out)}")
+    if options.device == "cuda":
+        content = {"machine": about, "masks": masks, "times": times, "left_out": clock.left_out}
+        write_text(RESULTS, json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

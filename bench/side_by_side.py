@@ -1,0 +1,147 @@
+"""Whole processes on one image with one network: ours, and nnU-Net's in the ways in which people call it.
+
+The networks are untrained: their speed is that of trained ones, their masks mean nothing (bench.parity looks at those).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from bench import planned
+from bench.processes import Run, run
+from pantherseg.packing import pack
+from pantherseg.phantom import make_phantom
+from pantherseg.volume import Grid, Volume, read_labels, write_volume
+
+logger = logging.getLogger(__name__)
+
+FOLDS = 5
+SEED = 9100
+CROP = Grid((61, 106, 158), (2.0, 1.0, 1.0))
+DATASET_ID = planned.DATASET.removeprefix("Dataset")[:3]
+RECIPE = """\
+schema = 1
+name = "bench"
+[sockets]
+input = "image"
+output = "mask"
+[[members]]
+model = "model"
+mirroring = {mirroring}
+folds = {folds}
+"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a planner is asked for, and the grid of the image that its network sees."""
+
+    planner: str
+    data: planned.Data
+    image: Grid = CROP
+    base_features: int = 32
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One network's model folder, its bundle, an image, and a folder for everything else."""
+
+    work: Path
+    folder: Path
+    bundles: Path
+    image: Path
+    device: str
+
+    @classmethod
+    def prepare(cls, network: Network, work: Path, device: str = "cpu") -> Bench:
+        """Plan the network, write its folds, pack them, and write the image."""
+        folder = work / "results" / planned.DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+        bench = cls(work, folder, work / "bundles", work / "images" / "case_0000.mha", device)
+        plans = planned.make_plans(network.planner, network.data, work, base_features=network.base_features)
+        pack(planned.make_folder(plans, folder, folds=FOLDS), bench.bundles / "model")
+        write_volume(image_on(network.image), bench.image)
+        return bench
+
+    def ours(self, mode: str, *, folds: int = FOLDS, mirroring: bool = False) -> Run:
+        """Run `pantherseg predict`."""
+        recipe = self.work / f"{mode}-{folds}-{mirroring}.toml"
+        recipe.write_text(RECIPE.format(mirroring=str(mirroring).lower(), folds=list(range(folds))))
+        return self._run(recipe.stem, ["-m", "pantherseg", *self.arguments(recipe, mode)])
+
+    def stages(self, mode: str, *, folds: int = FOLDS, mirroring: bool = False) -> dict[str, float]:
+        """Return the seconds of each stage of the last such run."""
+        report = self.work / f"masks-{mode}-{folds}-{mirroring}" / "case_0000.json"
+        seconds: dict[str, float] = json.loads(report.read_text())["seconds"]
+        return seconds
+
+    def arguments(self, recipe: Path, mode: str) -> list[str | Path]:
+        """Return the arguments of `pantherseg` that segment the image."""
+        output = self.work / f"masks-{recipe.stem}"
+        return [
+            *("predict", self.image, output, "--recipe", recipe),
+            *("--model", self.bundles, "--mode", mode, "--device", self.device),
+        ]
+
+    def first_tile(self, mode: str) -> float:
+        """Return the seconds from the start of a process to its first forward pass."""
+        recipe = self.work / "first.toml"
+        recipe.write_text(RECIPE.format(mirroring="false", folds=list(range(FOLDS))))
+        self._run("first", ["-m", "bench.first_tile", *self.arguments(recipe, mode)])
+        return float((self.work / "first.log").read_text().splitlines()[-1])
+
+    def command(self, *folds: int) -> Run:
+        """Run `nnUNetv2_predict --disable_tta` with some folds."""
+        script = Path(sys.executable).parent / "nnUNetv2_predict"
+        arguments = [
+            "-i",
+            self.image.parent,
+            "-o",
+            self._masks(folds),
+            "-d",
+            DATASET_ID,
+            "-c",
+            "3d_fullres",
+            "-f",
+            *folds,
+        ]
+        return self._run("nnunet", [script, *arguments, "--disable_tta", "-device", self.device])
+
+    def five_processes(self) -> Run:
+        """Run nnU-Net's command once a fold and vote on the labels, as system C of the challenge did."""
+        runs = [self.command(fold) for fold in range(FOLDS)]
+        masks = np.stack([read_labels(self._masks((fold,)) / "case.mha").array for fold in range(FOLDS)])
+        np.argmax([(masks == label).sum(axis=0) for label in planned.LABELS.values()], axis=0)
+        return Run(sum(one.seconds for one in runs), max(one.peak_mb for one in runs))
+
+    def predictor(self, *folds: int, mirroring: bool) -> Run:
+        """Run nnU-Net's predictor in one process."""
+        flags = ["--device", self.device, "--folds", *folds, *(["--mirroring"] if mirroring else [])]
+        return self._run(
+            "predictor", ["-m", "bench.reference", self.folder, self.image, self.work / "reference", *flags]
+        )
+
+    def _masks(self, folds: tuple[int, ...]) -> Path:
+        return self.work / f"nnunet-{'-'.join(map(str, folds))}"
+
+    def _run(self, name: str, command: list[Any]) -> Run:
+        if not str(command[0]).startswith("/"):
+            command = [sys.executable, *command]
+        folders = {f"nnUNet_{part}": str(self.work / part) for part in ("raw", "preprocessed", "results")}
+        measured = run(command, log=self.work / f"{name}.log", environment=folders)
+        logger.info("%-24s %7.1f s %7.0f MB", name, measured.seconds, measured.peak_mb)
+        return measured
+
+
+def image_on(grid: Grid) -> Volume:
+    """Return a phantom stretched onto a grid."""
+    image = make_phantom(SEED, task=2).image.array.astype(np.float32)
+    zoom = [size / given for size, given in zip(grid.shape, image.shape, strict=True)]
+    return Volume(ndimage.zoom(image, zoom, order=1), grid)
