@@ -4,6 +4,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=scripts/containers.sh
 source scripts/containers.sh
+# shellcheck source=scripts/native.sh
+source scripts/native.sh
 
 usage() {
   cat <<'EOF'
@@ -58,19 +60,6 @@ while (($#)); do
   shift "$taken"
 done
 check_arguments
-
-# Installs what requirements.lock says, once for each content of it.
-install() {
-  local stamp=.venv/requirements.lock python=${PYTHON:-python3}
-  cmp -s requirements.lock "$stamp" && return
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-    fail "$python: expected Python 3.11 or later, found $("$python" --version 2>&1 || true); set PYTHON"
-  echo "installing into .venv (about 7 GB, some minutes, once)"
-  [[ -x .venv/bin/python ]] || "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-  .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --editable .
-  cp requirements.lock "$stamp"
-}
 
 # Runs the pantherseg command: natively, or in the task's image with the project's test folder in its place.
 tool() {

@@ -1,5 +1,8 @@
 # What do_build.sh, do_test_run.sh and do_save.sh share; sourced with the project's root as the working directory.
 
+# shellcheck source=scripts/errors.sh
+source scripts/errors.sh
+
 # Weights of one's own, found here, take the place of the demo's.
 readonly OWN_WEIGHTS=weights/own
 readonly DEMO_WEIGHTS=weights/demo
@@ -9,11 +12,6 @@ tag=
 weights=
 base_image=${BASE_IMAGE:-python:3.11-slim-bookworm}
 runtime=cuda
-
-fail() {
-  echo "error: $1" >&2
-  exit "${2:-1}"
-}
 
 # Reads one argument that every script knows; sets `taken` to the number of words that it was, 0 for an unknown one.
 shared_argument() {

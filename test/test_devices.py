@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import one_line_about
 from pantherseg.arrays import to_host
 from pantherseg.bundle import Bundle, open_bundle
+from pantherseg.cli import main
 from pantherseg.errors import DeviceMemoryError, LostDeviceError
 from pantherseg.fuse import mean_logits
 from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
@@ -203,3 +205,33 @@ def test_the_next_fold_is_read_meanwhile() -> None:
     fresh = TorchBackend("cpu")
     for fold, logits in (("0", first), ("1", ahead), ("3", instead)):
         np.testing.assert_array_equal(logits.numpy(), fresh.network(bundle, fold)(tile).numpy())
+
+
+def test_a_memory_limit_is_for_gpus(tmp_path: Path) -> None:
+    options = ["--task", "1", "--device", "cpu", "--device-memory", "100"]
+    result = CliRunner().invoke(main, ["predict", str(tmp_path), str(tmp_path / "out"), *options])
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1] == "Error: --device-memory: it is for GPUs"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_gpus_runs_where_there_is_none(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--tiny"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for run in ("exact", "fast", "nnUNetv2_predict --disable_tta", "nnUNetPredictor, mirroring"):
+        assert f"| tiny | {run} | " in done.stdout
+    assert "| Task 2 | `exact` | 1 | 1.7 M | 0 | 1.00000 |" in done.stdout
+    assert "left out" not in done.stdout
+    if not torch.cuda.is_available():
+        refused = subprocess.run(
+            [sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr.startswith("error: device: expected a CUDA device, found none; ")

@@ -73,6 +73,8 @@ def predict(
     """
     if (task is None) == (recipe is None):
         raise click.UsageError("give either --task or --recipe")
+    if device_memory and device == "cpu":
+        raise click.UsageError("--device-memory: it is for GPUs")
     from pantherseg.commands.predict import predict_all
     from pantherseg.house import DEMO_WEIGHTS, task_recipe
 
