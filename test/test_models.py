@@ -237,11 +237,12 @@ def test_a_fold_that_the_manifest_does_not_name_is_never_used(tmp_path: Path) ->
 
 def test_a_bundle_of_other_checkpoints_than_the_recipes_is_an_error(tmp_path: Path) -> None:
     folder = bundle(tmp_path / "task2", checkpoint="checkpoint_best.pth")
-    text = reason(tmp_path, TASK2)
+    text = reason(tmp_path, recipe(Member(model="task2", checkpoint="checkpoint_final.pth")))
     assert text.startswith(f"{folder}: expected a bundle of checkpoint_final.pth, found one of checkpoint_best.pth; ")
     assert "--checkpoint" in text
-    found = find_models(tmp_path, recipe(Member(model="task2", checkpoint="checkpoint_best.pth"))).members[0]
-    assert found.path == folder
+    for checkpoint in ("checkpoint_best.pth", None):
+        found = find_models(tmp_path, recipe(Member(model="task2", checkpoint=checkpoint))).members[0]
+        assert found.path == folder, "a recipe that names none takes a bundle of any"
 
 
 @pytest.mark.parametrize("missing", [MANIFEST, GRAPH, PLANS, DATASET])

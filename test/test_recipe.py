@@ -80,7 +80,7 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     recipe = load_recipe(path)
     member = recipe.members[0]
     assert (member.checkpoint, member.folds, member.step, member.mirroring) == (
-        "checkpoint_final.pth",
+        None,
         "all",
         0.5,
         False,
@@ -139,7 +139,7 @@ def test_no_file_or_a_folder(tmp_path: Path) -> None:
         ("margin_mm = 30.0", "margin_mm = inf"),
         ("spacing = [6.0, 3.0, 3.0]", "spacing = [0, 3.0, 3.0]"),
         ('folds = "all"', "folds = []"),
-        ('checkpoint = "checkpoint_final.pth"', 'checkpoint = "../fold_1/checkpoint_final.pth"'),
+        ('folds = "all"', 'folds = "all"\ncheckpoint = "../fold_1/checkpoint_final.pth"'),
         ("rescue = true", "max_components = 0"),
         ("rescue = true", "rescue_max_mm3 = nan"),
     ],

@@ -72,11 +72,16 @@ def find_models(root: Path, recipe: Recipe) -> Models:
     return Models(root, members, localizer)
 
 
-def open_model(folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str = CHECKPOINT) -> Model:
-    """Open a bundle or a model folder with every wanted fold of a checkpoint. Raises ModelError."""
+def open_model(
+    folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str | None = None
+) -> Model:
+    """Open a bundle or a model folder with every wanted fold of a checkpoint. Raises ModelError.
+
+    checkpoint: without it checkpoint_final.pth of a folder, and whichever a bundle is made of.
+    """
     if is_bundle(folder):
         return open_bundle(folder, folds=folds, checkpoint=checkpoint)
-    return open_model_folder(folder, folds=folds, checkpoint=checkpoint)
+    return open_model_folder(folder, folds=folds, checkpoint=checkpoint or CHECKPOINT)
 
 
 def open_model_folder(

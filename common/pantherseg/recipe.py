@@ -40,7 +40,8 @@ class Member(Table, frozen=True):
 
     model: str
     """Name of the model below the model folder."""
-    checkpoint: FileName = "checkpoint_final.pth"
+    checkpoint: FileName | None = None
+    """The checkpoint that runs; without it checkpoint_final.pth of an nnU-Net folder, and whichever a bundle is made of."""
     folds: Folds = "all"
     """Folds in the order in which they run; `all` takes every fold_* found."""
     step: Fraction = 0.5
@@ -58,7 +59,8 @@ class Localizer(Table, frozen=True):
     """The pancreas in the localizer's label map."""
     margin_mm: NotNegative
     """Added to the pancreas's box on each side."""
-    checkpoint: FileName = "checkpoint_final.pth"
+    checkpoint: FileName | None = None
+    """As of a member."""
     folds: Folds = "all"
     spacing: tuple[Positive, Positive, Positive] | None = None
     """The localizer sees a copy at this spacing, (z, y, x) in mm; without it the volume as it is."""

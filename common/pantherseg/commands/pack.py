@@ -9,7 +9,7 @@ from pathlib import Path
 from pantherseg.bundle import Bundle
 from pantherseg.errors import ModelError
 from pantherseg.house import task_recipe
-from pantherseg.models import CHECKPOINT, open_model
+from pantherseg.models import open_model
 from pantherseg.packing import pack, pack_models
 from pantherseg.recipe import load_recipe
 
@@ -28,7 +28,7 @@ def pack_source(
         if wanted is not None and all(bundle.path.name != wanted.model for bundle in bundles):
             logger.warning("no model '%s' in %s: the members will search the whole volume", wanted.model, source)
         return
-    model = open_model(source, checkpoint=checkpoint or CHECKPOINT)
+    model = open_model(source, checkpoint=checkpoint)
     if isinstance(model, Bundle):
         raise ModelError(source, expected="an nnU-Net model folder", found="a bundle, which is packed already")
     yield _line(pack(model, target))
