@@ -254,6 +254,35 @@ def test_an_incomplete_bundle_is_named(tmp_path: Path, missing: str) -> None:
     assert text.endswith("found No such file or directory")
 
 
+@EITHER
+def test_what_is_not_finished_is_not_found(tmp_path: Path, make: Make) -> None:
+    make(tmp_path / "task2" / ".fetch" / "made")
+    make(tmp_path / ".task2.part")
+    assert "found none" in reason(tmp_path, TASK2)
+    expected = make(tmp_path / "task2" / "model")
+    assert find_models(tmp_path, TASK2).members[0].path == expected
+
+
+@EITHER
+@pytest.mark.parametrize("other", ["task1", "localizer"])
+def test_another_roles_model_does_not_stand_in(tmp_path: Path, make: Make, other: str) -> None:
+    make(tmp_path / other / "model")
+    assert "found none" in reason(tmp_path, recipe(Member(model="task2")))
+
+
+@EITHER
+def test_what_was_fetched_as_another_model_does_not_stand_in(tmp_path: Path, make: Make) -> None:
+    wanted = recipe(Member(model="task1"))
+    folder = make(tmp_path / "multitalent-v2" / "model")
+    assert find_models(tmp_path, wanted).members[0].path == folder
+    (tmp_path / "multitalent-v2.fetched.json").touch()
+    assert "found none" in reason(tmp_path, wanted)
+    expected = make(tmp_path / "task1")
+    (tmp_path / "task1.fetched.json").touch()
+    for root in (tmp_path, expected):
+        assert find_models(root, wanted).members[0].path == expected
+
+
 def test_an_upload_counts_as_soon_as_it_holds_a_file(tmp_path: Path) -> None:
     uploaded, shipped = tmp_path / "uploaded", tmp_path / "shipped"
     assert choose_root(uploaded, shipped) == shipped

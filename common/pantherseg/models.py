@@ -2,7 +2,7 @@
 
 A model is a bundle, or an nnU-Net folder: plans.json, dataset.json and fold_<k>/<checkpoint>. A recipe names its
 models by role (`task1`, `localizer`); below a root folder, a role's model is the one model folder in <root>/<role> or,
-for a recipe with a single member, the only model folder of the root.
+for a recipe with a single member, the only model folder of the root that no other role's name claims.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ MAX_DEPTH = 4
 CHECKPOINT = "checkpoint_final.pth"
 LAYOUT = f"{PLANS}, {DATASET} and fold_0, fold_1, ..."
 MRSEGMENTATOR = "mrsegmentator"
+# Of the tasks' own recipes.
+ROLES = ("task1", "task2", "localizer")
+# <role>.fetched.json beside <role>: what `pantherseg weights fetch` placed there, and whence.
+FETCHED = ".fetched.json"
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,7 @@ def find_models(root: Path, recipe: Recipe) -> Models:
     return Models(root, members, localizer)
 
 
-def open_model(
-    folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str | None = None
-) -> Model:
+def open_model(folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str | None = None) -> Model:
     """Open a bundle or a model folder with every wanted fold of a checkpoint. Raises ModelError.
 
     checkpoint: without it checkpoint_final.pth of a folder, and whichever a bundle is made of.
@@ -113,7 +115,11 @@ def _member_folder(root: Path, member: Member, recipe: Recipe) -> Path:
     found = list(_model_folders(below)) if below.is_dir() else []
     if not found and len(recipe.members) == 1:
         roles = {recipe.localizer.model} if recipe.localizer else set()
-        found = [path for path in _model_folders(root) if not roles & set(path.relative_to(root).parts)]
+        found = [
+            path
+            for path in _model_folders(root)
+            if not roles & set(path.relative_to(root).parts) and not _is_anothers(root, path)
+        ]
     if len(found) != 1:
         raise ModelError(
             root,
@@ -122,6 +128,12 @@ def _member_folder(root: Path, member: Member, recipe: Recipe) -> Path:
             hint=f"put it in {below}",
         )
     return found[0]
+
+
+def _is_anothers(root: Path, model: Path) -> bool:
+    """Return whether a model lies under a role's name, or was fetched: that is all that it can stand for."""
+    top = model.relative_to(root).parts[:1]
+    return any(name in ROLES or (root / f"{name}{FETCHED}").is_file() for name in top)
 
 
 def _localizer_folder(root: Path, localizer: Localizer) -> Path | None:
@@ -144,7 +156,8 @@ def _mrsegmentator_folder() -> Path | None:
 def _model_folders(top: Path, depth: int = 0) -> Iterator[Path]:
     """Yield the folders that look like a model's, so that an incomplete one can be named rather than overlooked."""
     try:
-        children = sorted(path for path in top.iterdir() if path.is_dir())
+        # Hidden is what is not finished, such as a download.
+        children = sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         _refuse_unreadable(error)
         return
