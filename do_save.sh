@@ -30,14 +30,36 @@ announce() {
   printf '%s  %s MB  sha256 %s\n    upload it as %s\n' "$1" "$size" "$sum" "$2"
 }
 
+# Prints the beginning of the names of a task's files.
+target_of() {
+  local image
+  image=$(image_of "$1")
+  echo "build/${image//[:\/]/-}"
+}
+
+ensure_image() {
+  docker image inspect "$(image_of "$1")" >/dev/null 2>&1 || build_image "$1"
+}
+
+remove_parts() {
+  local task target
+  for task in "${tasks[@]}"; do
+    target=$(target_of "$task")
+    rm -rf "$target.tar.gz.part" "$target-model.tar.gz.part" "$target-model.tar.gz.part.packed"
+  done
+}
+trap remove_parts EXIT
+
+# Every task's models first: what could not be run is refused before minutes go into an image.
 for task in "${tasks[@]}"; do
-  image=$(image_of "$task")
-  docker image inspect "$image" >/dev/null 2>&1 || build_image "$task"
-  target=build/${image//[:\/]/-}
-  trap 'rm -rf "$target.tar.gz.part" "$target-model.tar.gz.part" "$target-model.tar.gz.part.packed"' EXIT
-  echo "== saving $image"
-  docker save "$image" | gzip --fast --no-name >"$target.tar.gz.part"
-  pack_model "$task" "$target-model.tar.gz.part"
+  [[ -x .venv/bin/pantherseg ]] || ensure_image "$task"
+  pack_model "$task" "$(target_of "$task")-model.tar.gz.part"
+done
+for task in "${tasks[@]}"; do
+  target=$(target_of "$task")
+  ensure_image "$task"
+  echo "== saving $(image_of "$task")"
+  docker save "$(image_of "$task")" | gzip --fast --no-name >"$target.tar.gz.part"
   mv "$target.tar.gz.part" "$target.tar.gz"
   mv "$target-model.tar.gz.part" "$target-model.tar.gz"
   announce "$target.tar.gz" "the algorithm's container image"

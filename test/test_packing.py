@@ -426,6 +426,26 @@ def test_a_bundle_is_checked_before_it_is_copied(copied_bundle: CopiedBundle, tm
 
 
 @ONE_GRAPH
+@pytest.mark.parametrize("packed_before", [False, True])
+def test_a_model_without_the_recipes_label_is_not_packed(
+    demo_folder: ModelFolder, tmp_path: Path, packed_before: bool
+) -> None:
+    root, target = tmp_path / "models", tmp_path / "bundles"
+    shutil.copytree(DEMO_WEIGHTS / "task1" if packed_before else demo_folder.path, root / "task2")
+    shutil.copytree(DEMO_WEIGHTS / "localizer", root / "localizer")
+    settings = load_recipe(task_recipe(2))
+    assert settings.localizer is not None
+    for change, model, message in (
+        ({"tumour_label": 3}, "task2", "expected tumour_label between 1 and 2, found 3"),
+        ({"localizer": msgspec.structs.replace(settings.localizer, label=99)}, "localizer", "expected label between"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            pack_models(root, target, msgspec.structs.replace(settings, **change))
+        assert message in one_line_about(root / model, caught.value)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["models"]
+
+
+@ONE_GRAPH
 def test_members_that_share_a_model_get_all_of_their_folds(demo_folder: ModelFolder, tmp_path: Path) -> None:
     shutil.copytree(demo_folder.path, tmp_path / "models" / "task1")
     settings = load_recipe(task_recipe(1))

@@ -6,12 +6,14 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pantherseg.house import ROOT
+from pantherseg.house import DEMO_WEIGHTS, ROOT
 
 SCRIPTS = ["do_build.sh", "do_test_run.sh", "do_save.sh"]
 
@@ -88,3 +90,99 @@ def test_a_folder_without_the_tasks_models_is_not_packed(tmp_path: Path) -> None
     assert result.returncode == 1
     assert "expected one bundle or nnU-Net model folder" in result.stderr
     assert not (tmp_path / "model.tar.gz").exists()
+
+
+ENGINE = """#!/bin/sh
+# Answers as an engine that has every image; what was asked for is noted.
+echo "$*" >>"{log}"
+case $1 in save) echo image ;; esac
+"""
+COMMAND = """#!/bin/sh
+exec "{python}" -m pantherseg "$@"
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout of the scripts with models of one's own, an environment, and a stand-in for Docker's engine."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    shutil.copy(ROOT / "do_save.sh", folder)
+    ignored = shutil.ignore_patterns("make.sh", "*.md", "*.toml", "training.json")
+    shutil.copytree(DEMO_WEIGHTS, folder / "weights" / "own", ignore=ignored)
+    for path, text in (
+        (tmp_path / "bin" / "docker", ENGINE.format(log=tmp_path / "asked")),
+        (folder / ".venv" / "bin" / "pantherseg", COMMAND.format(python=sys.executable)),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    return folder
+
+
+def save(checkout: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Run do_save.sh, and return what was asked of the engine, too."""
+    tools = checkout.parent / "bin"
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        [checkout / "do_save.sh", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    return result, (checkout.parent / "asked").read_text()
+
+
+def test_what_is_saved_are_the_models_of_ones_own(checkout: Path) -> None:
+    result, asked = save(checkout)
+    assert result.returncode == 0, result.stderr
+    names = ("pantherseg-task1", "pantherseg-task2")
+    assert sorted(path.name for path in (checkout / "build").iterdir()) == sorted(
+        f"{name}{suffix}.tar.gz" for name in names for suffix in ("", "-model")
+    )
+    with tarfile.open(checkout / "build" / "pantherseg-task2-model.tar.gz") as archive:
+        assert {name.split("/")[0] for name in archive.getnames()} == {"task2", "localizer"}
+    assert [line for line in asked.splitlines() if line.startswith("save")] == [f"save {name}" for name in names]
+
+
+def without_a_fold(root: Path) -> None:
+    (root / "task2" / "fold_3.safetensors").unlink()
+
+
+def with_a_damaged_fold(root: Path) -> None:
+    path = root / "task2" / "fold_3.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def without_a_manifest(root: Path) -> None:
+    (root / "task2" / "manifest.json").unlink()
+
+
+def with_the_localizer_of_another(root: Path) -> None:
+    shutil.rmtree(root / "localizer")
+    shutil.copytree(root / "task1", root / "localizer")
+
+
+def without_models(root: Path) -> None:
+    shutil.rmtree(root / "task2")
+    (root / "task2").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (without_a_fold, "found no fold_3.safetensors"),
+        (with_a_damaged_fold, "task2/fold_3.safetensors: expected SHA-256"),
+        (without_a_manifest, "task2/manifest.json: expected a bundle's manifest"),
+        (with_the_localizer_of_another, "localizer: expected label between 1 and 2, found 7"),
+        (without_models, "weights/own: expected one bundle or nnU-Net model folder"),
+    ],
+)
+def test_what_would_not_run_is_refused_before_any_image_is_saved(
+    checkout: Path, spoil: Callable[[Path], None], reason: str
+) -> None:
+    spoil(checkout / "weights" / "own")
+    result, asked = save(checkout)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: weights/own")
+    assert reason in line
+    assert "save" not in asked
+    assert list((checkout / "build").iterdir()) == []

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pantherseg.errors import ModelError
+from pantherseg.errors import ModelError, RecipeError
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.recipe import FileName, Table
 
@@ -104,6 +104,12 @@ class Bundle:
         _check_sum(path, self.manifest)
         _check_numbers(path, self.manifest)
         return path
+
+    def check_label(self, key: str, label: int) -> None:
+        """Raise RecipeError unless the model has the label that a recipe's key names; 0 is the background."""
+        highest = self.manifest.classes - 1
+        if not 1 <= label <= highest:
+            raise RecipeError(self.path, expected=f"{key} between 1 and {highest}", found=str(label))
 
 
 def weights_name(fold: str) -> str:

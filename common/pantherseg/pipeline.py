@@ -11,7 +11,7 @@ from typing import Any
 
 from pantherseg import __version__
 from pantherseg.bundle import Bundle
-from pantherseg.errors import Event, LostDeviceError, OutputError, RecipeError
+from pantherseg.errors import Event, LostDeviceError, OutputError
 from pantherseg.files import write_text
 from pantherseg.fuse import mean_logits
 from pantherseg.inference.backends import Backend, Mode, choose_backend
@@ -102,11 +102,11 @@ def load_system(
             for model, member in zip(models.members, recipe.members, strict=True)
         )
         for predictor in members:
-            _check_label(predictor, "tumour_label", recipe.tumour_label)
+            predictor.bundle.check_label("tumour_label", recipe.tumour_label)
         localizer = None
         if models.localizer is not None and recipe.localizer is not None:
             localizer = Predictor(as_bundle(models.localizer), backend, step=recipe.localizer.step)
-            _check_label(localizer, "label", recipe.localizer.label)
+            localizer.bundle.check_label("label", recipe.localizer.label)
         used = models.members if models.localizer is None else (*models.members, models.localizer)
         remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
         remarks.append(f"{backend.device} in {backend.precision}")
@@ -127,12 +127,6 @@ def write_result(result: Segmentation, mask: Path, report: Path, about: dict[str
             mask.unlink()
             raise
         remarks.append(shown(mask))
-
-
-def _check_label(predictor: Predictor, key: str, label: int) -> None:
-    highest = predictor.bundle.manifest.classes - 1
-    if not 1 <= label <= highest:
-        raise RecipeError(predictor.bundle.path, expected=f"{key} between 1 and {highest}", found=str(label))
 
 
 def segment(

@@ -71,17 +71,22 @@ def as_bundle(model: ModelFolder | Bundle) -> Bundle:
 def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
     """Pack every model of a recipe that lies below `root` into <target>/<role>; bundles are checked and copied.
 
-    Raises ModelError, RecipeError where members want different checkpoints of one model, and OutputError where the
-    target is a folder that is not empty.
+    What could not be run is refused here: ModelError; RecipeError where members want different checkpoints of one
+    model or a label that it has not. Raises OutputError where the target is a folder that is not empty.
     """
     with _new_folder(target) as folder:
         roles = _by_role(find_models(root, recipe), recipe)
         for role, model in roles.items():
-            if isinstance(model, Bundle):
-                _copy(model, folder / role)
-            else:
-                pack(model, folder / role)
+            bundle = _copy(model, folder / role) if isinstance(model, Bundle) else pack(model, folder / role)
+            _check_labels(role, replace(bundle, path=model.path), recipe)
     return [open_bundle(target / role) for role in roles]
+
+
+def _check_labels(role: str, bundle: Bundle, recipe: Recipe) -> None:
+    if any(member.model == role for member in recipe.members):
+        bundle.check_label("tumour_label", recipe.tumour_label)
+    if recipe.localizer is not None and recipe.localizer.model == role:
+        bundle.check_label("label", recipe.localizer.label)
 
 
 def _by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
@@ -100,12 +105,17 @@ def _by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
     return roles
 
 
+def missing_packages() -> list[str]:
+    """Return the packages that packing needs and that are not installed."""
+    return [name for name in NEEDED if find_spec(name) is None]
+
+
 def pack(model: ModelFolder, target: Path) -> Bundle:
     """Pack a model folder's folds into the new folder `target`, which has the same bytes for the same checkpoints.
 
     Raises ModelError, also where the packages that packing needs are not installed; OutputError.
     """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+    if missing := missing_packages():
         raise ModelError(
             model.path,
             expected="a bundle",
@@ -145,12 +155,13 @@ def _new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _copy(bundle: Bundle, target: Path) -> None:
+def _copy(bundle: Bundle, target: Path) -> Bundle:
     for fold in bundle.manifest.folds:
         bundle.verify(fold)
     with _new_folder(target) as folder:
         for name in (MANIFEST, *bundle.manifest.sha256):
             shutil.copyfile(bundle.path / name, folder / name)
+    return open_bundle(target)
 
 
 def _write_bundle(model: ModelFolder, folder: Path) -> Manifest:
