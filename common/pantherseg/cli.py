@@ -1,4 +1,4 @@
-"""The command line: `pantherseg predict | pack | evaluate | check | phantom | train | report`."""
+"""The command line: `pantherseg predict | pack | weights | evaluate | check | phantom | train | report`."""
 
 from __future__ import annotations
 
@@ -112,6 +112,54 @@ def pack(source: Path, bundle: Path, checkpoint: str | None, task: str | None, r
 
     for line in pack_source(source, bundle, checkpoint=checkpoint, task=task, recipe=recipe):
         click.echo(line)
+
+
+@main.group()
+def weights() -> None:
+    """Published weights: which there are, and how they get here."""
+
+
+PLACE = click.option("--to", "root", metavar="DIR", type=PATH, help="Folder of models  [default: weights/own].")
+
+
+@weights.command("list")
+@PLACE
+def list_weights(root: Path | None) -> None:
+    """Print a table of the published weights that are known, and which of them are here."""
+    from pantherseg.commands.weights import table
+
+    click.echo(table(root))
+
+
+@weights.command()
+@click.argument("name")
+@PLACE
+@click.option("--file", "files", metavar="NAME", multiple=True, help="This file of the Zenodo record; may be repeated.")
+@click.option("--zenodo", metavar="URL", help="Where the records are  [default: https://zenodo.org/api/records].")
+def fetch(name: str, root: Path | None, files: tuple[str, ...], zenodo: str | None) -> None:
+    """Download the weights NAME, check them, and place them as DIR/<role>, packed, where every command takes them from.
+
+    After an end at any time the same command goes on from there.
+    """
+    from pantherseg.commands.weights import fetch_named
+
+    for line in fetch_named(name, root, files=files, zenodo=zenodo):
+        click.echo(line)
+
+
+@weights.command()
+@click.argument("name", required=False)
+@PLACE
+def verify(name: str | None, root: Path | None) -> None:
+    """Compare what lies in DIR with its checksums: a line each, exit code 1 if one is damaged."""
+    from pantherseg.commands.weights import verify_all
+
+    sound = True
+    for line, good in verify_all(name, root):
+        click.echo(f"{'ok     ' if good else 'DAMAGED'}  {line}")
+        sound &= good
+    if not sound:
+        raise SystemExit(1)
 
 
 @main.command()

@@ -5,6 +5,7 @@ PantherSegError          every error that a user can act on, one line each
 ├── JobError             a job folder that does not hold what the task needs
 ├── RecipeError          a recipe with a missing, unknown or impossible key
 ├── ModelError           a model folder or checkpoint that cannot be used
+├── DownloadError        published weights that cannot be fetched
 ├── DeviceError          a device that was asked for and does not answer
 │   └── LostDeviceError  one that ends in the middle of a case
 │       └── DeviceMemoryError  because its memory is full
@@ -44,6 +45,10 @@ class RecipeError(PantherSegError):
 
 class ModelError(PantherSegError):
     """A model folder or checkpoint that cannot be used."""
+
+
+class DownloadError(PantherSegError):
+    """Published weights that cannot be fetched."""
 
 
 class DeviceError(PantherSegError):

@@ -8,6 +8,8 @@ from pantherseg.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_WEIGHTS = ROOT / "weights" / "demo"
+OWN_WEIGHTS = ROOT / "weights" / "own"
+ZOO = ROOT / "weights" / "zoo.toml"
 
 
 def task_recipe(task: int) -> Path:

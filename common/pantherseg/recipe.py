@@ -41,7 +41,7 @@ class Member(Table, frozen=True):
     model: str
     """Name of the model below the model folder."""
     checkpoint: FileName | None = None
-    """The checkpoint that runs; without it checkpoint_final.pth of an nnU-Net folder, and whichever a bundle is made of."""
+    """Without it checkpoint_final.pth of an nnU-Net folder, and whichever a bundle was made of."""
     folds: Folds = "all"
     """Folds in the order in which they run; `all` takes every fold_* found."""
     step: Fraction = 0.5

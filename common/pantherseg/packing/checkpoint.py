@@ -37,6 +37,22 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read an nnU-Net checkpoint. Raises ModelError if it is missing, damaged, or holds more than plain data."""
+    return _checkpoint(path, _read(path))
+
+
+def read_origin(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the plans and the dataset.json of a checkpoint's training. Raises ModelError as read_checkpoint does."""
+    content = _read(path)
+    arguments = content.get("init_args") if isinstance(content, dict) else None
+    found = [arguments.get(key) if isinstance(arguments, dict) else None for key in ("plans", "dataset_json")]
+    plans, dataset = found
+    if not isinstance(plans, dict) or not isinstance(dataset, dict):
+        expected = "an nnU-Net checkpoint with plans and dataset_json in init_args"
+        raise ModelError(path, expected=expected, found=" and ".join(type(value).__name__ for value in found))
+    return plans, dataset
+
+
+def _read(path: Path) -> Any:
     import torch
 
     if not path.is_file():
@@ -44,7 +60,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     _check_archive(path)
     try:
         with torch.serialization.safe_globals(_plain_numpy()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     # A damaged archive surfaces as any of these, depending on the byte that is wrong.
     except Exception as error:
         refused = REFUSED.search(str(error))
@@ -54,7 +70,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             found=refused[0] if refused else _beginning(path),
             hint="it asks for code to be run on loading and was refused" if refused else "copy the file again",
         ) from error
-    return _checkpoint(path, content)
 
 
 def _check_archive(path: Path) -> None:

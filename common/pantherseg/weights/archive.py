@@ -1,0 +1,111 @@
+"""Published archives: what is in one is looked at by name, and only what a model needs is unpacked."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from pantherseg.errors import DownloadError, OutputError
+
+# Weights hardly shrink: what unpacks to far more than it weighs was made to fill disks.
+MAX_GROWTH = 20
+ALWAYS_ALLOWED = 64 << 20
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, LZMAError, EOFError, RuntimeError)
+
+
+class Archive:
+    """An archive that was opened and whose names were checked. sizes: of its files in bytes, by name."""
+
+    def __init__(self, path: Path, opened: zipfile.ZipFile | tarfile.TarFile) -> None:
+        self._path, self._opened = path, opened
+        self.sizes: dict[str, int] = {}
+        allowed = ALWAYS_ALLOWED + MAX_GROWTH * path.stat().st_size
+        total = 0
+        for name, size in _entries(path, opened):
+            parts = PurePosixPath(name).parts
+            if name.startswith("/") or ".." in parts or "\0" in name or not parts:
+                raise DownloadError(path, expected="names below the archive's own folder", found=repr(name))
+            plain = "/".join(parts)
+            if plain in self.sizes:
+                raise DownloadError(path, expected="names that differ", found=f"{name!r} twice")
+            self.sizes[plain] = size
+            total += size
+            # Said by an entry's header before its bytes are unpacked.
+            if total > allowed:
+                expected = f"at most {allowed / 1e6:.0f} MB in an archive of {path.stat().st_size / 1e6:.1f} MB"
+                raise DownloadError(path, expected=expected, found="more")
+
+    def unpack(self, files: Mapping[str, Path]) -> None:
+        """Write files of the archive, by their names. Raises DownloadError; OutputError where there is no room."""
+        needed = sum(self.sizes[name] for name in files)
+        target = next(iter(files.values()), self._path).parent
+        try:
+            for path in files.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if needed > (free := shutil.disk_usage(target).free):
+                expected, found = f"room for {needed / 1e6:.0f} MB", f"{free / 1e6:.0f} MB free"
+                raise OutputError(target, expected=expected, found=found)
+            for name, source in self._sources(files):
+                with source, files[name].open("xb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+        except gzip.BadGzipFile:
+            raise
+        except OSError as error:
+            raise OutputError(target, expected="to unpack here", found=error.strerror or str(error)) from error
+
+    def _sources(self, files: Mapping[str, Path]) -> Iterator[tuple[str, IO[bytes]]]:
+        if isinstance(self._opened, zipfile.ZipFile):
+            for entry in self._opened.infolist():
+                if (name := str(PurePosixPath(entry.filename))) in files and not entry.is_dir():
+                    yield name, self._opened.open(entry)
+        else:
+            for member in self._opened.getmembers():
+                source = self._opened.extractfile(member) if member.isfile() else None
+                if source is not None and (name := str(PurePosixPath(member.name))) in files:
+                    yield name, source
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Archive]:
+    """Open a zip or tar archive. Raises DownloadError for another file, a damaged one, or names that lead elsewhere."""
+    try:
+        with zipfile.ZipFile(path) if _begins_as_zip(path) else tarfile.open(path) as archive:
+            yield Archive(path, archive)
+    except tarfile.ReadError as error:
+        with path.open("rb") as file:
+            found = f"{path.stat().st_size} bytes beginning with {file.read(24)!r}"
+        raise DownloadError(path, expected="a zip or tar archive", found=found) from error
+    except DAMAGED as error:
+        found = f"{type(error).__name__}: {error}"
+        raise DownloadError(path, expected="a sound archive", found=found) from error
+
+
+def _begins_as_zip(path: Path) -> bool:
+    """zipfile itself looks at the end, where a tar archive may have a checkpoint, which is a zip archive."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _entries(path: Path, archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, int]]:
+    """Yield the name and size of each file. Raises DownloadError for what is neither a file nor a folder."""
+    if isinstance(archive, zipfile.ZipFile):
+        for entry in archive.infolist():
+            kind = entry.external_attr >> 28  # of a Unix mode; 0 where the archive's maker wrote none
+            if kind not in (0, 0o4, 0o10):
+                raise DownloadError(path, expected="files and folders", found=f"a link or device ({entry.filename!r})")
+            if not entry.is_dir():
+                yield entry.filename, entry.file_size
+    else:
+        for member in archive:
+            if not (member.isfile() or member.isdir()):
+                raise DownloadError(path, expected="files and folders", found=f"a link or device ({member.name!r})")
+            if member.isfile():
+                yield member.name, member.size

@@ -1,0 +1,331 @@
+"""Downloads come whole or not at all, whatever the server does, and go on where they ended."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conftest import one_line_about
+from pantherseg.errors import DownloadError, OutputError, PantherSegError
+from pantherseg.weights.download import Client, check_still_safe
+from pantherseg.weights.part import Wanted
+from served import Page, Served
+
+CONTENT = random.Random(0).randbytes(1_000_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+MD5 = hashlib.md5(CONTENT).hexdigest()
+HALF = 500_000
+
+
+@pytest.fixture
+def server() -> Iterator[Served]:
+    with Served() as served:
+        yield served
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    made = Client(retries=2, pause=0.01)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def wanted(server: Served) -> Wanted:
+    return Wanted("w.zip", server.url("/w.zip"), len(CONTENT), f"sha256:{SHA256}")
+
+
+def refused(client: Client, wanted: Wanted, folder: Path, *, where: object = None) -> str:
+    with pytest.raises(PantherSegError) as caught:
+        client.download(wanted, folder)
+    return one_line_about(where or wanted.url, caught.value)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def check(client: Client, wanted: Wanted, folder: Path) -> None:
+    file = client.download(wanted, folder)
+    assert file.path.read_bytes() == CONTENT
+    assert (file.size, file.sha256) == (len(CONTENT), SHA256)
+    assert names(folder) == ["w.zip", "w.zip.json"]
+
+
+@pytest.mark.parametrize("checksum", [None, f"sha256:{SHA256}", f"md5:{MD5}"])
+@pytest.mark.parametrize("size", [None, len(CONTENT)])
+def test_a_file_comes_whole(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path, checksum: str | None, size: int | None
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT)
+    wanted = replace(wanted, checksum=checksum, size=size)
+    check(client, wanted, tmp_path)
+    check(client, wanted, tmp_path)
+    assert page.asked == [None], "what has come is not asked for again"
+
+
+def test_a_connection_that_breaks_once_is_taken_up_where_it_ended(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT, breaks=[HALF, None])
+    check(client, wanted, tmp_path)
+    offset = int((page.asked[1] or "").removeprefix("bytes=").removesuffix("-"))
+    assert page.asked[0] is None
+    assert HALF - (1 << 16) <= offset <= HALF
+
+
+def test_one_that_breaks_again_and_again_but_goes_on_arrives(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT, breaks=[150_000])
+    check(client, wanted, tmp_path)
+    assert len(page.asked) > 1 + 2, "more often than retries without progress are allowed"
+
+
+@pytest.mark.parametrize(("ranges", "breaks"), [(False, HALF), (True, 0)])
+def test_one_that_never_gets_further_is_given_up_after_the_stated_retries(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path, ranges: bool, breaks: int
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT, ranges=ranges, breaks=[breaks])
+    text = refused(client, wanted, tmp_path)
+    assert "after 2 retries; what has come is kept: fetch again to go on" in text
+    assert len(page.asked) == 3
+    assert names(tmp_path) == ["w.zip.json", "w.zip.part"]
+    server.pages["/w.zip"] = Page(CONTENT, ranges=ranges)
+    check(client, wanted, tmp_path)
+
+
+def test_a_server_without_ranges_starts_again_cleanly(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT, ranges=False, breaks=[HALF, None])
+    check(client, wanted, tmp_path)
+    assert len(page.asked) == 2
+    assert page.asked[1] is not None
+
+
+@pytest.mark.parametrize("checksum", [None, f"sha256:{SHA256}"])
+def test_a_file_that_was_changed_meanwhile_is_not_put_together_of_two(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path, checksum: str | None
+) -> None:
+    wanted = replace(wanted, checksum=checksum)
+    other = bytes(len(CONTENT))
+    page = server.pages["/w.zip"] = Page(other, etag='"0"', breaks=[HALF])
+    hasty = Client(retries=0, pause=0)
+    refused(hasty, wanted, tmp_path)
+    hasty.close()
+    assert (tmp_path / "w.zip.part").stat().st_size > 0
+    page = server.pages["/w.zip"] = Page(CONTENT)
+    check(client, wanted, tmp_path)
+    assert page.asked[0] is not None
+
+
+def test_a_part_without_a_mark_or_checksum_is_not_gone_on_with(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path
+) -> None:
+    wanted = replace(wanted, checksum=None)
+    server.pages["/w.zip"] = Page(CONTENT, etag=None, breaks=[HALF])
+    hasty = Client(retries=0, pause=0)
+    refused(hasty, wanted, tmp_path)
+    hasty.close()
+    page = server.pages["/w.zip"] = Page(CONTENT, etag=None)
+    check(client, wanted, tmp_path)
+    assert page.asked == [None]
+
+
+def test_a_weak_mark_does_not_count(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT, etag='W/"1"', breaks=[HALF, None])
+    check(client, wanted, tmp_path)
+    assert page.asked[1] is not None, "the checksum tells whether the halves fit"
+
+
+def test_halves_that_do_not_fit_are_removed(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
+    server.pages["/w.zip"] = Page(bytes(len(CONTENT)), etag=None, breaks=[HALF])
+    hasty = Client(retries=0, pause=0)
+    refused(hasty, wanted, tmp_path)
+    hasty.close()
+    server.pages["/w.zip"] = Page(CONTENT, etag=None)
+    assert "it was removed" in refused(client, wanted, tmp_path)
+    assert names(tmp_path) == []
+    check(client, wanted, tmp_path)
+
+
+@pytest.mark.parametrize("length", [len(CONTENT) + 7, len(CONTENT) - 7])
+def test_a_length_other_than_the_one_wanted_is_refused_at_once(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path, length: int
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT, length=length)
+    text = refused(client, wanted, tmp_path)
+    assert f"expected {len(CONTENT)} bytes, found an answer of {length}" in text
+    assert names(tmp_path) == []
+    assert len(page.asked) == 1
+
+
+def test_a_length_that_promises_more_than_comes_is_noticed(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path
+) -> None:
+    server.pages["/w.zip"] = Page(CONTENT, length=len(CONTENT) + 100_000, ranges=False)
+    assert "after 2 retries" in refused(client, replace(wanted, size=None, checksum=None), tmp_path)
+    assert "w.zip" not in names(tmp_path)
+
+
+def test_a_length_that_hides_the_end_is_noticed_by_the_checksum(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path
+) -> None:
+    server.pages["/w.zip"] = Page(CONTENT, length=HALF)
+    assert f"expected {HALF} bytes, sha256:{SHA256}, found {HALF} bytes, sha256:" in refused(
+        client, replace(wanted, size=None), tmp_path
+    )
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("checksum", [f"sha256:{SHA256}", f"md5:{MD5}"])
+def test_a_wrong_file_is_refused_and_removed(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path, checksum: str
+) -> None:
+    server.pages["/w.zip"] = Page(bytes(len(CONTENT)))
+    assert f"{checksum}, found" in refused(client, replace(wanted, checksum=checksum), tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_web_page_in_a_files_place_is_refused(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
+    server.pages["/w.zip"] = Page(b"<!doctype html>log in first", kind="text/html; charset=utf-8")
+    text = refused(client, replace(wanted, size=None, checksum=None), tmp_path)
+    assert text.endswith("expected a file, found a web page")
+    assert names(tmp_path) == []
+
+
+def test_a_missing_file_is_named_and_not_asked_for_again(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path
+) -> None:
+    assert refused(client, wanted, tmp_path).endswith("expected a file, found HTTP 404 Not Found")
+    page = server.pages["/w.zip"] = Page(CONTENT, statuses=[403])
+    assert "HTTP 403" in refused(client, wanted, tmp_path)
+    assert len(page.asked) == 1
+
+
+def test_a_server_that_is_busy_is_asked_again(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT, statuses=[503, 429])
+    check(client, wanted, tmp_path)
+    assert len(page.asked) == 3
+    page = server.pages["/other"] = Page(CONTENT, statuses=[503] * 9)
+    assert "HTTP 503" in refused(client, Wanted("other", server.url("/other")), tmp_path)
+    assert len(page.asked) == 3
+
+
+def test_a_server_that_is_not_there_is_named(client: Client, tmp_path: Path) -> None:
+    with Served() as gone:
+        url = gone.url("/w.zip")
+    assert "a connection that broke (ConnectionError" in refused(client, Wanted("w.zip", url), tmp_path)
+
+
+def test_redirects_are_followed(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
+    server.pages["/a"] = Page(location="/b")
+    server.pages["/b"] = Page(location=server.url("/w.zip"))
+    server.pages["/w.zip"] = Page(CONTENT, breaks=[HALF, None])
+    check(client, replace(wanted, url=server.url("/a")), tmp_path)
+    server.pages["/loop"] = Page(location="/loop")
+    assert "more than 10 redirects" in refused(client, Wanted("loop", server.url("/loop")), tmp_path)
+    server.pages["/away"] = Page(location="file:///etc/passwd")
+    assert "found file:///etc/passwd" in refused(client, Wanted("away", server.url("/away")), tmp_path)
+
+
+def test_no_redirect_leads_from_https_to_http() -> None:
+    check_still_safe("http://a/x", "http://b/x")
+    check_still_safe("http://a/x", "https://b/x")
+    check_still_safe("https://a/x", "https://b/x")
+    for after in ("http://a/x", "ftp://a/x"):
+        with pytest.raises(DownloadError) as caught:
+            check_still_safe("https://a/x", after)
+        assert one_line_about("https://a/x", caught.value).endswith(f"found {after}")
+
+
+@pytest.mark.parametrize("name", ["../w.zip", "a/w.zip", "..", ".w", ""])
+def test_a_name_that_leads_elsewhere_is_refused(client: Client, wanted: Wanted, tmp_path: Path, name: str) -> None:
+    assert "a file's plain name" in refused(client, replace(wanted, name=name), tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_checksum_of_an_unknown_kind_is_refused(client: Client, wanted: Wanted, tmp_path: Path) -> None:
+    assert "found crc:1" in refused(client, replace(wanted, checksum="crc:1"), tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["end", "middle", "note"])
+def test_a_file_that_was_damaged_after_it_came_is_asked_for_again(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path, damage: str
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT)
+    check(client, wanted, tmp_path)
+    if damage == "note":
+        (tmp_path / "w.zip.json").write_text("{")
+    else:
+        (tmp_path / "w.zip").write_bytes(CONTENT[:-1] if damage == "end" else CONTENT[:9] + b"?" + CONTENT[10:])
+    check(client, wanted, tmp_path)
+    assert len(page.asked) == 2
+
+
+def test_a_file_that_came_but_had_no_name_yet_is_not_asked_for_again(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT)
+    check(client, wanted, tmp_path)
+    (tmp_path / "w.zip").rename(tmp_path / "w.zip.part")
+    check(client, wanted, tmp_path)
+    assert len(page.asked) == 1
+
+
+def test_a_disk_without_room_is_named_beforehand(client: Client, server: Served, tmp_path: Path) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT, length=1 << 60)
+    text = refused(client, Wanted("w.zip", server.url("/w.zip")), tmp_path, where=tmp_path / "w.zip.part")
+    assert "expected room for 1152921504607 MB, found " in text
+    assert len(page.asked) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=600k", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(options, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this user may not mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_is_named_and_what_came_is_kept(
+    client: Client, server: Served, wanted: Wanted, small_disk: Path
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT, sized=False)
+    wanted = replace(wanted, size=None)
+    text = refused(client, wanted, small_disk, where=small_disk / "w.zip.part")
+    assert "found No space left on device; what has come is kept" in text
+    came = (small_disk / "w.zip.part").stat().st_size
+    assert came > HALF
+    subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
+    check(client, wanted, small_disk)
+    assert page.asked == [None, f"bytes={came}-"]
+
+
+def test_a_write_that_fails_half_way_keeps_what_came(
+    client: Client, server: Served, wanted: Wanted, tmp_path: Path
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, limits[1]))
+    try:
+        with pytest.raises(OutputError) as caught:
+            client.download(wanted, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large; what has come is kept" in one_line_about(tmp_path / "w.zip.part", caught.value)
+    assert (tmp_path / "w.zip.part").stat().st_size == HALF
+    check(client, wanted, tmp_path)
+    assert page.asked == [None, f"bytes={HALF}-"]
