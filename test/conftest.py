@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from pantherseg.phantom import make_phantom
 from pantherseg.volume import Box, Volume
 
 RealData = Callable[[str], Path]
+SmallDisk = Callable[[int], Path]
 NnunetMask = Callable[..., NDArray[Any]]
 
 
@@ -122,6 +124,24 @@ class CopiedBundle:
 @pytest.fixture
 def copied_bundle(tmp_path: Path) -> CopiedBundle:
     return CopiedBundle(tmp_path / "copy" / "task1")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Give a disk of its own a size in bytes, and return where it is mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size: int) -> Path:
+        options = f"{'remount,' if folder.is_mount() else ''}size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("this user may not mount a small disk")
+        return folder
+
+    yield resize
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

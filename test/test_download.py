@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import resource
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from conftest import one_line_about
+from conftest import SmallDisk, one_line_about
 from pantherseg.errors import DownloadError, OutputError, PantherSegError
 from pantherseg.weights.download import Client, check_still_safe
 from pantherseg.weights.part import Wanted
@@ -289,28 +287,18 @@ def test_a_disk_without_room_is_named_beforehand(client: Client, server: Served,
     assert len(page.asked) == 1
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    options = ["mount", "-t", "tmpfs", "-o", "size=600k", "none", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(options, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this user may not mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_disk_that_fills_up_is_named_and_what_came_is_kept(
-    client: Client, server: Served, wanted: Wanted, small_disk: Path
+    client: Client, server: Served, wanted: Wanted, small_disk: SmallDisk
 ) -> None:
+    folder = small_disk(600_000)
     page = server.pages["/w.zip"] = Page(CONTENT, sized=False)
     wanted = replace(wanted, size=None)
-    text = refused(client, wanted, small_disk, where=small_disk / "w.zip.part")
+    text = refused(client, wanted, folder, where=folder / "w.zip.part")
     assert "found No space left on device; what has come is kept" in text
-    came = (small_disk / "w.zip.part").stat().st_size
+    came = (folder / "w.zip.part").stat().st_size
     assert came > HALF
-    subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
-    check(client, wanted, small_disk)
+    small_disk(2_000_000)
+    check(client, wanted, folder)
     assert page.asked == [None, f"bytes={came}-"]
 
 

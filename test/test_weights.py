@@ -26,7 +26,7 @@ import torch
 from click.testing import CliRunner, Result
 from mrsegmentator.config import MODEL_REGISTRY
 
-from conftest import one_line_about
+from conftest import SmallDisk, one_line_about
 from pantherseg.bundle import DATASET, PLANS, open_bundle
 from pantherseg.cli import main as pantherseg
 from pantherseg.errors import DownloadError, ModelError, OutputError, PantherSegError, RecipeError
@@ -38,6 +38,7 @@ from pantherseg.pipeline import load_system
 from pantherseg.recipe import load_recipe
 from pantherseg.weights import Client, Weights, fetch, load_zoo, named, states, verify
 from pantherseg.weights.shelf import read_record, record_path
+from pantherseg.weights.zoo import publish
 from served import Page, Served
 
 BEST = "checkpoint_best.pth"
@@ -405,7 +406,7 @@ def test_archives_that_are_no_good(
     assert found in text
     assert not (root / ARCHIVE).exists(), "it will not become better"
     assert sorted(tmp_path.iterdir()) == [root]
-    assert sorted(path.name for path in root.iterdir()) == [".fetch"]
+    assert [path.name for path in root.iterdir()] == [".fetch"]
 
 
 @pytest.mark.parametrize(
@@ -470,6 +471,17 @@ def test_a_record_that_is_none_is_named(client: Client, server: Served, tmp_path
     assert "no files at all" in refused(where, DownloadError, client, "winner-task1", tmp_path, zenodo=zenodo)
 
 
+def test_a_record_read_safely_does_not_lead_to_files_that_are_not() -> None:
+    class Told(Client):
+        def read(self, url: str) -> bytes:
+            return json.dumps({"files": [{"key": "901.zip", "links": {"self": "http://a/901.zip"}}]}).encode()
+
+    with pytest.raises(DownloadError) as caught:
+        publish(named(ZOO_ENTRIES, "winner-task1"), Told())
+    where = f"https://zenodo.org/api/records/{RECORD}"
+    assert one_line_about(where, caught.value).endswith("found http://a/901.zip")
+
+
 def test_without_torch_nothing_is_downloaded(
     client: Client, server: Served, zenodo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,24 +495,43 @@ def test_without_torch_nothing_is_downloaded(
 def test_two_fetches_do_not_meet(client: Client, zenodo: str, tmp_path: Path) -> None:
     first = fetch(named(ZOO_ENTRIES, "winner-task1"), tmp_path, zoo=ZOO_ENTRIES, client=client, zenodo=zenodo)
     next(first)
-    work = tmp_path / ".fetch" / "winner-task1"
-    assert "one that is running" in refused(work, OutputError, client, "winner-task1", tmp_path, zenodo=zenodo)
+    lock = tmp_path / ".fetch" / "task1.lock"
+    for name in ("winner-task1", "baseline-task1"):
+        assert "one that is running" in refused(lock, OutputError, client, name, tmp_path, zenodo=zenodo)
     assert list(first)[-1].endswith(f"of {BEST}")
 
 
 def test_an_interrupted_placement_is_made_up_for_without_a_download(
     client: Client, server: Served, zenodo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if target == tmp_path / "task1":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", full)
-        with pytest.raises(OutputError, match="No space left on device"):
+        patched.setattr(Path, "rename", fail)
+        with pytest.raises(OutputError, match=r"task1: expected to place a model, found Input/output error"):
             get(client, "winner-task1", tmp_path, zenodo=zenodo)
     assert not (tmp_path / "task1").exists()
+    assert run("weights", "verify", "--to", tmp_path).exit_code == 0
     get(client, "winner-task1", tmp_path, zenodo=zenodo)
     assert (tmp_path / "task1" / "manifest.json").is_file()
+    assert len(server.pages[f"/api/records/{RECORD}/files/Dataset901_PANTHER.zip/content"].asked) == 1
+
+
+def test_a_disk_without_room_to_unpack_is_named_and_the_download_kept(
+    client: Client, server: Served, zenodo: str, winner: bytes, small_disk: SmallDisk
+) -> None:
+    root = small_disk(len(winner) * 3 // 2)
+    source = root / ".fetch" / "winner-task1" / "source"
+    text = refused(source, OutputError, client, "winner-task1", root, zenodo=zenodo)
+    assert "expected room for " in text
+    small_disk(len(winner) * 4)
+    assert get(client, "winner-task1", root, zenodo=zenodo)[-1].endswith(f"of {BEST}")
+    assert len(server.pages[f"/api/records/{RECORD}/files/Dataset901_PANTHER.zip/content"].asked) == 1
 
 
 def run(*arguments: object) -> Result:

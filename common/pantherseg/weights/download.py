@@ -54,7 +54,7 @@ class Client:
                     return b"".join(_pieces(answer, MAX_TEXT))
             except BrokenError as error:
                 failures += 1
-                self._rest(url, error, failures)
+                self._rest(url, error, failures, "try again later")
 
     def download(self, wanted: Wanted, folder: Path) -> Downloaded:
         """Download a file into a folder, from where an earlier attempt ended.
@@ -71,13 +71,13 @@ class Client:
                 length = part.length()
                 # Whoever goes on is waited for, however often; one who starts anew each time would never end.
                 failures, best = (1, length) if length > best else (failures + 1, best)
-                self._rest(wanted.url, error, failures)
+                self._rest(wanted.url, error, failures, KEPT)
         return whole
 
-    def _rest(self, url: str, error: BrokenError, failures: int) -> None:
+    def _rest(self, url: str, error: BrokenError, failures: int, hint: str) -> None:
         if failures > self._retries:
             found = f"{error}, after {self._retries} retries"
-            raise DownloadError(url, expected="the whole file", found=found, hint=KEPT) from error
+            raise DownloadError(url, expected="the whole file", found=found, hint=hint) from error
         pause = min(LONGEST_PAUSE, max(error.wait, self._pause * 2 ** (failures - 1)))
         logger.warning("%s: %s; again in %.0f s", url, error, pause)
         time.sleep(pause)
@@ -133,7 +133,7 @@ def check_still_safe(before: str, after: str) -> None:
     """Raise DownloadError where an address that nobody on the way can change leads to one that anybody can."""
     schemes = urlsplit(before).scheme, urlsplit(after).scheme
     if schemes[1] not in ("http", "https") or schemes == ("https", "http"):
-        raise DownloadError(before, expected="a redirect to https", found=after)
+        raise DownloadError(before, expected="a way on to https", found=after)
 
 
 def _check_status(url: str, answer: Any) -> None:
@@ -177,4 +177,8 @@ def _pieces(answer: Any, limit: int | None = None) -> Iterator[bytes]:
 
 
 def _reason(error: Exception) -> str:
-    return f"a connection that broke ({type(error).__name__}: {str(error.args[0] if error.args else '')[:200]})"
+    """Return what went wrong in a connection; libraries wrap it into each other's errors."""
+    cause: object = error
+    while isinstance(cause, Exception) and (inner := getattr(cause, "reason", None) or next(iter(cause.args), None)):
+        cause = inner if isinstance(inner, Exception | str) else str(cause)
+    return f"a connection that broke ({type(error).__name__}: {str(cause)[:200]})"

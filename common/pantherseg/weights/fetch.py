@@ -37,17 +37,15 @@ def fetch(
     zenodo: address of the records; files: names in a record, in place of the entry's patterns.
     Raises DownloadError, ModelError, OutputError.
     """
-    target = root / entry.place
-    state = State(entry, target, read_record(target))
-    if state.taken:
-        yield _already_there(state, files)
-        return
-    if missing := missing_packages():
-        found, hint = f"no {' and '.join(missing)}", "pip install pantherseg[cuda]"
-        raise ModelError(entry.name, expected="what reads nnU-Net's checkpoints", found=found, hint=hint)
-    work = root / WORK / entry.name
-    prepare_folder(work)
-    with _alone(work, entry.name):
+    target, work = root / entry.place, root / WORK / entry.name
+    with _alone(root / WORK, entry.place):
+        state = State(entry, target, read_record(target))
+        if state.taken:
+            yield _already_there(state, files)
+            return
+        if missing := missing_packages():
+            found, hint = f"no {' and '.join(missing)}", "pip install pantherseg[cuda]"
+            raise ModelError(entry.name, expected="what reads nnU-Net's checkpoints", found=found, hint=hint)
         published = publish(entry, client, zenodo=zenodo, files=files)
         yield f"{entry.title}; {entry.source}; licence: {published.licence}"
         come = []
@@ -57,8 +55,6 @@ def fetch(
         _check_unchanged(state, come)
         _place(entry, come, work, target, zoo, published.licence)
         shutil.rmtree(work, ignore_errors=True)
-    with suppress(OSError):  # another's fetch
-        work.parent.rmdir()
     yield f"{target}: {verify(State(entry, target, read_record(target)))}"
 
 
@@ -111,11 +107,18 @@ def _place(
 
 
 @contextmanager
-def _alone(work: Path, name: str) -> Iterator[None]:
-    """Hold a folder's lock, which goes with the process. Raises OutputError where another has it."""
-    with (work / ".lock").open("wb") as file:
+def _alone(folder: Path, place: str) -> Iterator[None]:
+    """Hold the lock of a place, which goes with the process. Raises OutputError where another has it."""
+    prepare_folder(folder)
+    path = folder / f"{place}.lock"
+    with path.open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise OutputError(work, expected=f"no other fetch of {name}", found="one that is running") from error
-        yield
+            raise OutputError(path, expected=f"no other fetch of {place}", found="one that is running") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # what has come of others is there
+                path.unlink()
+                folder.rmdir()

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from pantherseg.errors import DownloadError, RecipeError
 from pantherseg.recipe import FileName, Table, read_table
-from pantherseg.weights.download import Client
+from pantherseg.weights.download import Client, check_still_safe
 from pantherseg.weights.part import Wanted
 
 ZENODO = "https://zenodo.org/api/records"
@@ -159,7 +159,9 @@ def _of_record(entry: Weights, source: Zenodo, client: Client, url: str, names: 
     licence = entry.licence
     if licence == SEE_RECORD and record.metadata.license is not None:
         licence = record.metadata.license.id
-    files = (every[name] for name in chosen)
+    files = [every[name] for name in chosen]
+    for file in files:
+        check_still_safe(url, file.links.self)
     return Published(tuple(Wanted(file.key, file.links.self, file.size, file.checksum) for file in files), licence)
 
 
