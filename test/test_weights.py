@@ -492,6 +492,22 @@ def test_without_torch_nothing_is_downloaded(
     assert server.pages[f"/api/records/{RECORD}"].asked == []
 
 
+@pytest.mark.parametrize(
+    ("package", "named_in_hint"), [("requests", "pantherseg[fetch]"), ("mrsegmentator.config", "pantherseg[cuda]")]
+)
+def test_a_package_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, named_in_hint: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = run("weights", "fetch", "mrsegmentator", "--to", tmp_path)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(f"pip install {named_in_hint}")
+    assert list(tmp_path.rglob("*")) in ([], [tmp_path / ".fetch"])
+    assert run("weights", "list", "--to", tmp_path).exit_code == 0
+
+
 def test_two_fetches_do_not_meet(client: Client, zenodo: str, tmp_path: Path) -> None:
     first = fetch(named(ZOO_ENTRIES, "winner-task1"), tmp_path, zoo=ZOO_ENTRIES, client=client, zenodo=zenodo)
     next(first)
