@@ -21,15 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bench import parity, planned
 from bench.processes import Run, machine
 from bench.side_by_side import CROP, FOLDS, Bench, Network
 from pantherseg.files import write_text
+from pantherseg.networks import read_plan
 from pantherseg.volume import Grid
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 SAMPLE_SECONDS = 0.05
+REPEATS = 3
 T1_IMAGE = Grid(planned.T1.shape, planned.T1.spacing)
 # The most wanted first.
 NETWORKS = {
@@ -42,6 +45,8 @@ TINY_DATA = planned.Data((16, 40, 48), (2.0, 1.0, 1.0))
 TINY = {"tiny": Network("PlainConvUNet", TINY_DATA, Grid(TINY_DATA.shape, TINY_DATA.spacing), base_features=2)}
 COMMAND = "nnUNetv2_predict --disable_tta"
 PREDICTOR = "nnUNetPredictor"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -123,6 +128,57 @@ def time_network(name: str, network: Network, device: str, clock: Clock, work: P
     return measured
 
 
+def time_candidates(network: Network, device: str, clock: Clock, work: Path) -> dict[str, dict[str, float]]:
+    """Time one patch's forward pass in each way that might serve as `fast`, and how far its logits are from `exact`."""
+    plans = planned.make_plans(network.planner, network.data, work, base_features=network.base_features)
+    plan = read_plan(planned.make_folder(plans, work / "model", folds=1).path, "3d_fullres")
+    image = torch.randn(1, 1, *plan.patch, generator=torch.Generator().manual_seed(0)).to(device)
+    ways: dict[str, Callable[[nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = {
+        "exact": lambda module: module,
+        "channels last": lambda module: module.to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
+        "torch.compile": torch.compile,
+    }
+    if device == "cuda":
+        ways["float16 weights"] = lambda module: _in_half(module)
+    results: dict[str, dict[str, float]] = {}
+    expected: torch.Tensor | None = None
+    for name, way in ways.items():
+        if not clock.allows(f"fast by {name}"):
+            continue
+        torch.manual_seed(0)
+        forward = way(plan.network().to(device))
+        began = time.monotonic()
+        logits = _forward(forward, image)
+        first = time.monotonic() - began
+        began = time.monotonic()
+        for _ in range(REPEATS):
+            logits = _forward(forward, image)
+        seconds = (time.monotonic() - began) / REPEATS
+        expected = logits if expected is None else expected
+        difference = float((logits - expected).abs().max())
+        results[name] = {"first_s": round(first, 3), "seconds": round(seconds, 4), "largest_difference": difference}
+        logger.info("%s: %s", name, results[name])
+    return results
+
+
+def _in_half(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    half = module.half()
+    return lambda image: half(image.half())
+
+
+def _forward(network: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad(), torch.autocast("cuda", enabled=image.is_cuda):
+        return network(image).float().cpu()
+
+
+def candidates_table(results: dict[str, dict[str, float]]) -> str:
+    """Return a line a way as Markdown."""
+    lines = ["| forward of one patch | first, s | then, s | largest difference of a logit |", "|---|---|---|---|"]
+    for name, one in results.items():
+        lines.append(f"| {name} | {one['first_s']:.2f} | {one['seconds']:.4f} | {one['largest_difference']:.4f} |")
+    return "\n".join(lines)
+
+
 def masks_table(results: list[dict[str, Any]]) -> str:
     """Return a line a demo model and mode as Markdown."""
     lines = ["| demo model | mode | cases | voxels | differ | lowest tumour Dice |", "|---|---|---|---|---|---|"]
@@ -185,10 +241,21 @@ def main() -> None:
             if clock.allows(name):
                 times[name] = time_network(name, network, options.device, clock, work / name.replace(" ", "-"))
                 print(f"\n{times_table({name: times[name]})}", flush=True)
+        candidates = {}
+        if clock.allows("candidates for fast"):
+            first = next(iter((TINY if options.tiny else NETWORKS).values()))
+            candidates = time_candidates(first, options.device, clock, work / "candidates")
+            print(f"\n{candidates_table(candidates)}")
     if clock.left_out:
         print(f"\nleft out after {options.minutes:g} minutes: {'; '.join(clock.left_out)}")
     if options.device == "cuda":
-        content = {"machine": about, "masks": masks, "times": times, "left_out": clock.left_out}
+        content = {
+            "machine": about,
+            "masks": masks,
+            "times": times,
+            "candidates": candidates,
+            "left_out": clock.left_out,
+        }
         write_text(RESULTS, json.dumps(content, indent=1) + "\n")
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import one_line_about
 from pantherseg.arrays import to_host
@@ -22,9 +24,11 @@ from pantherseg.cli import main
 from pantherseg.errors import DeviceMemoryError, LostDeviceError
 from pantherseg.fuse import mean_logits
 from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
+from pantherseg.inference.accumulate import Sweep
 from pantherseg.inference.backends import on_torch
 from pantherseg.inference.backends.on_torch import TorchBackend
 from pantherseg.inference.predictor import Logits, Predictor
+from pantherseg.networks import build_network
 from pantherseg.packing.footprint import live_values
 from pantherseg.pipeline import load_system, segment
 from pantherseg.preprocessing.preprocess import Normalization, Preprocessing
@@ -73,6 +77,29 @@ def test_logits_become_the_same_labels_on_every_device(
     one, other = mean_logits([host, host]), mean_logits([device, device])
     np.testing.assert_array_equal(one.labels(), other.labels())
     np.testing.assert_allclose(one.probability(1), other.probability(1), rtol=0, atol=1e-6)
+
+
+def test_everything_between_a_volume_and_its_labels_stays_on_the_device(tiled_bundle: Bundle) -> None:
+    """With tensors that have a CUDA device and a shape but no numbers, and fail where two devices meet."""
+    manifest = tiled_bundle.manifest
+    volume = np.random.default_rng(0).normal(size=(20, 60, 60)).astype(np.float32)
+    prepared = manifest.preprocessing.run(volume, (5.0, 2.0, 2.0))
+    shape = prepared.data.shape
+    backend = TorchBackend("cpu")
+    backend.device = "cuda"
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.filterwarnings("ignore", "(User provided device_type of 'cuda', but )?CUDA is not available")
+        with torch.device("cuda"):
+            network = build_network(tiled_bundle.path, manifest.architecture, classes=manifest.classes)
+        run = backend._runner(network)
+        for device in ("cuda", "cpu"):
+            sweep = Sweep(torch.empty(shape, device=device), manifest.patch, step=0.5, mirroring_axes=(0, 1))
+            values = sweep.run(run, manifest.classes, on_tile=lambda: None)
+            assert (values.device.type, values.dtype) == (device, torch.float16)
+            logits = Logits(values, prepared.back)
+            assert logits.slab(3, 9).device.type == device
+            for _, slab in mean_logits([logits, logits])._slabs():
+                assert (slab.device.type, slab.dtype) == (device, torch.float32)
 
 
 def places(bundle: Bundle, shape: tuple[int, ...], megabytes: int | None) -> list[tuple[str, ...]]:

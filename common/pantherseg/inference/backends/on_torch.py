@@ -50,8 +50,8 @@ def cuda_problem() -> str:
 class TorchBackend:
     """`exact` computes as nnU-Net does on that device: in float32 on a CPU, with float16 autocast on CUDA.
 
-    `fast` is float16 autocast on CUDA too, with channels last in memory, as tensor cores want them; on a CPU it is
-    `exact`. device_memory_mb: how much of the device's memory may be used.
+    `fast` is the same, and says so: nothing faster has been measured yet (`python -m bench.gpu` times what might be).
+    device_memory_mb: how much of the device's memory may be used.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class TorchBackend:
         self._limit = None if device_memory_mb is None else device_memory_mb * MB
         if device == "cuda":
             self._prepare_cuda()
-        elif mode == "fast":
-            self.events += (Event("fast_is_exact", "fast computed in float32 with torch, as exact does"),)
+        if mode == "fast":
+            self.events += (Event("fast_is_exact", f"fast computed in {self.precision} with torch, as exact does"),)
         self._built: tuple[Path, nn.Module] | None = None
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[Path, Future[Values]] | None = None
@@ -81,7 +81,7 @@ class TorchBackend:
             tensor.copy_(values[name], non_blocking=True)
         if upcoming is not None:
             self._ahead = bundle.weights_path(upcoming), self._reader.submit(self._read, bundle, upcoming)
-        return self._runner(network, self._layout(bundle))
+        return self._runner(network)
 
     def placements(self, data: NDArray[np.float32], bundle: Bundle) -> Iterator[tuple[torch.Tensor, tuple[Event, ...]]]:
         """Yield a prepared volume on the device, then on the host, where logits are summed beside it.
@@ -114,8 +114,6 @@ class TorchBackend:
     def _prepare_cuda(self) -> None:
         self.precision = "float16 autocast"
         torch.backends.cudnn.benchmark = True  # as nnU-Net's predictor has it
-        if self.mode == "fast":
-            self.precision += ", channels last"
         if self._limit is not None:
             _, total = torch.cuda.mem_get_info()
             torch.cuda.set_per_process_memory_fraction(min(1.0, self._limit / total))
@@ -128,7 +126,6 @@ class TorchBackend:
             with torch.device("meta"):  # weights are not invented only to be replaced
                 network = build_network(bundle.path / MANIFEST, manifest.architecture, classes=manifest.classes)
             network.to_empty(device=self.device).requires_grad_(requires_grad=False)
-            network.to(memory_format=self._layout(bundle))  # type: ignore[call-overload]
             self._built = bundle.path, network
         return self._built[1]
 
@@ -143,18 +140,12 @@ class TorchBackend:
         # From pinned memory the device copies by itself.
         return {name: value.pin_memory() for name, value in values.items()} if self.device == "cuda" else values
 
-    def _layout(self, bundle: Bundle) -> torch.memory_format:
-        """Return in which order features lie in memory."""
-        if self.device != "cuda" or self.mode == "exact":
-            return torch.contiguous_format
-        return torch.channels_last_3d if len(bundle.manifest.patch) == 3 else torch.channels_last
-
-    def _runner(self, network: nn.Module, layout: torch.memory_format) -> Network:
+    def _runner(self, network: nn.Module) -> Network:
         cuda = self.device == "cuda"
 
         def run(tile: torch.Tensor) -> torch.Tensor:
             with torch.no_grad(), torch.autocast("cuda", enabled=cuda):
-                logits: torch.Tensor = network(tile.to(self.device).contiguous(memory_format=layout))
+                logits: torch.Tensor = network(tile.to(self.device))
             return logits.to(tile.device)
 
         return run
