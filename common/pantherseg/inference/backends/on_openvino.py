@@ -44,7 +44,7 @@ class OpenVinoBackend:
         """Read and compile the network of one fold. Raises ModelError.
 
         Compiling the upcoming one meanwhile was measured: on two cores it saves nothing and costs a quarter more
-        memory. OpenVINO's cache of compiled models saves a tenth of a second a fold for as many bytes as the weights.
+        memory. OpenVINO's cache of compiled models saves less than half of compiling, for as many bytes as the weights.
         """
         # Checking takes as long as compiling; nothing is computed with weights before both have ended.
         with ThreadPoolExecutor(1) as beside:
