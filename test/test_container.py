@@ -101,7 +101,12 @@ def no_model(job: Path) -> None:
 
 def corrupt_model(job: Path) -> None:
     shutil.copytree(DEMO_WEIGHTS / "task1", job / "model" / "task1")
-    path = job / "model" / "task1" / "fold_3.safetensors"
+    for fold in (1, 2, 3):
+        truncate_fold(job, fold)
+
+
+def truncate_fold(job: Path, fold: int) -> None:
+    path = job / "model" / "task1" / f"fold_{fold}.safetensors"
     path.write_bytes(path.read_bytes()[:-5000])
 
 
@@ -116,7 +121,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (truncate, "bytes of compressed voxels, found 1422", ""),
     (second_volume, "expected exactly one volume", ""),
     (no_model, "expected one bundle or nnU-Net model folder", ""),
-    (corrupt_model, "task1/fold_3.safetensors: expected", ""),
+    (corrupt_model, "task1/fold_1.safetensors: expected", ""),
     (damaged_checkpoint, "fold_1/checkpoint_final.pth: expected an nnU-Net checkpoint", "run `pantherseg pack"),
 ]
 
@@ -125,6 +130,18 @@ def run_job(job: Path, *, runtime: str = "", output_mode: str = "rw") -> subproc
     mounts = (f"{job}/input:/input:ro", f"{job}/output:/output:{output_mode}", f"{job}/model:/opt/ml/model:ro")
     volumes = [word for mount in mounts for word in ("--volume", mount)]
     return docker("run", "--rm", "--network", "none", *volumes, built(f"task1{runtime}"))
+
+
+@pytest.mark.slow
+def test_a_fold_that_is_damaged_costs_no_case(job: Path) -> None:
+    shutil.copytree(DEMO_WEIGHTS / "task1", job / "model" / "task1")
+    truncate_fold(job, 3)
+    result = run_job(job, runtime="-cpu")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((job / "output" / "results.json").read_text())
+    assert [event["code"] for event in report["events"]] == ["fold_left_out"]
+    assert "fold_3.safetensors" in report["events"][0]["message"]
+    assert len(list((job / "output" / "images").rglob("*.mha"))) == 1
 
 
 @pytest.mark.slow

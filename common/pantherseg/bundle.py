@@ -98,9 +98,17 @@ class Bundle:
         """Return the file of one fold's tensors."""
         return self.path / weights_name(fold)
 
+    def check_layout(self, fold: str) -> None:
+        """Raise ModelError unless one fold's file is complete and laid out as the graph expects; its header is read."""
+        path = self.weights_path(fold)
+        if not path.is_file():
+            raise ModelError(self.path, expected=f"folds {' '.join(self.folds)}", found=f"no {path.name}")
+        _check_shapes(path, self.manifest)
+
     def verify(self, fold: str) -> Path:
         """Return the file of one fold's tensors after comparing it with the manifest. Raises ModelError."""
         path = self.weights_path(fold)
+        self.check_layout(fold)
         _check_sum(path, self.manifest)
         _check_numbers(path, self.manifest)
         return path
@@ -123,17 +131,23 @@ def is_bundle(folder: Path) -> bool:
 
 
 def open_bundle(
-    folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str | None = None
+    folder: Path,
+    *,
+    folds: Sequence[int] | Literal["all"] = "all",
+    checkpoint: str | None = None,
+    min_folds: int | None = None,
 ) -> Bundle:
     """Open a bundle and check it, but for the numbers of its folds: `Bundle.verify` does that when one is loaded.
 
-    checkpoint: the name of the checkpoints that the bundle must be made of. Raises ModelError.
+    checkpoint: the name of the checkpoints that the bundle must be made of. min_folds: how many of the folds must be
+    complete; without it all. One that is not stays among the bundle's folds, to be named when its turn comes.
+    Raises ModelError.
     """
     manifest = _read_manifest(folder / MANIFEST)
     names = manifest.folds if folds == "all" else tuple(str(fold) for fold in folds)
-    missing = [name for name in names if name not in manifest.folds or not (folder / weights_name(name)).is_file()]
-    if missing or not names:
-        found = f"no {weights_name(missing[0])}" if missing else "none"
+    unknown = [name for name in names if name not in manifest.folds]
+    if unknown or not names:
+        found = f"no {weights_name(unknown[0])}" if unknown else "none"
         raise ModelError(folder, expected=f"folds {' '.join(names) or 'at all'}", found=found)
     if checkpoint not in (None, manifest.checkpoint):
         raise ModelError(
@@ -144,9 +158,26 @@ def open_bundle(
         )
     for name in (GRAPH, PLANS, DATASET):
         _check_sum(folder / name, manifest)
-    for name in names:
-        _check_shapes(folder / weights_name(name), manifest)
-    return Bundle(folder, manifest, names)
+    bundle = Bundle(folder, manifest, names)
+    _check_enough(bundle, min_folds)
+    return bundle
+
+
+def _check_enough(bundle: Bundle, min_folds: int | None) -> None:
+    """Raise the first fold's error where fewer than `min_folds` folds are complete, or fewer than all."""
+    errors = []
+    for fold in bundle.folds:
+        try:
+            bundle.check_layout(fold)
+        except ModelError as error:
+            errors.append(error)
+    if errors and len(bundle.folds) - len(errors) < needed(len(bundle.folds), min_folds):
+        raise errors[0]
+
+
+def needed(folds: int, min_folds: int | None) -> int:
+    """Return how many of so many folds must work: `min_folds`, or all where there are fewer or none is said."""
+    return folds if min_folds is None else min(folds, min_folds)
 
 
 def sha256_of(path: Path) -> str:

@@ -15,14 +15,40 @@ from pantherseg.volume import Box, Triple, Volume, from_itk, to_itk
 ORIENTATION = "LPS"
 
 
+# Body is what is brighter than this share of the 99th percentile; air in MR is darker.
+BODY_LEVEL = 0.1
+
+
 def localize(volume: Volume, predictor: Predictor, settings: Localizer) -> tuple[Box | None, tuple[Event, ...]]:
-    """Return the pancreas's box plus the recipe's margin, in voxels of `volume`; None and an event if none is found."""
+    """Return the pancreas's box plus the recipe's margin, in voxels of `volume`.
+
+    None and an event where none is found, or one that cannot be the pancreas's. Raises InputError and ModelError as
+    the predictor does.
+    """
     seen = _as_seen(volume, settings.spacing)
     pancreas = predictor.labels(seen) == settings.label
     box = Box.around(_without_specks(pancreas, settings.min_component_mm3 / seen.grid.voxel_mm3))
     if box is None:
         return None, (Event("no_pancreas_found", "the localizer found no pancreas; the whole volume was searched"),)
-    return volume.grid.box_from(seen.grid, box).expanded(settings.margin_mm, volume.grid), ()
+    found = volume.grid.box_from(seen.grid, box).expanded(settings.margin_mm, volume.grid)
+    if reason := _implausible(seen, box, volume, found, settings):
+        return None, (Event("implausible_box", f"the localizer's box {reason}; the whole volume was searched"),)
+    return found, ()
+
+
+def _implausible(seen: Volume, box: Box, volume: Volume, found: Box, settings: Localizer) -> str:
+    """Return why a box cannot be the pancreas's, or nothing. box: on the grid of `seen`; found: with its margin."""
+    sides = [size * mm for size, mm in zip(box.shape, seen.grid.spacing, strict=True)]
+    if min(sides) < settings.min_side_mm:
+        return f"is {'x'.join(f'{side:.0f}' for side in sides)} mm (z, y, x) without its margin, which is too small"
+    share = float(np.prod(found.shape)) / float(np.prod(volume.grid.shape))
+    if share > settings.max_share:
+        return f"holds {share:.0%} of the volume"
+    inside = seen.array[box.slices]
+    body = float((inside > BODY_LEVEL * np.percentile(seen.array, 99)).mean())
+    if body < settings.min_body_share:
+        return f"lies off the body: {body:.0%} of it is not air"
+    return ""
 
 
 def _as_seen(volume: Volume, spacing: Triple | None) -> Volume:

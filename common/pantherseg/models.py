@@ -45,11 +45,16 @@ Model = Bundle | ModelFolder
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a recipe, found. localizer: None where the recipe has none or the root holds none."""
+    """The models of a recipe, found.
+
+    localizer: None where the recipe has none, the root holds none, or the one that it holds cannot be used, for which
+    problem is the reason.
+    """
 
     root: Path
     members: tuple[Model, ...]
     localizer: Model | None
+    problem: str = ""
 
 
 def choose_root(uploaded: Path, shipped: Path) -> Path:
@@ -62,27 +67,48 @@ def choose_root(uploaded: Path, shipped: Path) -> Path:
     return uploaded if holds_something else shipped
 
 
-def find_models(root: Path, recipe: Recipe) -> Models:
-    """Find and check every model of a recipe below a root folder. Raises ModelError naming what is missing."""
+def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
+    """Find and check every model of a recipe below a root folder. Raises ModelError naming what is missing.
+
+    complete: without it, as many folds of a bundle may be missing or incomplete as the recipe allows, and a localizer
+    that cannot be used is no error.
+    """
     if not root.is_dir():
         raise ModelError(root, expected="a folder of models", found="a file" if root.exists() else "no such folder")
     members = tuple(
-        open_model(_member_folder(root, member, recipe), folds=member.folds, checkpoint=member.checkpoint)
+        open_model(
+            _member_folder(root, member, recipe),
+            folds=member.folds,
+            checkpoint=member.checkpoint,
+            min_folds=None if complete else member.min_folds,
+        )
         for member in recipe.members
     )
-    localizer, wanted = None, recipe.localizer
-    if wanted is not None and (folder := _localizer_folder(root, wanted)) is not None:
-        localizer = open_model(folder, folds=wanted.folds, checkpoint=wanted.checkpoint)
-    return Models(root, members, localizer)
+    localizer, problem, wanted = None, "", recipe.localizer
+    try:
+        if wanted is not None and (folder := _localizer_folder(root, wanted)) is not None:
+            localizer = open_model(folder, folds=wanted.folds, checkpoint=wanted.checkpoint)
+    except ModelError as error:
+        if complete:
+            raise
+        problem = str(error)
+    return Models(root, members, localizer, problem)
 
 
-def open_model(folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str | None = None) -> Model:
+def open_model(
+    folder: Path,
+    *,
+    folds: Sequence[int] | Literal["all"] = "all",
+    checkpoint: str | None = None,
+    min_folds: int | None = None,
+) -> Model:
     """Open a bundle or a model folder with every wanted fold of a checkpoint. Raises ModelError.
 
-    checkpoint: without it checkpoint_final.pth of a folder, and whichever a bundle is made of.
+    checkpoint: without it checkpoint_final.pth of a folder, and whichever a bundle is made of. min_folds: as
+    open_bundle takes it; of a model folder every fold must be there.
     """
     if is_bundle(folder):
-        return open_bundle(folder, folds=folds, checkpoint=checkpoint)
+        return open_bundle(folder, folds=folds, checkpoint=checkpoint, min_folds=min_folds)
     return open_model_folder(folder, folds=folds, checkpoint=checkpoint or CHECKPOINT)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pantherseg import __version__
 from pantherseg.bundle import Bundle
-from pantherseg.errors import Event, LostDeviceError, OutputError
+from pantherseg.errors import Event, InputError, LostDeviceError, ModelError, OutputError
 from pantherseg.files import write_text
 from pantherseg.fuse import mean_logits
 from pantherseg.inference.backends import Backend, Mode, choose_backend
@@ -96,21 +96,32 @@ def load_system(
     """
     backend = choose_backend(device, mode, device_memory_mb=device_memory_mb)
     with stage("models") as remarks:
-        models = find_models(root, recipe)
+        models = find_models(root, recipe, complete=False)
         members = tuple(
-            Predictor(as_bundle(model), backend, step=member.step, mirroring=member.mirroring)
+            Predictor(
+                as_bundle(model), backend, step=member.step, mirroring=member.mirroring, min_folds=member.min_folds
+            )
             for model, member in zip(models.members, recipe.members, strict=True)
         )
         for predictor in members:
             predictor.bundle.check_label("tumour_label", recipe.tumour_label)
-        localizer = None
-        if models.localizer is not None and recipe.localizer is not None:
-            localizer = Predictor(as_bundle(models.localizer), backend, step=recipe.localizer.step)
-            localizer.bundle.check_label("label", recipe.localizer.label)
+        models, localizer = _load_localizer(models, recipe, backend)
         used = models.members if models.localizer is None else (*models.members, models.localizer)
         remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
         remarks.append(f"{backend.device} in {backend.precision}")
     return System(recipe, models, backend, members, localizer)
+
+
+def _load_localizer(models: Models, recipe: Recipe, backend: Backend) -> tuple[Models, Predictor | None]:
+    """Return the localizer, or None with the reason in the models: a case is searched whole rather than lost."""
+    if models.localizer is None or recipe.localizer is None:
+        return models, None
+    try:
+        localizer = Predictor(as_bundle(models.localizer), backend, step=recipe.localizer.step)
+    except ModelError as error:
+        return replace(models, localizer=None, problem=str(error)), None
+    localizer.bundle.check_label("label", recipe.localizer.label)
+    return models, localizer
 
 
 def write_result(result: Segmentation, mask: Path, report: Path, about: dict[str, str]) -> None:
@@ -193,11 +204,15 @@ def _search_box(volume: Volume, system: System, seconds: dict[str, float]) -> tu
     if settings is None:
         return whole, ()
     if system.localizer is None:
-        message = f"no model '{settings.model}' in {system.models.root}; the whole volume was searched"
-        return whole, (Event("no_localizer", message),)
+        code = "localizer_failed" if system.models.problem else "no_localizer"
+        reason = system.models.problem or f"no model '{settings.model}' in {system.models.root}"
+        return whole, (Event(code, f"{reason}; the whole volume was searched"),)
     with stage("localizer", seconds) as remarks:
-        box, events = localize(volume, system.localizer, settings)
-        remarks.append("no pancreas" if box is None else f"box {box.start} to {box.stop} (z, y, x)")
+        try:
+            box, events = localize(volume, system.localizer, settings)
+        except (ModelError, InputError) as error:
+            box, events = None, (Event("localizer_failed", f"{error}; the whole volume was searched"),)
+        remarks.append("no box" if box is None else f"box {box.start} to {box.stop} (z, y, x)")
     return box or whole, events
 
 

@@ -48,6 +48,8 @@ class Member(Table, frozen=True):
     """Distance of neighbouring tiles as a fraction of the patch."""
     mirroring: bool = False
     """Average over mirrored inputs along the axes that the checkpoint allows."""
+    min_folds: Annotated[int, Meta(ge=1)] = 3
+    """With so many folds a mask is made even if the others are missing or damaged; of fewer folds all must work."""
 
 
 class Localizer(Table, frozen=True):
@@ -66,6 +68,12 @@ class Localizer(Table, frozen=True):
     """The localizer sees a copy at this spacing, (z, y, x) in mm; without it the volume as it is."""
     min_component_mm3: NotNegative = 0.0
     """Components below this are no pancreas, unless there is no larger one."""
+    min_side_mm: NotNegative = 10.0
+    """A pancreas whose box is shorter along any of the patient's axes is none."""
+    max_share: Fraction = 0.9
+    """A box that with its margin holds more of the volume narrows nothing."""
+    min_body_share: Annotated[float, Meta(ge=0, le=1)] = 0.25
+    """A box in which less is body, and not air around it, is wrong."""
     step: Fraction = 0.5
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, namespace, to_host
-from pantherseg.bundle import Bundle
+from pantherseg.bundle import Bundle, needed
 from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError, ModelError
 from pantherseg.fuse import mean_logits
 from pantherseg.inference.accumulate import Sweep
@@ -49,13 +49,14 @@ class Predictor:
     """A bundle's folds, ready for any number of volumes.
 
     step: distance of tiles as a fraction of the patch; mirroring: average over inputs mirrored along the axes that the
-    bundle allows.
+    bundle allows; min_folds: with so many folds the others may be damaged, without it none.
     """
 
     bundle: Bundle
     backend: Backend
     step: float = 0.5
     mirroring: bool = False
+    min_folds: int | None = None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -79,8 +80,9 @@ class Predictor:
         failure: LostDeviceError | None = None
         for data, events in self.backend.placements(prepared.data, self.bundle):
             try:
-                values = self._mean_logits(data)
-                return Logits(values if prepared.back.resizer.local else to_host(values), prepared.back, events)
+                values, left_out = self._mean_logits(data)
+                values = values if prepared.back.resizer.local else to_host(values)
+                return Logits(values, prepared.back, events + left_out)
             except RuntimeError as error:
                 failure = self.backend.explained(error)
                 if failure is None:
@@ -92,8 +94,8 @@ class Predictor:
         assert failure is not None  # there is at least one place
         raise failure
 
-    def _mean_logits(self, data: Array) -> Array:
-        """Return the mean logits (class, z, y, x) of all folds, float16, where the data lie.
+    def _mean_logits(self, data: Array) -> tuple[Array, tuple[Event, ...]]:
+        """Return the mean logits (class, z, y, x) of the folds, float16, where the data lie, and what was left out.
 
         The folds are loaded one after the other, so memory does not grow with their number.
         """
@@ -103,15 +105,22 @@ class Predictor:
         axes = manifest.mirroring_axes if self.mirroring else ()
         sweep = Sweep(data, manifest.patch, step=self.step, mirroring_axes=axes)
         total: Array = None
+        left_out: list[Event] = []
         with tqdm(total=len(sweep.tiles) * len(folds), unit="tile", disable=None, leave=False) as bar:
             for fold, upcoming in zip(folds, (*folds[1:], None), strict=True):
-                logits = self._fold_logits(sweep, fold, upcoming, bar.update)
+                try:
+                    logits = self._fold_logits(sweep, fold, upcoming, bar.update)
+                except ModelError as error:
+                    left_out.append(Event("fold_left_out", str(error)))
+                    if len(folds) - len(left_out) < needed(len(folds), self.min_folds):
+                        raise
+                    continue
                 if total is None:
                     total = logits
                 else:
                     total += logits
-        total /= len(folds)
-        return total
+        total /= len(folds) - len(left_out)
+        return total, tuple(left_out)
 
     def _fold_logits(self, sweep: Sweep, fold: str, upcoming: str | None, on_tile: Callable[[], object]) -> Array:
         """Return one fold's logits; its network ends with this function, before the next one is loaded."""

@@ -46,6 +46,7 @@ class OpenVinoBackend:
         Compiling the upcoming one meanwhile was measured: on two cores it saves nothing and costs a quarter more
         memory. OpenVINO's cache of compiled models saves less than half of compiling, for as many bytes as the weights.
         """
+        bundle.check_layout(fold)  # beforehand: what a short file lacks would be looked for all the same
         # Checking takes as long as compiling; nothing is computed with weights before both have ended.
         with ThreadPoolExecutor(1) as beside:
             compiled = beside.submit(self._compiled, bundle, fold)

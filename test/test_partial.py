@@ -1,0 +1,186 @@
+"""What goes on when a part of a system is missing, damaged or wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from conftest import one_line_about
+from pantherseg.bundle import MANIFEST
+from pantherseg.errors import ModelError
+from pantherseg.house import DEMO_WEIGHTS, task_recipe
+from pantherseg.localize import localize
+from pantherseg.packing import pack_models
+from pantherseg.pipeline import Segmentation, load_system, segment
+from pantherseg.recipe import Localizer, Member, Recipe, load_recipe
+from pantherseg.volume import Grid, Volume
+
+TASK1, TASK2 = load_recipe(task_recipe(1)), load_recipe(task_recipe(2))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+Damage = Callable[[Path], None]
+DAMAGES: list[Damage] = [Path.unlink, cut, flip]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The demo models, which a test may damage."""
+    folder = tmp_path / "models"
+    shutil.copytree(DEMO_WEIGHTS, folder)
+    return folder
+
+
+def with_member(recipe: Recipe, **changes: object) -> Recipe:
+    member = msgspec.structs.replace(recipe.members[0], **changes)
+    return msgspec.structs.replace(recipe, members=[member])
+
+
+def run(volume: Volume, recipe: Recipe, root: Path) -> Segmentation:
+    return segment(volume, load_system(recipe, root, device="cpu"))
+
+
+def codes(result: Segmentation) -> list[str]:
+    return [event.code for event in result.events]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+def test_a_fold_that_cannot_be_used_is_left_out(pancreas: Volume, root: Path, damage: Damage) -> None:
+    path = root / "task1" / "fold_2.safetensors"
+    damage(path)
+    result = run(pancreas, TASK1, root)
+    assert codes(result) == ["fold_left_out"]
+    assert "fold_2.safetensors" in result.events[0].message
+    others = run(pancreas, with_member(TASK1, folds=[0, 1, 3, 4]), DEMO_WEIGHTS)
+    assert codes(others) == []
+    np.testing.assert_array_equal(result.mask.array, others.mask.array)
+    every = run(pancreas, TASK1, DEMO_WEIGHTS)
+    assert (every.mask.array != result.mask.array).any(), "the fold would have counted"
+
+
+@pytest.mark.slow
+def test_the_first_fold_may_be_the_one(pancreas: Volume, root: Path) -> None:
+    flip(root / "task1" / "fold_0.safetensors")
+    flip(root / "task1" / "fold_4.safetensors")
+    result = run(pancreas, TASK1, root)
+    assert codes(result) == ["fold_left_out", "fold_left_out"]
+    others = run(pancreas, with_member(TASK1, folds=[1, 2, 3]), DEMO_WEIGHTS)
+    np.testing.assert_array_equal(result.mask.array, others.mask.array)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+def test_with_fewer_folds_than_the_recipe_wants_there_is_no_mask(pancreas: Volume, root: Path, damage: Damage) -> None:
+    for fold in (0, 1, 2):
+        damage(root / "task1" / f"fold_{fold}.safetensors")
+    with pytest.raises(ModelError) as caught:
+        run(pancreas, TASK1, root)
+    assert "fold_" in one_line_about(str(caught.value).partition(": expected")[0], caught.value)
+
+
+def test_a_recipe_may_want_every_fold(pancreas: Volume, root: Path) -> None:
+    cut(root / "task1" / "fold_4.safetensors")
+    with pytest.raises(ModelError, match="fold_4"):
+        load_system(with_member(TASK1, min_folds=5), root, device="cpu")
+    two = with_member(TASK1, folds=[3, 4])
+    with pytest.raises(ModelError, match="fold_4"):
+        load_system(two, root, device="cpu")
+    load_system(with_member(TASK1, folds=[3, 4], min_folds=1), root, device="cpu")
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+def test_what_is_incomplete_is_not_packed_for_an_upload(root: Path, tmp_path: Path, damage: Damage) -> None:
+    damage(root / "task1" / "fold_2.safetensors")
+    with pytest.raises(ModelError, match=r"fold_2\.safetensors"):
+        pack_models(root, tmp_path / "packed", TASK1)
+    assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+@pytest.mark.parametrize("name", [MANIFEST, "fold_0.safetensors"])
+def test_a_localizer_that_cannot_be_used_leaves_the_whole_volume(
+    pancreas: Volume, root: Path, damage: Damage, name: str
+) -> None:
+    damage(root / "localizer" / name)
+    result = run(pancreas, TASK2, root)
+    assert codes(result)[0] == "localizer_failed"
+    assert result.events[0].message.endswith("; the whole volume was searched")
+    assert result.box.shape == pancreas.grid.shape
+    assert len(result.as_dict()["models"]) == 1 + (name != MANIFEST and damage is flip)
+
+
+@dataclass(frozen=True)
+class Finds:
+    """A localizer that finds what it is told to."""
+
+    labels_found: NDArray[np.uint8]
+
+    def labels(self, volume: Volume) -> NDArray[np.uint8]:
+        assert volume.array.shape == self.labels_found.shape
+        return self.labels_found
+
+
+BODY = (slice(4, 36), slice(10, 50), slice(10, 50))
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ((slice(10, 20), slice(20, 40), slice(20, 40)), ""),
+        (
+            (slice(10, 11), slice(20, 40), slice(20, 40)),
+            "is 5x60x60 mm (z, y, x) without its margin, which is too small",
+        ),
+        (
+            (slice(10, 20), slice(20, 23), slice(20, 40)),
+            "is 50x9x60 mm (z, y, x) without its margin, which is too small",
+        ),
+        ((slice(1, 39), slice(1, 59), slice(1, 59)), "holds 100% of the volume"),
+        ((slice(10, 20), slice(0, 10), slice(0, 50)), "lies off the body: "),
+    ],
+    ids=["plausible", "flat", "thin", "everything", "air"],
+)
+def test_a_box_that_cannot_be_the_pancreas_leaves_the_whole_volume(found: tuple[slice, ...], reason: str) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.normal(5, 2, (40, 60, 60)).astype(np.float32)
+    array[BODY] += 300
+    labels = np.zeros(array.shape, np.uint8)
+    labels[found] = 7
+    volume = Volume(array, Grid(array.shape, (5.0, 3.0, 3.0)))
+    settings = Localizer(model="localizer", label=7, margin_mm=10.0)
+    box, events = localize(volume, Finds(labels), settings)  # type: ignore[arg-type]
+    assert (box is None) == bool(reason)
+    assert [event.code for event in events] == (["implausible_box"] if reason else [])
+    if reason:
+        assert f"the localizer's box {reason}" in events[0].message
+
+
+def test_the_recipe_says_what_is_plausible() -> None:
+    labels = np.zeros((40, 60, 60), np.uint8)
+    labels[10:12, 20:40, 20:40] = 7
+    volume = Volume(np.full(labels.shape, 100, np.float32), Grid(labels.shape, (3.0, 3.0, 3.0)))
+    settings = Localizer(model="localizer", label=7, margin_mm=10.0)
+    assert localize(volume, Finds(labels), settings)[0] is None  # type: ignore[arg-type]
+    wider = msgspec.structs.replace(settings, min_side_mm=5.0)
+    assert localize(volume, Finds(labels), wider)[0] is not None  # type: ignore[arg-type]
+
+
+def test_the_default_is_three_folds() -> None:
+    assert Member(model="m").min_folds == 3
