@@ -56,7 +56,7 @@ def measure(
         seconds: dict[str, float] = {}
         for mode, predictor in predictors.items():
             began = time.monotonic()
-            masks[mode] = predictor.labels(volume)
+            masks[mode], _ = predictor.labels(volume)
             seconds[mode] = round(time.monotonic() - began, 2)
         began = time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()):

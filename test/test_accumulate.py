@@ -65,15 +65,15 @@ def check(shape: tuple[int, ...], patch: tuple[int, ...], *, step: float = 0.5, 
     before = data.copy()
     sweep = Sweep(data, patch, step=step, mirroring_axes=axes)
     done: list[None] = []
-    logits = sweep.run(as_callable(NETWORKS[len(patch)]), CLASSES, on_tile=lambda: done.append(None))
+    logits, tiles_done = sweep.run(as_callable(NETWORKS[len(patch)]), CLASSES, on_tile=lambda: done.append(None))
     assert logits.dtype == np.float16
-    assert len(done) == len(sweep.tiles)
+    assert len(done) == tiles_done == len(sweep.tiles)
     np.testing.assert_array_equal(data, before)
     expected = nnunets_logits(data, patch, step=step, axes=axes)
     np.testing.assert_array_equal(logits.view(np.uint16), expected.view(np.uint16))
     on_device = Sweep(torch.from_numpy(data), patch, step=step, mirroring_axes=axes)
     with torch.inference_mode():
-        tensor = on_device.run(NETWORKS[len(patch)], CLASSES, on_tile=lambda: None)
+        tensor, _ = on_device.run(NETWORKS[len(patch)], CLASSES, on_tile=lambda: None)
     np.testing.assert_array_equal(tensor.numpy().view(np.uint16), expected.view(np.uint16))
 
 
@@ -110,7 +110,7 @@ def test_a_sweep_runs_any_number_of_networks() -> None:
     sweep = Sweep(data, (6, 8, 8), step=0.5)
     network = as_callable(NETWORKS[3])
     first, other, again = (
-        sweep.run(run, CLASSES, on_tile=lambda: None) for run in (network, lambda tile: -network(tile), network)
+        sweep.run(run, CLASSES, on_tile=lambda: None)[0] for run in (network, lambda tile: -network(tile), network)
     )
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first, -other)
@@ -120,5 +120,5 @@ def test_a_sweep_runs_any_number_of_networks() -> None:
 def test_values_beyond_float16_become_infinite_without_a_warning() -> None:
     """Whoever asked for the logits finds them and names the fold; nnU-Net stops here."""
     sweep = Sweep(np.ones((1, 6, 8, 8), np.float32), (6, 8, 8), step=0.5)
-    logits = sweep.run(lambda tile: np.full((1, CLASSES, *tile.shape[2:]), 1e6, np.float32), CLASSES, on_tile=int)
+    logits, _ = sweep.run(lambda tile: np.full((1, CLASSES, *tile.shape[2:]), 1e6, np.float32), CLASSES, on_tile=int)
     assert not np.isfinite(logits).all()

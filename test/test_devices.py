@@ -94,7 +94,7 @@ def test_everything_between_a_volume_and_its_labels_stays_on_the_device(tiled_bu
         run = backend._runner(network)
         for device in ("cuda", "cpu"):
             sweep = Sweep(torch.empty(shape, device=device), manifest.patch, step=0.5, mirroring_axes=(0, 1))
-            values = sweep.run(run, manifest.classes, on_tile=lambda: None)
+            values, _ = sweep.run(run, manifest.classes, on_tile=lambda: None)
             assert (values.device.type, values.dtype) == (device, torch.float16)
             logits = Logits(values, prepared.back)
             assert logits.slab(3, 9).device.type == device

@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import one_line_about
+from pantherseg.budget import Deadline
 from pantherseg.bundle import MANIFEST
-from pantherseg.errors import ModelError
+from pantherseg.errors import Event, ModelError
 from pantherseg.house import DEMO_WEIGHTS, task_recipe
 from pantherseg.localize import localize
 from pantherseg.packing import pack_models
@@ -131,10 +132,11 @@ class Finds:
     """A localizer that finds what it is told to."""
 
     labels_found: NDArray[np.uint8]
+    events: tuple[Event, ...] = ()
 
-    def labels(self, volume: Volume) -> NDArray[np.uint8]:
+    def labels(self, volume: Volume, deadline: Deadline) -> tuple[NDArray[np.uint8], tuple[Event, ...]]:
         assert volume.array.shape == self.labels_found.shape
-        return self.labels_found
+        return self.labels_found, self.events
 
 
 BODY = (slice(4, 36), slice(10, 50), slice(10, 50))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def main() -> None:
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--device-memory", metavar="MB", type=click.IntRange(min=1), help="Use no more than so much of a GPU's.")
+@click.option("--time-budget", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Seconds for a volume.")
 @click.option("--rescue", is_flag=True, help="Fill an empty mask with the most probable component.")
 def predict(
     source: Path,
@@ -65,6 +67,7 @@ def predict(
     mode: Any,
     device: str,
     device_memory: int | None,
+    time_budget: float | None,
     rescue: bool,
 ) -> None:
     """Segment INPUT, a volume or a folder of volumes, into the folder OUTPUT.
@@ -75,6 +78,8 @@ def predict(
         raise click.UsageError("give either --task or --recipe")
     if device_memory and device == "cpu":
         raise click.UsageError("--device-memory: it is for GPUs")
+    if time_budget is not None and not math.isfinite(time_budget):
+        raise click.UsageError("--time-budget: expected seconds")
     from pantherseg.commands.predict import predict_all
     from pantherseg.house import DEMO_WEIGHTS, task_recipe
 
@@ -88,6 +93,7 @@ def predict(
         mode=mode,
         rescue=rescue,
         device_memory_mb=device_memory,
+        time_budget_s=time_budget,
     )
     if failed:
         raise SystemExit(1)

@@ -6,8 +6,10 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
+from pantherseg.budget import NEVER, Deadline
 from pantherseg.errors import Event
 from pantherseg.inference.predictor import Predictor
+from pantherseg.inference.schedule import TILES_LEFT_OUT
 from pantherseg.recipe import Localizer
 from pantherseg.volume import Box, Triple, Volume, from_itk, to_itk
 
@@ -19,21 +21,32 @@ ORIENTATION = "LPS"
 BODY_LEVEL = 0.1
 
 
-def localize(volume: Volume, predictor: Predictor, settings: Localizer) -> tuple[Box | None, tuple[Event, ...]]:
-    """Return the pancreas's box plus the recipe's margin, in voxels of `volume`.
+def localize(
+    volume: Volume, predictor: Predictor, settings: Localizer, deadline: Deadline = NEVER
+) -> tuple[Box | None, tuple[Event, ...]]:
+    """Return the pancreas's box plus the recipe's margin, in voxels of `volume`, and events.
 
-    None and an event where none is found, or one that cannot be the pancreas's. Raises InputError and ModelError as
+    None where none is found by the deadline, or one that cannot be the pancreas's. Raises InputError and ModelError as
     the predictor does.
     """
     seen = _as_seen(volume, settings.spacing)
-    pancreas = predictor.labels(seen) == settings.label
+    labels, events = predictor.labels(seen, deadline)
+    if any(event.code == TILES_LEFT_OUT for event in events):
+        return None, (*events, Event("localizer_failed", "the localizer had no time; the whole volume was searched"))
+    pancreas = labels == settings.label
     box = Box.around(_without_specks(pancreas, settings.min_component_mm3 / seen.grid.voxel_mm3))
     if box is None:
-        return None, (Event("no_pancreas_found", "the localizer found no pancreas; the whole volume was searched"),)
+        return None, (
+            *events,
+            Event("no_pancreas_found", "the localizer found no pancreas; the whole volume was searched"),
+        )
     found = volume.grid.box_from(seen.grid, box).expanded(settings.margin_mm, volume.grid)
     if reason := _implausible(seen, box, volume, found, settings):
-        return None, (Event("implausible_box", f"the localizer's box {reason}; the whole volume was searched"),)
-    return found, ()
+        return None, (
+            *events,
+            Event("implausible_box", f"the localizer's box {reason}; the whole volume was searched"),
+        )
+    return found, events
 
 
 def _implausible(seen: Volume, box: Box, volume: Volume, found: Box, settings: Localizer) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pantherseg import __version__
+from pantherseg.budget import NEVER, Deadline
 from pantherseg.bundle import Bundle
 from pantherseg.errors import Event, InputError, LostDeviceError, ModelError, OutputError
 from pantherseg.files import write_text
@@ -26,6 +27,9 @@ from pantherseg.recipe import Recipe
 from pantherseg.volume import Box, Volume, uncrop, write_volume
 
 logger = logging.getLogger(__name__)
+
+# How much of the time the search for the pancreas may take.
+LOCALIZER_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -141,31 +145,41 @@ def write_result(result: Segmentation, mask: Path, report: Path, about: dict[str
 
 
 def segment(
-    volume: Volume, system: System, *, rescue: bool | None = None, events: tuple[Event, ...] = ()
+    volume: Volume,
+    system: System,
+    *,
+    rescue: bool | None = None,
+    events: tuple[Event, ...] = (),
+    deadline: Deadline = NEVER,
 ) -> Segmentation:
     """Segment the tumour in a volume (float32, z, y, x). Raises InputError, which names the place `volume`.
 
     rescue: fill an empty mask with the most probable component; without it as the recipe says. events: what happened
-    before, such as on reading; they come first in the result's. A device that fails on the way is left for the CPU.
+    before, such as on reading; they come first in the result's. deadline: when the mask must be written; what does not
+    fit before it is left out. A device that fails on the way is left for the CPU.
     """
+    networks = deadline.before(volume.array.size)
     try:
-        return _segment(volume, system, rescue, events)
+        return _segment(volume, system, rescue, events, networks)
     except (LostDeviceError, RuntimeError) as error:
         failure = system.backend.explained(error)
         if failure is None:
             raise
     # Outside of the handler, so that what the failed attempt held is free.
     fallback = Event("device_failed", f"{failure}; the CPU was used")
-    return _segment(volume, system.on_cpu(), rescue, (*events, fallback))
+    return _segment(volume, system.on_cpu(), rescue, (*events, fallback), networks)
 
 
-def _segment(volume: Volume, system: System, rescue: bool | None, events: tuple[Event, ...]) -> Segmentation:
+def _segment(
+    volume: Volume, system: System, rescue: bool | None, events: tuple[Event, ...], deadline: Deadline
+) -> Segmentation:
+    """Segment a volume on one device. deadline: of the networks."""
     recipe = system.recipe
     seconds: dict[str, float] = {}
-    box, found = _search_box(volume, system, seconds)
+    box, found = _search_box(volume, system, seconds, deadline)
     crop = volume.crop(box)
     with stage("members", seconds) as remarks:
-        members = _member_logits(crop, system.members)
+        members = _member_logits(crop, system.members, deadline)
         logits, summed = mean_logits(members), tuple(event for member in members for event in member.events)
         folds = sum(len(member.bundle.folds) for member in system.members)
         remarks.append(f"{folds} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
@@ -186,18 +200,22 @@ def _segment(volume: Volume, system: System, rescue: bool | None, events: tuple[
     return result
 
 
-def _member_logits(crop: Volume, members: tuple[Predictor, ...]) -> list[Logits]:
-    """Return each member's logits; members that want the same preprocessing share it."""
+def _member_logits(crop: Volume, members: tuple[Predictor, ...], deadline: Deadline) -> list[Logits]:
+    """Return each member's logits; members that want the same preprocessing share it, and all share the time."""
     prepared: dict[Preprocessing, Prepared] = {}
-    logits = []
     for member in members:
         if member.preprocessing not in prepared:
             prepared[member.preprocessing] = member.prepare(crop)
-        logits.append(member.logits(prepared[member.preprocessing]))
-    return logits
+    work = [member.work(prepared[member.preprocessing]) for member in members]
+    return [
+        member.logits(prepared[member.preprocessing], deadline.share(work[number] / sum(work[number:])))
+        for number, member in enumerate(members)
+    ]
 
 
-def _search_box(volume: Volume, system: System, seconds: dict[str, float]) -> tuple[Box, tuple[Event, ...]]:
+def _search_box(
+    volume: Volume, system: System, seconds: dict[str, float], deadline: Deadline
+) -> tuple[Box, tuple[Event, ...]]:
     """Return where the members look: around the pancreas, or the whole volume with an event that says why."""
     whole = Box.whole(volume.grid.shape)
     settings = system.recipe.localizer
@@ -209,7 +227,7 @@ def _search_box(volume: Volume, system: System, seconds: dict[str, float]) -> tu
         return whole, (Event(code, f"{reason}; the whole volume was searched"),)
     with stage("localizer", seconds) as remarks:
         try:
-            box, events = localize(volume, system.localizer, settings)
+            box, events = localize(volume, system.localizer, settings, deadline.share(LOCALIZER_SHARE))
         except (ModelError, InputError) as error:
             box, events = None, (Event("localizer_failed", f"{error}; the whole volume was searched"),)
         remarks.append("no box" if box is None else f"box {box.start} to {box.stop} (z, y, x)")

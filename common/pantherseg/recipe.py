@@ -96,6 +96,8 @@ class Recipe(Table, frozen=True):
     name: str
     sockets: Sockets
     members: list[Member]
+    time_budget_s: Positive = 900.0
+    """Seconds for a case, from reading to writing; what does not fit is left out and reported."""
     tumour_label: int = 1
     """The tumour in the members' label maps."""
     localizer: Localizer | None = None

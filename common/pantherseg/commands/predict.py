@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import msgspec
+
+from pantherseg.budget import Deadline
 from pantherseg.case import read_case
 from pantherseg.errors import Event, InputError, OutputError, PantherSegError
 from pantherseg.files import prepare_folder
@@ -27,18 +30,23 @@ def predict_all(
     mode: Mode,
     rescue: bool,
     device_memory_mb: int | None = None,
+    time_budget_s: float | None = None,
 ) -> list[Path]:
     """Segment a volume, or every volume of a folder, and return the inputs that failed.
 
-    A single volume that fails raises its error; in a folder the others go on.
+    A single volume that fails raises its error; in a folder the others go on. time_budget_s: for each volume, in place
+    of the recipe's.
     """
     settings = load_recipe(recipe)
+    if time_budget_s is not None:
+        settings = msgspec.structs.replace(settings, time_budget_s=time_budget_s)
     if not source.is_dir():
         _check_targets([source], output)
+        deadline = Deadline.after(settings.time_budget_s)
         image = read_case(source)  # a bad input is named before models are loaded
         system = load_system(settings, model, device=device, mode=mode, device_memory_mb=device_memory_mb)
         prepare_folder(output)
-        _predict_one(source, image, output, system, rescue=rescue)
+        _predict_one(source, image, output, system, deadline, rescue=rescue)
         return []
     inputs = _inputs(source)
     _check_targets(inputs, output)
@@ -47,8 +55,9 @@ def predict_all(
     failed = []
     for number, path in enumerate(inputs, start=1):
         logger.info("volume %d of %d", number, len(inputs))
+        deadline = Deadline.after(settings.time_budget_s)
         try:
-            _predict_one(path, read_case(path), output, system, rescue=rescue)
+            _predict_one(path, read_case(path), output, system, deadline, rescue=rescue)
         except Exception as error:  # whatever is wrong with one volume, the others are segmented
             logger.debug("%s", path, exc_info=not isinstance(error, PantherSegError))
             logger.error("error: %s", one_line(error, path))
@@ -78,11 +87,17 @@ def _check_targets(inputs: list[Path], output: Path) -> None:
 
 
 def _predict_one(
-    path: Path, image: tuple[Volume, tuple[Event, ...]], output: Path, system: System, *, rescue: bool
+    path: Path,
+    image: tuple[Volume, tuple[Event, ...]],
+    output: Path,
+    system: System,
+    deadline: Deadline,
+    *,
+    rescue: bool,
 ) -> None:
     volume, events = image
     try:
-        result = segment(volume, system, rescue=rescue, events=events)
+        result = segment(volume, system, rescue=rescue, events=events, deadline=deadline)
     except InputError as error:
         raise error.at(path) from error
     write_result(result, output / mask_name(path), output / f"{case_name(path)}.json", {"input": path.name})

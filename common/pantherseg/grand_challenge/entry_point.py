@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from pantherseg.budget import Deadline
 from pantherseg.case import read_case
 from pantherseg.errors import InputError, PantherSegError
 from pantherseg.files import prepare_folder
@@ -47,6 +48,7 @@ def run_job(recipe_path: Path, input_folder: Path, output_folder: Path, *, model
     Raises PantherSegError.
     """
     recipe = load_recipe(recipe_path)
+    deadline = Deadline.after(recipe.time_budget_s)
     path = find_input(input_folder, recipe.sockets)
     volume, events = read_case(path)
     # After the input is known to be good: this imports what runs networks.
@@ -56,7 +58,7 @@ def run_job(recipe_path: Path, input_folder: Path, output_folder: Path, *, model
     target = output_path(output_folder, recipe.sockets, path)
     prepare_folder(target.parent)
     try:
-        result = segment(volume, system, events=events)
+        result = segment(volume, system, events=events, deadline=deadline)
     except InputError as error:
         raise error.at(path) from error
     about = {"input": path.name, "mask": str(target.relative_to(output_folder))}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, namespace, to_host
-from pantherseg.bundle import Bundle, needed
+from pantherseg.budget import NEVER, Deadline
+from pantherseg.bundle import Bundle, Manifest, needed
 from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError, ModelError
 from pantherseg.fuse import mean_logits
-from pantherseg.inference.accumulate import Sweep
+from pantherseg.inference.accumulate import Network, Sweep
 from pantherseg.inference.backends import Backend
+from pantherseg.inference.schedule import Plan, PlanChangedError, Schedule
+from pantherseg.inference.tiles import padding, tiles
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
 from pantherseg.volume import Volume
 
@@ -67,20 +70,27 @@ class Predictor:
         """Return a volume (float32) as the network wants it. Raises InputError where nothing of it is left."""
         return self.preprocessing.run(volume.array, volume.grid.spacing)
 
-    def labels(self, volume: Volume) -> NDArray[np.uint8]:
-        """Return the label map of a volume, (z, y, x) on its own grid. Raises as `prepare` and `logits`."""
-        return mean_logits([self.logits(self.prepare(volume))]).labels()
+    def labels(self, volume: Volume, deadline: Deadline = NEVER) -> tuple[NDArray[np.uint8], tuple[Event, ...]]:
+        """Return the label map of a volume, (z, y, x) on its own grid, and events; as `prepare` and `logits`."""
+        logits = self.logits(self.prepare(volume), deadline)
+        return mean_logits([logits]).labels(), logits.events
 
-    def logits(self, prepared: Prepared) -> Logits:
+    def work(self, prepared: Prepared) -> int:
+        """Return how many voxels the networks see of a prepared volume, which is what their time goes with."""
+        manifest = self.bundle.manifest
+        flips = 2 ** len(manifest.mirroring_axes) if self.mirroring else 1
+        return len(self.bundle.folds) * flips * self._tiles(prepared.data.shape[1:], self.step) * prod(manifest.patch)
+
+    def logits(self, prepared: Prepared, deadline: Deadline = NEVER) -> Logits:
         """Return the mean logits of all folds, summed where the backend has room for that.
 
-        Raises ModelError for a fold that is damaged, LostDeviceError where the device ends on the way or lacks the
-        memory for a single patch.
+        deadline: when to be done; what there is no time for is left out, and an event. Raises ModelError where too many
+        folds are damaged, LostDeviceError where the device ends on the way or lacks the memory for a single patch.
         """
         failure: LostDeviceError | None = None
         for data, events in self.backend.placements(prepared.data, self.bundle):
             try:
-                values, left_out = self._mean_logits(data)
+                values, left_out = self._mean_logits(data, deadline)
                 values = values if prepared.back.resizer.local else to_host(values)
                 return Logits(values, prepared.back, events + left_out)
             except RuntimeError as error:
@@ -94,40 +104,106 @@ class Predictor:
         assert failure is not None  # there is at least one place
         raise failure
 
-    def _mean_logits(self, data: Array) -> tuple[Array, tuple[Event, ...]]:
+    def _tiles(self, shape: tuple[int, ...], step: float) -> int:
+        patch = self.bundle.manifest.patch
+        grid = [size + sum(pads) for size, pads in zip(shape, padding(shape, patch), strict=True)]
+        return len(tiles(tuple(grid), patch, step))
+
+    def _mean_logits(self, data: Array, deadline: Deadline) -> tuple[Array, tuple[Event, ...]]:
         """Return the mean logits (class, z, y, x) of the folds, float16, where the data lie, and what was left out.
 
         The folds are loaded one after the other, so memory does not grow with their number.
         """
-        from tqdm import tqdm
+        folds, axes = self.bundle.folds, self.bundle.manifest.mirroring_axes
+        schedule = Schedule(
+            deadline,
+            Plan(self.mirroring and bool(axes), self.step),
+            folds=folds,
+            flips=2 ** len(axes),
+            tiles=lambda step: self._tiles(tuple(data.shape[1:]), step),
+        )
+        with Sweeps(data, self.bundle.manifest, len(folds)) as sweeps:
+            return self._over_folds(sweeps, schedule)
 
-        manifest, folds = self.bundle.manifest, self.bundle.folds
-        axes = manifest.mirroring_axes if self.mirroring else ()
-        sweep = Sweep(data, manifest.patch, step=self.step, mirroring_axes=axes)
+    def _over_folds(self, sweeps: Sweeps, schedule: Schedule) -> tuple[Array, tuple[Event, ...]]:
+        folds = self.bundle.folds
         total: Array = None
+        used = 0
         left_out: list[Event] = []
-        with tqdm(total=len(sweep.tiles) * len(folds), unit="tile", disable=None, leave=False) as bar:
-            for fold, upcoming in zip(folds, (*folds[1:], None), strict=True):
-                try:
-                    logits = self._fold_logits(sweep, fold, upcoming, bar.update)
-                except ModelError as error:
-                    left_out.append(Event("fold_left_out", str(error)))
-                    if len(folds) - len(left_out) < needed(len(folds), self.min_folds):
-                        raise
-                    continue
-                if total is None:
-                    total = logits
-                else:
-                    total += logits
-        total /= len(folds) - len(left_out)
-        return total, tuple(left_out)
+        for fold, upcoming in zip(folds, (*folds[1:], None), strict=True):
+            if not schedule.next_fold():
+                break
+            try:
+                logits = self._fold_logits(sweeps, schedule, fold, upcoming)
+            except ModelError as error:
+                left_out.append(Event("fold_left_out", str(error)))
+                if len(folds) - len(left_out) < needed(len(folds), self.min_folds):
+                    raise
+                schedule.fold_done(used=False)
+                continue
+            if logits is None:
+                break
+            if total is None:
+                total = logits
+            else:
+                total += logits
+            used += 1
+            schedule.fold_done(used=True)
+        total /= used
+        return total, (*left_out, *schedule.events)
 
-    def _fold_logits(self, sweep: Sweep, fold: str, upcoming: str | None, on_tile: Callable[[], object]) -> Array:
-        """Return one fold's logits; its network ends with this function, before the next one is loaded."""
-        network = self.backend.network(self.bundle, fold, upcoming)
-        logits = sweep.run(network, self.bundle.manifest.classes, on_tile=on_tile)
+    def _fold_logits(self, sweeps: Sweeps, schedule: Schedule, fold: str, upcoming: str | None) -> Array | None:
+        """Return one fold's logits, or None where there is no time for them and another fold has given some.
+
+        Its network ends with this function, before the next one is loaded.
+        """
+        with schedule.loading():
+            network = schedule.timed(self.backend.network(self.bundle, fold, upcoming))
+        logits, complete = sweeps.run(network, schedule)
+        if not complete and not schedule.is_first:
+            schedule.leave_out_folds()
+            return None
         xp = namespace(logits)
         if not xp.all(xp.isfinite(logits)):
             found = "NaN, or logits too large for float16"
             raise ModelError(self.bundle.weights_path(fold), expected="weights of finite logits", found=found)
         return logits
+
+
+class Sweeps:
+    """The sweeps over one prepared volume, each made once for all folds, with a bar that shows their progress."""
+
+    def __init__(self, data: Array, manifest: Manifest, folds: int) -> None:
+        self._data, self._manifest, self._folds = data, manifest, folds
+        self._made: tuple[Plan, Sweep] | None = None
+
+    def __enter__(self) -> Sweeps:
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit="tile", disable=None, leave=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def run(self, network: Network, schedule: Schedule) -> tuple[Array, bool]:
+        """Return a network's logits by the schedule's plan, and whether every tile is in them."""
+        while True:
+            sweep = self._of(schedule.plan)
+            try:
+                logits, done = sweep.run(
+                    network, self._manifest.classes, on_tile=self._bar.update, go_on=schedule.go_on
+                )
+            except PlanChangedError:
+                continue
+            if done < len(sweep.tiles) and schedule.is_first:
+                schedule.cut_short(done, len(sweep.tiles))
+            return logits, done == len(sweep.tiles)
+
+    def _of(self, plan: Plan) -> Sweep:
+        if self._made is None or self._made[0] != plan:
+            axes = self._manifest.mirroring_axes if plan.mirroring else ()
+            sweep = Sweep(self._data, self._manifest.patch, step=plan.step, mirroring_axes=axes, nearest=plan.partly)
+            self._made = plan, sweep
+            self._bar.reset(len(sweep.tiles) * self._folds)
+        return self._made[1]
