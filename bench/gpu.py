@@ -33,6 +33,8 @@ from pantherseg.volume import Grid
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 SAMPLE_SECONDS = 0.05
 REPEATS = 3
+# How much of a failed run's output is kept.
+LOG_END = 500
 T1_IMAGE = Grid(planned.T1.shape, planned.T1.spacing)
 # The most wanted first.
 NETWORKS = {
@@ -116,19 +118,35 @@ def time_network(name: str, network: Network, device: str, clock: Clock, work: P
     measured: dict[str, Any] = {}
     for what, one in runs.items():
         if clock.allows(f"{name}: {what}"):
-            with device_peak() as peak:
-                run = one()
-            measured[what] = {**run.as_dict(), "device_peak_mb": round(peak[0])}
+            measured[what] = measured_run(one)
     if clock.allows(f"{name}: first tile"):
         measured["first_tile_s"] = min(bench.first_tile("exact") for _ in range(2))
-    for mode in ("exact", "fast"):
-        if mode in measured:
-            measured[mode]["stages"] = bench.stages(mode)
+    for what, mode, mirroring in (
+        ("exact", "exact", False),
+        ("fast", "fast", False),
+        ("exact, mirroring", "exact", True),
+    ):
+        if "seconds" in measured.get(what, {}):
+            report = bench.report(mode, mirroring=mirroring)
+            measured[what] |= {"stages": report["seconds"], "events": report["events"]}
+            if report["device"] != device:  # a fallback is no measurement
+                measured[what] = {"failed": f"ran on {report['device']}", "events": report["events"]}
     shutil.rmtree(work)  # several GB
     return measured
 
 
-def time_candidates(network: Network, device: str, clock: Clock, work: Path) -> dict[str, dict[str, float]]:
+def measured_run(one: Callable[[], Run]) -> dict[str, Any]:
+    """Run and return the figures, or why there are none: what else was measured must not be lost."""
+    try:
+        with device_peak() as peak:
+            run = one()
+    except RuntimeError as error:
+        logger.warning("%s", error)
+        return {"failed": str(error)[-LOG_END:]}
+    return {**run.as_dict(), "device_peak_mb": round(peak[0])}
+
+
+def time_candidates(network: Network, device: str, clock: Clock, work: Path) -> dict[str, dict[str, Any]]:
     """Time one patch's forward pass in each way that might serve as `fast`, and how far its logits are from `exact`."""
     plans = planned.make_plans(network.planner, network.data, work, base_features=network.base_features)
     plan = read_plan(planned.make_folder(plans, work / "model", folds=1).path, "3d_fullres")
@@ -140,7 +158,7 @@ def time_candidates(network: Network, device: str, clock: Clock, work: Path) -> 
     }
     if device == "cuda":
         ways["float16 weights"] = lambda module: _in_half(module)
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, Any]] = {}
     expected: torch.Tensor | None = None
     for name, way in ways.items():
         if not clock.allows(f"fast by {name}"):
@@ -148,7 +166,12 @@ def time_candidates(network: Network, device: str, clock: Clock, work: Path) -> 
         torch.manual_seed(0)
         forward = way(plan.network().to(device))
         began = time.monotonic()
-        logits = _forward(forward, image)
+        try:
+            logits = _forward(forward, image)
+        except Exception as error:  # such as no compiler for torch.compile
+            logger.warning("%s: %s", name, error)
+            results[name] = {"failed": str(error)[:LOG_END]}
+            continue
         first = time.monotonic() - began
         began = time.monotonic()
         for _ in range(REPEATS):
@@ -171,10 +194,13 @@ def _forward(network: Callable[[torch.Tensor], torch.Tensor], image: torch.Tenso
         return network(image).float().cpu()
 
 
-def candidates_table(results: dict[str, dict[str, float]]) -> str:
+def candidates_table(results: dict[str, dict[str, Any]]) -> str:
     """Return a line a way as Markdown."""
     lines = ["| forward of one patch | first, s | then, s | largest difference of a logit |", "|---|---|---|---|"]
     for name, one in results.items():
+        if "failed" in one:
+            lines.append(f"| {name} | failed: {one['failed'].splitlines()[0]} | | |")
+            continue
         lines.append(f"| {name} | {one['first_s']:.2f} | {one['seconds']:.4f} | {one['largest_difference']:.4f} |")
     return "\n".join(lines)
 
@@ -206,7 +232,10 @@ def times_table(results: dict[str, dict[str, Any]]) -> str:
     ]
     for name, measured in results.items():
         for what, run in ((what, run) for what, run in measured.items() if isinstance(run, dict)):
-            against = [other for other in pairs.get(what, ()) if other in measured]
+            if "failed" in run:
+                lines.append(f"| {name} | {what} | failed: {run['failed'].splitlines()[-1]} | | | |")
+                continue
+            against = [other for other in pairs.get(what, ()) if "seconds" in measured.get(other, {})]
             ratios = ", ".join(f"{other}: {measured[other]['seconds'] / run['seconds']:.1f}" for other in against)
             figures = f"{run['seconds']:.1f} | {run['peak_mb']:.0f} | {run['device_peak_mb']}"
             lines.append(f"| {name} | {what} | {figures} | {ratios} |")
@@ -232,31 +261,33 @@ def main() -> None:
     about = machine() | {"gpu": torch.cuda.get_device_name() if options.device == "cuda" else None}
     print(json.dumps(about))
     clock = Clock(options.minutes * 60)
+    results: dict[str, Any] = {"machine": about, "masks": [], "times": {}, "candidates": {}, "left_out": clock.left_out}
+    networks = TINY if options.tiny else NETWORKS
     with tempfile.TemporaryDirectory(prefix="pantherseg-bench-") as folder:
         work = Path(folder)
-        masks = compare_masks(options.device, clock, work, tiny=options.tiny)
-        print(f"\n{masks_table(masks)}\n", flush=True)
-        times = {}
-        for name, network in (TINY if options.tiny else NETWORKS).items():
-            if clock.allows(name):
-                times[name] = time_network(name, network, options.device, clock, work / name.replace(" ", "-"))
-                print(f"\n{times_table({name: times[name]})}", flush=True)
-        candidates = {}
-        if clock.allows("candidates for fast"):
-            first = next(iter((TINY if options.tiny else NETWORKS).values()))
-            candidates = time_candidates(first, options.device, clock, work / "candidates")
-            print(f"\n{candidates_table(candidates)}")
+        for part in measure(networks, options.device, clock, work, results, tiny=options.tiny):
+            print(f"\n{part}", flush=True)
+            if options.device == "cuda":  # after each part, as the next one may end the machine
+                write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     if clock.left_out:
         print(f"\nleft out after {options.minutes:g} minutes: {'; '.join(clock.left_out)}")
-    if options.device == "cuda":
-        content = {
-            "machine": about,
-            "masks": masks,
-            "times": times,
-            "candidates": candidates,
-            "left_out": clock.left_out,
-        }
-        write_text(RESULTS, json.dumps(content, indent=1) + "\n")
+
+
+def measure(
+    networks: dict[str, Network], device: Any, clock: Clock, work: Path, results: dict[str, Any], *, tiny: bool
+) -> Iterator[str]:
+    """Fill the results, and yield a table as soon as it can be made."""
+    results["masks"] = compare_masks(device, clock, work, tiny=tiny)
+    yield masks_table(results["masks"])
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what this process keeps, the next ones lack
+    for name, network in networks.items():
+        if clock.allows(name):
+            results["times"][name] = time_network(name, network, device, clock, work / name.replace(" ", "-"))
+            yield times_table({name: results["times"][name]})
+    if clock.allows("candidates for fast"):
+        results["candidates"] = time_candidates(next(iter(networks.values())), device, clock, work / "candidates")
+        yield candidates_table(results["candidates"])
 
 
 if __name__ == "__main__":

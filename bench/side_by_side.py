@@ -76,11 +76,11 @@ class Bench:
         recipe.write_text(RECIPE.format(mirroring=str(mirroring).lower(), folds=list(range(folds))))
         return self._run(recipe.stem, ["-m", "pantherseg", *self.arguments(recipe, mode)])
 
-    def stages(self, mode: str, *, folds: int = FOLDS, mirroring: bool = False) -> dict[str, float]:
-        """Return the seconds of each stage of the last such run."""
-        report = self.work / f"masks-{mode}-{folds}-{mirroring}" / "case_0000.json"
-        seconds: dict[str, float] = json.loads(report.read_text())["seconds"]
-        return seconds
+    def report(self, mode: str, *, folds: int = FOLDS, mirroring: bool = False) -> dict[str, Any]:
+        """Return what the last such run reported."""
+        path = self.work / f"masks-{mode}-{folds}-{mirroring}" / "case_0000.json"
+        report: dict[str, Any] = json.loads(path.read_text())
+        return report
 
     def arguments(self, recipe: Path, mode: str) -> list[str | Path]:
         """Return the arguments of `pantherseg` that segment the image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -379,3 +381,17 @@ def test_an_nnunet_folder_is_packed_on_use_and_gives_the_bundles_mask(
     assert masks[0].array.any()
     np.testing.assert_array_equal(masks[0].array, masks[1].array)
     assert list(temporary.iterdir()) == [], "the temporary bundle goes with the process"
+
+
+def commands(group: click.Group = pantherseg, prefix: str = "") -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found |= commands(command, f"{name} ") if isinstance(command, click.Group) else {prefix + name: command}
+    return found
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_takes_its_own_options(name: str) -> None:
+    command = commands()[name]
+    assert command.callback is not None
+    assert {parameter.name for parameter in command.params} == set(inspect.signature(command.callback).parameters)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from pantherseg.fuse import mean_logits
 from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.inference.accumulate import Sweep
 from pantherseg.inference.backends import on_torch
+from pantherseg.inference.backends.on_openvino import OpenVinoBackend
 from pantherseg.inference.backends.on_torch import TorchBackend
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.networks import build_network
@@ -102,6 +104,15 @@ def test_everything_between_a_volume_and_its_labels_stays_on_the_device(tiled_bu
                 assert (slab.device.type, slab.dtype) == (device, torch.float32)
 
 
+@pytest.mark.parametrize("first_on_host", [True, False])
+def test_members_may_lie_in_different_places(first_on_host: bool) -> None:
+    """Splines' logits are resampled on the host, others where they were computed."""
+    host, device = logits_of((5, 8, 8), RESAMPLINGS[0], (0, 1, 2), seed=3)
+    expected = mean_logits([host, host]).labels()
+    mixed = [host, device] if first_on_host else [device, host]
+    np.testing.assert_array_equal(mean_logits(mixed).labels(), expected)
+
+
 def places(bundle: Bundle, shape: tuple[int, ...], megabytes: int | None) -> list[tuple[str, ...]]:
     """Return the events of each place that a device with so much memory offers for a prepared volume."""
     backend = TorchBackend("cpu", device_memory_mb=megabytes)
@@ -173,6 +184,25 @@ def test_a_device_that_is_lost_leaves_the_case_to_the_cpu(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(lost.mask.array, expected.mask.array)
 
 
+@pytest.mark.slow
+def test_what_a_failed_attempt_held_is_free_for_the_cpu(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
+    system = load_system(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu")
+    held: list[weakref.ref[object]] = []
+    logits = Predictor.logits
+
+    def fails_once(predictor: Predictor, prepared: object, *arguments: object) -> object:
+        if held:
+            assert held[0]() is None, "the volume that was prepared for the device"
+            return logits(predictor, prepared, *arguments)  # type: ignore[arg-type]
+        held.append(weakref.ref(prepared))
+        raise LostDeviceError("cuda", expected="a device", found="none")
+
+    monkeypatch.setattr(Predictor, "logits", fails_once)
+    monkeypatch.setattr(OpenVinoBackend, "explained", lambda _, error: error)
+    result = segment(pancreas, system)
+    assert [event.code for event in result.events] == ["device_failed"]
+
+
 def test_errors_of_the_code_are_not_taken_for_the_devices(tiled_bundle: Bundle) -> None:
     backend = TorchBackend("cpu")
     assert backend.explained(RuntimeError("shape mismatch")) is None
@@ -181,7 +211,12 @@ def test_errors_of_the_code_are_not_taken_for_the_devices(tiled_bundle: Bundle) 
     assert isinstance(lost, LostDeviceError)
     assert not isinstance(lost, DeviceMemoryError)
     assert str(lost).endswith("found CUDA error: unspecified launch failure")
-    for text in ("CUDA out of memory. Tried to allocate 2 GiB.", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"):
+    for text in (
+        "CUDA out of memory. Tried to allocate 2 GiB.",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "FIND was unable to find an engine to execute this computation after trying 20 plans.",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+    ):
         assert isinstance(backend.explained(RuntimeError(text)), DeviceMemoryError)
     assert backend.explained(lost) is lost
 

@@ -70,8 +70,10 @@ def _ready_for_half(values: Array) -> Array:
 
 
 def on_device_of(array: Array, other: Array) -> Array:
-    """Return the other array, moved to where an array of the same library lies."""
-    return other if other.device == array.device else other.to(array.device)
+    """Return the other array, of whichever library, moved to where an array lies."""
+    if isinstance(array, np.ndarray):
+        return to_host(other)
+    return like(array, other) if isinstance(other, np.ndarray) else other.to(array.device)
 
 
 def to_host(array: Array) -> NDArray[Any]:

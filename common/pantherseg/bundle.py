@@ -120,6 +120,13 @@ class Bundle:
             raise RecipeError(self.path, expected=f"{key} between 1 and {highest}", found=str(label))
 
 
+def check_classes(bundles: Sequence[Bundle]) -> None:
+    """Raise ModelError unless all members of an ensemble have as many classes: their logits are added."""
+    for bundle in bundles:
+        if (found := bundle.manifest.classes) != (wanted := bundles[0].manifest.classes):
+            raise ModelError(bundle.path, expected=f"{wanted} classes, as {bundles[0].path} has", found=str(found))
+
+
 def weights_name(fold: str) -> str:
     """Return the name of a fold's file."""
     return f"fold_{fold}.safetensors"

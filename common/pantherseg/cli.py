@@ -52,10 +52,10 @@ def main() -> None:
     type=click.Choice(["exact", "fast"]),
     default="exact",
     show_default=True,
-    help="exact: nnU-Net's own masks; fast: in bfloat16 where the CPU has it.",
+    help="exact: nnU-Net's own masks; fast: in bfloat16 where the CPU has it, on a GPU as exact.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--device-memory", metavar="MB", type=click.IntRange(min=1), help="Use no more than so much of a GPU's.")
+@click.option("--device-memory", metavar="MB", type=click.IntRange(min=1), help="Keep no more than so much on a GPU.")
 @click.option("--time-budget", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Seconds for a volume.")
 @click.option("--rescue", is_flag=True, help="Fill an empty mask with the most probable component.")
 def predict(
@@ -252,7 +252,6 @@ def phantom(output: Path, task: str, cases: int, seed: int, size: Any, organs: b
 @click.option("--start", type=PATH, help="Model folder to fine-tune: fold k starts from its fold k.")
 @click.option("--work", type=PATH, help="Keep nnU-Net's own folders here; without it they are temporary.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--device-memory", metavar="MB", type=click.IntRange(min=1), help="Use no more than so much of a GPU's.")
 def train(recipe: Path, data: Path, output: Path, start: Path | None, work: Path | None, device: str) -> None:
     """Train the model of a training RECIPE on the data set folder DATA into the model folder OUTPUT.
 

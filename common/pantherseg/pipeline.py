@@ -11,8 +11,8 @@ from typing import Any
 
 from pantherseg import __version__
 from pantherseg.budget import NEVER, Deadline
-from pantherseg.bundle import Bundle
-from pantherseg.errors import Event, InputError, LostDeviceError, ModelError, OutputError
+from pantherseg.bundle import Bundle, check_classes
+from pantherseg.errors import DeviceMemoryError, Event, InputError, LostDeviceError, ModelError, OutputError
 from pantherseg.files import write_text
 from pantherseg.fuse import mean_logits
 from pantherseg.inference.backends import Backend, Mode, choose_backend
@@ -28,6 +28,8 @@ from pantherseg.volume import Box, Volume, uncrop, write_volume
 
 logger = logging.getLogger(__name__)
 
+# The code of the event that says that a device need not be tried again.
+DEVICE_FAILED = "device_failed"
 # How much of the time the search for the pancreas may take.
 LOCALIZER_SHARE = 1 / 3
 
@@ -109,6 +111,7 @@ def load_system(
         )
         for predictor in members:
             predictor.bundle.check_label("tumour_label", recipe.tumour_label)
+        check_classes([predictor.bundle for predictor in members])
         models, localizer = _load_localizer(models, recipe, backend)
         used = models.members if models.localizer is None else (*models.members, models.localizer)
         remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
@@ -165,8 +168,11 @@ def segment(
         failure = system.backend.explained(error)
         if failure is None:
             raise
-    # Outside of the handler, so that what the failed attempt held is free.
-    fallback = Event("device_failed", f"{failure}; the CPU was used")
+    # Outside of the handler and without the traceback, so that what the failed attempt held is free.
+    failure.with_traceback(None)
+    logger.warning("%s; the case begins anew on the CPU", failure)
+    code = "device_full" if isinstance(failure, DeviceMemoryError) else DEVICE_FAILED
+    fallback = Event(code, f"{failure}; the CPU was used")
     return _segment(volume, system.on_cpu(), rescue, (*events, fallback), networks)
 
 

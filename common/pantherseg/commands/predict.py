@@ -13,7 +13,7 @@ from pantherseg.errors import Event, InputError, OutputError, PantherSegError
 from pantherseg.files import prepare_folder
 from pantherseg.inference.backends import Mode
 from pantherseg.logs import one_line
-from pantherseg.pipeline import System, load_system, segment, write_result
+from pantherseg.pipeline import DEVICE_FAILED, System, load_system, segment, write_result
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Volume, case_name, mask_name, volumes_in
 
@@ -57,7 +57,7 @@ def predict_all(
         logger.info("volume %d of %d", number, len(inputs))
         deadline = Deadline.after(settings.time_budget_s)
         try:
-            _predict_one(path, read_case(path), output, system, deadline, rescue=rescue)
+            system = _predict_one(path, read_case(path), output, system, deadline, rescue=rescue)
         except Exception as error:  # whatever is wrong with one volume, the others are segmented
             logger.debug("%s", path, exc_info=not isinstance(error, PantherSegError))
             logger.error("error: %s", one_line(error, path))
@@ -94,10 +94,12 @@ def _predict_one(
     deadline: Deadline,
     *,
     rescue: bool,
-) -> None:
+) -> System:
+    """Return the system to go on with: another one after a device was lost."""
     volume, events = image
     try:
         result = segment(volume, system, rescue=rescue, events=events, deadline=deadline)
     except InputError as error:
         raise error.at(path) from error
     write_result(result, output / mask_name(path), output / f"{case_name(path)}.json", {"input": path.name})
+    return result.system if any(event.code == DEVICE_FAILED for event in result.events) else system

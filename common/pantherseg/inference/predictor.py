@@ -102,7 +102,10 @@ class Predictor:
             if not isinstance(failure, DeviceMemoryError):
                 break
         assert failure is not None  # there is at least one place
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # an error that is kept by its own traceback keeps everything else
 
     def _tiles(self, shape: tuple[int, ...], step: float) -> int:
         patch = self.bundle.manifest.patch
@@ -164,8 +167,10 @@ class Predictor:
             schedule.leave_out_folds()
             return None
         xp = namespace(logits)
-        if not xp.all(xp.isfinite(logits)):
+        if not all(xp.all(xp.isfinite(one)) for one in logits):  # a class at a time: it takes memory
             found = "NaN, or logits too large for float16"
+            if self.backend.device != "cpu":  # features are float16, too: a CPU may get through
+                raise LostDeviceError(self.backend.device, expected="finite logits", found=found)
             raise ModelError(self.bundle.weights_path(fold), expected="weights of finite logits", found=found)
         return logits
 

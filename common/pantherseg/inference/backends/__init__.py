@@ -19,7 +19,7 @@ Mode = Literal["exact", "fast"]
 
 # Made by NVIDIA's driver, natively and under WSL: without one, torch need not be imported to look for a GPU.
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
-CUDA_NEEDS = ("torch", "dynamic_network_architectures")
+CUDA_NEEDS = ("torch", "dynamic_network_architectures", "array_api_compat")
 
 
 class Backend(Protocol):

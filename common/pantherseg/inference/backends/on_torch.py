@@ -27,7 +27,11 @@ MB = 1 << 20
 CONVOLUTION_BYTES = 1024 * MB
 # What torch says when a device is at fault and not the code.
 DEVICE_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NVIDIA")
-MEMORY_WORDS = ("out of memory", "ALLOC_FAILED")
+# The last two are what is left of it when none of cuDNN's ways to compute a convolution found the memory that it wants.
+MEMORY_WORDS = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "Unable to find a valid cuDNN algorithm")
+
+# A copy in float16 and three of booleans.
+LOOK_BYTES = 5
 
 Values = dict[str, torch.Tensor]
 
@@ -89,14 +93,25 @@ class TorchBackend:
         Raises DeviceMemoryError where the network itself would not fit.
         """
         image = torch.from_numpy(data)
+        if self._built is not None and self._built[0] != bundle.path:
+            self._built = None  # its room is free for this one
         room, network, sums = self._room(), self._network_bytes(bundle), _sum_bytes(data.shape, bundle)
         if network > room:
             expected = f"{network // MB} MB for a patch of {bundle.path.name}"
             raise DeviceMemoryError(self.device, expected=expected, found=f"{max(0, room) // MB} MB free")
-        if network + sums <= room:
-            yield image.to(self.device), ()
+        if network + sums <= room and (placed := self._placed(image)) is not None:
+            yield placed, ()
+            del placed
         message = f"{(network + sums) // MB} MB of device memory are wanted; logits were summed in the host's"
         yield image, (Event("sums_on_host", message),)
+
+    def _placed(self, image: torch.Tensor) -> torch.Tensor | None:
+        """Return a tensor on the device, or None where another process was faster to take the room."""
+        try:
+            return image.to(self.device)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return None
 
     def explained(self, error: Exception) -> LostDeviceError | None:
         """Return what an error says of the device, None where it says nothing of it."""
@@ -121,7 +136,6 @@ class TorchBackend:
     def _network_of(self, bundle: Bundle) -> nn.Module:
         """Return the network of a bundle on the device, its weights those of any fold or none."""
         if self._built is None or self._built[0] != bundle.path:
-            self._built = None  # before there is another one
             manifest = bundle.manifest
             with torch.device("meta"):  # weights are not invented only to be replaced
                 network = build_network(bundle.path / MANIFEST, manifest.architecture, classes=manifest.classes)
@@ -167,10 +181,15 @@ class TorchBackend:
 
 
 def _sum_bytes(shape: tuple[int, ...], bundle: Bundle) -> int:
-    """Return what a sweep keeps on its device: the volume twice when it is padded, logits, weights."""
+    """Return what a sweep keeps on its device.
+
+    The volume, twice when it is padded; the logits of this fold and, from the second one on, of all before; weights;
+    and what a look for infinities takes, class by class.
+    """
     patch = (1, *bundle.manifest.patch)[-3:]
     voxels = int(np.prod([max(size, tile) for size, tile in zip(shape[-3:], patch, strict=True)]))
-    return voxels * (2 * torch.float32.itemsize + 2 * (bundle.manifest.classes + 1) * torch.float16.itemsize)
+    half, sums = torch.float16.itemsize, min(2, len(bundle.folds)) * bundle.manifest.classes
+    return voxels * (2 * torch.float32.itemsize + (sums + 1) * half + LOOK_BYTES)
 
 
 def _line(error: object) -> str:
