@@ -3,6 +3,7 @@
 PantherSegError          every error that a user can act on, one line each
 ├── InputError           a volume or mask that cannot be processed
 ├── JobError             a job folder that does not hold what the task needs
+├── UploadError          an image or a model archive that cannot be looked at
 ├── RecipeError          a recipe with a missing, unknown or impossible key
 ├── ModelError           a model folder or checkpoint that cannot be used
 ├── DownloadError        published weights that cannot be fetched
@@ -37,6 +38,10 @@ class InputError(PantherSegError):
 
 class JobError(PantherSegError):
     """A job folder that does not hold what the task needs."""
+
+
+class UploadError(PantherSegError):
+    """An image or a model archive that cannot be looked at."""
 
 
 class RecipeError(PantherSegError):
