@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pantherseg import __version__
 from pantherseg.errors import PantherSegError
 from pantherseg.logs import one_line, show_log
+
+if TYPE_CHECKING:
+    from pantherseg.grand_challenge.verdict import Verdict
 
 # Usage is checked by click (exit code 2); everything else about a path is said by the library (exit code 1).
 PATH = click.Path(path_type=Path)
@@ -203,25 +207,68 @@ def evaluate(
         evaluation.write_csv(result, csv_file)
 
 
-@main.command()
-@click.argument("what", type=click.Choice(["job", "output"]))
-@click.argument("folder", type=PATH)
-@click.option("--task", type=click.Choice(["1", "2"]), required=True)
-@click.option("--job", type=PATH, help="With output: the job folder that it answers, to compare the grids.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
-def check(what: str, folder: Path, task: str, job: Path | None, as_json: bool) -> None:
-    """Check a job folder or an output FOLDER by the platform's rules: a line a rule, exit code 1 if one is broken."""
-    from pantherseg.grand_challenge.check import check_job, check_output
-    from pantherseg.house import task_recipe
-    from pantherseg.recipe import load_recipe
+@main.group()
+def check() -> None:
+    """Check what goes to the platform, and what comes from it: a line a rule, exit code 1 if one is broken."""
 
-    sockets = load_recipe(task_recipe(int(task))).sockets
-    verdicts = check_job(folder, sockets) if what == "job" else check_output(folder, sockets, job=job)
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
+ONE_TASK = click.option("--task", type=click.Choice(["1", "2"]), required=True)
+
+
+@check.command("job")
+@click.argument("folder", type=PATH)
+@ONE_TASK
+@AS_JSON
+def check_job(folder: Path, task: str, as_json: bool) -> None:
+    """Check that a job FOLDER, laid out as the platform's /input, has the task's volume."""
+    from pantherseg.commands.check import job
+
+    _show(job(folder, task), as_json)
+
+
+@check.command("output")
+@click.argument("folder", type=PATH)
+@ONE_TASK
+@click.option("--job", type=PATH, help="The job folder that it answers, to compare the grids.")
+@AS_JSON
+def check_output(folder: Path, task: str, job: Path | None, as_json: bool) -> None:
+    """Check an output FOLDER, laid out as the platform's /output."""
+    from pantherseg.commands.check import output
+
+    _show(output(folder, task, job=job), as_json)
+
+
+@check.command("image")
+@click.argument("image", metavar="PATH_OR_TAG")
+@AS_JSON
+def check_image(image: str, as_json: bool) -> None:
+    """Check a container image: an archive of `docker save`, or the tag of an image of Docker's engine."""
+    from pantherseg.grand_challenge.check_image import check_image
+
+    _show(check_image(image), as_json)
+
+
+@check.command("model")
+@click.argument("path", type=PATH)
+@click.option("--task", type=click.Choice(["1", "2"]), help="For this task's recipe.")
+@click.option("--recipe", type=PATH, help="For this recipe.")
+@AS_JSON
+def check_model(path: Path, task: str | None, recipe: Path | None, as_json: bool) -> None:
+    """Check a model archive (PATH is a .tar.gz), or a folder of models before it is packed."""
+    if (task is None) == (recipe is None):
+        raise click.UsageError("give either --task or --recipe")
+    from pantherseg.commands.check import model
+
+    _show(model(path, task=task, recipe=recipe), as_json)
+
+
+def _show(verdicts: Sequence[Verdict], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
     else:
         for verdict in verdicts:
-            click.echo(f"{'ok    ' if verdict.kept else 'BROKEN'}  {verdict.rule}: {verdict.found}")
+            click.echo(f"{'ok    ' if verdict.kept else 'BROKEN'}  {verdict.as_line()}")
     if not all(verdict.kept for verdict in verdicts):
         raise SystemExit(1)
 

@@ -95,6 +95,14 @@ def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
     return Models(root, members, localizer, problem)
 
 
+def check_labels(role: str, bundle: Bundle, recipe: Recipe) -> None:
+    """Raise RecipeError unless a role's bundle has the labels that the recipe asks it for."""
+    if any(member.model == role for member in recipe.members):
+        bundle.check_label("tumour_label", recipe.tumour_label)
+    if recipe.localizer is not None and recipe.localizer.model == role:
+        bundle.check_label("label", recipe.localizer.label)
+
+
 def open_model(
     folder: Path,
     *,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from pantherseg.errors import JobError, PantherSegError
 from pantherseg.grand_challenge.job import IMAGES, find_input, output_path
+from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.recipe import Sockets
 from pantherseg.volume import Volume, from_itk, read_image
 
@@ -18,19 +18,6 @@ METAIMAGE = b"ObjectType"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ALLOWED_TYPES = ("int8", "uint8")
 ALLOWED_VALUES = (0, 1)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One rule: what it asks for, whether it is kept, and what was found."""
-
-    rule: str
-    kept: bool
-    found: str
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the verdict for a JSON list."""
-        return asdict(self)
 
 
 def check_job(folder: Path, sockets: Sockets) -> list[Verdict]:

@@ -50,8 +50,9 @@ def _archive_verdicts(path: Path) -> Iterator[Verdict]:
         yield Verdict(rule, False, f"{refusal}. Could not decompress the container image file.")
         return
     kept = suffix is not None and suffix == COMPRESSIONS.get(saved.compressed_by)
-    found = f"{path.name}, compressed by {saved.compressed_by}" if not kept else saved.compressed_by
-    yield Verdict(rule, kept, f"{found}, {size / 1e6:.0f} MB, {saved.bytes_read / 1e6:.0f} MB unpacked")
+    kind = "not compressed" if saved.compressed_by == "none" else saved.compressed_by
+    found = f"{path.name}, {kind}, {size / 1e6:.0f} MB, {saved.bytes_read / 1e6:.0f} MB unpacked"
+    yield Verdict(rule, kept, found)
     yield from _saved_verdicts(saved)
 
 

@@ -16,3 +16,8 @@ class Verdict:
     def as_dict(self) -> dict[str, object]:
         """Return the verdict for a JSON list."""
         return asdict(self)
+
+    def as_line(self) -> str:
+        """Return the verdict as one line, whatever the names in it hold."""
+        text = " ".join(f"{self.rule}: {self.found}".split())
+        return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

@@ -38,7 +38,7 @@ from pantherseg.bundle import (
     weights_name,
 )
 from pantherseg.errors import ModelError, OutputError, RecipeError
-from pantherseg.models import Model, ModelFolder, Models, find_models
+from pantherseg.models import Model, ModelFolder, Models, check_labels, find_models
 from pantherseg.packing.checkpoint import Checkpoint, check_fit, read_checkpoint
 from pantherseg.recipe import Recipe
 
@@ -78,15 +78,8 @@ def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
         roles = _by_role(find_models(root, recipe), recipe)
         for role, model in roles.items():
             bundle = _copy(model, folder / role) if isinstance(model, Bundle) else pack(model, folder / role)
-            _check_labels(role, replace(bundle, path=model.path), recipe)
+            check_labels(role, replace(bundle, path=model.path), recipe)
     return [open_bundle(target / role) for role in roles]
-
-
-def _check_labels(role: str, bundle: Bundle, recipe: Recipe) -> None:
-    if any(member.model == role for member in recipe.members):
-        bundle.check_label("tumour_label", recipe.tumour_label)
-    if recipe.localizer is not None and recipe.localizer.model == role:
-        bundle.check_label("label", recipe.localizer.label)
 
 
 def _by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
