@@ -155,7 +155,7 @@ def _layer(source: Any, kind: str, budget: Budget) -> Layer:
         for member, archive in members(stream, budget):
             entries.append(_entry(member, archive))
     except Refused as error:
-        return Layer((), "", f"a layer that is {error}" if kind == "zstd" else str(error))
+        return Layer((), "", f"in a layer: {error}")
     except DAMAGED as error:
         return Layer((), "", f"a damaged layer ({reason(error)})")
     return Layer(tuple(entries), digest.hexdigest())
