@@ -63,6 +63,17 @@ def truncated(folder: Path) -> None:
     mask_of(folder).write_bytes(content[:-12])
 
 
+def as_tiff(folder: Path) -> None:
+    sitk.WriteImage(sitk.Image(5, 4, 3, sitk.sitkUInt8), str(mask_of(folder).with_suffix(".tif")))
+    mask_of(folder).with_suffix(".tif").rename(mask_of(folder))
+
+
+def in_header(folder: Path, old: bytes, new: bytes) -> None:
+    content = mask_of(folder).read_bytes()
+    assert old in content
+    mask_of(folder).write_bytes(content.replace(old, new, 1))
+
+
 def other_grid(folder: Path) -> None:
     rewrite(folder, np.ones(GRID.shape, np.uint8), Grid(GRID.shape, (3.0, 1.5, 1.6), origin=GRID.origin))
 
@@ -79,6 +90,10 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
         "a readable",
     ),
     ("2-D", lambda f: sitk.WriteImage(sitk.Image(5, 4, sitk.sitkUInt8), str(mask_of(f))), "a readable 3-D image"),
+    ("TIFF", lambda f: as_tiff(f), "a readable 3-D image"),
+    ("no voxels", lambda f: in_header(f, b"DimSize = 5", b"DimSize = 0"), "a readable 3-D image"),
+    ("damaged window", lambda f: in_header(f, b"NDims", b"WindowCenter = x\nNDims"), "a readable 3-D image"),
+    ("not UTF-8", lambda f: in_header(f, b"NDims", b"Comment = \xe9\nNDims"), "MetaImage or TIFF"),
     ("int16", lambda f: rewrite(f, np.ones(GRID.shape, np.int16)), "type int8 or uint8"),
     ("float", lambda f: rewrite(f, np.ones(GRID.shape, np.float32)), "type int8 or uint8"),
     ("label 2", lambda f: rewrite(f, np.full(GRID.shape, 2, np.uint8)), "values (0, 1)"),

@@ -48,12 +48,13 @@ def check_file(path: Path) -> None:
         raise InputError(path, expected="a volume", found="an empty file")
     name = path.name.lower()
     if name.endswith((".mha", ".mhd")):
-        _check_metaimage(path)
+        check_metaimage(path)
     elif name.endswith((".nii", ".nii.gz")):
         _check_nifti(path)
 
 
-def _check_metaimage(path: Path) -> None:
+def check_metaimage(path: Path) -> None:
+    """Check a MetaImage, whatever it is called. Raises InputError."""
     header, offset = _metaimage_header(path)
     shape = [int(n) for n in header["dimsize"].split()]
     spacing = header.get("elementspacing", header.get("elementsize", "1 " * len(shape))).split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,18 @@ import SimpleITK as sitk  # noqa: N813
 from pantherseg.errors import JobError, PantherSegError
 from pantherseg.grand_challenge.job import IMAGES, find_input, output_path
 from pantherseg.grand_challenge.verdict import Verdict
+from pantherseg.integrity import check_metaimage
 from pantherseg.recipe import Sockets
 from pantherseg.volume import Volume, from_itk, read_image
 
-METAIMAGE = b"ObjectType"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Of a MetaImage's header.
+MAX_HEADER_LINES, MAX_LINE_BYTES = 10_000, 10_000
+# Entries of a header that panimg reads, and refuses where they are no numbers.
+NUMBERS = (
+    *("ContentTimes", "Exposures", "LargestImagePixelValue", "SliceThickness", "SmallestImagePixelValue"),
+    *("WindowCenter", "WindowWidth", "t0", "t1"),
+)
 ALLOWED_TYPES = ("int8", "uint8")
 ALLOWED_VALUES = (0, 1)
 
@@ -54,7 +62,7 @@ def _output_verdicts(folder: Path, sockets: Sockets, job: Path | None) -> Iterat
     yield Verdict("MetaImage or TIFF, by its content", kind is not None, kind or "neither")
     if kind is None:
         return
-    mask = _read_mask(files[0])
+    mask = _read_mask(files[0], kind)
     if isinstance(mask, str):
         yield Verdict("a readable 3-D image of one channel", False, mask)
         return
@@ -67,26 +75,48 @@ def _output_verdicts(folder: Path, sockets: Sockets, job: Path | None) -> Iterat
 
 
 def _kind(path: Path) -> str | None:
-    """Return the format that a file's first bytes tell, as the platform finds it: names do not count."""
+    """Return the format that a file's content tells, as the platform finds it: names do not count."""
     with path.open("rb") as file:
-        head = file.read(64)
-    if head.lstrip().startswith(METAIMAGE):
-        return "MetaImage"
-    return "TIFF" if head.startswith(TIFF) else None
+        if file.read(4).startswith(TIFF):
+            return "TIFF"
+        file.seek(0)
+        # Line by line as panimg does, which takes a header without ObjectType and refuses one that is not UTF-8.
+        for _ in range(MAX_HEADER_LINES):
+            line = file.readline(MAX_LINE_BYTES)
+            if len(line) in (0, MAX_LINE_BYTES):
+                return None
+            try:
+                key, equals, _ = line.decode("utf-8").partition("=")
+            except UnicodeDecodeError:
+                return None
+            if equals and key.strip() == "ElementDataFile":
+                return "MetaImage"
+    return None
 
 
-def _read_mask(path: Path) -> Volume | str:
+def _read_mask(path: Path, kind: str) -> Volume | str:
     """Return the mask, or the reason why it cannot be read."""
+    if kind == "TIFF":
+        return "TIFF: the platform takes its pages for resolutions of one slice, not for slices"
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO("MetaImageIO")  # ITK would go by the name
     try:
+        check_metaimage(path)  # of what ITK reads wrongly without an error
         reader.ReadImageInformation()
         channels, size = reader.GetNumberOfComponents(), reader.GetSize()
         if channels != 1 or len(size) != 3:
             return f"{channels} channels, size {size}"
-        return from_itk(reader.Execute())
+        odd = [key for key in reader.GetMetaDataKeys() if key in NUMBERS and not _is_numbers(reader.GetMetaData(key))]
+        return f"a header with {odd[0]}, which the platform refuses" if odd else from_itk(reader.Execute())
+    except PantherSegError as error:
+        return str(error)
     except RuntimeError as error:
         return str(error).strip().splitlines()[-1]
+
+
+def _is_numbers(text: str) -> bool:
+    return re.fullmatch(r"[-+0-9.eE,\[\]\s]+", text) is not None
 
 
 def _same_grid(mask: Volume, path: Path, job: Path, folder: Path, sockets: Sockets) -> Verdict:
