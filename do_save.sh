@@ -14,7 +14,8 @@ usage: ./do_save.sh [--tag NAME] [--runtime cuda|cpu] [--model DIR] [task1|task2
   --model DIR  folder of models (default weights/own if it has the task's, else weights/demo)
   task         task1, task2 or all (default)
 
-Writes build/<image>.tar.gz and build/<image>-model.tar.gz. The latter has the same bytes for the same models.
+Writes build/<image>.tar.gz, build/<image>.cdx.json with what is installed in it (CycloneDX), and
+build/<image>-model.tar.gz, which has the same bytes for the same models.
 EOF
 }
 
@@ -45,7 +46,7 @@ remove_parts() {
   local task target
   for task in "${tasks[@]}"; do
     target=$(target_of "$task")
-    rm -rf "$target.tar.gz.part" "$target-model.tar.gz.part" "$target-model.tar.gz.part.packed"
+    rm -rf "$target.tar.gz.part" "$target.cdx.json.part" "$target-model.tar.gz.part" "$target-model.tar.gz.part.packed"
   done
 }
 trap remove_parts EXIT
@@ -59,9 +60,12 @@ for task in "${tasks[@]}"; do
   target=$(target_of "$task")
   ensure_image "$task"
   echo "== saving $(image_of "$task")"
+  list_contents "$task" "$target.cdx.json.part"
   docker save "$(image_of "$task")" | gzip --fast --no-name >"$target.tar.gz.part"
+  mv "$target.cdx.json.part" "$target.cdx.json"
   mv "$target.tar.gz.part" "$target.tar.gz"
   mv "$target-model.tar.gz.part" "$target-model.tar.gz"
   announce "$target.tar.gz" "the algorithm's container image"
   announce "$target-model.tar.gz" "the algorithm's model"
+  echo "$target.cdx.json  what is installed in the image (CycloneDX)"
 done

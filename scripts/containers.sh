@@ -66,12 +66,53 @@ require_engine() {
   engine_answers || fail "docker: expected an engine that answers, found none"
 }
 
+# Prints the commit of this checkout, with `-dirty` where files differ from it; `unknown` without git.
+revision() {
+  local commit
+  commit=$(is_checkout && git rev-parse --verify --quiet HEAD) || { echo unknown && return; }
+  [[ -z $(git status --porcelain) ]] || commit+=-dirty
+  echo "$commit"
+}
+
+# Whether git knows this very folder: a copy inside of another checkout has none of its own.
+is_checkout() {
+  [[ $(git rev-parse --show-toplevel 2>/dev/null) -ef . ]]
+}
+
+# Prints the address that this checkout was cloned from, without a password; `unknown` if it is not on the web.
+source_address() {
+  local address
+  address=$(is_checkout && git remote get-url origin 2>/dev/null) || address=
+  if [[ $address =~ ^https?://([^/@]*@)?([^/]+/.+)$ ]]; then
+    address=https://${BASH_REMATCH[2]}
+  elif [[ $address =~ ^(ssh://)?[^/@:]+@([^/:]+)[:/](.+)$ ]]; then
+    address=https://${BASH_REMATCH[2]}/${BASH_REMATCH[3]}
+  else
+    address=unknown
+  fi
+  echo "${address%.git}"
+}
+
 build_image() {
-  local options=()
+  local options=() commit
   read -ra options <<<"${DOCKER_BUILD_OPTIONS:-}"
+  commit=$(revision)
+  # The time of the commit, so that the same commit has the same labels; of other files nobody knows one.
+  [[ $commit == unknown || $commit == *-dirty ]] ||
+    options+=(--label "org.opencontainers.image.created=$(git show --no-patch --format=%cI)")
   echo "== building $(image_of "$1")"
   docker build "${options[@]}" --build-arg "BASE_IMAGE=$base_image" --build-arg "RUNTIME=$runtime" \
+    --build-arg "VERSION=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' common/pantherseg/__init__.py)" \
+    --build-arg "REVISION=$commit" --build-arg "SOURCE=$(source_address)" \
     --file "Dockerfile.$1" --tag "$(image_of "$1")" .
+}
+
+# Writes what is installed in a task's image to a file, as CycloneDX; the image says so itself.
+list_contents() {
+  local image
+  image=$(image_of "$1")
+  docker run --rm --network none --entrypoint python "$image" -m pantherseg sbom --name "$image" \
+    --image-id "$(docker image inspect --format '{{.Id}}' "$image")" >"$2"
 }
 
 # Prints the folder whose models are packed for a task: --model, else one's own, else the demo's.

@@ -1,4 +1,4 @@
-"""The command line: `pantherseg predict | pack | weights | evaluate | check | phantom | train | report`."""
+"""The command line: `pantherseg predict | pack | weights | evaluate | check | sbom | phantom | train | report`."""
 
 from __future__ import annotations
 
@@ -271,6 +271,16 @@ def _show(verdicts: Sequence[Verdict], as_json: bool) -> None:
             click.echo(f"{'ok    ' if verdict.kept else 'BROKEN'}  {verdict.as_line()}")
     if not all(verdict.kept for verdict in verdicts):
         raise SystemExit(1)
+
+
+@main.command()
+@click.option("--name", default="pantherseg", show_default=True, help="What the list is called, such as the image.")
+@click.option("--image-id", metavar="ID", help="Docker's id of the image, to be named in the list.")
+def sbom(name: str, image_id: str | None) -> None:
+    """Print what is installed where this runs, Python's and Debian's packages, as CycloneDX (JSON)."""
+    from pantherseg.sbom import contents
+
+    click.echo(contents(name, image_id=image_id))
 
 
 @main.command()
