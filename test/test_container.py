@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from bench.unpack import unpack
 
+from pantherseg import __version__
 from pantherseg.bundle import open_bundle
 from pantherseg.house import DEMO_WEIGHTS, ROOT
 from pantherseg.packing import pack
@@ -57,6 +59,18 @@ def test_the_image_is_what_the_platform_takes(image: str) -> None:
     command = f'getent passwd {config["User"]} && test "$(id -u)" -ne 0 && touch "$HOME/x" && test ! -w /opt/venv'
     result = docker("run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c", command)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_image_says_what_it_is(image: str) -> None:
+    labels = described(image)["Config"]["Labels"]
+    said = {name.removeprefix("org.opencontainers.image."): value for name, value in labels.items()}
+    runtime = "cpu" if image.endswith("-cpu") else "cuda"
+    assert said["title"] == f"pantherseg, Task {image.split('-')[1][-1]}, {runtime}"
+    assert "Not for clinical use" in said["description"]
+    assert (said["licenses"], said["version"]) == ("Apache-2.0", __version__)
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", said["revision"])
+    assert re.fullmatch(r"https://\S+|unknown", said["source"])
+    assert ("created" in said) == (len(said["revision"]) == 40)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -95,7 +96,11 @@ def test_a_folder_without_the_tasks_models_is_not_packed(tmp_path: Path) -> None
 ENGINE = """#!/bin/sh
 # Answers as an engine that has every image; what was asked for is noted.
 echo "$*" >>"{log}"
-case $1 in save) echo image ;; esac
+case $1 in
+  save) echo image ;;
+  image) echo sha256:0123 ;;
+  run) while [ "$1" != -m ]; do shift; done && exec "{python}" "$@" ;;
+esac
 """
 COMMAND = """#!/bin/sh
 exec "{python}" -m pantherseg "$@"
@@ -111,7 +116,7 @@ def checkout(tmp_path: Path) -> Path:
     ignored = shutil.ignore_patterns("make.sh", "*.md", "*.toml", "training.json")
     shutil.copytree(DEMO_WEIGHTS, folder / "weights" / "own", ignore=ignored)
     for path, text in (
-        (tmp_path / "bin" / "docker", ENGINE.format(log=tmp_path / "asked")),
+        (tmp_path / "bin" / "docker", ENGINE.format(log=tmp_path / "asked", python=sys.executable)),
         (folder / ".venv" / "bin" / "pantherseg", COMMAND.format(python=sys.executable)),
     ):
         path.parent.mkdir(parents=True)
@@ -135,8 +140,12 @@ def test_what_is_saved_are_the_models_of_ones_own(checkout: Path) -> None:
     assert result.returncode == 0, result.stderr
     names = ("pantherseg-task1", "pantherseg-task2")
     assert sorted(path.name for path in (checkout / "build").iterdir()) == sorted(
-        f"{name}{suffix}.tar.gz" for name in names for suffix in ("", "-model")
+        f"{name}{suffix}" for name in names for suffix in (".tar.gz", "-model.tar.gz", ".cdx.json")
     )
+    for name in names:
+        contents = json.loads((checkout / "build" / f"{name}.cdx.json").read_text())
+        assert contents["metadata"]["component"]["name"] == name
+        assert contents["metadata"]["component"]["properties"][0]["value"] == "sha256:0123"
     with tarfile.open(checkout / "build" / "pantherseg-task2-model.tar.gz") as archive:
         assert {name.split("/")[0] for name in archive.getnames()} == {"task2", "localizer"}
     assert [line for line in asked.splitlines() if line.startswith("save")] == [f"save {name}" for name in names]

@@ -1,0 +1,190 @@
+"""Where what is in the images comes from: locked, with checksums, and said by the images' labels."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from locks import locked
+from pantherseg import __version__
+from pantherseg.house import ROOT
+from pantherseg.sbom import normalised
+
+LOCKS = ["requirements.lock", "requirements-cuda.lock", "requirements-cpu.lock"]
+IMAGE_LABEL = "org.opencontainers.image."
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_requirement_is_pinned_with_checksums(name: str) -> None:
+    requirements = locked(ROOT / name)
+    assert len(requirements) > 10
+    for requirement in requirements:
+        assert requirement.hashes, requirement.name
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", text) for text in requirement.hashes), requirement.name
+
+
+@pytest.mark.parametrize("name", LOCKS[1:])
+def test_images_get_what_was_tested(name: str) -> None:
+    """The images' packages are those of the development environment, version for version, checksum for checksum."""
+    tested = {(one.name, one.version): set(one.hashes) for one in locked(ROOT / LOCKS[0])}
+    for requirement in locked(ROOT / name):
+        assert set(requirement.hashes) <= tested[requirement.name, requirement.version]
+
+
+def test_every_dependency_is_in_its_lock_file() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {LOCKS[0]: list(extras), LOCKS[1]: ["cuda", "evaluate"], LOCKS[2]: ["evaluate"]}
+    for name, chosen in wanted.items():
+        pinned = {one.name for one in locked(ROOT / name)}
+        asked = [*project["dependencies"], *(text for extra in chosen for text in extras[extra])]
+        names = {normalised(re.split(r"[^A-Za-z0-9._-]", text)[0]) for text in asked}
+        assert names <= pinned, name
+
+
+@pytest.mark.parametrize(
+    ("file", "lock"),
+    [
+        ("Dockerfile.task1", "COPY requirements-${RUNTIME}.lock /tmp/requirements.lock"),
+        ("Dockerfile.task2", "COPY requirements-${RUNTIME}.lock /tmp/requirements.lock"),
+        ("scripts/native.sh", "requirements.lock"),
+    ],
+)
+def test_pip_installs_nothing_without_its_checksum(file: str, lock: str) -> None:
+    text = (ROOT / file).read_text().replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if "pip install" in line]
+    assert lock in text
+    assert commands
+    for command in commands:
+        # The checkout itself is installed as it lies there, and nothing with it.
+        assert ("--require-hashes" in command and "requirements.lock" in command) or "--no-deps" in command, command
+
+
+def test_pip_refuses_what_has_another_checksum(tmp_path: Path) -> None:
+    """What --require-hashes is for, with a package that lies on disk."""
+    wheel = tmp_path / "thing-1.0-py3-none-any.whl"
+    make_wheel(wheel)
+    requirements = tmp_path / "requirements.lock"
+    requirements.write_text(f"thing==1.0 --hash=sha256:{'0' * 64}\n")
+    python = shutil.which("python3") or "python3"
+    command = [python, "-m", "pip", "download", "--no-index", "--find-links", tmp_path, "--require-hashes"]
+    command += ["--dest", tmp_path / "there", "--requirement", requirements]
+    if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("no pip")
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "DO NOT MATCH THE HASHES" in result.stderr
+
+
+def make_wheel(path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(path, "w") as archive:
+        folder = "thing-1.0.dist-info"
+        archive.writestr(f"{folder}/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        archive.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{folder}/RECORD", "")
+
+
+def git(folder: Path, *arguments: str, date: str = "2026-01-02T03:04:05+00:00") -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(folder), *arguments]
+    environment = {**os.environ, "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What do_build.sh needs of a checkout, without git, and a docker that notes what is asked of it."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    shutil.copy(ROOT / "do_build.sh", folder)
+    (folder / "common" / "pantherseg").mkdir(parents=True)
+    shutil.copy(ROOT / "common" / "pantherseg" / "__init__.py", folder / "common" / "pantherseg")
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >>"{tmp_path}/asked"\n')
+    docker.chmod(0o755)
+    return folder
+
+
+def build(checkout: Path) -> list[str]:
+    """Build one image and return the words that docker build got."""
+    asked = checkout.parent / "asked"
+    asked.unlink(missing_ok=True)
+    path = f"{checkout.parent / 'bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "GIT_CEILING_DIRECTORIES": str(checkout.parent)}
+    result = subprocess.run(
+        [checkout / "do_build.sh", "task1"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return asked.read_text().splitlines()
+
+
+def test_without_git_the_revision_is_unknown(checkout: Path) -> None:
+    words = build(checkout)
+    assert {"REVISION=unknown", "SOURCE=unknown", f"VERSION={__version__}"} <= set(words)
+    assert not [word for word in words if "created" in word]
+
+
+def test_the_revision_is_gits(checkout: Path) -> None:
+    git(checkout, "init", "--quiet")
+    assert "REVISION=unknown" in build(checkout), "no commit yet"
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "--message", "first")
+    commit = git(checkout, "rev-parse", "HEAD")
+    words = build(checkout)
+    assert f"REVISION={commit}" in words
+    assert [word for word in words if "created" in word] in (
+        [[f"{IMAGE_LABEL}created=2026-01-02T03:04:05{zone}"] for zone in ("+00:00", "Z")]
+    )
+    (checkout / "new").write_text("a file that git does not know")
+    words = build(checkout)
+    assert f"REVISION={commit}-dirty" in words
+    assert not [word for word in words if "created" in word]
+
+
+def test_a_copy_inside_of_another_checkout_has_no_revision(checkout: Path) -> None:
+    around = checkout.parent
+    git(around, "init", "--quiet")
+    git(around, "add", "checkout")
+    git(around, "commit", "--quiet", "--message", "another project")
+    path = f"{around / 'bin'}:{os.environ['PATH']}"
+    subprocess.run(
+        [checkout / "do_build.sh", "task1"], env={**os.environ, "PATH": path}, check=True, capture_output=True
+    )
+    assert "REVISION=unknown" in (around / "asked").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("remote", "source"),
+    [
+        ("https://example.org/group/project.git", "https://example.org/group/project"),
+        ("https://name:secret@example.org/group/project", "https://example.org/group/project"),
+        ("git@example.org:group/project.git", "https://example.org/group/project"),
+        ("ssh://git@example.org/group/project.git", "https://example.org/group/project"),
+        ("/home/somebody/project", "unknown"),
+        ("../project", "unknown"),
+        ("file:///home/somebody/project", "unknown"),
+    ],
+)
+def test_the_source_is_an_address_on_the_web_without_a_password(checkout: Path, remote: str, source: str) -> None:
+    git(checkout, "init", "--quiet")
+    git(checkout, "remote", "add", "origin", remote)
+    assert f"SOURCE={source}" in build(checkout)
+
+
+@pytest.mark.parametrize("task", ["task1", "task2"])
+def test_labels_come_after_everything_that_makes_a_layer(task: str) -> None:
+    lines = (ROOT / f"Dockerfile.{task}").read_text().splitlines()
+    label = next(number for number, line in enumerate(lines) if line.startswith("LABEL"))
+    assert not [line for line in lines[label:] if line.startswith(("COPY", "ADD", "RUN", "ENV", "WORKDIR", "USER"))]
+    changing = [number for number, line in enumerate(lines) if line.startswith(("ARG REVISION", "ARG VERSION"))]
+    last = max(number for number, line in enumerate(lines) if line.startswith(("COPY", "RUN", "USER", "ENTRYPOINT")))
+    assert min(changing) > last, "an argument that changes makes every step after it run again"
