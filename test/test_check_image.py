@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import shutil
 import subprocess
 import tarfile
@@ -260,7 +261,7 @@ def with_config(**changes: Any) -> Saved:
 ROOT_SAID = "The container runs as root."
 
 
-@pytest.mark.parametrize("user", ["", None, "root", "Root", "0", "0:0", "root:user", "toor", "00"])
+@pytest.mark.parametrize("user", ["", None, "root", "Root", "0", "0:0", "root:user", "toor", "00", ":1000"])
 def test_root_is_root_under_any_name(tmp_path: Path, user: str | None) -> None:
     assert ROOT_SAID in only_fault(judged(with_config(User=user), tmp_path), "USER set, and not root")
 
@@ -317,6 +318,7 @@ START = ["/opt/app/start.sh"]
         {"Entrypoint": ["python3"], "Cmd": ["-u", "run.py"]},
         {"Entrypoint": ["/bin/python3", "-m", "app"]},
         {"Entrypoint": ["python3", "-c", "print()"]},
+        {"Entrypoint": ["python3", "-W", "ignore", "gone.py"]},
         {"Entrypoint": ["python3"], "Env": []},
     ],
 )
@@ -334,6 +336,7 @@ def test_entry_points_that_run(tmp_path: Path, config: dict[str, Any]) -> None:
         ({"Entrypoint": ["/opt/app"]}, "/opt/app: no such file"),
         ({"Entrypoint": ["/opt/app/run.py"]}, "/opt/app/run.py: mode 0644, not for user to run"),
         ({"Entrypoint": ["python3", "gone.py"]}, "gone.py, which python3 is to run: no such file in /opt/app"),
+        ({"Entrypoint": ["python3", "gone.py", "-c"]}, "gone.py, which python3 is to run: no such file in /opt/app"),
         ({"Entrypoint": ["python3", "-u", "/gone.py"]}, "/gone.py, which python3 is to run: no such file"),
     ],
 )
@@ -443,6 +446,20 @@ def test_what_is_neither_a_file_nor_a_tag_is_an_error_of_one_line(
         check_image("mine:latest")
 
 
+@pytest.mark.parametrize("size", [0, 3000, None])
+def test_an_engine_that_fails_on_the_way_says_why(
+    tmp_path: Path, size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one whose disk is full: it writes a whole image to a folder of its own before it sends it."""
+    engine, part = tmp_path / "docker", tmp_path / "part"
+    part.write_bytes(Saved().content()[:size])
+    engine.write_text(f"#!/bin/sh\n[ $1 = image ] || {{ cat {part}; echo no space left on device >&2; exit 1; }}\n")
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UploadError, match="expected docker save to write the image, found no space left on device"):
+        check_image("mine:latest")
+
+
 @pytest.mark.docker
 def test_the_engines_images_are_looked_at_by_their_tags(tmp_path: Path) -> None:
     image = "pantherseg-task1-cpu"
@@ -461,7 +478,10 @@ def test_the_engines_images_are_looked_at_by_their_tags(tmp_path: Path) -> None:
 @pytest.mark.docker
 def test_what_docker_saves_is_judged_as_what_is_made_here(tmp_path: Path) -> None:
     """An image that the engine itself built of the same files, with one fault."""
-    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("no Docker engine answers")
     name = "pantherseg-check-test"
     dockerfile = (

@@ -266,6 +266,16 @@ def test_models_that_would_not_run(
     assert said in found
 
 
+def test_members_that_share_a_model_are_checked_in_all_their_folds(models: Path, tmp_path: Path) -> None:
+    member = '[[members]]\nmodel = "task1"\nfolds = [{}]\n'
+    text = task_recipe(1).read_text()
+    first, last = text.index("[[members]]"), text.index("[postprocess]")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text[:first] + member.format(3) + member.format("0, 1") + text[last:])
+    changed("fold_3.safetensors")(models / "task1")
+    assert "fold_3.safetensors: expected SHA-256" in only_fault(check_model(models, load_recipe(recipe)), RUNS)
+
+
 def test_a_model_in_anothers_place(tmp_path: Path) -> None:
     shutil.copytree(DEMO_WEIGHTS / "task2", tmp_path / "models" / "task2")
     shutil.copytree(DEMO_WEIGHTS / "task1", tmp_path / "models" / "localizer")

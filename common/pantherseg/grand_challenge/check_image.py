@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +23,8 @@ COMPRESSIONS = {"none": ".tar", "gzip": ".tar.gz", "xz": ".tar.xz"}
 HIDDEN = ("/input", "/output", "/opt/ml")
 EMPTIED = "/tmp"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-INTERPRETER = re.compile(r"(python|ba|da|)(sh)?[0-9.]*")
+# Whose first argument is a file to run, behind flags that take no argument of their own.
+INTERPRETER = re.compile(r"(python|bash|dash|sh)[0-9.]*")
 PLAIN_FLAG = re.compile(r"-[bBdEhiIOPqsSuvxel]+")
 ENGINE_SECONDS = 60
 SHOWN = 5
@@ -74,16 +77,36 @@ def _tag_verdicts(tag: str) -> Iterator[Verdict]:
     if asked.returncode:
         lines = asked.stderr.strip().splitlines() or ["no reason"]
         raise UploadError(tag, expected="a file, or an image of Docker's engine", found=lines[-1])
-    with subprocess.Popen(["docker", "save", tag], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as engine:
-        try:
-            saved = read_saved(engine.stdout, size=None)
-        except Refused as refusal:
-            yield Verdict(rule, False, f"{refusal}, from docker save")
-            return
-        finally:
-            engine.kill()  # has ended already, unless what it wrote was refused
+    try:
+        saved = _saved_by_engine(tag)
+    except Refused as refusal:
+        yield Verdict(rule, False, f"{refusal}, from docker save")
+        return
     yield Verdict(rule, True, f"{tag}, {saved.bytes_read / 1e6:.0f} MB unpacked")
     yield from _saved_verdicts(saved)
+
+
+def _saved_by_engine(tag: str) -> Saved:
+    """Read what the engine saves as it comes. Raises Refused; UploadError where the engine fails on the way."""
+    command = ["docker", "save", tag]
+    result: Saved | Refused
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as engine,
+    ):
+        try:
+            result = read_saved(engine.stdout, size=None)
+        except Refused as error:
+            result = error
+            engine.kill()  # where it has not ended: what follows is not wanted
+        failed = engine.wait() > 0  # below 0: killed
+        complaints.seek(0)
+        lines = complaints.read().decode("utf-8", errors="replace").strip().splitlines()
+    if failed:
+        raise UploadError(tag, expected="docker save to write the image", found=lines[-1] if lines else "a failure")
+    if isinstance(result, Refused):
+        raise result
+    return result
 
 
 def _saved_verdicts(saved: Saved) -> Iterator[Verdict]:
@@ -112,7 +135,7 @@ def _image_verdicts(image: Image) -> Iterator[Verdict]:
     files = FileSystem(layer.entries for layer in image.layers)
     spec = str(config.get("User") or "")
     user = find_user(files, spec) if spec else "no USER"
-    root = not spec or spec.partition(":")[0].lower() == "root" or (isinstance(user, User) and user.uid == 0)
+    root = spec.partition(":")[0].lower() in ("", "root") or (isinstance(user, User) and user.uid == 0)
     said = f"{spec or 'no USER'}. The container runs as root."
     yield Verdict("USER set, and not root", not root, said if root else spec)
     if not root:
@@ -197,8 +220,8 @@ def _script(files: FileSystem, command: list[str], folder: str, user: User) -> F
     """Return the file that an interpreter is given to run, None where it is given none. Raises Refused."""
     if not INTERPRETER.fullmatch(PurePosixPath(command[0]).name):
         return None
-    words = [word for word in command[1:] if not PLAIN_FLAG.fullmatch(word)]
-    if not words or words[0].startswith("-") or "-c" in command:
+    words = list(itertools.dropwhile(PLAIN_FLAG.fullmatch, command[1:]))
+    if not words or words[0].startswith("-"):
         return None
     found = files.find(words[0], start=folder)
     if found is None or found.node.kind == "other":

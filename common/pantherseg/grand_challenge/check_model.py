@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,14 @@ def _model_verdicts(root: Path, recipe: Recipe, *, shown: Path) -> Iterator[Verd
 
 
 def _roles(models: Models, recipe: Recipe) -> dict[str, Model]:
-    """Return the models by role, only those of the upload: the machine that runs them has no others."""
-    roles = {member.model: model for member, model in zip(recipe.members, models.members, strict=True)}
+    """Return the models by role, with every fold that is wanted of each, and only those of the upload.
+
+    The machine that runs them has no others.
+    """
+    roles: dict[str, Model] = {}
+    for member, model in zip(recipe.members, models.members, strict=True):
+        before = roles[member.model].folds if member.model in roles else ()
+        roles[member.model] = replace(model, folds=tuple(dict.fromkeys((*before, *model.folds))))
     localizer = models.localizer
     if localizer is not None and recipe.localizer is not None and localizer.path.is_relative_to(models.root):
         roles[recipe.localizer.model] = localizer
