@@ -344,6 +344,14 @@ def test_entry_points_that_do_not_run(tmp_path: Path, config: dict[str, Any], sa
     assert said in only_fault(judged(with_config(**config), tmp_path), ENTRY_POINT)
 
 
+def test_a_configuration_of_other_types_is_judged_all_the_same(tmp_path: Path) -> None:
+    odd = {"User": 5, "Entrypoint": "run.py", "Cmd": {}, "Env": 3, "WorkingDir": [], "Volumes": [{}]}
+    assert list(broken(judged(with_config(**odd), tmp_path))) == [LISTED, ENTRY_POINT]
+    saved = Saved(about={})
+    saved.config.clear()
+    assert list(broken(judged(saved, tmp_path))) == ["for linux/amd64", "USER set, and not root", ENTRY_POINT]
+
+
 def top_layer(*members: Member, uid: int = 0, **config: Any) -> Saved:
     saved = with_config(**config)
     saved.layers.append(tar(members, uid=uid))

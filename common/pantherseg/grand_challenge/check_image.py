@@ -170,7 +170,8 @@ def _file_verdicts(files: FileSystem, config: dict[str, Any], user: User) -> Ite
         needed["the entry point"] = program.path
         if script is not None:
             needed["its script"] = script.path
-    volumes = sorted(config.get("Volumes") or {})
+    named = config.get("Volumes")
+    volumes = sorted(named) if isinstance(named, dict) else []
     over = [volume for volume in volumes if any(_overlap(volume, path) for path in (*HIDDEN, EMPTIED))]
     places = ", ".join((*HIDDEN, EMPTIED))
     yield Verdict(f"no VOLUME on {places}", not over, ", ".join(over or volumes) or "none")
