@@ -1,0 +1,72 @@
+"""A built image: what it says of itself, and its file system as folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image as the platform knows it. layers: folders with its file system, the topmost first."""
+
+    name: str
+    user: str
+    folder: str
+    """Where its command starts (WORKDIR)."""
+    environment: dict[str, str]
+    entrypoint: list[str] | None
+    command: list[str] | None
+    layers: tuple[Path, ...]
+
+
+def describe(name: str) -> dict[str, Any] | None:
+    """Return what the Docker engine says of an image; None where no engine answers, or it has no such image."""
+    if shutil.which("docker") is None:
+        return None
+    result = subprocess.run(["docker", "image", "inspect", name], capture_output=True, text=True, check=False)
+    description: list[dict[str, Any]] = json.loads(result.stdout) if result.returncode == 0 else [{}]
+    return description[0] or None
+
+
+def open_image(description: dict[str, Any], layers: tuple[Path, ...]) -> Image:
+    """Return an image by its description, and the folders with its file system."""
+    config = description["Config"]
+    return Image(
+        name=description["RepoTags"][0],
+        user=config["User"],
+        folder=config["WorkingDir"] or "/",
+        environment=dict(entry.split("=", maxsplit=1) for entry in config["Env"]),
+        entrypoint=config.get("Entrypoint"),
+        command=config.get("Cmd"),
+        layers=layers,
+    )
+
+
+def stored_layers(description: dict[str, Any]) -> tuple[Path, ...]:
+    """Return the folders in which the engine itself keeps the image, if it keeps it so and on this machine."""
+    data = (description.get("GraphDriver") or {}).get("Data") or {}
+    paths = [data.get("UpperDir", ""), *data.get("LowerDir", "").split(":")]
+    layers = tuple(Path(path) for path in paths if path)
+    return layers if all(layer.is_dir() for layer in layers) else ()
+
+
+@contextmanager
+def exported(description: dict[str, Any], folder: Path) -> Iterator[tuple[Path, ...]]:
+    """Write an image's file system to a folder for as long as the block runs; as many bytes as the image has."""
+    create = ["docker", "create", "--network", "none", description["Id"]]
+    container = subprocess.run(create, capture_output=True, text=True, check=True).stdout.strip()
+    folder.mkdir()
+    try:
+        with subprocess.Popen(["docker", "export", container], stdout=subprocess.PIPE) as export:
+            subprocess.run(["tar", "--extract", "--directory", str(folder)], stdin=export.stdout, check=True)
+        yield (folder,)
+    finally:
+        subprocess.run(["docker", "rm", "--force", container], capture_output=True, check=False)
+        shutil.rmtree(folder)

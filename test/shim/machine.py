@@ -1,0 +1,69 @@
+"""What the platform's runner needs of this machine: root, namespaces, and Python 3.12 in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pantherseg.house import ROOT
+
+LOCK = Path(__file__).with_name("requirements.lock")
+ENVIRONMENT = ROOT / ".venv-shim"
+# The runner's releases of today ask for it; on an older Python pip finds one of years ago.
+VERSION = (3, 12)
+# All processes of a run are in these, and gone with the first of them; mounts are seen by nobody else. The run ends with
+# whoever started it, however that ends.
+NAMESPACES = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
+
+
+def missing() -> str:
+    """Return what this machine lacks for a run, or an empty string."""
+    if os.geteuid() != 0:
+        return "only root may make namespaces and mounts"
+    for tool in (NAMESPACES[0], "unshare", "mount"):
+        if shutil.which(tool) is None:
+            return f"no {tool}"
+    probe = [*NAMESPACES, "mount", "-t", "tmpfs", "none", "/mnt"]
+    result = subprocess.run(probe, capture_output=True, text=True, check=False)
+    if result.returncode:
+        return f"no namespaces with mounts of their own: {result.stderr.strip()}"
+    return "" if next(_interpreters(), None) else "no Python 3.12"
+
+
+def runner() -> Path:
+    """Return the interpreter of the environment with the runner, made on first use and when its lock file changes.
+
+    Raises subprocess.CalledProcessError with pip's words where it cannot be filled.
+    """
+    python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / LOCK.name
+    if not stamp.is_file() or stamp.read_bytes() != LOCK.read_bytes():
+        shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+        options = ("--quiet", "--disable-pip-version-check", "--require-hashes", "--requirement", str(LOCK))
+        for command in (
+            [next(_interpreters()), "-m", "venv", str(ENVIRONMENT)],
+            [str(python), "-m", "pip", "install", *options],
+        ):
+            subprocess.run(command, capture_output=True, text=True, check=True)
+        shutil.copy(LOCK, stamp)
+    return python
+
+
+def _interpreters() -> Iterator[str]:
+    """Yield every Python 3.12 that answers: on the path, and among pyenv's."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    name = f"python{VERSION[0]}.{VERSION[1]}"
+    pyenvs = sorted(map(str, versions.glob(f"{VERSION[0]}.{VERSION[1]}.*/bin/{name}")))
+    for candidate in (sys.executable, shutil.which(name), *pyenvs):
+        if candidate is None:
+            continue
+        # What pyenv lays on the path is there for versions that it does not start.
+        question = f"import ensurepip, sys; sys.exit(sys.version_info[:2] != {VERSION})"
+        if subprocess.run([candidate, "-c", question], capture_output=True, check=False).returncode == 0:
+            yield candidate
