@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pantherseg.errors import PantherSegError
+from pantherseg.memory import shortage
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ def show_log() -> None:
 
 def one_line(error: Exception, where: object = "") -> str:
     """Return an error as one line: the project's own as it is, any other with its kind and the place."""
+    if isinstance(error, MemoryError):
+        error = shortage(error, str(where) or "this case") or error
     if isinstance(error, PantherSegError):
         return str(error)
     place = f"{where}: " if where else ""

@@ -14,6 +14,7 @@ from pantherseg.cpus import usable_cpus
 from pantherseg.errors import Event, ModelError
 from pantherseg.inference.accumulate import Network
 from pantherseg.inference.backends import Mode
+from pantherseg.memory import shortage
 from pantherseg.untracked import ov
 
 
@@ -41,7 +42,7 @@ class OpenVinoBackend:
         }
 
     def network(self, bundle: Bundle, fold: str, upcoming: str | None = None) -> Network:
-        """Read and compile the network of one fold. Raises ModelError.
+        """Read and compile the network of one fold. Raises ModelError, and DeviceMemoryError as its tiles do.
 
         Compiling the upcoming one meanwhile was measured: on two cores it saves nothing and costs a quarter more
         memory. OpenVINO's cache of compiled models saves less than half of compiling, for as many bytes as the weights.
@@ -54,7 +55,12 @@ class OpenVinoBackend:
             request = compiled.result()
 
         def run(tile: NDArray[np.float32]) -> NDArray[Any]:
-            request.infer([np.ascontiguousarray(tile)], share_inputs=True)
+            try:
+                request.infer([np.ascontiguousarray(tile)], share_inputs=True)
+            except RuntimeError as error:
+                if (short := shortage(error, f"a tile of {tile.shape[2:]} voxels (z, y, x)")) is not None:
+                    raise short from error
+                raise
             logits: NDArray[Any] = request.get_output_tensor().data.copy()  # the request's own is written to again
             return logits
 
@@ -74,5 +80,8 @@ class OpenVinoBackend:
             model = self._core.read_model(bundle.graph_path, bundle.weights_path(fold))
             return self._core.compile_model(model, "CPU", self.settings).create_infer_request()
         except RuntimeError as error:
+            # No fault of the fold, which must not be left out for it.
+            if (short := shortage(error, f"the network of fold {fold}")) is not None:
+                raise short from error
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ModelError(bundle.graph_path, expected="a graph that OpenVINO can run", found=reason) from error
