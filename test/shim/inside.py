@@ -102,7 +102,7 @@ def mount(*arguments: str | Path) -> None:
 
 
 def mount_image(place: Path, layers: list[str]) -> Path:
-    """Return the image's file system as the platform has it before its runner starts; what is written is kept in memory."""
+    """Return the image's file system as the platform starts its runner in it; what is written stays in memory."""
     mount("-t", "tmpfs", "none", place)
     root, upper, work = place / "root", place / "upper", place / "work"
     for folder in (root, upper, work):

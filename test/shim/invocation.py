@@ -46,7 +46,7 @@ class Outcome:
 
     @property
     def shown(self) -> str:
-        """What the platform shows of a failure: the runner's own words, else the last line on stderr that says anything."""
+        """What the platform shows of a failure: the runner's words, else the last line of stderr that is not empty."""
         if self.result is None:
             return ""
         lines = [line.strip() for line in self.result["user_process_last_stderr_lines"] if line.strip()]
@@ -116,7 +116,7 @@ def encoded(value: object) -> str:
 
 
 def read_outcome(results: Path) -> Outcome:
-    """Return what a run left in its folder. Raises ValueError for a result that is not signed with the platform's key."""
+    """Return what a run left in its folder. Raises ValueError for a result that is not signed by its key."""
     about = json.loads((results / "outcome.json").read_text())
     log = [
         json.loads(line)
@@ -131,7 +131,9 @@ def read_outcome(results: Path) -> Outcome:
         key = f"{PREFIX}/.sagemaker_shim/{name}.json"
         said[name] = None if not path.is_file() else verified(path.read_bytes(), about["metadata"][key])
         path.unlink(missing_ok=True)
-    return Outcome(about["exit_code"], said["runtime_setup_result"], said["inference_result"], outputs, log, about["survivors"])
+    return Outcome(
+        about["exit_code"], said["runtime_setup_result"], said["inference_result"], outputs, log, about["survivors"]
+    )
 
 
 def verified(content: bytes, metadata: dict[str, str]) -> dict[str, Any]:

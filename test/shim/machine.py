@@ -15,8 +15,8 @@ LOCK = Path(__file__).with_name("requirements.lock")
 ENVIRONMENT = ROOT / ".venv-shim"
 # The runner's releases of today ask for it; on an older Python pip finds one of years ago.
 VERSION = (3, 12)
-# All processes of a run are in these, and gone with the first of them; mounts are seen by nobody else. The run ends with
-# whoever started it, however that ends.
+# All processes of a run are in these, and gone with the first of them; its mounts are seen by nobody else. A run ends
+# with whoever started it, however that ends.
 NAMESPACES = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"),

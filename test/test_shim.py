@@ -1,0 +1,321 @@
+"""The platform's own runner on the built images: what it records of a good run, and of every bad end."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+
+from pantherseg.grand_challenge.check import check_output
+from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
+from pantherseg.recipe import load_recipe
+from pantherseg.volume import Grid, Volume, write_volume
+from shim import machine
+from shim.image import Image, describe, exported, open_image, stored_layers
+from shim.invocation import SIGNING_KEY, Outcome, invoke, verified
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+# What `.ci/run` takes, and the rest.
+SHORT = ["task2-cpu"]
+CPU = [*SHORT, pytest.param("task1-cpu", marks=pytest.mark.full)]
+EVERY = [*CPU, *(pytest.param(name, marks=pytest.mark.full) for name in ("task1", "task2"))]
+# From scripts/containers.sh, on the demo weights whatever weights/own holds.
+PACK = 'source scripts/containers.sh; weights=weights/demo; pack_model "$0" "$1"'
+
+
+class Invoke(Protocol):
+    """Runs the image of a test; see `run`."""
+
+    def __call__(self, **options: Any) -> Outcome: ...
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    if reason := machine.missing():
+        pytest.skip(reason)
+    try:
+        return machine.runner()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"the runner cannot be installed: {error.stderr.strip().splitlines()[-1]}")
+
+
+@pytest.fixture(scope="module")
+def image(python: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    description = described(request.param)
+    if layers := stored_layers(description):
+        yield open_image(description, layers)
+        return
+    with exported(description, tmp_path_factory.mktemp("image") / "root") as layers:
+        yield open_image(description, layers)
+
+
+def described(name: str) -> dict[str, Any]:
+    description = describe(f"pantherseg-{name}")
+    if description is None:
+        pytest.skip(f"no Docker engine answers, or ./do_build.sh has not built pantherseg-{name}")
+    return description
+
+
+def task_of(image: Image) -> str:
+    return next(task for task in ("task1", "task2") if task in image.name)
+
+
+@pytest.fixture
+def job(image: Image, tmp_path: Path) -> Path:
+    """A copy of the task's sample job."""
+    return Path(shutil.copytree(ROOT / "test" / "input" / task_of(image), tmp_path / "job"))
+
+
+@pytest.fixture
+def run(image: Image, job: Path, python: Path, tmp_path: Path) -> Invoke:
+    def once(**options: Any) -> Outcome:
+        return invoke(image, job, tmp_path / "run", python=python, **options)
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a task's model.tar.gz, as it is uploaded."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def pack(task: str) -> Path:
+        target = folder / f"{task}.tar.gz"
+        if not target.exists():
+            subprocess.run(["bash", "-euc", PACK, task, target], cwd=ROOT, check=True, capture_output=True)
+        return target
+
+    return pack
+
+
+@pytest.fixture
+def unpacked_model(image: Image, packed: Callable[[str], Path], tmp_path: Path) -> Path:
+    """The folder that the platform makes of the task's model.tar.gz."""
+    with tarfile.open(packed(task_of(image))) as archive:
+        archive.extractall(tmp_path / "model", filter="data")
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="session")
+def native_mask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+    """Return the mask that a task's entry point makes of the sample job without a container."""
+    folder = tmp_path_factory.mktemp("native")
+
+    def mask(task: str) -> bytes:
+        output = folder / task
+        if not output.exists():
+            program = task_recipe(int(task[-1])).with_name("inference.py")
+            places = {"--input": ROOT / "test" / "input" / task, "--output": output, "--model": DEMO_WEIGHTS}
+            options = [str(word) for option in places.items() for word in option]
+            subprocess.run([sys.executable, str(program), *options], check=True, capture_output=True)
+        return next(output.rglob("*.mha")).read_bytes()
+
+    return mask
+
+
+def archived(folder: Path) -> Path:
+    """Return a model.tar.gz of a folder's content."""
+    target = folder.with_suffix(".tar.gz")
+    with tarfile.open(target, "w:gz") as archive:
+        archive.add(folder, arcname=".")
+    return target
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def check_success(outcome: Outcome, image: Image, native: bytes) -> dict[str, Any]:
+    """Check that the platform has recorded a valid mask, the native one, and return the report beside it."""
+    assert (outcome.exit_code, outcome.survivors) == (0, [])
+    assert outcome.result is not None, outcome.log
+    assert (outcome.result["return_code"], outcome.result["user_safe_error_message"]) == (0, ""), outcome.shown
+    sockets = load_recipe(task_recipe(int(task_of(image)[-1]))).sockets
+    job = ROOT / "test" / "input" / task_of(image)
+    assert [verdict for verdict in check_output(outcome.outputs, sockets, job=job) if not verdict.kept] == []
+    recorded = sorted(entry["relative_path"] for entry in outcome.result["outputs"])
+    assert recorded == outcome.uploaded
+    (mask,) = outcome.outputs.rglob("*.mha")
+    assert mask.read_bytes() == native
+    report: dict[str, Any] = json.loads((outcome.outputs / "results.json").read_text())
+    return report
+
+
+def check_failure(outcome: Outcome, *reasons: str) -> None:
+    """Check that the platform has recorded a failure, shows its reason in one line, and has no output."""
+    assert (outcome.exit_code, outcome.survivors) == (0, [])
+    assert outcome.result is not None, outcome.log
+    assert outcome.result["return_code"] == 1
+    assert outcome.result["user_safe_error_message"] == ""
+    assert outcome.shown.startswith("error: ")
+    assert all(reason in outcome.shown for reason in reasons), outcome.shown
+    assert (outcome.result["outputs"], outcome.uploaded) == ([], [])
+
+
+@pytest.mark.parametrize("image", EVERY, indirect=True)
+def test_a_good_case_is_recorded_with_the_native_mask(
+    image: Image, run: Invoke, packed: Callable[[str], Path], native_mask: Callable[[str], bytes]
+) -> None:
+    outcome = run(model=packed(task_of(image)))
+    assert outcome.setup is not None
+    assert outcome.setup["return_code"] == 0
+    report = check_success(outcome, image, native_mask(task_of(image)))
+    assert all(model["path"].startswith("/opt/ml/model/") for model in report["models"])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("image", CPU, indirect=True)
+def test_without_a_model_the_demo_weights_are_used(
+    image: Image, run: Invoke, native_mask: Callable[[str], bytes]
+) -> None:
+    report = check_success(run(), image, native_mask(task_of(image)))
+    assert all(model["path"].startswith("/opt/pantherseg/weights/demo/") for model in report["models"])
+
+
+@pytest.mark.parametrize("image", EVERY, indirect=True)
+def test_a_damaged_input_is_named(job: Path, run: Invoke) -> None:
+    (volume,) = job.rglob("*.mha")
+    truncate(volume)
+    outcome = run()
+    # As the platform lays it out, whatever lies behind the link.
+    check_failure(outcome, f"/input/{volume.relative_to(job)}: expected", "bytes of compressed voxels")
+    assert outcome.lines("stdout") == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("image", EVERY, indirect=True)
+def test_the_end_by_the_time_limit_is_at_once_and_leaves_nothing(run: Invoke) -> None:
+    outcome = run(timeout="PT2S")
+    assert (outcome.exit_code, outcome.survivors) == (0, [])
+    assert outcome.result is not None
+    assert (outcome.result["return_code"], outcome.shown) == (1, "Time limit exceeded")
+    assert (outcome.result["outputs"], outcome.uploaded) == ([], [])
+    # It ended by SIGTERM: SIGKILL comes 5 s later.
+    assert 2 <= float(outcome.result["exec_duration"].removeprefix("PT").removesuffix("S")) < 6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("image", EVERY, indirect=True)
+def test_a_machine_that_is_too_small_is_named(run: Invoke) -> None:
+    check_failure(run(memory_mb=256), "memory: expected at least 512 MB", "found a limit of 256 MB")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("image", CPU, indirect=True)
+def test_a_volume_that_is_too_large_is_named(image: Image, job: Path, run: Invoke) -> None:
+    (volume,) = job.rglob("*.mha")
+    # 300 MB as it is stored, 600 MB in float32, and nothing left for what is done with it.
+    write_volume(Volume(np.zeros((600, 500, 500), np.int16), Grid((600, 500, 500), (1.0, 1.0, 1.0))), volume)
+    check_failure(run(memory_mb=1000), "memory: expected enough for this case", "(limit 1000 MB)")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("image", CPU, indirect=True)
+def test_a_damaged_fold_costs_no_case(
+    image: Image, run: Invoke, unpacked_model: Path, native_mask: Callable[[str], bytes]
+) -> None:
+    truncate(unpacked_model / task_of(image) / "fold_3.safetensors")
+    outcome = run(model=archived(unpacked_model))
+    assert outcome.result is not None
+    assert outcome.result["return_code"] == 0
+    report = json.loads((outcome.outputs / "results.json").read_text())
+    assert [event["code"] for event in report["events"]] == ["fold_left_out"]
+    (mask,) = outcome.outputs.rglob("*.mha")
+    assert mask.read_bytes() != native_mask(task_of(image)), "the fold took part"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("image", CPU, indirect=True)
+def test_too_many_damaged_folds_are_named(image: Image, run: Invoke, unpacked_model: Path) -> None:
+    for fold in (0, 2, 4):
+        truncate(unpacked_model / task_of(image) / f"fold_{fold}.safetensors")
+    check_failure(run(model=archived(unpacked_model)), f"/opt/ml/model/{task_of(image)}/fold_0.safetensors: expected")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("image", SHORT, indirect=True)
+def test_a_truncated_model_archive_is_refused_by_the_runner(
+    image: Image, run: Invoke, packed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copy(packed(task_of(image)), tmp_path / "model.tar.gz")
+    truncate(tmp_path / "model.tar.gz")
+    outcome = run(model=tmp_path / "model.tar.gz")
+    assert (outcome.exit_code, outcome.survivors, outcome.result, outcome.uploaded) == (0, [], None, [])
+    assert outcome.setup is not None
+    assert outcome.setup["return_code"] == 1
+    assert outcome.setup["user_safe_error_message"] == "Could not set up model: Tarfile could not be extracted"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("image", SHORT, indirect=True)
+def test_an_exported_file_system_is_as_good_as_the_engine_s_layers(
+    image: Image, job: Path, python: Path, native_mask: Callable[[str], bytes], tmp_path: Path
+) -> None:
+    description = described(SHORT[0])
+    with exported(description, tmp_path / "root") as layers:
+        outcome = invoke(open_image(description, layers), job, tmp_path / "run", python=python)
+        check_success(outcome, image, native_mask(task_of(image)))
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("image", SHORT, indirect=True)
+def test_a_killed_run_leaves_no_process_and_no_mount(image: Image, job: Path, python: Path, tmp_path: Path) -> None:
+    arguments = (image, job, tmp_path / "run")
+    child = get_context("spawn").Process(target=invoke, args=arguments, kwargs={"python": python})
+    child.start()
+    entry = image.entrypoint[-1] if image.entrypoint else ""
+    inside: set[str] = set()
+    until = time.monotonic() + 60
+    while not inside & {namespace(pid) for pid in processes(entry)}:
+        assert time.monotonic() < until, "the image has not begun"
+        time.sleep(0.05)
+        inside = {namespace(pid) for pid in processes(str(tmp_path))} - {namespace("self"), ""}
+    child.kill()
+    child.join()
+    until = time.monotonic() + 10
+    while inside & {namespace(path.name) for path in Path("/proc").glob("[0-9]*")}:
+        assert time.monotonic() < until, "processes survive"
+        time.sleep(0.05)
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+
+
+def processes(words: str) -> list[str]:
+    """Return the ids of processes with these words on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        if words in line.replace("\0", " "):
+            found.append(path.parent.name)
+    return found
+
+
+def namespace(process: str) -> str:
+    """Return the process namespace of a process, nothing of one that has ended."""
+    try:
+        return str(Path("/proc", process, "ns", "pid").readlink())
+    except OSError:
+        return ""
+
+
+def test_a_result_that_was_changed_is_refused() -> None:
+    content = b'{"return_code": 0}'
+    signature = hmac.new(bytes.fromhex(SIGNING_KEY), content, "sha256").hexdigest()
+    assert verified(content, {"signature_hmac_sha256": signature}) == {"return_code": 0}
+    for changed in (content.replace(b"0", b"1"), b""):
+        with pytest.raises(ValueError, match="expected the signature"):
+            verified(changed, {"signature_hmac_sha256": signature})
