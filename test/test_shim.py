@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,6 +135,45 @@ def archived(folder: Path) -> Path:
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# One line for each condition under which the platform runs an image, as the image itself sees it.
+CONDITIONS = r"""
+echo "user $(id -u) $(id -g) $HOME"
+echo "folder $(pwd)"
+echo "input $(readlink /input) $(find /input/ -type f | sort | xargs)"
+touch /input/x 2>/dev/null && echo "input can be written"
+for place in /output /tmp /opt/ml/model; do
+  touch "$place/x" && rm "$place/x" && echo "$place can be written and holds $(ls -A "$place" | xargs)"
+done
+echo "the model's files belong to $(find /opt/ml/model -type f -printf '%u\n' | sort -u | xargs)"
+echo "data $(ulimit -d)"
+echo "shared memory $(touch /dev/shm/x && df --output=fstype /dev/shm | tail -n 1)"
+echo "network $(tail -n +3 /proc/net/dev | cut -d: -f1 | xargs)"
+echo "secrets $(env | grep -ci grand_challenge)"
+"""
+
+
+@pytest.mark.parametrize("image", SHORT, indirect=True)
+def test_the_conditions_are_the_platform_s(
+    image: Image, job: Path, python: Path, packed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    asked = replace(image, entrypoint=["/bin/sh", "-c", CONDITIONS])
+    outcome = invoke(asked, job, tmp_path / "run", python=python, model=packed(task_of(image)))
+    files = " ".join(sorted(f"/input/{path.relative_to(job)}" for path in job.rglob("*") if path.is_file()))
+    assert outcome.lines("stdout") == [
+        "user 1000 1000 /home/user",
+        f"folder {image.folder}",
+        f"input /opt/ml/input/data/algorithm-1-input {files}",
+        "/output can be written and holds ",
+        "/tmp can be written and holds ",
+        "/opt/ml/model can be written and holds localizer task2",
+        "the model's files belong to user",
+        f"data {15 * 1024 * 1024}",
+        "shared memory tmpfs",
+        "network lo",
+        "secrets 0",
+    ]
 
 
 def check_success(outcome: Outcome, image: Image, native: bytes) -> dict[str, Any]:
