@@ -181,12 +181,12 @@ NAME = "decoder.seg_layers.3.bias"
 
 def with_nan(weights: Weights) -> str:
     weights[NAME] = weights[NAME] * float("nan")
-    return "finite float32 numbers"
+    return f"expected finite numbers in {NAME}, found NaN or infinite ones"
 
 
 def with_infinity(weights: Weights) -> str:
     weights[NAME] = weights[NAME] / 0
-    return "finite float32 numbers"
+    return f"expected finite numbers in {NAME}, found NaN or infinite ones"
 
 
 def with_one_missing(weights: Weights) -> str:
@@ -380,8 +380,57 @@ def test_an_empty_folder_is_a_target_and_missing_parents_are_made(changed_model:
     (parent / "empty" / ".part" / "of_a_run_that_was_killed").touch()
     bundle = pack(model, parent / "empty")
     assert [path.name for path in parent.iterdir()] == ["empty"]
-    assert {path.name for path in bundle.path.iterdir()} == {"manifest.json", *bundle.manifest.sha256}
+    # What another has not finished is no reason to stop, and not this one's to remove.
+    assert {path.name for path in bundle.path.iterdir()} == {".part", "manifest.json", *bundle.manifest.sha256}
     assert pack(model, tmp_path / "c" / "d" / "e").folds == ("0",)
+
+
+@ONE_GRAPH
+@pytest.mark.parametrize("there", [False, True])
+def test_of_two_that_pack_to_one_target_the_first_to_end_wins(
+    changed_model: ChangedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    model, target = open_model_folder(changed_model()), tmp_path / "to" / "bundle"
+    target.parent.mkdir()
+    if there:
+        target.mkdir()
+    module = import_module("pantherseg.packing.pack")
+    write = module._write_bundle
+    calls = []
+
+    def meanwhile(model: ModelFolder, folder: Path) -> Any:
+        manifest = write(model, folder)
+        calls.append(folder)
+        if len(calls) == 1:
+            pack(model, target)
+            assert folder.is_dir(), "the other removes only its own"
+        return manifest
+
+    monkeypatch.setattr(module, "_write_bundle", meanwhile)
+    with pytest.raises(OutputError) as caught:
+        pack(model, target)
+    one_line_about(target, caught.value)
+    assert len(set(calls)) == 2
+    bundle = open_bundle(target)
+    assert {path.name for path in target.iterdir()} == {"manifest.json", *bundle.manifest.sha256}
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_that_leads_nowhere_is_no_target(demo_folder: ModelFolder, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    target.symlink_to(tmp_path / "gone")
+    with pytest.raises(OutputError, match=r"expected a new folder for the bundle, found a link"):
+        pack(demo_folder, target)
+
+
+def test_the_line_of_a_bundle_names_its_labels() -> None:
+    line = import_module("pantherseg.commands.pack")._line(open_bundle(DEMO_WEIGHTS / "task1"))
+    assert f"of {CHECKPOINT}, labels 1 tumour, 2 pancreas, " in line
+    manifest = open_bundle(DEMO_WEIGHTS / "task1").manifest
+    many = msgspec.structs.replace(manifest, labels={f"part {number}": number for number in range(41)})
+    said = Bundle(DEMO_WEIGHTS / "task1", many, ()).said_labels()
+    assert said.startswith("labels 1 part 1, 2 part 2, ")
+    assert said.endswith("8 part 8 and 32 more")
 
 
 def test_without_torch_the_error_says_where_to_pack(

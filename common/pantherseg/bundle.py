@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pantherseg.errors import ModelError, RecipeError
+from pantherseg.errors import ModelError, RecipeError, printable
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.recipe import FileName, Table
 
@@ -30,6 +30,8 @@ GRAPH = "graph.xml"
 PLANS, DATASET = "plans.json", "dataset.json"
 # What the graph needs beside the network's weights (shapes, axes), in every fold's file.
 GRAPH_CONSTANTS = "graph.constants"
+# Labels that are named in one line; models of the whole body have a hundred.
+MOST_LABELS = 8
 
 
 class Provenance(Table, frozen=True):
@@ -118,6 +120,12 @@ class Bundle:
         highest = self.manifest.classes - 1
         if not 1 <= label <= highest:
             raise RecipeError(self.path, expected=f"{key} between 1 and {highest}", found=str(label))
+
+    def said_labels(self) -> str:
+        """Return the labels by number and name, but for the background, for people: `labels 1 tumour, 2 pancreas`."""
+        named = sorted((number, name) for name, number in self.manifest.labels.items() if number)
+        shown = ", ".join(f"{number} {printable(name)}" for number, name in named[:MOST_LABELS])
+        return f"labels {shown}{f' and {len(named) - MOST_LABELS} more' if len(named) > MOST_LABELS else ''}"
 
 
 def check_classes(bundles: Sequence[Bundle]) -> None:

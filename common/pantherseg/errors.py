@@ -19,13 +19,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
+def printable(text: str) -> str:
+    """Return a text as one line that does nothing to a terminal: names and answers of others may hold anything."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in " ".join(text.split())
+    )
+
+
 class PantherSegError(Exception):
     """One line: where, what was expected, what was found, and what to do about it."""
 
     def __init__(self, where: str | Path, *, expected: str, found: str, hint: str = "") -> None:
         self.expected, self.found, self.hint = expected, found, hint
         message = f"{where}: expected {expected}, found {found}"
-        super().__init__(" ".join(f"{message}; {hint}".split()) if hint else " ".join(message.split()))
+        super().__init__(printable(f"{message}; {hint}" if hint else message))
 
 
 class InputError(PantherSegError):

@@ -36,4 +36,5 @@ def pack_source(
 
 def _line(bundle: Bundle) -> str:
     size = sum(path.stat().st_size for path in bundle.path.iterdir())
-    return f"{bundle.path}: folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}, {size / 1e6:.1f} MB"
+    folds = f"folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}"
+    return f"{bundle.path}: {folds}, {bundle.said_labels()}, {size / 1e6:.1f} MB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -126,16 +127,16 @@ def _new_folder(target: Path) -> Iterator[Path]:
     """Yield a hidden folder that becomes `target` when the block ends without an error. Raises OutputError.
 
     A target that is there and empty may be a mount or where someone stands: it is filled, with the manifest last.
+    The hidden folder has a name of its own: others may be at work on the same target, and the first to end wins.
     """
     there = target.is_dir()
-    beside = target / ".part" if there else target.with_name(f".{target.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    if target.exists() and (not there or any(target.iterdir())):
-        found = "one that holds something" if there else "a file"
-        raise OutputError(target, expected="a new folder for the bundle", found=found, hint="move it away")
+    name = f"{'' if there else f'.{target.name}'}.{secrets.token_hex(4)}.part"
+    beside = target / name if there else target.with_name(name)
     try:
+        _check_free(target)
         beside.mkdir(parents=True)
         yield beside
+        _check_free(target)
         if there:
             for path in sorted(beside.iterdir(), key=lambda path: path.name == MANIFEST):
                 path.rename(target / path.name)
@@ -146,6 +147,20 @@ def _new_folder(target: Path) -> Iterator[Path]:
         raise OutputError(target, expected="to write this bundle", found=found) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _check_free(target: Path) -> None:
+    """Raise OutputError unless a target is nothing, or a folder with nothing but what others have not finished."""
+    if target.is_dir():
+        found = "one that holds something" if any(map(_counts, target.iterdir())) else ""
+    else:
+        found = "a file" if target.exists() else "a link" if target.is_symlink() else ""
+    if found:
+        raise OutputError(target, expected="a new folder for the bundle", found=found, hint="move it away")
+
+
+def _counts(path: Path) -> bool:
+    return not (path.name.startswith(".") and path.name.endswith(".part") and path.is_dir())
 
 
 def _copy(bundle: Bundle, target: Path) -> Bundle:
@@ -232,6 +247,8 @@ def _write_folds(
 
 def _numbers(path: Path, name: str, value: torch.Tensor) -> NDArray[np.float32]:
     numbers: NDArray[np.float32] = np.ascontiguousarray(value.numpy())
-    if numbers.dtype != np.float32 or not np.isfinite(numbers).all():
-        raise ModelError(path, expected=f"finite float32 numbers in {name}", found=f"others ({numbers.dtype})")
+    if numbers.dtype != np.float32:
+        raise ModelError(path, expected=f"float32 numbers in {name}", found=str(numbers.dtype))
+    if not np.isfinite(numbers).all():
+        raise ModelError(path, expected=f"finite numbers in {name}", found="NaN or infinite ones")
     return numbers
