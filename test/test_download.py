@@ -8,12 +8,13 @@ import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import SmallDisk, one_line_about
 from pantherseg.errors import DownloadError, OutputError, PantherSegError
-from pantherseg.weights.download import Client, check_still_safe
+from pantherseg.weights.download import Client, _length, check_still_safe
 from pantherseg.weights.part import Wanted
 from served import Page, Served
 
@@ -246,7 +247,51 @@ def test_no_redirect_leads_from_https_to_http() -> None:
         assert one_line_about("https://a/x", caught.value).endswith(f"found {after}")
 
 
-@pytest.mark.parametrize("name", ["../w.zip", "a/w.zip", "..", ".w", ""])
+@pytest.mark.parametrize("location", ["http://[::1", "//[::1/x"])
+def test_a_redirect_to_no_address_is_refused(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path, location: str
+) -> None:
+    server.pages["/w.zip"] = Page(location=location)
+    assert refused(client, wanted, tmp_path).endswith("expected addresses that are some, found Invalid IPv6 URL")
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://.a/x", "http://a:99999999/x"])
+def test_what_is_no_address_is_refused(client: Client, tmp_path: Path, url: str) -> None:
+    refused(client, Wanted("w.zip", url), tmp_path)
+    with pytest.raises(DownloadError):
+        check_still_safe("https://a/x", "http://[::1")
+
+
+def test_a_length_that_is_no_number_is_no_length() -> None:
+    # isdigit, but int() does not take it.
+    assert _length(SimpleNamespace(headers={"Content-Length": "\xb2"})) is None
+
+
+def test_without_a_network_a_short_text_is_an_answer_that_did_not_come(client: Client) -> None:
+    with Served() as gone:
+        url = gone.url("/record")
+    with pytest.raises(DownloadError) as caught:
+        client.read(url)
+    assert one_line_about(url, caught.value).startswith(f"{url}: expected an answer, found a connection that broke")
+
+
+def test_errors_do_nothing_to_a_terminal() -> None:
+    error = DownloadError("a", expected="b\nb", found="\x1b[2J\x00\x9b", hint="ü")
+    assert str(error) == "a: expected b b, found \\x1b[2J\\x00\\x9b; ü"
+
+
+@pytest.mark.parametrize("checksum", [f"MD5:{MD5.upper()}", f"sha256:{SHA256.upper()}"])
+def test_a_checksum_in_capitals_is_the_same(
+    server: Served, client: Client, wanted: Wanted, tmp_path: Path, checksum: str
+) -> None:
+    page = server.pages["/w.zip"] = Page(CONTENT, breaks=[HALF, None])
+    wanted = replace(wanted, checksum=checksum)
+    check(client, wanted, tmp_path)
+    check(client, wanted, tmp_path)
+    assert len(page.asked) == 2
+
+
+@pytest.mark.parametrize("name", ["../w.zip", "a/w.zip", "..", ".w", "", "a\0b", "a\nb", "\x1b[2Jw.zip"])
 def test_a_name_that_leads_elsewhere_is_refused(client: Client, wanted: Wanted, tmp_path: Path, name: str) -> None:
     assert "a file's plain name" in refused(client, replace(wanted, name=name), tmp_path)
     assert names(tmp_path) == []

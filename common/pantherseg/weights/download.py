@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from tqdm import tqdm
 
-from pantherseg.errors import DownloadError
+from pantherseg.errors import DownloadError, printable
 from pantherseg.weights.part import CHUNK, KEPT, BrokenError, Downloaded, Part, Wanted
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Client:
                     return b"".join(_pieces(answer, MAX_TEXT))
             except BrokenError as error:
                 failures += 1
-                self._rest(url, error, failures, "try again later")
+                self._rest(url, error, failures, "an answer", "try again later")
 
     def download(self, wanted: Wanted, folder: Path) -> Downloaded:
         """Download a file into a folder, from where an earlier attempt ended.
@@ -71,15 +71,15 @@ class Client:
                 length = part.length()
                 # Whoever goes on is waited for, however often; one who starts anew each time would never end.
                 failures, best = (1, length) if length > best else (failures + 1, best)
-                self._rest(wanted.url, error, failures, KEPT)
+                self._rest(wanted.url, error, failures, "the whole file", KEPT)
         return whole
 
-    def _rest(self, url: str, error: BrokenError, failures: int, hint: str) -> None:
+    def _rest(self, url: str, error: BrokenError, failures: int, expected: str, hint: str) -> None:
         if failures > self._retries:
             found = f"{error}, after {self._retries} retries"
-            raise DownloadError(url, expected="the whole file", found=found, hint=hint) from error
+            raise DownloadError(url, expected=expected, found=found, hint=hint) from error
         pause = min(LONGEST_PAUSE, max(error.wait, self._pause * 2 ** (failures - 1)))
-        logger.warning("%s: %s; again in %.0f s", url, error, pause)
+        logger.warning("%s; again in %.0f s", printable(f"{url}: {error}"), pause)
         time.sleep(pause)
 
     def _attempt(self, wanted: Wanted, part: Part) -> Downloaded:
@@ -118,12 +118,14 @@ class Client:
                 raise BrokenError(_reason(error)) from error
             except self._requests.RequestException as error:
                 raise DownloadError(url, expected="an answer", found=_reason(error)) from error
+            except ValueError as error:  # of this address, or of the one that it leads to
+                raise DownloadError(url, expected="addresses that are some", found=str(error)) from error
             with answer:
                 if not answer.is_redirect:
                     _check_status(url, answer)
                     yield answer
                     return
-                after = urljoin(url, answer.headers["Location"])
+                after = _joined(url, answer.headers["Location"])
             check_still_safe(url, after)
             url = after
         raise DownloadError(url, expected="a file", found=f"more than {MAX_REDIRECTS} redirects")
@@ -131,16 +133,26 @@ class Client:
 
 def check_still_safe(before: str, after: str) -> None:
     """Raise DownloadError where an address that nobody on the way can change leads to one that anybody can."""
-    schemes = urlsplit(before).scheme, urlsplit(after).scheme
+    try:
+        schemes = urlsplit(before).scheme, urlsplit(after).scheme
+    except ValueError as error:
+        raise DownloadError(before, expected="an address to go on to", found=after) from error
     if schemes[1] not in ("http", "https") or schemes == ("https", "http"):
         raise DownloadError(before, expected="a way on to https", found=after)
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise DownloadError(url, expected="an address to go on to", found=location) from error
 
 
 def _check_status(url: str, answer: Any) -> None:
     status = answer.status_code
     if status in PASSING:
         wait = answer.headers.get("Retry-After", "")
-        raise BrokenError(f"HTTP {status} {answer.reason}", wait=float(wait) if wait.isdigit() else 0.0)
+        raise BrokenError(f"HTTP {status} {answer.reason}", wait=float(wait) if wait.isdecimal() else 0.0)
     if status not in (200, 206, 416):
         raise DownloadError(url, expected="a file", found=f"HTTP {status} {answer.reason}")
 
@@ -153,7 +165,7 @@ def _continues(answer: Any, offset: int, size: int | None) -> bool:
 
 def _length(answer: Any) -> int | None:
     length = answer.headers.get("Content-Length", "")
-    return int(length) if length.isdigit() else None
+    return int(length) if length.isdecimal() and len(length) < 20 else None
 
 
 def _validator(answer: Any) -> str | None:

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -59,12 +59,20 @@ class BrokenError(Exception):
         self.wait = wait
 
 
+def check_name(wanted: Wanted) -> None:
+    """Raise DownloadError where a name leads elsewhere, is hidden, or holds what a terminal would obey."""
+    name = wanted.name
+    if not name or name.startswith(".") or not name.isprintable() or Path(name).name != name:
+        raise DownloadError(wanted.url, expected="a file's plain name", found=repr(name))
+
+
 class Part:
     """A file on its way: <name>.part with <name>.json beside, then <name>."""
 
     def __init__(self, folder: Path, wanted: Wanted) -> None:
-        if not wanted.name or Path(wanted.name).name != wanted.name or wanted.name.startswith("."):
-            raise DownloadError(wanted.url, expected="a file's plain name", found=repr(wanted.name))
+        check_name(wanted)
+        if wanted.checksum is not None:
+            wanted = replace(wanted, checksum=wanted.checksum.lower())
         if wanted.checksum is not None and wanted.checksum.partition(":")[0] not in KINDS:
             raise DownloadError(wanted.url, expected=f"a checksum like {' or '.join(KINDS)}", found=wanted.checksum)
         self._wanted = wanted

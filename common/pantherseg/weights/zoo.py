@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -13,7 +13,7 @@ from msgspec import Meta
 from pantherseg.errors import DownloadError, RecipeError
 from pantherseg.recipe import FileName, Table, read_table
 from pantherseg.weights.download import Client, check_still_safe
-from pantherseg.weights.part import Wanted
+from pantherseg.weights.part import Wanted, check_name
 
 ZENODO = "https://zenodo.org/api/records"
 SEE_RECORD = "see the record"
@@ -102,17 +102,10 @@ class _File(msgspec.Struct):
     checksum: str | None = None
 
 
-class _Licence(msgspec.Struct):
-    id: str
-
-
-class _Metadata(msgspec.Struct):
-    license: _Licence | None = None
-
-
 class _Record(msgspec.Struct):
     files: list[_File]
-    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+    metadata: Any = None
+    """Only looked at for the licence: what is odd about it is no reason to refuse the files."""
 
 
 def load_zoo(path: Path) -> list[Weights]:
@@ -157,12 +150,23 @@ def _of_record(entry: Weights, source: Zenodo, client: Client, url: str, names: 
     every = {file.key: file for file in record.files}
     chosen = [_one(url, [name], every) for name in names] or [_one(url, wanted, every) for wanted in source.files]
     licence = entry.licence
-    if licence == SEE_RECORD and record.metadata.license is not None:
-        licence = record.metadata.license.id
+    if licence == SEE_RECORD:
+        licence = _licence(record.metadata) or SEE_RECORD
+    if twice := [name for name in chosen if chosen.count(name) > 1]:
+        raise DownloadError(url, expected="files that differ", found=f"{twice[0]} twice", hint="name each once")
     files = [every[name] for name in chosen]
-    for file in files:
-        check_still_safe(url, file.links.self)
-    return Published(tuple(Wanted(file.key, file.links.self, file.size, file.checksum) for file in files), licence)
+    found = tuple(Wanted(file.key, file.links.self, file.size, file.checksum) for file in files)
+    for wanted in found:
+        check_name(wanted)
+        check_still_safe(url, wanted.url)
+    return Published(found, licence)
+
+
+def _licence(metadata: Any) -> str | None:
+    """Return the licence's name that a record states, {"license": {"id": ...}} or {"license": ...}, if it is one."""
+    stated = metadata.get("license") if isinstance(metadata, dict) else None
+    name = stated.get("id") if isinstance(stated, dict) else stated
+    return name if isinstance(name, str) and name.strip() and name.isprintable() else None
 
 
 def _one(url: str, patterns: Sequence[str], every: dict[str, _File]) -> str:
