@@ -161,8 +161,8 @@ def test_the_winners_task_1(client: Client, zenodo: str, server: Served, winner:
     assert "licence: cc-by-4.0" in lines[0]
     digest = hashlib.sha256(winner).hexdigest()
     assert lines[1] == f"Dataset901_PANTHER.zip: {len(winner)} bytes, SHA-256 {digest}"
-    assert lines[2] == f"{root / 'task1'}: folds 0 1 2 3 4 of {BEST}"
-    assert sorted(path.name for path in root.iterdir()) == ["task1", "task1.fetched.json"]
+    assert lines[2] == f"{root / 'task1'}: folds 0 1 2 3 4 of {BEST}, labels 1 tumour, 2 pancreas"
+    assert sorted(path.name for path in root.iterdir()) == [".fetch", "task1", "task1.fetched.json"]
     demo = open_bundle(DEMO_WEIGHTS / "task1")
     for fold in demo.folds:
         assert (root / "task1" / f"fold_{fold}.safetensors").read_bytes() == demo.weights_path(fold).read_bytes()
@@ -242,7 +242,7 @@ def test_the_baselines_loose_checkpoints(
 ) -> None:
     zenodo = server.record(15211865, {"readme.txt": Page(b"-")} | baseline(demo_folder, tmp_path))
     lines = get(client, "baseline-task1", tmp_path / "own", zenodo=zenodo)
-    assert lines[-1] == f"{tmp_path / 'own' / 'task1'}: folds 0 1 2 of {BEST}"
+    assert lines[-1] == f"{tmp_path / 'own' / 'task1'}: folds 0 1 2 of {BEST}, labels 1 tumour, 2 pancreas"
     for name in (PLANS, DATASET):
         assert json.loads((tmp_path / "own" / "task1" / name).read_text()) == json.loads(
             (demo_folder.path / name).read_text()
@@ -262,17 +262,47 @@ def test_loose_checkpoints_that_do_not_belong_together(
     assert last.is_file(), "a sound download is kept"
 
 
+def with_eight_classes(demo_folder: ModelFolder, tmp_path: Path) -> ModelFolder:
+    """The demo's network with as many labels as the demo's localizer has."""
+    target = tmp_path / ".eight"
+    shutil.copytree(demo_folder.path, target, ignore=shutil.ignore_patterns("fold_[1234]"))
+    dataset = json.loads((target / DATASET).read_text())
+    dataset["labels"] = open_bundle(DEMO_WEIGHTS / "localizer").manifest.labels
+    (target / DATASET).write_text(json.dumps(dataset))
+    path = target / "fold_0" / CHECKPOINT
+    content = torch.load(path, weights_only=True)
+    for name, value in content["network_weights"].items():
+        if "seg_layers" in name:
+            content["network_weights"][name] = torch.cat([value, value, value])[:8]
+    torch.save(content, path)
+    return open_model_folder(target)
+
+
+def test_a_model_without_the_label_that_its_role_needs_is_not_placed(
+    client: Client, server: Served, demo_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = zipped(model_files(demo_folder, "", {"0": "0"}, (CHECKPOINT,)))
+    server.pages["/weights.zip"] = Page(content)
+    monkeypatch.setitem(MODEL_REGISTRY["base"], "url", server.url("/weights.zip"))
+    monkeypatch.setitem(MODEL_REGISTRY["base"], "sha256", hashlib.sha256(content).hexdigest())
+    where = tmp_path / ".fetch" / "mrsegmentator" / "weights.zip"
+    text = refused(where, RecipeError, client, "mrsegmentator", tmp_path)
+    assert text.endswith("expected label between 1 and 2, found 7")
+    assert where.is_file(), "a sound download is kept"
+
+
 def test_the_localizer_is_the_mrsegmentator_packages(
     client: Client, server: Served, demo_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = zipped(model_files(demo_folder, "", FIVE, (CHECKPOINT,)))
+    content = zipped(model_files(with_eight_classes(demo_folder, tmp_path), "", {"0": "0"}, (CHECKPOINT,)))
     server.pages["/weights.zip"] = Page(content)
     monkeypatch.setitem(MODEL_REGISTRY["base"], "url", server.url("/weights.zip"))
     where = server.url("/weights.zip")
     assert "sha256:dd26" in refused(where, DownloadError, client, "mrsegmentator", tmp_path)
     monkeypatch.setitem(MODEL_REGISTRY["base"], "sha256", hashlib.sha256(content).hexdigest())
     lines = get(client, "mrsegmentator", tmp_path)
-    assert lines[-1] == f"{tmp_path / 'localizer'}: folds 0 1 2 3 4 of {CHECKPOINT}"
+    assert lines[-1].startswith(f"{tmp_path / 'localizer'}: folds 0 of {CHECKPOINT}, labels 1 ")
+    assert lines[-1].endswith(", 7 pancreas")
     with pytest.raises(ModelError, match=r"for 'task1', found none"):
         find_models(tmp_path, load_recipe(task_recipe(1)))
     text = refused("--file", RecipeError, client, "mrsegmentator", tmp_path / "b", files=["x"])
@@ -298,6 +328,18 @@ def test_what_is_there_already_is_left_as_it_is(client: Client, server: Served, 
     path = tmp_path / "task1" / "fold_3.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert "expected SHA-256" in refused(path, ModelError, client, "winner-task1", tmp_path, zenodo=zenodo)
+
+
+@pytest.mark.parametrize("to", ["gone", "empty"])
+def test_a_link_in_its_place_is_left_alone_before_anything_is_downloaded(
+    client: Client, server: Served, zenodo: str, tmp_path: Path, to: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "task1").symlink_to(tmp_path / to)
+    text = refused(tmp_path / "task1", OutputError, client, "winner-task1", tmp_path, zenodo=zenodo)
+    assert text.endswith("expected room for winner-task1, found a link; move it away")
+    assert server.pages[f"/api/records/{RECORD}"].asked == []
+    assert (tmp_path / "task1").is_symlink()
 
 
 def test_other_bytes_than_once_are_refused(
@@ -329,6 +371,37 @@ def test_files_that_the_patterns_do_not_tell_apart(
         where, DownloadError, client, "winner-task1", tmp_path, zenodo=zenodo, files=["d"]
     )
     get(client, "winner-task1", tmp_path, zenodo=zenodo, files=["c.zip"])
+    assert (tmp_path / "task1" / "manifest.json").is_file()
+
+
+def test_files_that_make_no_model_are_refused_before_they_are_downloaded(
+    client: Client, server: Served, winner: bytes, tmp_path: Path
+) -> None:
+    zenodo = server.record(RECORD, pages := {"a_901.zip": Page(winner), "b.zip": Page(winner)})
+    loose = {name: Page(b"-") for name in ("a_fold_0.pth", "b_fold_0.pth", "c_fold_1.pth", "d.pth")}
+    server.record(15211865, loose)
+    for name, files, where, found in (
+        ("winner-task1", ["b.zip", "b.zip"], f"{zenodo}/{RECORD}", "files that differ, found b.zip twice"),
+        ("winner-task1", ["a_901.zip", "b.zip"], "winner-task1", "one archive, found 2 files: a_901.zip, b.zip"),
+        ("baseline-task1", ["c_fold_1.pth"] * 2, f"{zenodo}/15211865", "found c_fold_1.pth twice"),
+        (
+            "baseline-task1",
+            ["a_fold_0.pth", "b_fold_0.pth"],
+            "baseline-task1",
+            "one file of fold_0, found a_fold_0.pth and b_fold_0.pth",
+        ),
+        ("baseline-task1", ["a_fold_0.pth", "d.pth"], "d.pth", "a fold's number"),
+    ):
+        assert found in refused(where, DownloadError, client, name, tmp_path, zenodo=zenodo, files=files)
+    assert not any(page.asked for page in (*pages.values(), *loose.values()))
+
+
+@pytest.mark.parametrize("name", ["made", "source"])
+def test_a_file_may_have_any_plain_name(
+    client: Client, server: Served, winner: bytes, tmp_path: Path, name: str
+) -> None:
+    zenodo = server.record(RECORD, {name: Page(winner)})
+    get(client, "winner-task1", tmp_path, zenodo=zenodo, files=[name])
     assert (tmp_path / "task1" / "manifest.json").is_file()
 
 
@@ -377,6 +450,12 @@ def deflated(files: Files) -> bytes:
     return buffer.getvalue()
 
 
+def damaged(content: bytes) -> bytes:
+    """In the middle, where a checkpoint is."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(byte ^ 255 for byte in content[middle : middle + 9]) + content[middle + 9 :]
+
+
 @pytest.mark.parametrize(
     ("make", "found"),
     [
@@ -395,6 +474,11 @@ def deflated(files: Files) -> bytes:
         (lambda files: b"", "0 bytes beginning with"),
         (lambda files: tarred(files)[:-3000], "EOFError"),
         (lambda files: zipped(files).replace(b"weights", b"wEIGHTS"), "BadZipFile"),
+        (lambda files: damaged(tarred(files, "w:bz2")), "a sound archive"),
+        (lambda files: damaged(tarred(files, "w:gz")), "a sound archive"),
+        (lambda files: damaged(tarred(files, "w:xz")), "a sound archive"),
+        (lambda files: damaged(deflated(files)), "a sound archive"),
+        (lambda files: b"?star".join(tarred(files, "w").rsplit(b"ustar", 1)), "a sound archive"),
     ],
 )
 def test_archives_that_are_no_good(
@@ -471,6 +555,51 @@ def test_a_record_that_is_none_is_named(client: Client, server: Served, tmp_path
     assert "no files at all" in refused(where, DownloadError, client, "winner-task1", tmp_path, zenodo=zenodo)
 
 
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [
+        ({"links": {"self": "http://[::1"}}, "an address to go on to, found http://[::1"),
+        ({"key": "901\0.zip"}, r"a file's plain name, found '901\x00.zip'"),
+        ({"key": "901\x1b[2J\n.zip"}, r"a file's plain name, found '901\x1b[2J\n.zip'"),
+    ],
+)
+def test_odd_records_are_refused(
+    client: Client, server: Served, tmp_path: Path, file: dict[str, Any], found: str
+) -> None:
+    entry = {"key": "901.zip", "links": {"self": server.url("/901.zip")}} | file
+    server.pages[f"/api/records/{RECORD}"] = Page(json.dumps({"files": [entry]}).encode())
+    result = run("weights", "fetch", "winner-task1", "--to", tmp_path, "--zenodo", server.url("/api/records"))
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.isprintable()
+    assert line.endswith(found)
+    result = run("weights", "fetch", "winner-task2", "--to", tmp_path, "--zenodo", server.url("/api/records"))
+    (line,) = result.stderr.splitlines()
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "licence"),
+    [
+        (None, "see the record"),
+        ([], "see the record"),
+        ({"license": None}, "see the record"),
+        ({"license": {"id": None}}, "see the record"),
+        ({"license": 3}, "see the record"),
+        ({"license": {"id": "\x1b[2J"}}, "see the record"),
+        ({"license": "cc-by"}, "cc-by"),
+        ({"license": {"id": "cc-by-4.0"}}, "cc-by-4.0"),
+    ],
+)
+def test_an_odd_licence_does_not_stop_a_download(metadata: Any, licence: str) -> None:
+    class Told(Client):
+        def read(self, url: str) -> bytes:
+            files = [{"key": "901.zip", "links": {"self": "https://a/901.zip"}}]
+            return json.dumps({"files": files, "metadata": metadata}).encode()
+
+    assert publish(named(ZOO_ENTRIES, "winner-task1"), Told()).licence == licence
+
+
 def test_a_record_read_safely_does_not_lead_to_files_that_are_not() -> None:
     class Told(Client):
         def read(self, url: str) -> bytes:
@@ -504,7 +633,7 @@ def test_a_package_that_is_missing_is_named(
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     assert line.endswith(f"pip install {named_in_hint}")
-    assert list(tmp_path.rglob("*")) in ([], [tmp_path / ".fetch"])
+    assert {path.name for path in tmp_path.rglob("*")} <= {".fetch", "localizer.lock"}
     assert run("weights", "list", "--to", tmp_path).exit_code == 0
 
 
@@ -514,7 +643,32 @@ def test_two_fetches_do_not_meet(client: Client, zenodo: str, tmp_path: Path) ->
     lock = tmp_path / ".fetch" / "task1.lock"
     for name in ("winner-task1", "baseline-task1"):
         assert "one that is running" in refused(lock, OutputError, client, name, tmp_path, zenodo=zenodo)
-    assert list(first)[-1].endswith(f"of {BEST}")
+    assert list(first)[-1].endswith(f"of {BEST}, labels 1 tumour, 2 pancreas")
+
+
+HOLD = """
+import sys, os
+from pathlib import Path
+from pantherseg.errors import OutputError
+from pantherseg.weights.fetch import _alone
+root, held = Path(sys.argv[1]), 0
+while held < 200:
+    try:
+        with _alone(root / ".fetch", "task1"):
+            os.close(os.open(root / "held", os.O_CREAT | os.O_EXCL))
+            held += 1
+            (root / "held").unlink()
+    except OutputError as error:
+        assert "one that is running" in str(error), error
+"""
+
+
+def test_only_one_holds_the_lock(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in running:
+        assert process.communicate(timeout=120)[1] == ""
+        assert process.returncode == 0
 
 
 def test_an_interrupted_placement_is_made_up_for_without_a_download(
@@ -531,7 +685,7 @@ def test_an_interrupted_placement_is_made_up_for_without_a_download(
         patched.setattr(Path, "rename", fail)
         with pytest.raises(OutputError, match=r"task1: expected to place a model, found Input/output error"):
             get(client, "winner-task1", tmp_path, zenodo=zenodo)
-    assert not (tmp_path / "task1").exists()
+    assert snapshot(tmp_path) == {}, "no record of what is not there"
     assert run("weights", "verify", "--to", tmp_path).exit_code == 0
     get(client, "winner-task1", tmp_path, zenodo=zenodo)
     assert (tmp_path / "task1" / "manifest.json").is_file()
@@ -542,11 +696,11 @@ def test_a_disk_without_room_to_unpack_is_named_and_the_download_kept(
     client: Client, server: Served, zenodo: str, winner: bytes, small_disk: SmallDisk
 ) -> None:
     root = small_disk(len(winner) * 3 // 2)
-    source = root / ".fetch" / "winner-task1" / "source"
+    source = root / ".fetch" / "winner-task1" / ".place" / "source"
     text = refused(source, OutputError, client, "winner-task1", root, zenodo=zenodo)
     assert "expected room for " in text
     small_disk(len(winner) * 4)
-    assert get(client, "winner-task1", root, zenodo=zenodo)[-1].endswith(f"of {BEST}")
+    assert get(client, "winner-task1", root, zenodo=zenodo)[-1].endswith(f"of {BEST}, labels 1 tumour, 2 pancreas")
     assert len(server.pages[f"/api/records/{RECORD}/files/Dataset901_PANTHER.zip/content"].asked) == 1
 
 
@@ -568,19 +722,65 @@ def test_the_table_says_what_is_known_and_what_is_here(client: Client, zenodo: s
     assert rows["baseline-task1"].endswith("no: task1 is winner-task1")
     record_path(tmp_path / "task1").write_text("{")
     result = run("weights", "list", "--to", tmp_path)
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 1 + len(ZOO_ENTRIES)
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("winner-task1")]
+    assert f"damaged: {record_path(tmp_path / 'task1')}: expected a record of what was fetched" in row
+    result = run("weights", "verify", "--to", tmp_path)
     assert result.exit_code == 1
-    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout.startswith(f"DAMAGED  {record_path(tmp_path / 'task1')}: ")
+    refused(record_path(tmp_path / "task1"), ModelError, client, "winner-task1", tmp_path, zenodo=zenodo)
+
+
+def test_what_is_no_folder_of_models_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for command in ("list", "verify", "fetch winner-task1"):
+        result = run("weights", *command.split(), "--to", file)
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"error: {file}")
+        assert "expected a folder" in line
+    for folder in (tmp_path / "none", tmp_path):
+        result = run("weights", "verify", "--to", folder)
+        assert result.exit_code == 0
+        assert f"{folder}: no weights there" in result.stdout
+
+
+def test_what_was_put_there_by_hand_is_looked_at(demo_folder: ModelFolder, tmp_path: Path) -> None:
+    place = tmp_path / "task1"
+
+    def said() -> str:
+        result = run("weights", "verify", "--to", tmp_path)
+        assert result.exit_code == ("DAMAGED" in result.stdout)
+        (line,) = result.stdout.splitlines()
+        return line
+
+    place.touch()
+    assert said() == f"DAMAGED  {place}: expected a model's folder, found a file"
+    place.unlink()
+    place.symlink_to(tmp_path / "gone")
+    assert said() == f"DAMAGED  {place}: expected a model's folder, found a link that leads nowhere"
+    place.unlink()
+    shutil.copytree(demo_folder.path, place / "Dataset901" / "T__P__3d")
+    assert said() == (
+        f"ok       {place} (not fetched): folds 0 1 2 3 4 of {CHECKPOINT}; nothing to compare with: it was not fetched"
+    )
+    (checkpoint := place / "Dataset901" / "T__P__3d" / "fold_3" / CHECKPOINT).unlink()
+    assert said().startswith(f"DAMAGED  {checkpoint}: expected a checkpoint")
+    (place / "Dataset901" / "T__P__3d" / PLANS).unlink()
+    assert said().startswith(f"DAMAGED  {place}: expected one bundle or nnU-Net model folder")
 
 
 def test_verify_has_a_line_each_and_names_what_is_damaged(client: Client, zenodo: str, tmp_path: Path) -> None:
-    assert run("weights", "verify", "--to", tmp_path).stdout == ""
     get(client, "winner-task1", tmp_path, zenodo=zenodo)
     shutil.copytree(DEMO_WEIGHTS / "localizer", tmp_path / "localizer")
     result = run("weights", "verify", "--to", tmp_path)
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        f"ok       {tmp_path / 'task1'} (winner-task1): folds 0 1 2 3 4 of {BEST}",
-        f"ok       {tmp_path / 'localizer'} (not fetched): folds 0 of {CHECKPOINT}",
+        f"ok       {tmp_path / 'task1'} (winner-task1): folds 0 1 2 3 4 of {BEST}, labels 1 tumour, 2 pancreas",
+        f"ok       {tmp_path / 'localizer'} (not fetched): folds 0 of {CHECKPOINT}, labels 1 spleen, "
+        "2 right_kidney, 3 left_kidney, 4 gallbladder, 5 liver, 6 stomach, 7 pancreas",
     ]
     for name in ("winner-task2", "baseline-task1", "mrsegmentator"):
         result = run("weights", "verify", name, "--to", tmp_path)
@@ -653,10 +853,10 @@ def test_a_fetch_that_is_killed_at_any_time_goes_on_later(
         assert snapshot(root) == {}
     page.pause = 0
     # Killed while it packs: unpacked and half-packed folders are there.
-    made = root / ".fetch" / "winner-task1" / ".made.part"
+    place = root / ".fetch" / "winner-task1" / ".place"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
-        while not made.is_dir():
+        while not any(place.glob(".made.*.part")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -668,5 +868,5 @@ def test_a_fetch_that_is_killed_at_any_time_goes_on_later(
     assert len(page.asked) == asked == 3, "each went on where the one before ended, the last without a download"
     offsets = [int((span or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for span in page.asked]
     assert offsets[0] == 0 < 0.2 * len(winner) < offsets[1] < 0.6 * len(winner) < offsets[2]
-    assert sorted(path.name for path in root.iterdir()) == ["task1", "task1.fetched.json"]
+    assert sorted(path.name for path in root.iterdir()) == [".fetch", "task1", "task1.fetched.json"]
     pack_models(root, tmp_path / "packed", load_recipe(task_recipe(1)))

@@ -41,10 +41,13 @@ def verify_all(name: str | None, root: Path | None) -> Iterator[tuple[str, bool]
     """
     zoo, folder = load_zoo(ZOO), root or OWN_WEIGHTS
     every = states(zoo if name is None else [named(zoo, name)], folder)
-    if name is not None and not every[0].present:
-        found = "something else" if every[0].taken else "nothing"
-        raise ModelError(every[0].folder, expected=name, found=found, hint=f"run `pantherseg weights fetch {name}`")
-    for state in {state.folder: state for state in every if state.taken}.values():
+    if name is not None and every[0].problem is None and not every[0].present:
+        there = "something else" if every[0].taken else "nothing"
+        raise ModelError(every[0].folder, expected=name, found=there, hint=f"run `pantherseg weights fetch {name}`")
+    found = {state.folder: state for state in every if state.taken or state.problem is not None}
+    if not found:
+        yield f"{shown(folder)}: no weights there; `pantherseg weights list` says which can be fetched", True
+    for state in found.values():
         held = state.record.name if state.record is not None else "not fetched"
         try:
             yield f"{shown(state.folder)} ({held}): {verify_state(state)}", True
@@ -55,7 +58,9 @@ def verify_all(name: str | None, root: Path | None) -> Iterator[tuple[str, bool]
 def _row(state: State) -> tuple[str, ...]:
     entry, size = state.entry, state.size
     here = "-"
-    if state.present:
+    if state.problem is not None:
+        here = f"damaged: {state.problem}"
+    elif state.present:
         here = shown(state.folder)
     elif state.taken:
         here = f"no: {state.folder.name} is {state.record.name if state.record is not None else 'something else'}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -18,7 +18,10 @@ from pantherseg.errors import DownloadError, OutputError
 # Weights hardly shrink: what unpacks to far more than it weighs was made to fill disks.
 MAX_GROWTH = 20
 ALWAYS_ALLOWED = 64 << 20
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, LZMAError, EOFError, RuntimeError)
+# What reading an archive raises; OSError is bz2's word for damage, and gzip's.
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError)
+ODD = (RuntimeError, ValueError, OverflowError, struct.error)
+PIECE = 1 << 20
 
 
 class Archive:
@@ -47,19 +50,19 @@ class Archive:
         """Write files of the archive, by their names. Raises DownloadError; OutputError where there is no room."""
         needed = sum(self.sizes[name] for name in files)
         target = next(iter(files.values()), self._path).parent
-        try:
+        with _writing(target):
             for path in files.values():
                 path.parent.mkdir(parents=True, exist_ok=True)
-            if needed > (free := shutil.disk_usage(target).free):
-                expected, found = f"room for {needed / 1e6:.0f} MB", f"{free / 1e6:.0f} MB free"
-                raise OutputError(target, expected=expected, found=found)
-            for name, source in self._sources(files):
-                with source, files[name].open("xb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
-        except gzip.BadGzipFile:
-            raise
-        except OSError as error:
-            raise OutputError(target, expected="to unpack here", found=error.strerror or str(error)) from error
+            free = shutil.disk_usage(target).free
+        if needed > free:
+            raise OutputError(target, expected=f"room for {needed / 1e6:.0f} MB", found=f"{free / 1e6:.0f} MB free")
+        for name, source in self._sources(files):
+            with source, _opened_new(files[name], target) as file:
+                # What goes wrong here is either the archive's fault or the disk's, and is told as such.
+                while piece := source.read(PIECE):
+                    with _writing(target):
+                        file.write(piece)
+                        file.flush()
 
     def _sources(self, files: Mapping[str, Path]) -> Iterator[tuple[str, IO[bytes]]]:
         if isinstance(self._opened, zipfile.ZipFile):
@@ -74,18 +77,42 @@ class Archive:
 
 
 @contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(target, expected="to unpack here", found=error.strerror or str(error)) from error
+
+
+@contextmanager
+def _opened_new(path: Path, target: Path) -> Iterator[IO[bytes]]:
+    with _writing(target):
+        file = path.open("xb")
+    try:
+        yield file
+    finally:
+        with _writing(target):
+            file.close()
+
+
+@contextmanager
 def opened(path: Path) -> Iterator[Archive]:
     """Open a zip or tar archive. Raises DownloadError for another file, a damaged one, or names that lead elsewhere."""
     try:
-        with zipfile.ZipFile(path) if _begins_as_zip(path) else tarfile.open(path) as archive:
+        with _open(path) as archive:
             yield Archive(path, archive)
+    except (*DAMAGED, *ODD) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise DownloadError(path, expected="a sound archive", found=found) from error
+
+
+def _open(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
+    try:
+        return zipfile.ZipFile(path) if _begins_as_zip(path) else tarfile.open(path)
     except tarfile.ReadError as error:
         with path.open("rb") as file:
             found = f"{path.stat().st_size} bytes beginning with {file.read(24)!r}"
         raise DownloadError(path, expected="a zip or tar archive", found=found) from error
-    except DAMAGED as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DownloadError(path, expected="a sound archive", found=found) from error
 
 
 def _begins_as_zip(path: Path) -> bool:
@@ -109,3 +136,18 @@ def _entries(path: Path, archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator
                 raise DownloadError(path, expected="files and folders", found=f"a link or device ({member.name!r})")
             if member.isfile():
                 yield member.name, member.size
+        _check_end(path, archive)
+
+
+def _check_end(path: Path, archive: tarfile.TarFile) -> None:
+    """Read on behind the last entry, where tarfile stops: there packed files have their checksum.
+
+    tarfile also takes a damaged header for the end. Raises DownloadError, and what reading raises.
+    """
+    length = 0
+    while piece := archive.fileobj.read(PIECE) if archive.fileobj is not None else b"":
+        length += len(piece)
+        if piece.strip(b"\0"):
+            raise DownloadError(path, expected="a sound archive", found="bytes behind the last entry")
+        if length > ALWAYS_ALLOWED:
+            raise DownloadError(path, expected="the end of the archive", found="empty blocks without end")

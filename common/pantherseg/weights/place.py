@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from pantherseg.bundle import DATASET, PLANS
-from pantherseg.errors import DownloadError, ModelError
+from pantherseg.errors import DownloadError, ModelError, printable
 from pantherseg.models import ModelFolder, open_model_folder
 from pantherseg.packing import pack, read_checkpoint, read_origin
 from pantherseg.weights.archive import opened
@@ -26,11 +26,11 @@ HINT = "the patterns are in weights/zoo.toml"
 def build(entry: Weights, files: Sequence[Path], target: Path, *, zoo: Sequence[Weights]) -> None:
     """Make the new folder `target` of an entry's files: a bundle, or nnU-Net's folder for a start for training.
 
+    The folder around it is this function's own: what an earlier attempt left there is removed.
     zoo: all that are known, to tell one's folder from another's. Raises DownloadError, ModelError, OutputError.
     """
     source = target.with_name("source")
-    for folder in (source, target):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(target.parent, ignore_errors=True)
     if entry.layout == "model folder":
         model = _from_archive(entry, files, source, zoo)
     else:
@@ -43,9 +43,28 @@ def build(entry: Weights, files: Sequence[Path], target: Path, *, zoo: Sequence[
     source.rename(target)
 
 
+def check_files(entry: Weights, names: Sequence[str]) -> None:
+    """Raise DownloadError, before anything is downloaded, unless a model can be made of files of these names."""
+    if entry.layout == "model folder":
+        if len(names) != 1:
+            raise DownloadError(entry.name, expected="one archive", found=f"{len(names)} files: {', '.join(names)}")
+        return
+    known: dict[str, str] = {}
+    for name in names:
+        fold = _fold(name)
+        if fold in known:
+            raise DownloadError(entry.name, expected=f"one file of {fold}", found=f"{known[fold]} and {name}")
+        known[fold] = name
+
+
+def _fold(name: str) -> str:
+    """Return the fold that a loose checkpoint's name states. Raises DownloadError where there is none."""
+    if (found := FOLD.search(name)) is None:
+        raise DownloadError(name, expected="a fold's number in the name (fold_0)", found="none")
+    return found[0]
+
+
 def _from_archive(entry: Weights, files: Sequence[Path], target: Path, zoo: Sequence[Weights]) -> ModelFolder:
-    if len(files) != 1:
-        raise DownloadError(entry.name, expected="one archive", found=f"{len(files)} files")
     with opened(files[0]) as archive:
         folder = _choose_folder(entry, files[0], archive.sizes, zoo)
         inside = {PurePosixPath(name): name for name in archive.sizes}
@@ -78,7 +97,9 @@ def _choose_folder(entry: Weights, file: Path, names: Mapping[str, int], zoo: Se
         others = (other for other in zoo if other.name != entry.name and other.folder)
         if other := next((other for other in others if fnmatchcase(name, other.folder or "")), None):
             raise ModelError(file, expected=f"the model folder of {entry.name}", found=f"that of {other.name} ({name})")
-        logger.warning("%s: expected a model folder like %s, found %s, which is taken", file.name, entry.folder, name)
+        logger.warning(
+            "%s: expected a model folder like %s, found %s, which is taken", file.name, entry.folder, printable(name)
+        )
     return found[0]
 
 
@@ -86,7 +107,9 @@ def _choose_checkpoint(entry: Weights, file: Path, paths: Mapping[PurePosixPath,
     """Return the entry's checkpoint if every fold has it, else one that every fold has, and say so."""
     folds: dict[str, set[str]] = {}
     for path in paths:
-        if len(path.parts) == 2 and FOLD.fullmatch(path.parts[0]) and path.suffix == ".pth" and path.name[0] != ".":
+        if len(path.parts) != 2 or not FOLD.fullmatch(path.parts[0]) or not path.name.isprintable():
+            continue
+        if path.suffix == ".pth" and path.name[0] != ".":
             folds.setdefault(path.parts[0], set()).add(path.name)
     common = set.intersection(*folds.values()) if folds else set()
     if entry.checkpoint in common:
@@ -103,8 +126,6 @@ def _from_checkpoints(entry: Weights, files: Sequence[Path], target: Path) -> Mo
     """Make a model folder of loose checkpoints, each of which holds the plans that it was trained with."""
     origin: list[str] | None = None
     for file in files:
-        if (fold := FOLD.search(file.name)) is None:
-            raise DownloadError(file, expected="a fold's number in the name (fold_0)", found=file.name)
         try:
             found = [json.dumps(content, indent=4) for content in read_origin(file)]
         except (TypeError, ValueError) as error:
@@ -112,7 +133,7 @@ def _from_checkpoints(entry: Weights, files: Sequence[Path], target: Path) -> Mo
         if origin is not None and found != origin:
             raise ModelError(file, expected=f"the plans and dataset_json of {files[0].name}", found="others")
         origin = found
-        folder = target / fold[0]
+        folder = target / _fold(file.name)
         folder.mkdir(parents=True)
         # A second name for the same bytes: the download is still there if what follows fails.
         (folder / entry.checkpoint).hardlink_to(file)

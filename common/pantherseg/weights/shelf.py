@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from pantherseg.bundle import MANIFEST, Bundle, is_bundle, open_bundle, sha256_of
+from pantherseg.bundle import MANIFEST, PLANS, Bundle, is_bundle, open_bundle, sha256_of
 from pantherseg.errors import ModelError
 from pantherseg.files import write_text
-from pantherseg.models import FETCHED
+from pantherseg.models import FETCHED, LAYOUT, open_model_folder
 from pantherseg.weights.zoo import Weights
 
 
@@ -37,11 +37,15 @@ class Record(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class State:
-    """One of the zoo, and what lies in its place. record: None where nothing was fetched to it."""
+    """One of the zoo, and what lies in its place.
+
+    record: None where nothing was fetched to it, or where its record is damaged, for which problem is the error.
+    """
 
     entry: Weights
     folder: Path
     record: Record | None
+    problem: ModelError | None = None
 
     @property
     def taken(self) -> bool:
@@ -62,13 +66,27 @@ class State:
 
 
 def states(zoo: Sequence[Weights], root: Path) -> list[State]:
-    """Return what lies below a folder of each of the zoo. Raises ModelError for a damaged record."""
-    return [State(entry, root / entry.place, read_record(root / entry.place)) for entry in zoo]
+    """Return what lies below a folder of each of the zoo. Raises ModelError where it is no folder."""
+    if root.exists() and not root.is_dir():
+        raise ModelError(root, expected="a folder of models", found="a file")
+    return [_state(entry, root / entry.place) for entry in zoo]
+
+
+def _state(entry: Weights, folder: Path) -> State:
+    try:
+        return State(entry, folder, read_record(folder))
+    except ModelError as error:
+        return State(entry, folder, None, error)
 
 
 def holds_something(folder: Path) -> bool:
-    """Return whether a path is anything but an empty folder."""
-    return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    """Return whether a path is anything but an empty folder; a link is, wherever it leads: it cannot be renamed to."""
+    if folder.is_symlink():
+        return True
+    try:
+        return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    except OSError:  # a folder of others
+        return True
 
 
 def record_path(folder: Path) -> Path:
@@ -101,6 +119,11 @@ def sums(folder: Path) -> dict[str, str]:
 def verify(state: State) -> str:
     """Compare what lies in a place with its checksums, every fold's too, and say what was found. Raises ModelError."""
     folder, record = state.folder, state.record
+    if state.problem is not None:
+        raise state.problem
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "a link that leads nowhere" if folder.is_symlink() else "nothing"
+        raise ModelError(folder, expected="a model's folder", found=found)
     for name, expected in (record.placed if record is not None else {}).items():
         try:
             found = sha256_of(folder / name)
@@ -110,12 +133,28 @@ def verify(state: State) -> str:
             raise ModelError(folder / name, expected=f"SHA-256 {expected}", found=found)
     if is_bundle(folder):
         return _verify_bundle(open_bundle(folder))
-    if record is None:
-        return "nothing to compare with: it was not fetched and is no bundle"
+    if record is None or not record.placed:
+        return _verify_own(folder)
     return f"{len(record.placed)} files"
+
+
+def _verify_own(folder: Path) -> str:
+    """Look at a model that was put in its place by hand; as find_models does, further down too."""
+    found = [path.parent for path in sorted(folder.rglob(PLANS)) if path.is_file()]
+    if len(found) != 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found)
+        expected = f"one bundle or nnU-Net model folder ({LAYOUT})"
+        raise ModelError(folder, expected=expected, found=names or f"no {PLANS}")
+    if is_bundle(found[0]):
+        return _verify_bundle(open_bundle(found[0]))
+    held = [{path.name for path in fold.glob("*.pth")} for fold in found[0].glob("fold_*") if fold.is_dir()]
+    # Of several that every fold has any will do here; the recipe says which one is run.
+    common = sorted(set.intersection(*held)) if held else []
+    model = open_model_folder(found[0], checkpoint=common[-1]) if common else open_model_folder(found[0])
+    return f"folds {' '.join(model.folds)} of {model.checkpoint}; nothing to compare with: it was not fetched"
 
 
 def _verify_bundle(bundle: Bundle) -> str:
     for fold in bundle.folds:
         bundle.verify(fold)
-    return f"folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}"
+    return f"folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}, {bundle.said_labels()}"
