@@ -33,6 +33,7 @@ from pantherseg.bundle import (
     Bundle,
     Manifest,
     Provenance,
+    check_classes,
     open_bundle,
     read_header,
     sha256_of,
@@ -80,6 +81,7 @@ def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
         for role, model in roles.items():
             bundle = _copy(model, folder / role) if isinstance(model, Bundle) else pack(model, folder / role)
             check_labels(role, replace(bundle, path=model.path), recipe)
+        check_classes([open_bundle(folder / member.model) for member in recipe.members])
     return [open_bundle(target / role) for role in roles]
 
 

@@ -14,7 +14,8 @@ from pantherseg.bundle import is_bundle, open_bundle
 from pantherseg.errors import DownloadError, ModelError, OutputError
 from pantherseg.files import prepare_folder, write_text
 from pantherseg.house import ROOT
-from pantherseg.packing import check_labels, missing_packages
+from pantherseg.models import check_labels
+from pantherseg.packing import missing_packages
 from pantherseg.recipe import Recipe, load_recipe
 from pantherseg.weights.download import Client
 from pantherseg.weights.part import Downloaded
