@@ -314,7 +314,8 @@ def test_pack_writes_a_bundle_and_says_so(changed_model: ChangedModel, tmp_path:
     result = pack(folder, target, "--checkpoint", "checkpoint_best.pth")
     assert result.exit_code == 0
     size = sum(path.stat().st_size for path in target.iterdir()) / 1e6
-    assert result.stdout == f"{target}: folds 0 1 of checkpoint_best.pth, {size:.1f} MB\n"
+    labels = "labels 1 tumour, 2 pancreas"
+    assert result.stdout == f"{target}: folds 0 1 of checkpoint_best.pth, {labels}, {size:.1f} MB\n"
     assert open_bundle(target).folds == ("0", "1")
     result = pack(folder, target, "--checkpoint", "checkpoint_best.pth")
     assert result.exit_code == 1
