@@ -11,10 +11,10 @@ import pytest
 from conftest import one_line_about
 from pantherseg.errors import DeviceMemoryError
 from pantherseg.logs import one_line
-from pantherseg.memory import LEAST_MB, MB, check_limit, shortage
+from pantherseg.memory import LEAST_MB, MB, begin, shortage
 
 
-def run_with_limit(code: str, limit_mb: int) -> subprocess.CompletedProcess[str]:
+def run_with_limit(code: str, limit_mb: int, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run Python with RLIMIT_DATA as the platform sets it."""
     limits = (limit_mb * MB, limit_mb * MB)
     return subprocess.run(
@@ -23,18 +23,39 @@ def run_with_limit(code: str, limit_mb: int) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         check=False,
+        timeout=timeout,
     )
 
 
-def test_without_a_limit_nothing_is_said() -> None:
-    check_limit()
+def test_without_a_limit_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "scipy.ndimage", raising=False)
+    begin()
+    assert "scipy.ndimage" not in sys.modules
 
 
 @pytest.mark.parametrize(("limit", "refused"), [(LEAST_MB - 1, True), (LEAST_MB, False)])
 def test_a_limit_below_the_least_is_refused(limit: int, refused: bool) -> None:
-    result = run_with_limit("from pantherseg.memory import check_limit; check_limit()", limit)
+    result = run_with_limit("from pantherseg.memory import begin; begin()", limit)
     assert (result.returncode != 0) == refused
     assert (f"expected at least {LEAST_MB} MB" in result.stderr and f"limit of {limit} MB" in result.stderr) == refused
+
+
+# Takes all memory but for less than OpenBLAS asks for.
+FILLED = """
+taken = []
+try:
+    while True:
+        taken.append(bytearray(8 << 20))
+except MemoryError:
+    del taken[-4:]
+from scipy import ndimage
+print(ndimage.label([0, 1])[1])
+"""
+
+
+def test_scipy_is_there_before_memory_runs_out() -> None:
+    result = run_with_limit(f"from pantherseg.memory import begin; begin(){FILLED}", 600, timeout=60)
+    assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
 
 
 @pytest.mark.parametrize(

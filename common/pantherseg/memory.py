@@ -6,23 +6,31 @@ Grand Challenge limits each process's data (RLIMIT_DATA) to what the machine has
 from __future__ import annotations
 
 import resource
+from importlib import import_module
 
 from pantherseg.errors import DeviceMemoryError
 
 MB = 1 << 20
-# Below this, libraries end or wait for ever as they are imported: OpenBLAS asks for its 32 MB again and again.
+# With less than this not even an empty volume would come to an end.
 LEAST_MB = 512
 # How OpenVINO and what it is made of say it.
 WORDS = ("alloc", "out of memory", "enough memory")
 HINT = "a machine with more memory is needed"
 
 
-def check_limit() -> None:
-    """Raise DeviceMemoryError where this process may take too little memory to begin at all."""
+def begin() -> None:
+    """Take what cannot be asked for later. Raises DeviceMemoryError where this process may take too little to begin.
+
+    Where no memory is left, scipy waits for ever while it is imported: its OpenBLAS asks for 32 MB again and again. So
+    under a limit it is imported now, and otherwise, as it takes long, when it is needed.
+    """
     limit = _limit_mb()
-    if limit is not None and limit < LEAST_MB:
+    if limit is None:
+        return
+    if limit < LEAST_MB:
         expected = f"at least {LEAST_MB} MB that this process may take"
         raise DeviceMemoryError("memory", expected=expected, found=f"a limit of {limit} MB", hint=HINT)
+    import_module("scipy.ndimage")
 
 
 def shortage(error: Exception, purpose: str) -> DeviceMemoryError | None:

@@ -15,7 +15,7 @@ from pantherseg.files import prepare_folder
 from pantherseg.grand_challenge.job import find_input, output_path
 from pantherseg.house import DEMO_WEIGHTS
 from pantherseg.logs import one_line, show_log
-from pantherseg.memory import check_limit
+from pantherseg.memory import begin
 from pantherseg.models import choose_root
 from pantherseg.recipe import load_recipe
 
@@ -48,7 +48,7 @@ def run_job(recipe_path: Path, input_folder: Path, output_folder: Path, *, model
 
     Raises PantherSegError.
     """
-    check_limit()
+    begin()
     recipe = load_recipe(recipe_path)
     deadline = Deadline.after(recipe.time_budget_s)
     path = find_input(input_folder, recipe.sockets)
