@@ -11,7 +11,7 @@ from importlib import import_module
 from pantherseg.errors import DeviceMemoryError
 
 MB = 1 << 20
-# With less than this not even an empty volume would come to an end.
+# Less than the sample case of Task 1 takes with the demo models.
 LEAST_MB = 512
 # How OpenVINO and what it is made of say it.
 WORDS = ("alloc", "out of memory", "enough memory")
