@@ -270,15 +270,15 @@ def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path, cap
     good = Volume(
         np.random.default_rng(0).normal(100, 20, (9, 40, 40)).astype(np.float32), Grid((9, 40, 40), (5.0,) * 3)
     )
-    tiny = Volume(good.array[:8, :20, :20], Grid((8, 20, 20), (0.01,) * 3))
-    for name, volume in (("a_tiny.mha", tiny), ("b_good.MHA", good), ("d_good.nii.gz", good)):
+    vast = Volume(good.array[:8, :20, :20], Grid((8, 20, 20), (900.0,) * 3))
+    for name, volume in (("a_vast.mha", vast), ("b_good.MHA", good), ("d_good.nii.gz", good)):
         write_volume(volume, source / name.lower())
         (source / name.lower()).rename(source / name)
     (source / "c_text.mha").write_text("no volume")
     result = CliRunner().invoke(pantherseg, ["predict", str(source), str(output), "--task", "1", "--device", "cpu"])
     assert result.exit_code == 1
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
-    assert errors[0].startswith(f"error: {source / 'a_tiny.mha'}: expected at least half a voxel a side")
+    assert errors[0].startswith(f"error: {source / 'a_vast.mha'}: expected at most 268435456 voxels")
     assert errors[1].startswith(f"error: {source / 'c_text.mha'}: expected ")
     assert sorted(path.name for path in output.iterdir()) == [
         "b_good.json",

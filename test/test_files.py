@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pantherseg.errors import OutputError
-from pantherseg.files import write_text, written_beside
+from pantherseg.files import temporary_folder, write_text, written_beside
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -93,3 +97,38 @@ def test_a_folder_that_may_not_be_written_to(read_only: Path) -> None:
     with pytest.raises(OutputError, match="Permission denied"):
         write_text(read_only / "a.txt", "text")
     assert list(read_only.iterdir()) == []
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from pantherseg.files import temporary_folder, written_beside
+(temporary_folder() / "bundle").write_text("half")
+with written_beside(Path(sys.argv[1])) as beside:
+    beside.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_leaves_goes_with_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, temporary = tmp_path / "out" / "a.txt", tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(path)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    left = [*path.parent.iterdir(), *temporary.iterdir()]
+    assert len(left) == 2
+    assert all(file.name.startswith(".") for file in left)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    mine = path.with_name(f".{os.getppid()}.{path.name}")  # of a process that is alive
+    mine.write_text("still written to")
+    write_text(path, "whole")
+    assert sorted(path.parent.iterdir()) == sorted([path, mine])
+    folders = [temporary_folder(), temporary_folder()]
+    assert sorted(temporary.iterdir()) == sorted(folders), "what is held is kept"
+
+
+@pytest.mark.parametrize("name", ["a\nb[*]?.txt", "体" * 80])
+def test_names_of_any_letters(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / name, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

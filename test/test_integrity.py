@@ -191,11 +191,11 @@ def test_a_damaged_gzip_nifti(tmp_path: Path) -> None:
         ((84, "<f", -1.0), "positive spacing in mm, found 1.0 -1.0 2.0"),
         ((88, "<f", float("nan")), "positive spacing in mm, found 1.0 1.0 nan"),
         ((40, "<h", 2), "a 3-D volume, found 2 dimensions"),
-        ((40, "<h", 0), "a readable volume"),
+        ((40, "<h", 0), "1 to 7 axes, found 0"),
         ((70, "<h", 99), "a readable volume"),
         ((4, "4s", b"n+2\0"), "a NIfTI-1 file, found NIfTI-2"),
         ((108, "<f", 400.0), "520 bytes with the voxels, found 472"),
-        ((108, "<f", float("inf")), "inf bytes"),
+        ((108, "<f", float("inf")), "voxels at an offset between 348 and 65536, found inf"),
         ((292, "<f", float("nan")), "a finite origin, found (nan, 0.0, 0.0)"),
     ],
 )
@@ -305,9 +305,7 @@ def little_memory() -> Iterator[None]:
     ],
 )
 def test_a_small_file_that_claims_to_be_huge_is_never_allocated(tmp_path: Path, make: Callable[[Path], Path]) -> None:
-    found = reason(make(tmp_path))
-    assert "the file is truncated or damaged" in found
-    assert "allocate" not in found
+    assert " voxels a side" in reason(make(tmp_path))
 
 
 def test_what_follows_the_voxels_is_ignored(tmp_path: Path) -> None:
@@ -371,8 +369,8 @@ def test_keys_in_lower_case_are_unreadable_as_for_itk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "replaced", "expected"),
     [
-        (b"sizes: 5 4 3", b"sizes: 5 4 0", "axis 2 size is zero"),
-        (b"sizes: 5 4 3", b"sizes: 5 4 4", "fread got only 60"),
+        (b"sizes: 5 4 3", b"sizes: 5 4 0", "at least one voxel, found size 5x4x0"),
+        (b"sizes: 5 4 3", b"sizes: 5 4 4", "expected 160 bytes of voxels, found 120"),
         (b"(1,0,0)", b"(0,0,0)", "Refusing to change spacing"),
         (b"(1,0,0)", b"(1,1,0)", "orthonormal direction cosines"),
     ],

@@ -140,7 +140,14 @@ def test_weights_that_give_nan_are_an_error(
         predictor.logits(predictor.prepare(pancreas))
 
 
-def test_a_volume_of_which_nothing_is_left_at_the_models_spacing(demo: Bundle, backend: Backend) -> None:
+def test_a_volume_thinner_than_a_voxel_of_the_models_is_seen_as_one(demo: Bundle, backend: Backend) -> None:
     tiny = Volume(np.random.default_rng(0).normal(size=(8, 20, 20)).astype(np.float32), Grid((8, 20, 20), (0.01,) * 3))
-    with pytest.raises(InputError, match="expected at least half a voxel a side"):
-        Predictor(demo, backend).prepare(tiny)
+    predictor = Predictor(demo, backend)
+    assert predictor.prepare(tiny).data.shape == (1, 1, 1, 1)
+    assert predictor.labels(tiny).shape == (8, 20, 20)
+
+
+def test_a_volume_too_large_at_the_models_spacing(demo: Bundle, backend: Backend) -> None:
+    vast = Volume(np.ones((8, 20, 20), np.float32), Grid((8, 20, 20), (900.0,) * 3))
+    with pytest.raises(InputError, match="expected at most 268435456 voxels, 10000 a side, at the model's spacing"):
+        Predictor(demo, backend).prepare(vast)

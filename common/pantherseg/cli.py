@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pantherseg import __version__
-from pantherseg.errors import PantherSegError
-from pantherseg.logs import one_line, show_log
+from pantherseg.logs import say_error, show_log
 
 if TYPE_CHECKING:
     from pantherseg.grand_challenge.verdict import Verdict
 
 # Usage is checked by click (exit code 2); everything else about a path is said by the library (exit code 1).
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)
 
 
 class OneLineErrors(click.Group):
@@ -32,9 +30,7 @@ class OneLineErrors(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            if not isinstance(error, PantherSegError):
-                traceback.print_exc()
-            click.echo(f"error: {one_line(error)}", err=True)
+            say_error(error)
             ctx.exit(1)
 
 

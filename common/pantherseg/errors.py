@@ -18,12 +18,25 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+# Of a line: with four bytes each they stay below 8 KiB. Headers and file names, which errors quote, know no end.
+MAX_CHARACTERS = 2000
+WHERE_CHARACTERS, PART_CHARACTERS, HINT_CHARACTERS = 900, 400, 250
 
-def printable(text: str) -> str:
-    """Return a text as one line that does nothing to a terminal: names and answers of others may hold anything."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in " ".join(text.split())
-    )
+
+def printable(text: str, limit: int = MAX_CHARACTERS) -> str:
+    """Return a text in one line, with what no terminal or no UTF-8 can show escaped as in Python.
+
+    A text of more than `limit` characters loses its middle.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(shown) <= limit:
+        return shown
+    half = (limit - 5) // 2
+    return f"{shown[:half]} ... {shown[-half:]}"
+
+
+def _part(text: str, limit: int) -> str:
+    return printable(" ".join(text.split()), limit)
 
 
 class PantherSegError(Exception):
@@ -31,8 +44,9 @@ class PantherSegError(Exception):
 
     def __init__(self, where: str | Path, *, expected: str, found: str, hint: str = "") -> None:
         self.expected, self.found, self.hint = expected, found, hint
-        message = f"{where}: expected {expected}, found {found}"
-        super().__init__(printable(f"{message}; {hint}" if hint else message))
+        message = f"{_part(str(where), WHERE_CHARACTERS)}: "
+        message += f"expected {_part(expected, PART_CHARACTERS)}, found {_part(found, PART_CHARACTERS)}"
+        super().__init__(f"{message}; {_part(hint, HINT_CHARACTERS)}" if hint else message)
 
 
 class InputError(PantherSegError):

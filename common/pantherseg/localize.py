@@ -11,7 +11,7 @@ from pantherseg.errors import Event
 from pantherseg.inference.predictor import Predictor
 from pantherseg.inference.schedule import TILES_LEFT_OUT
 from pantherseg.recipe import Localizer
-from pantherseg.volume import Box, Triple, Volume, from_itk, to_itk
+from pantherseg.volume import Box, Triple, Volume, check_resampled, from_itk, to_itk
 
 # The orientation that MRSegmentator's own reader gives its network.
 ORIENTATION = "LPS"
@@ -72,6 +72,7 @@ def _as_seen(volume: Volume, spacing: Triple | None) -> Volume:
     old = np.array(image.GetSpacing())
     new = np.array(spacing[::-1])
     size = np.maximum(1, np.rint(np.array(image.GetSize()) * old / new)).astype(int)
+    check_resampled((int(size[2]), int(size[1]), int(size[0])), spacing)
     direction = np.reshape(image.GetDirection(), (3, 3))
     resample = sitk.ResampleImageFilter()
     resample.SetSize(size.tolist())

@@ -7,6 +7,7 @@ mm (LPS), the direction's columns belonging to the index axes x, y, z. No orient
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,15 +20,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from pantherseg.errors import Event, InputError
 from pantherseg.files import written_beside
-from pantherseg.integrity import check_file
+from pantherseg.integrity import Claim, check_file
+from pantherseg.integrity.limits import MAX_SIDE, MAX_VOXELS, check_origin, check_spacing
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 
 VOLUME_SUFFIXES = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd")
 MAX_NON_FINITE_FRACTION = 0.01
-# Beyond this, float32 squares overflow, and with them the variance that networks normalise by.
-LARGEST_VALUE = 1e18
+# Beyond this, the squares of a volume's voxels overflow float32 in their sum, by which networks normalise.
+LARGEST_VALUE = 1e15
+# ITK looks for a format by a file's content too, and then reads others than those that were checked.
+READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO"}
 # Relative to a voxel; headers are written with few digits.
 GRID_TOLERANCE = 1e-3
 
@@ -149,14 +153,30 @@ def uncrop(array: NDArray[Any], box: Box, shape: Shape) -> NDArray[Any]:
     return whole
 
 
+def check_resampled(shape: Shape, spacing: Triple) -> None:
+    """Raise InputError where a volume would be too large at another spacing, both (z, y, x)."""
+    if np.prod(shape, dtype=float) > MAX_VOXELS or max(shape) > MAX_SIDE:
+        expected = f"at most {MAX_VOXELS} voxels, {MAX_SIDE} a side, at the model's spacing"
+        raise InputError("volume", expected=expected, found=Grid(shape, spacing).describe())
+
+
 def is_volume_file(path: Path) -> bool:
     """Tell by the name whether a file is a volume that can be read."""
     return path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def volumes_in(folder: Path) -> list[Path]:
-    """Return the volumes of a folder by name; hidden files, such as those that are being written, are none."""
-    return sorted(path for path in folder.glob("*") if is_volume_file(path) and not path.name.startswith("."))
+    """Return the volumes of a folder by name; hidden files, such as those that are being written, are none.
+
+    Raises InputError for a folder that may not be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if is_volume_file(path) and not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise InputError(folder, expected="a folder that can be read", found=found) from error
 
 
 def mask_name(path: Path) -> str:
@@ -200,10 +220,14 @@ def from_itk(image: Any) -> Volume:
 def read_image(path: Path) -> tuple[Volume, tuple[Event, ...]]:
     """Read an MR volume as float32, with an event for everything that was mended on the way.
 
-    Raises InputError for a file that is missing, damaged, not a 3-D scalar volume or has over 1 % non-finite voxels.
+    Raises InputError for a file that is missing, damaged, not a 3-D scalar volume, beyond the limits of
+    `integrity.limits` or of the memory, or has over 1 % non-finite voxels.
     """
     volume, events = _read(path)
-    image, more = _finite(path, volume.array)
+    try:
+        image, more = _finite(path, volume.array)
+    except MemoryError as error:
+        raise InputError(path, expected="a volume that fits into memory", found=volume.grid.describe()) from error
     return Volume(image, volume.grid), events + more
 
 
@@ -222,39 +246,61 @@ def write_volume(volume: Volume, path: Path) -> None:
     """Write a volume, zlib-compressed, beside its final name and rename it. Raises OutputError."""
     image = to_itk(volume)
     with written_beside(path) as beside:  # ITK picks the format by the suffix, which this name keeps
-        sitk.WriteImage(image, str(beside), useCompression=True)
+        sitk.WriteImage(image, name_for_itk(beside), useCompression=True)
+        _check_written(beside)
 
 
 def _read(path: Path) -> tuple[Volume, tuple[Event, ...]]:
-    check_file(path)
+    claim = check_file(path)
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    if path.suffix.lower() in (".mha", ".mhd"):
-        reader.SetImageIO("MetaImageIO")  # ITK knows it by the suffix, and only in lower case
+    reader.SetImageIO(READERS.get(path.suffix.lower(), "NiftiImageIO"))
+    reader.SetFileName(name_for_itk(path))
     try:
         reader.ReadImageInformation()
-        size = reader.GetSize()
-        squeezed = len(size) == 4 and size[3] == 1
-        if len(size) != 3 and not squeezed:
-            raise InputError(path, expected="a 3-D volume", found=f"{len(size)} dimensions, size {size} (x, y, z, ...)")
-        if reader.GetNumberOfComponents() != 1 or "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
-            found = f"{reader.GetNumberOfComponents()} of {sitk.GetPixelIDValueAsString(reader.GetPixelID())}"
-            raise InputError(path, expected="one real number a voxel", found=found)
-        if 0 in size:
-            raise InputError(path, expected="at least one voxel", found=f"size {size} (x, y, z)")
-        image = reader.Execute()
-    except RuntimeError as error:
+        _check_kind(path, reader, claim)
+        volume = from_itk(reader.Execute())
+    except (RuntimeError, MemoryError) as error:
         raise InputError(path, expected="a readable volume", found=_reason(error)) from error
-    volume = from_itk(image)
-    if not np.isfinite(volume.grid.origin).all():
-        raise InputError(path, expected="a finite origin", found=f"{volume.grid.origin} (x, y, z)")
-    direction = np.array(volume.grid.direction)
+    grid = volume.grid
+    check_origin(path, grid.origin)
+    check_spacing(path, grid.spacing)
+    if claim.spacing is not None and not np.allclose(grid.spacing[::-1], claim.spacing[:3], rtol=1e-5, atol=0):
+        raise InputError(path, expected=f"spacing {claim.spacing}, as its header says", found=str(grid.spacing[::-1]))
+    direction = np.array(grid.direction)
     if not np.allclose(direction.T @ direction, np.eye(3), rtol=0, atol=GRID_TOLERANCE):
         raise InputError(path, expected="orthonormal direction cosines", found=str(direction.tolist()))
-    if not squeezed:
+    if len(claim.size) == 3:
         return volume, ()
-    event = Event("fourth_axis_dropped", f"size {size} (x, y, z, t): the axis of length 1 was dropped")
+    event = Event("fourth_axis_dropped", f"size {claim.size} (x, y, z, t): the axis of length 1 was dropped")
     return volume, (event,)
+
+
+def _check_written(path: Path) -> None:
+    """Raise RuntimeError for a file that ITK has not written whole: on a full disk it says nothing."""
+    try:
+        check_file(path)
+    except InputError as error:
+        raise RuntimeError(f"an incomplete file ({error.expected}, {error.found}); is the disk full?") from error
+
+
+def _check_kind(path: Path, reader: Any, claim: Claim) -> None:
+    """Check that a file is a volume of one real number a voxel, as ITK will read it. Raises InputError."""
+    size, kind = reader.GetSize(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    if len(size) != 3 and not (len(size) == 4 and size[3] == 1):
+        raise InputError(path, expected="a 3-D volume", found=f"{len(size)} dimensions, size {size} (x, y, z, ...)")
+    if reader.GetNumberOfComponents() != 1 or "complex" in kind:
+        found = f"{reader.GetNumberOfComponents()} of {kind}"
+        raise InputError(path, expected="one real number a voxel", found=found)
+    if tuple(size) != claim.size:
+        raise InputError(path, expected=f"size {claim.size}, as its header says", found=f"{size} read by ITK")
+
+
+def name_for_itk(path: Path) -> str:
+    """Return a path for ITK, which wants UTF-8 whatever the locale's encoding is. Raises InputError for other bytes."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(path, expected="a file name in UTF-8", found="another encoding", hint="rename it") from error
 
 
 def _finite(path: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[Event, ...]]:

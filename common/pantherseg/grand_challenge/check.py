@@ -12,9 +12,9 @@ import SimpleITK as sitk  # noqa: N813
 from pantherseg.errors import JobError, PantherSegError
 from pantherseg.grand_challenge.job import IMAGES, find_input, output_path
 from pantherseg.grand_challenge.verdict import Verdict
-from pantherseg.integrity import check_metaimage
+from pantherseg.integrity.metaimage import check_metaimage
 from pantherseg.recipe import Sockets
-from pantherseg.volume import Volume, from_itk, read_image
+from pantherseg.volume import Volume, from_itk, name_for_itk, read_image
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Of a MetaImage's header.
@@ -99,10 +99,10 @@ def _read_mask(path: Path, kind: str) -> Volume | str:
     if kind == "TIFF":
         return "TIFF: the platform takes its pages for resolutions of one slice, not for slices"
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("MetaImageIO")  # ITK would go by the name
     try:
         check_metaimage(path)  # of what ITK reads wrongly without an error
+        reader.SetFileName(name_for_itk(path))
+        reader.SetImageIO("MetaImageIO")  # ITK would go by the name
         reader.ReadImageInformation()
         channels, size = reader.GetNumberOfComponents(), reader.GetSize()
         if channels != 1 or len(size) != 3:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from pantherseg.budget import Deadline
 from pantherseg.case import read_case
-from pantherseg.errors import InputError, PantherSegError
+from pantherseg.errors import InputError
 from pantherseg.files import prepare_folder
 from pantherseg.grand_challenge.job import find_input, output_path
 from pantherseg.house import DEMO_WEIGHTS
-from pantherseg.logs import one_line, show_log
+from pantherseg.logs import say_error, show_log
 from pantherseg.memory import begin
 from pantherseg.models import choose_root
 from pantherseg.recipe import load_recipe
@@ -35,10 +33,8 @@ def main(recipe: Path, arguments: Sequence[str] | None = None) -> int:
     try:
         run_job(recipe, options.input, options.output, model=options.model)
     except Exception as error:
-        if not isinstance(error, PantherSegError):
-            traceback.print_exc()
         # The platform shows the last line only; the way there is for whoever reads the whole log.
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        say_error(error)
         return 1
     return 0
 

@@ -19,14 +19,24 @@ IMAGES = "images"
 
 
 def find_input(folder: Path, sockets: Sockets) -> Path:
-    """Return the input volume of a job folder. Raises JobError where there is not exactly one."""
+    """Return the input volume of a job folder. Raises JobError where there is not exactly one to be read."""
+    try:
+        return _find_input(folder, sockets)
+    except OSError as error:
+        where, found = error.filename or folder, error.strerror or str(error)
+        raise JobError(where, expected="a job folder that this user may read", found=found) from error
+
+
+def _find_input(folder: Path, sockets: Sockets) -> Path:
     if not folder.is_dir():
         raise JobError(folder, expected="a job folder", found="a file" if folder.exists() else "no such folder")
     if (folder / INPUTS).is_file():
         return _described_input(folder, sockets)
     images = folder / IMAGES
     expected = images / sockets.input
-    holders = [path for path in sorted(images.glob("*")) if path.is_dir() and volumes_in(path)]
+    # Not by glob, for which a folder that may not be read is an empty one.
+    folders = sorted(images.iterdir()) if images.is_dir() else []
+    holders = [path for path in folders if path.is_dir() and volumes_in(path)]
     if expected in holders:
         return _only_volume(expected)
     if len(holders) != 1:

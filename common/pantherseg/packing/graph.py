@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import tempfile
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from pantherseg.files import temporary_folder
 from pantherseg.networks import distinct_tensors
 from pantherseg.untracked import ov
 
@@ -25,6 +26,7 @@ MAX_CONSTANT_BYTES = 1 << 20
 BLOCK = 8
 DEEP_BLOCK = 4
 SEED = 0
+PROBE_BYTES = 1 << 16
 CONSTANT = "./layers/layer[@type='Const']/data"
 
 
@@ -107,15 +109,24 @@ def _convert(network: nn.Module, shape: tuple[int, ...]) -> tuple[ElementTree.El
         model = frontend.convert(frontend.load(decoder))
     model.reshape(list(shape))
     apply_moc_transformations(model, cf=True)  # folds what is constant
-    with tempfile.TemporaryDirectory(prefix="pantherseg-") as folder:
-        file = Path(folder) / "graph.xml"
+    folder = temporary_folder()
+    try:
+        file = folder / "graph.xml"
         try:
             ov.save_model(model, file, compress_to_fp16=False)
         except RuntimeError as error:
+            _write_something(folder)
             raise OSError(f"{file}: {error}") from error
         tree = ElementTree.parse(file)
         _name_by_number(tree.getroot())
         return tree, file.with_suffix(".bin").read_bytes()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_something(folder: Path) -> None:
+    """Raise OSError with the reason why nothing can be written, which OpenVINO does not say."""
+    (folder / "something").write_bytes(bytes(PROBE_BYTES))
 
 
 def _name_by_number(root: ElementTree.Element) -> None:

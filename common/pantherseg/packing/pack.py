@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
+import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,6 +39,7 @@ from pantherseg.bundle import (
     weights_name,
 )
 from pantherseg.errors import ModelError, OutputError, RecipeError
+from pantherseg.files import temporary_folder
 from pantherseg.models import Model, ModelFolder, Models, check_labels, find_models
 from pantherseg.packing.checkpoint import Checkpoint, check_fit, read_checkpoint
 from pantherseg.recipe import Recipe
@@ -60,13 +60,14 @@ def as_bundle(model: ModelFolder | Bundle) -> Bundle:
     if isinstance(model, Bundle):
         return model
     try:
-        folder = Path(tempfile.mkdtemp(prefix="pantherseg-"))
+        folder = temporary_folder()
     except OSError as error:
         hint = f"or run `pantherseg pack {model.path} BUNDLE` beforehand"
         raise OutputError(
             "temporary folder", expected="room to pack a model", found=error.strerror or str(error), hint=hint
         ) from error
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # torch makes one as soon as a network runs, empty, and would leave it beside our folder.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torch"))
     return pack(model, folder / "bundle")
 
 

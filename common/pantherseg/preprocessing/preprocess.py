@@ -17,7 +17,7 @@ from pantherseg.arrays import Array, namespace, zeros_like
 from pantherseg.errors import InputError
 from pantherseg.preprocessing.resample import Resampling, Resizer
 from pantherseg.recipe import Positive, Table
-from pantherseg.volume import Box, Grid, Shape, Triple
+from pantherseg.volume import Box, Shape, Triple, check_resampled
 
 # A logit at which the background is certain: where the crop to voxels that are not 0 has cut the volume.
 CERTAIN = 50.0
@@ -98,25 +98,20 @@ class Preprocessing(Table, frozen=True):
             raise ValueError(f"transpose must name the axes 0, 1 and 2 once each, got {self.transpose}")
 
     def run(self, array: NDArray[np.float32], spacing: Triple) -> Prepared:
-        """Return a volume (z, y, x) as the network sees it; the array is left as it is.
+        """Return a volume (z, y, x) as the network sees it, at least a voxel a side; the array is left as it is.
 
-        spacing: mm along (z, y, x). Raises InputError for a volume so small that nothing is left of it at the network's
-        spacing.
+        spacing: mm along (z, y, x). Raises InputError for a volume that is too large at the network's spacing.
         """
         shape: Shape = array.shape
         given: Triple = tuple(spacing[axis] for axis in self.transpose)  # type: ignore[assignment]
         target: Triple = (given[0], *self.spacing)[-3:]  # type: ignore[assignment]
         data = array[None].astype(np.float32).transpose(0, *(axis + 1 for axis in self.transpose))
         box = Box.around(data[0] != 0) or Box.whole(data.shape[1:])
+        # nnU-Net has no answer to what is thinner than half a voxel of the network's.
         new_shape: Shape = tuple(  # type: ignore[assignment]
-            round(old / new * n) for old, new, n in zip(given, target, box.shape, strict=True)
+            max(1, round(old / new * n)) for old, new, n in zip(given, target, box.shape, strict=True)
         )
-        if 0 in new_shape:
-            raise InputError(
-                "volume",
-                expected=f"at least half a voxel a side at the model's spacing {list(self.spacing)} mm",
-                found=f"{Grid(box.shape, given).describe()} that are not 0",
-            )
+        check_resampled(new_shape, target)
         data = data[:, *box.slices]
         self.normalization.run(data[0])
         back = WayBack(shape, self.transpose, box, self.logits.resizer(new_shape, box.shape, target, given))

@@ -1,0 +1,414 @@
+"""How the real commands end, whatever happens to them: exit code, one line that says why, and no half of a result."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+
+from conftest import CopiedBundle, SmallDisk
+from pantherseg.bundle import MANIFEST
+from pantherseg.grand_challenge.check import check_output
+from pantherseg.house import ROOT, task_recipe
+from pantherseg.models import ModelFolder
+from pantherseg.recipe import load_recipe
+from pantherseg.volume import Grid, Volume, read_labels, write_volume
+
+SOCKETS = load_recipe(task_recipe(1)).sockets
+GRID = Grid((12, 24, 24), (4.0, 3.0, 3.0))
+PLACE = f"images/{SOCKETS.output}"
+LONGEST_LINE = 8192
+AT_ONCE_SECONDS = 5
+PATIENCE_SECONDS = 120
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@dataclass
+class Job:
+    """A job folder with one volume, where its result goes, and a bundle of one fold."""
+
+    input: Path
+    output: Path
+    models: Path
+
+    def command(self, *before: str | Path, models: Path | None = None) -> list[str]:
+        """Return the container's command, behind others."""
+        options = ["--input", self.input, "--output", self.output, "--model", models or self.models]
+        return [str(word) for word in (*before, sys.executable, ROOT / "Task1" / "inference.py", *options)]
+
+    def rename(self, name: str) -> None:
+        """Give the volume another name."""
+        (volume,) = (self.input / "images" / SOCKETS.input).iterdir()
+        volume.rename(volume.with_name(name))
+
+    def damage(self) -> None:
+        """Make the volume unreadable."""
+        (volume,) = (self.input / "images" / SOCKETS.input).iterdir()
+        volume.write_bytes(volume.read_bytes()[:-9])
+
+    def check_is_done(self) -> None:
+        """Check that the platform would take the result, which is there without anything beside it."""
+        assert [
+            str(verdict) for verdict in check_output(self.output, SOCKETS, job=self.input) if not verdict.kept
+        ] == []
+        (mask,) = (self.output / PLACE).iterdir()
+        assert read_labels(mask).array.any()
+
+    def check_nothing_is_named(self) -> None:
+        """Check that no file but hidden ones is there."""
+        assert [path for path in self.output.rglob("*") if path.is_file() and not path.name.startswith(".")] == []
+
+
+@pytest.fixture
+def job(tmp_path: Path, copied_bundle: CopiedBundle) -> Job:
+    checksums = json.loads((copied_bundle.path / MANIFEST).read_text())["sha256"]
+    others = [f"fold_{fold}.safetensors" for fold in range(1, 5)]
+    copied_bundle.change(folds=["0"], sha256={name: sha for name, sha in checksums.items() if name not in others})
+    made = Job(tmp_path / "input", tmp_path / "output", copied_bundle.path.parent)
+    noise = np.random.default_rng(0).normal(100, 20, GRID.shape).astype(np.float32)
+    write_volume(Volume(noise, GRID), made.input / "images" / SOCKETS.input / "uuid.mha")
+    made.output.mkdir()
+    return made
+
+
+@pytest.fixture
+def raw_models(tmp_path: Path, demo_folder: ModelFolder) -> Path:
+    """nnU-Net's own folder of one fold, which is packed on use."""
+    folder = tmp_path / "raw" / "task1"
+    shutil.copytree(demo_folder.path, folder, ignore=shutil.ignore_patterns("fold_[1234]"))
+    return folder.parent
+
+
+@dataclass
+class End:
+    """How a process ended."""
+
+    code: int
+    stderr: bytes
+
+    @property
+    def lines(self) -> list[str]:
+        """stderr's lines, which must be UTF-8 and short."""
+        lines = self.stderr.decode("utf-8").splitlines()
+        assert all(len(line.encode()) < LONGEST_LINE for line in lines)
+        return lines
+
+    def check_is_success(self) -> None:
+        """Check the exit code."""
+        assert self.code == 0, self.lines
+
+    def check_is_error(self, *named: object) -> None:
+        """Check that the last line names the cause, and nothing unexpected happened."""
+        assert self.code == 1, self.lines
+        last = [line for line in self.lines if line.strip()][-1]
+        assert re.match(r"error: .*: expected .*, found ", last), self.lines
+        assert all(str(name) in last for name in named), last
+        assert "Traceback" not in self.stderr.decode()
+
+
+def run(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    without: Sequence[str] = (),
+    preexec: Callable[[], None] | None = None,
+    stderr: int | IO[bytes] = subprocess.PIPE,
+) -> End:
+    """Run a command in an environment with other variables, and without some."""
+    variables = {key: value for key, value in os.environ.items() if key not in without} | dict(environment or {})
+    done = subprocess.run(
+        command,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        preexec_fn=preexec,
+        check=False,
+        timeout=PATIENCE_SECONDS,
+    )
+    return End(done.returncode, done.stderr or b"")
+
+
+class Started:
+    """A command that runs in a session of its own."""
+
+    def __init__(self, command: Sequence[str], **environment: str) -> None:
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, env={**os.environ, **environment}, start_new_session=True
+        )
+
+    def wait_for_line(self, start: bytes) -> None:
+        """Wait for a line of stderr."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if line.startswith(start):
+                return
+        pytest.fail(f"ended with {self.process.wait()} before {start!r}")
+
+    def wait_for(self, there: Callable[[], bool]) -> None:
+        """Wait until something is there."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not there():
+            assert time.monotonic() < end
+            assert self.process.poll() is None
+            time.sleep(0.01)
+
+    def end_by(self, number: signal.Signals) -> None:
+        """Send a signal and check that it ends the process at once, and all that it has started."""
+        self.process.send_signal(number)
+        self.process.communicate(timeout=AT_ONCE_SECONDS)
+        assert self.process.returncode == -number
+        with pytest.raises(ProcessLookupError):
+            os.killpg(self.process.pid, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_it_at_once_and_the_next_run_succeeds(job: Job, number: signal.Signals) -> None:
+    started = Started(job.command())
+    started.wait_for_line(b"models ")
+    started.end_by(number)
+    job.check_nothing_is_named()
+    run(job.command()).check_is_success()
+    job.check_is_done()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_while_it_packs_leaves_only_what_the_next_run_removes(
+    job: Job, raw_models: Path, number: signal.Signals, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    started = Started(job.command(models=raw_models), TMPDIR=str(temporary))
+    started.wait_for(lambda: any(temporary.glob(".pantherseg-*/*")))
+    started.end_by(number)
+    job.check_nothing_is_named()
+    assert all(path.name.startswith(".") for path in temporary.iterdir())
+    run(job.command(models=raw_models), environment={"TMPDIR": str(temporary)}).check_is_success()
+    job.check_is_done()
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("task", [1, 2])
+def test_predict_ends_at_once_too(job: Job, tmp_path: Path, task: int) -> None:
+    (volume,) = (job.input / "images" / SOCKETS.input).iterdir()
+    started = Started(
+        [sys.executable, "-m", "pantherseg", "predict", str(volume), str(tmp_path / "masks"), "--task", str(task)]
+    )
+    started.wait_for_line(b"models ")
+    started.end_by(signal.SIGTERM)
+    assert list((tmp_path / "masks").glob("[!.]*")) == []
+
+
+def fill(disk: Path, *, leave: int) -> None:
+    """Fill a disk but for some bytes."""
+    free = os.statvfs(disk)
+    (disk / "filled").write_bytes(bytes(free.f_bavail * free.f_bsize - leave))
+
+
+@pytest.mark.parametrize(("leave", "named"), [(0, PLACE), (4096, "results.json")])
+def test_a_full_disk(job: Job, small_disk: SmallDisk, leave: int, named: str) -> None:
+    disk = small_disk(1 << 20)
+    job.output = disk / "output"
+    (job.output / PLACE).mkdir(parents=True)
+    fill(disk, leave=leave)
+    run(job.command()).check_is_error(job.output, named)
+    assert [path for path in job.output.rglob("*") if path.is_file()] == []
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+
+def test_a_limit_on_files(job: Job) -> None:
+    run(job.command(), preexec=limit_files).check_is_error(job.output)
+    assert [path for path in job.output.rglob("*") if path.is_file()] == []
+
+
+def test_a_full_disk_for_temporary_files(job: Job, raw_models: Path, small_disk: SmallDisk) -> None:
+    disk = small_disk(1 << 20)
+    run(job.command(models=raw_models), environment={"TMPDIR": str(disk)}).check_is_error("No space left")
+    job.check_nothing_is_named()
+    assert list(disk.iterdir()) == []
+
+
+@ROOT_ONLY
+def test_an_output_that_is_read_only(job: Job, small_disk: SmallDisk) -> None:
+    job.output = small_disk(1 << 20)
+    subprocess.run(["mount", "-o", "remount,ro", str(job.output)], check=True)
+    run(job.command()).check_is_error(job.output, "Read-only file system")
+
+
+# root, but as bound by permissions as anyone else.
+BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+
+
+@pytest.mark.skipif(bool(BOUND) and shutil.which(BOUND[0]) is None, reason="no setpriv")
+@pytest.mark.parametrize("part", ["", "images", f"images/{SOCKETS.input}", f"images/{SOCKETS.input}/uuid.mha"])
+def test_a_job_that_this_user_may_not_read(job: Job, part: str) -> None:
+    (job.input / part).chmod(0)
+    end = run(job.command(*BOUND))
+    source = [sys.executable, "-m", "pantherseg", "predict", str(job.input / part), str(job.output), "--task", "1"]
+    predicted = run([*BOUND, *source])
+    (job.input / part).chmod(0o755)
+    end.check_is_error(job.input, "Permission denied")
+    assert predicted.code == 1
+    assert str(job.input / part) in predicted.lines[-1]
+    job.check_nothing_is_named()
+
+
+@pytest.mark.skipif(bool(BOUND) and shutil.which(BOUND[0]) is None, reason="no setpriv")
+def test_an_output_that_this_user_may_not_write_to(job: Job) -> None:
+    job.output.chmod(0o555)
+    run(job.command(*BOUND)).check_is_error(job.output, "Permission denied")
+    job.check_nothing_is_named()
+
+
+# Run behind `unshare`: nothing but $1 can be written to, neither temporary folders nor shared memory nor the home.
+READ_ONLY = """
+mount --make-rprivate / && mount --bind "$1" "$1" && mount -o remount,ro,bind / && mount -o remount,ro,bind /dev/shm
+! touch /tmp/x /var/tmp/x /dev/shm/x "$HOME/x" 2>/dev/null || exit 99
+shift
+exec "$@"
+"""
+
+
+@ROOT_ONLY
+def test_nothing_but_the_output_can_be_written(job: Job) -> None:
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
+        pytest.skip("this user may not have mounts of its own")
+    run(job.command("unshare", "-m", "sh", "-c", READ_ONLY, "sh", job.output)).check_is_success()
+    job.check_is_done()
+
+
+@pytest.mark.parametrize(
+    ("environment", "without"),
+    [
+        ({}, ["HOME", "USER", "LOGNAME"]),
+        ({"HOME": "/nonexistent", "TMPDIR": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent"}, []),
+        ({"HOME": "/proc", "TMPDIR": "/proc"}, []),
+    ],
+)
+def test_no_home_and_no_temporary_folder(job: Job, environment: dict[str, str], without: list[str]) -> None:
+    run(job.command(), environment=environment, without=without).check_is_success()
+    job.check_is_done()
+
+
+ASCII_ONLY = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("environment", [ASCII_ONLY, {"LC_ALL": "C.UTF-8"}, {"PYTHONIOENCODING": "latin-1"}])
+def test_letters_beyond_ascii_whatever_the_locale(job: Job, environment: dict[str, str]) -> None:
+    job.rename("größe 体積.mha")
+    job.models = job.models.rename(job.models.with_name("modèles"))
+    job.output = job.output.rename(job.output.with_name("sortie é"))
+    end = run(job.command(), environment=environment)
+    end.check_is_success()
+    assert end.lines
+    job.check_is_done()
+    assert (job.output / PLACE / "größe 体積.mha").is_file()
+    job.damage()
+    end = run(job.command(), environment=environment)
+    end.check_is_error(".mha", "copy it again")
+
+
+def test_a_name_that_is_not_utf8(job: Job) -> None:
+    job.rename("gr\udcf6sse.mha")
+    run(job.command()).check_is_error("expected a file name in UTF-8", "gr\\udcf6sse.mha")
+
+
+def test_a_name_as_long_as_names_can_be(job: Job) -> None:
+    job.rename("体" * 83 + ".mha")
+    end = run(job.command())
+    if end.code:
+        end.check_is_error("File name too long")
+        job.check_nothing_is_named()
+    else:
+        job.check_is_done()
+
+
+@pytest.mark.parametrize(
+    "closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full", "2>&- >/dev/full"]
+)
+def test_streams_that_are_closed_or_full(job: Job, closed: str) -> None:
+    command = job.command("sh", "-c", f'exec "$@" {closed}', "sh")
+    assert run(command).code == 0
+    job.check_is_done()
+    job.damage()
+    assert run(command).code == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nobody_reads_stderr(job: Job, unbuffered: str) -> None:
+    for code in (0, 1):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "wb") as broken:
+            assert run(job.command(), stderr=broken, environment={"PYTHONUNBUFFERED": unbuffered}).code == code
+        if code == 0:
+            job.check_is_done()
+        job.damage()
+
+
+def test_predict_with_streams_that_are_closed_or_full(job: Job, tmp_path: Path) -> None:
+    (volume,) = (job.input / "images" / SOCKETS.input).iterdir()
+    words = ["predict", volume, tmp_path / "masks", "--task", "1", "--model", job.models]
+    command = [sys.executable, "-m", "pantherseg", *map(str, words)]
+    for closed in ("2>&- >&-", "2>/dev/full >/dev/full"):
+        assert run(["sh", "-c", f'exec "$@" {closed}', "sh", *command]).code == 0
+        assert read_labels(tmp_path / "masks" / "uuid.mha").grid.difference(GRID) == ""
+        shutil.rmtree(tmp_path / "masks")
+    job.damage()
+    assert run(["sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command]).code == 1
+
+
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset")
+def test_one_cpu(job: Job) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    run(job.command("taskset", "-c", str(cpu))).check_is_success()
+    job.check_is_done()
+
+
+def faketime_library() -> Path | None:
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+
+
+@pytest.mark.skipif(faketime_library() is None, reason="no faketime")
+def test_a_clock_that_jumps(job: Job, tmp_path: Path) -> None:
+    offset = tmp_path / "offset"
+    offset.write_text("+1000d")
+    began = time.monotonic()
+    started = Started(
+        job.command(),
+        LD_PRELOAD=str(faketime_library()),
+        FAKETIME_TIMESTAMP_FILE=str(offset),
+        FAKETIME_NO_CACHE="1",
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+    )
+    started.wait_for_line(b"models ")
+    offset.write_text("-1000d")
+    started.process.communicate(timeout=PATIENCE_SECONDS)
+    assert started.process.returncode == 0
+    job.check_is_done()
+    seconds = json.loads((job.output / "results.json").read_text())["seconds"]
+    assert all(0 <= value <= time.monotonic() - began for value in seconds.values())
+
+
+def test_durations_are_not_taken_from_a_clock_that_jumps() -> None:
+    sources = sorted((ROOT / "common").rglob("*.py"))
+    assert sources
+    found = [path.name for path in sources if re.search(r"\btime\.time\(|\bdatetime\.now\(\)", path.read_text())]
+    assert found == []
