@@ -48,7 +48,8 @@ def python() -> Path:
     try:
         return machine.runner()
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"the runner cannot be installed: {error.stderr.strip().splitlines()[-1]}")
+        reason = (error.stderr.strip() or str(error)).splitlines()[-1]
+        pytest.skip(f"the runner cannot be installed: {reason}")
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +308,15 @@ def test_an_exported_file_system_is_as_good_as_the_engine_s_layers(
         outcome = invoke(open_image(description, layers), job, tmp_path / "run", python=python)
         check_success(outcome, image, native_mask(task_of(image)))
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("image", SHORT, indirect=True)
+def test_a_process_that_outlives_the_runner_is_seen(image: Image, job: Path, python: Path, tmp_path: Path) -> None:
+    lasting = replace(image, entrypoint=["/bin/sh", "-c", "setsid sleep 600 >/dev/null 2>&1 &"])
+    outcome = invoke(lasting, job, tmp_path / "run", python=python)
+    assert outcome.result is not None
+    assert (outcome.result["return_code"], outcome.survivors) == (0, ["sleep 600 "])
 
 
 @pytest.mark.full
