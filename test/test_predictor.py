@@ -144,7 +144,8 @@ def test_a_volume_thinner_than_a_voxel_of_the_models_is_seen_as_one(demo: Bundle
     tiny = Volume(np.random.default_rng(0).normal(size=(8, 20, 20)).astype(np.float32), Grid((8, 20, 20), (0.01,) * 3))
     predictor = Predictor(demo, backend)
     assert predictor.prepare(tiny).data.shape == (1, 1, 1, 1)
-    assert predictor.labels(tiny).shape == (8, 20, 20)
+    labels, events = predictor.labels(tiny)
+    assert (labels.shape, events) == ((8, 20, 20), ())
 
 
 def test_a_volume_too_large_at_the_models_spacing(demo: Bundle, backend: Backend) -> None:
