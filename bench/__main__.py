@@ -45,7 +45,7 @@ def measure_speed(work: Path, *, full: bool) -> tuple[Any, str]:
 def measure_rates(work: Path, *, full: bool) -> tuple[Any, str]:
     """Compare a forward pass with the machine's best convolutions."""
     network = speed.NETWORKS["plain"]
-    folder = planned.make_folder(planned.make_plans(network.planner, network.data, work), work / "model", folds=1)
+    folder = planned.make_folder(network.plans(work), work / "model", folds=1)
     results = rates.measure(pack(folder, work / "bundle").path)
     return results, rates.table(results)
 
@@ -54,8 +54,7 @@ def measure_sizes(work: Path, *, full: bool) -> tuple[Any, str]:
     """Compare the bytes of a fold's checkpoint, which has an optimizer's state, with those of its bundle."""
     results, lines = {}, ["| network | checkpoint | bundle | share |", "|---|---|---|---|"]
     for name, network in speed.NETWORKS.items():
-        plans = planned.make_plans(network.planner, network.data, work / name)
-        folder = planned.make_folder(plans, work / name / "model", folds=1)
+        folder = planned.make_folder(network.plans(work / name), work / name / "model", folds=1)
         packed = sum(path.stat().st_size for path in pack(folder, work / name / "bundle").path.iterdir())
         checkpoint = folder.checkpoint_path("0").stat().st_size
         results[name] = {"checkpoint": checkpoint, "bundle": packed}

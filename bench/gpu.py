@@ -148,8 +148,7 @@ def measured_run(one: Callable[[], Run]) -> dict[str, Any]:
 
 def time_candidates(network: Network, device: str, clock: Clock, work: Path) -> dict[str, dict[str, Any]]:
     """Time one patch's forward pass in each way that might serve as `fast`, and how far its logits are from `exact`."""
-    plans = planned.make_plans(network.planner, network.data, work, base_features=network.base_features)
-    plan = read_plan(planned.make_folder(plans, work / "model", folds=1).path, "3d_fullres")
+    plan = read_plan(planned.make_folder(network.plans(work), work / "model", folds=1).path, "3d_fullres")
     image = torch.randn(1, 1, *plan.patch, generator=torch.Generator().manual_seed(0)).to(device)
     ways: dict[str, Callable[[nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = {
         "exact": lambda module: module,

@@ -49,6 +49,10 @@ class Network:
     image: Grid = CROP
     base_features: int = 32
 
+    def plans(self, work: Path) -> dict[str, Any]:
+        """Return the planner's plans."""
+        return planned.make_plans(self.planner, self.data, work, base_features=self.base_features)
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -65,8 +69,7 @@ class Bench:
         """Plan the network, write its folds, pack them, and write the image."""
         folder = work / "results" / planned.DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres"
         bench = cls(work, folder, work / "bundles", work / "images" / "case_0000.mha", device)
-        plans = planned.make_plans(network.planner, network.data, work, base_features=network.base_features)
-        pack(planned.make_folder(plans, folder, folds=FOLDS), bench.bundles / "model")
+        pack(planned.make_folder(network.plans(work), folder, folds=FOLDS), bench.bundles / "model")
         write_volume(image_on(network.image), bench.image)
         return bench
 

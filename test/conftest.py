@@ -19,6 +19,7 @@ from pantherseg.house import DEMO_WEIGHTS
 from pantherseg.models import CHECKPOINT, ModelFolder, open_model_folder
 from pantherseg.phantom import make_phantom
 from pantherseg.volume import Box, Volume
+from served import Served
 
 RealData = Callable[[str], Path]
 SmallDisk = Callable[[int], Path]
@@ -38,6 +39,13 @@ def one_line_about(where: object, error: Exception) -> str:
     assert ", found " in text
     assert len(text.splitlines()) == 1
     return text
+
+
+@pytest.fixture
+def server() -> Iterator[Served]:
+    """A server of files on this machine that may be told to fail."""
+    with Served() as served:
+        yield served
 
 
 @pytest.fixture

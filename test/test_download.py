@@ -25,12 +25,6 @@ HALF = 500_000
 
 
 @pytest.fixture
-def server() -> Iterator[Served]:
-    with Served() as served:
-        yield served
-
-
-@pytest.fixture
 def client() -> Iterator[Client]:
     made = Client(retries=2, pause=0.01)
     yield made

@@ -66,12 +66,6 @@ def demo_graph(demo_folder: ModelFolder) -> Any:
 
 
 @pytest.fixture
-def server() -> Iterator[Served]:
-    with Served() as served:
-        yield served
-
-
-@pytest.fixture
 def client() -> Iterator[Client]:
     made = Client(retries=1, pause=0.01)
     yield made

@@ -107,13 +107,17 @@ class Bundle:
             raise ModelError(self.path, expected=f"folds {' '.join(self.folds)}", found=f"no {path.name}")
         _check_shapes(path, self.manifest)
 
-    def verify(self, fold: str) -> Path:
-        """Return the file of one fold's tensors after comparing it with the manifest. Raises ModelError."""
+    def check_content(self, fold: str) -> None:
+        """Raise ModelError unless one fold's file has its checksum, and numbers only; it is read whole."""
         path = self.weights_path(fold)
-        self.check_layout(fold)
         _check_sum(path, self.manifest)
         _check_numbers(path, self.manifest)
-        return path
+
+    def verify(self, fold: str) -> Path:
+        """Return the file of one fold's tensors after comparing it with the manifest. Raises ModelError."""
+        self.check_layout(fold)
+        self.check_content(fold)
+        return self.weights_path(fold)
 
     def check_label(self, key: str, label: int) -> None:
         """Raise RecipeError unless the model has the label that a recipe's key names; 0 is the background."""

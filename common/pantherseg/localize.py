@@ -15,10 +15,13 @@ from pantherseg.volume import Box, Triple, Volume, check_resampled, from_itk, to
 
 # The orientation that MRSegmentator's own reader gives its network.
 ORIENTATION = "LPS"
-
-
 # Body is what is brighter than this share of the 99th percentile; air in MR is darker.
 BODY_LEVEL = 0.1
+
+
+def searched_whole(code: str, reason: str) -> Event:
+    """Return the event that says why there is no box."""
+    return Event(code, f"{reason}; the whole volume was searched")
 
 
 def localize(
@@ -32,20 +35,14 @@ def localize(
     seen = _as_seen(volume, settings.spacing)
     labels, events = predictor.labels(seen, deadline)
     if any(event.code == TILES_LEFT_OUT for event in events):
-        return None, (*events, Event("localizer_failed", "the localizer had no time; the whole volume was searched"))
+        return None, (*events, searched_whole("localizer_failed", "the localizer had no time"))
     pancreas = labels == settings.label
     box = Box.around(_without_specks(pancreas, settings.min_component_mm3 / seen.grid.voxel_mm3))
     if box is None:
-        return None, (
-            *events,
-            Event("no_pancreas_found", "the localizer found no pancreas; the whole volume was searched"),
-        )
+        return None, (*events, searched_whole("no_pancreas_found", "the localizer found no pancreas"))
     found = volume.grid.box_from(seen.grid, box).expanded(settings.margin_mm, volume.grid)
     if reason := _implausible(seen, box, volume, found, settings):
-        return None, (
-            *events,
-            Event("implausible_box", f"the localizer's box {reason}; the whole volume was searched"),
-        )
+        return None, (*events, searched_whole("implausible_box", f"the localizer's box {reason}"))
     return found, events
 
 

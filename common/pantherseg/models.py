@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pantherseg.bundle import DATASET, PLANS, Bundle, is_bundle, open_bundle
-from pantherseg.errors import ModelError
+from pantherseg.errors import ModelError, RecipeError
 from pantherseg.recipe import Localizer, Member, Recipe
 
 MAX_DEPTH = 4
@@ -93,6 +93,24 @@ def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
             raise
         problem = str(error)
     return Models(root, members, localizer, problem)
+
+
+def by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
+    """Return each role's model with every fold that one of its members wants.
+
+    Raises RecipeError where members want different checkpoints of one nnU-Net folder.
+    """
+    roles: dict[str, Model] = {}
+    for member, model in zip(recipe.members, models.members, strict=True):
+        known = roles.get(member.model)
+        if isinstance(known, ModelFolder) and isinstance(model, ModelFolder) and known.checkpoint != model.checkpoint:
+            found = f"{known.checkpoint} and {model.checkpoint}"
+            raise RecipeError(recipe.name, expected=f"one checkpoint of {member.model}", found=found)
+        before = () if known is None else known.folds
+        roles[member.model] = replace(model, folds=tuple(dict.fromkeys((*before, *model.folds))))
+    if models.localizer is not None and recipe.localizer is not None:
+        roles[recipe.localizer.model] = models.localizer
+    return roles
 
 
 def check_labels(role: str, bundle: Bundle, recipe: Recipe) -> None:

@@ -17,9 +17,9 @@ from pantherseg.files import write_text
 from pantherseg.fuse import mean_logits
 from pantherseg.inference.backends import Backend, Mode, choose_backend
 from pantherseg.inference.predictor import Logits, Predictor
-from pantherseg.localize import localize
+from pantherseg.localize import localize, searched_whole
 from pantherseg.logs import shown, stage
-from pantherseg.models import Models, find_models
+from pantherseg.models import Models, check_labels, find_models
 from pantherseg.packing import as_bundle
 from pantherseg.postprocess import tumour_mask
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
@@ -109,8 +109,8 @@ def load_system(
             )
             for model, member in zip(models.members, recipe.members, strict=True)
         )
-        for predictor in members:
-            predictor.bundle.check_label("tumour_label", recipe.tumour_label)
+        for predictor, member in zip(members, recipe.members, strict=True):
+            check_labels(member.model, predictor.bundle, recipe)
         check_classes([predictor.bundle for predictor in members])
         models, localizer = _load_localizer(models, recipe, backend)
         used = models.members if models.localizer is None else (*models.members, models.localizer)
@@ -127,7 +127,7 @@ def _load_localizer(models: Models, recipe: Recipe, backend: Backend) -> tuple[M
         localizer = Predictor(as_bundle(models.localizer), backend, step=recipe.localizer.step)
     except ModelError as error:
         return replace(models, localizer=None, problem=str(error)), None
-    localizer.bundle.check_label("label", recipe.localizer.label)
+    check_labels(recipe.localizer.model, localizer.bundle, recipe)
     return models, localizer
 
 
@@ -230,12 +230,12 @@ def _search_box(
     if system.localizer is None:
         code = "localizer_failed" if system.models.problem else "no_localizer"
         reason = system.models.problem or f"no model '{settings.model}' in {system.models.root}"
-        return whole, (Event(code, f"{reason}; the whole volume was searched"),)
+        return whole, (searched_whole(code, reason),)
     with stage("localizer", seconds) as remarks:
         try:
             box, events = localize(volume, system.localizer, settings, deadline.share(LOCALIZER_SHARE))
         except (ModelError, InputError) as error:
-            box, events = None, (Event("localizer_failed", f"{error}; the whole volume was searched"),)
+            box, events = None, (searched_whole("localizer_failed", str(error)),)
         remarks.append("no box" if box is None else f"box {box.start} to {box.stop} (z, y, x)")
     return box or whole, events
 

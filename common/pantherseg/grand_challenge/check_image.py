@@ -15,7 +15,7 @@ from pantherseg.errors import UploadError
 from pantherseg.grand_challenge.file_system import EXECUTE, READ, FileSystem, Found, User, find_user
 from pantherseg.grand_challenge.saved_image import Image, Saved, layer_fault, read_saved, the_image
 from pantherseg.grand_challenge.stream import Refused
-from pantherseg.grand_challenge.verdict import Verdict
+from pantherseg.grand_challenge.verdict import Verdict, first_few
 
 SUFFIXES = (".tar", ".tar.gz", ".tar.xz")
 COMPRESSIONS = {"none": ".tar", "gzip": ".tar.gz", "xz": ".tar.xz"}
@@ -27,7 +27,6 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERPRETER = re.compile(r"(python|bash|dash|sh)[0-9.]*")
 PLAIN_FLAG = re.compile(r"-[bBdEhiIOPqsSuvxel]+")
 ENGINE_SECONDS = 60
-SHOWN = 5
 
 
 def check_image(source: str) -> list[Verdict]:
@@ -189,8 +188,8 @@ def _below(files: FileSystem, needed: dict[str, str]) -> Verdict:
     lost += [f"{name} ({path})" for name, path in needed.items() if _is_below(path)]
     left = list(files.below(EMPTIED))
     if lost:
-        return Verdict(rule, False, f"{_first(lost)}: hidden or emptied when it runs")
-    return Verdict(rule, True, f"only {_first(left)}, which is removed" if left else "nothing there")
+        return Verdict(rule, False, f"{first_few(lost)}: hidden or emptied when it runs")
+    return Verdict(rule, True, f"only {first_few(left)}, which is removed" if left else "nothing there")
 
 
 def _program(files: FileSystem, command: list[str], search: str, folder: str, user: User) -> Found:
@@ -250,8 +249,3 @@ def _is_below(path: str) -> bool:
 def _overlap(one: str, other: str) -> bool:
     first, second = PurePosixPath(one), PurePosixPath(other)
     return first.is_relative_to(second) or second.is_relative_to(first)
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -10,34 +10,31 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pantherseg.bundle import Bundle
 from pantherseg.errors import OutputError, PantherSegError, UploadError
 from pantherseg.grand_challenge.stream import (
-    BLOCK_BYTES,
     DAMAGED,
     Budget,
     Forward,
-    Joined,
     Refused,
-    compression,
+    begun,
     decompressed,
+    link_target,
     members,
     reason,
 )
-from pantherseg.grand_challenge.verdict import Verdict
-from pantherseg.models import Model, ModelFolder, Models, check_labels, find_models
+from pantherseg.grand_challenge.verdict import Verdict, first_few
+from pantherseg.models import ModelFolder, by_role, check_labels, find_models
 from pantherseg.recipe import Recipe
+from pantherseg.weights.archive import allowed_bytes
 
 SUFFIX = ".tar.gz"
-# Weights hardly shrink: what grows beyond this was made to fill disks.
-MAX_GROWTH, ALWAYS_ALLOWED = 20, 64 << 20
 MAX_ENTRIES = 100_000
 CHUNK_BYTES = 1 << 20
-SHOWN = 5
 
 
 @dataclass
@@ -79,8 +76,8 @@ def _archive_verdicts(path: Path, folder: Path, recipe: Recipe) -> Iterator[Verd
     found = f"{path.stat().st_size / 1e6:.1f} MB, {unpacked.size / 1e6:.1f} MB in {unpacked.files} files unpacked"
     yield Verdict(rule, kept, found if kept else f"{path.name}: the platform takes no other name")
     rule = "files and folders below the archive's own folder"
-    yield Verdict(rule, not unpacked.outside, _first(unpacked.outside) or "no others")
-    yield Verdict("readable by any user", not unpacked.closed, _first(unpacked.closed) or "all files and folders")
+    yield Verdict(rule, not unpacked.outside, first_few(unpacked.outside) or "no others")
+    yield Verdict("readable by any user", not unpacked.closed, first_few(unpacked.closed) or "all files and folders")
     yield from _model_verdicts(folder, recipe, shown=path)
 
 
@@ -93,8 +90,8 @@ def _folder_verdicts(folder: Path, recipe: Recipe) -> Iterator[Verdict]:
                 outside.append(f"{path.relative_to(folder)} (a link to {path.readlink()})")
             elif path.exists() and not _open(path.stat().st_mode, folder=path.is_dir()):
                 closed.append(f"{path.relative_to(folder)} (mode {stat.S_IMODE(path.stat().st_mode):04o})")
-    yield Verdict("no links that lead out of the folder", not outside, _first(outside) or "none")
-    yield Verdict("readable by any user", not closed, _first(closed) or "all files and folders")
+    yield Verdict("no links that lead out of the folder", not outside, first_few(outside) or "none")
+    yield Verdict("readable by any user", not closed, first_few(closed) or "all files and folders")
     yield from _model_verdicts(folder, recipe, shown=folder)
 
 
@@ -102,11 +99,12 @@ def _model_verdicts(root: Path, recipe: Recipe, *, shown: Path) -> Iterator[Verd
     """Whether the recipe's models are below a folder and sound. shown: what the folder is called in what is said."""
     rule = f"every model of the recipe {recipe.name}"
     try:
-        models = find_models(root, recipe)
+        found_models = by_role(find_models(root, recipe), recipe)
     except PantherSegError as error:
         yield Verdict(rule, False, str(error).replace(str(root), str(shown)))
         return
-    roles = _roles(models, recipe)
+    # Only those of the upload: the machine that runs them has no others.
+    roles = {role: model for role, model in found_models.items() if model.path.is_relative_to(root)}
     remark = "" if recipe.localizer is None or recipe.localizer.model in roles else _no_localizer(recipe)
     found = "; ".join(f"{role}: folds {' '.join(model.folds)}" for role, model in roles.items())
     yield Verdict(rule, True, found + remark)
@@ -117,21 +115,6 @@ def _model_verdicts(root: Path, recipe: Recipe, *, shown: Path) -> Iterator[Verd
             yield Verdict(f"{role} would run", False, str(error).replace(str(root), str(shown)))
         else:
             yield Verdict(f"{role} would run", True, said)
-
-
-def _roles(models: Models, recipe: Recipe) -> dict[str, Model]:
-    """Return the models by role, with every fold that is wanted of each, and only those of the upload.
-
-    The machine that runs them has no others.
-    """
-    roles: dict[str, Model] = {}
-    for member, model in zip(recipe.members, models.members, strict=True):
-        before = roles[member.model].folds if member.model in roles else ()
-        roles[member.model] = replace(model, folds=tuple(dict.fromkeys((*before, *model.folds))))
-    localizer = models.localizer
-    if localizer is not None and recipe.localizer is not None and localizer.path.is_relative_to(models.root):
-        roles[recipe.localizer.model] = localizer
-    return roles
 
 
 def _no_localizer(recipe: Recipe) -> str:
@@ -161,14 +144,13 @@ def _raw(model: ModelFolder) -> str:
 def _unpack(path: Path, folder: Path) -> Unpacked:
     """Unpack an archive's regular files, and links to them, below a folder. Raises Refused, OutputError."""
     result = Unpacked()
-    budget = Budget(ALWAYS_ALLOWED + MAX_GROWTH * path.stat().st_size, MAX_ENTRIES)
+    budget = Budget(allowed_bytes(path.stat().st_size), MAX_ENTRIES)
     try:
         with path.open("rb") as source:
-            head = source.read(BLOCK_BYTES)
-            kind = compression(head)
+            kind, packed = begun(source)
             if kind != "gzip":
                 raise Refused(f"{'no compression' if kind == 'none' else kind}: the platform takes gzip only")
-            stream = Forward(decompressed(Joined(head, source), kind), budget)
+            stream = Forward(decompressed(packed, kind), budget)
             for member, archive in members(stream, budget):
                 _take(member, archive, folder, result)
     except DAMAGED as error:
@@ -183,8 +165,7 @@ def _take(member: tarfile.TarInfo, archive: tarfile.TarFile, folder: Path, resul
     if name.startswith("/") or ".." in member.name.split("/") or "\0" in name:
         result.outside.append(member.name)
     elif member.issym() or member.islnk():
-        start = posixpath.dirname(name) if member.issym() else ""
-        result.links[name] = (posixpath.normpath(posixpath.join(start, member.linkname)), member.linkname)
+        result.links[name] = (link_target(member, name), member.linkname)
     elif member.isfile():
         result.size += member.size
         result.files += 1
@@ -228,8 +209,3 @@ def _open(mode: int, *, folder: bool) -> bool:
     """Return whether a mode lets anybody read a file, or read and pass a folder."""
     wanted = 0o5 if folder else 0o4
     return mode & wanted == wanted
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

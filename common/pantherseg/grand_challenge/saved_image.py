@@ -21,8 +21,10 @@ from pantherseg.grand_challenge.stream import (
     Forward,
     Joined,
     Refused,
+    begun,
     compression,
     decompressed,
+    link_target,
     members,
     reason,
 )
@@ -72,18 +74,16 @@ def read_saved(source: Any, *, size: int | None) -> Saved:
     """
     allowed = 1 << 62 if size is None else ALWAYS_ALLOWED + MAX_GROWTH * size
     budget = Budget(allowed, MAX_ENTRIES)
-    head = source.read(BLOCK_BYTES)
-    kind = compression(head)
+    kind, packed = begun(source)
     documents: dict[str, bytes] = {}
     layers: dict[str, Layer] = {}
     aliases: dict[str, str] = {}
     try:
-        stream = Forward(decompressed(Joined(head, source), kind), budget)
+        stream = Forward(decompressed(packed, kind), budget)
         for member, archive in members(stream, budget):
             name = posixpath.normpath(member.name)
             if member.issym() or member.islnk():  # of layers that are the same
-                start = posixpath.dirname(name) if member.issym() else ""
-                aliases[name] = posixpath.normpath(posixpath.join(start, member.linkname))
+                aliases[name] = link_target(member, name)
             elif member.isfile():
                 _look_into(name, archive.extractfile(member), member.size, budget, documents, layers)
     except DAMAGED as error:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -112,6 +113,12 @@ class Joined:
         return bytes(self._source.read(size))
 
 
+def begun(source: Any) -> tuple[str, Joined]:
+    """Return by what an open file is compressed, as its first bytes say, and the file with them."""
+    head = source.read(BLOCK_BYTES)
+    return compression(head), Joined(head, source)
+
+
 def compression(head: bytes) -> str:
     """Return the name of what a file's first bytes say it is compressed by, or `none`."""
     return next((name for magic, name in MAGIC.items() if head.startswith(magic)), "none")
@@ -142,6 +149,12 @@ def members(stream: Forward, budget: Budget) -> Iterator[tuple[tarfile.TarInfo, 
     if stream.last.strip(b"\0") or len(stream.last) < BLOCK_BYTES:
         raise Refused("an archive that ends before its end is marked: truncated or damaged")
     stream.drain()
+
+
+def link_target(member: tarfile.TarInfo, name: str) -> str:
+    """Return where in its archive a link of a normal name leads: a symbolic one is relative to its own folder."""
+    start = posixpath.dirname(name) if member.issym() else ""
+    return posixpath.normpath(posixpath.join(start, member.linkname))
 
 
 def reason(error: Exception) -> str:

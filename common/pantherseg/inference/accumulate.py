@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pantherseg.arrays import Array, as_type, like, namespace, to_host, zeros_like
-from pantherseg.inference.tiles import Slices, padding, tile_weights, tiles
+from pantherseg.inference.tiles import Slices, padded, padding, tile_weights, tiles
 from pantherseg.preprocessing.preprocess import CERTAIN
 
 # A view (1, 1, *patch) -> an array of its own on the same device, (1, class, *patch)
@@ -44,8 +44,7 @@ class Sweep:
         )
         self._data = data
         if any(map(any, pads)):
-            padded = [before + size + after for size, (before, after) in zip(data.shape[1:], pads, strict=True)]
-            self._data = zeros_like(data, (1, *padded), "float32")
+            self._data = zeros_like(data, (1, *padded(tuple(data.shape[1:]), patch)), "float32")
             self._data[(slice(None), *self._inside)] = data
         self._patch = patch
         self._grid = tuple(self._data.shape[1:])

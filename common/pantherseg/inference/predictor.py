@@ -16,7 +16,7 @@ from pantherseg.fuse import mean_logits
 from pantherseg.inference.accumulate import Network, Sweep
 from pantherseg.inference.backends import Backend
 from pantherseg.inference.schedule import Plan, PlanChangedError, Schedule
-from pantherseg.inference.tiles import padding, tiles
+from pantherseg.inference.tiles import padded, tiles
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
 from pantherseg.volume import Volume
 
@@ -109,8 +109,7 @@ class Predictor:
 
     def _tiles(self, shape: tuple[int, ...], step: float) -> int:
         patch = self.bundle.manifest.patch
-        grid = [size + sum(pads) for size, pads in zip(shape, padding(shape, patch), strict=True)]
-        return len(tiles(tuple(grid), patch, step))
+        return len(tiles(padded(shape, patch), patch, step))
 
     def _mean_logits(self, data: Array, deadline: Deadline) -> tuple[Array, tuple[Event, ...]]:
         """Return the mean logits (class, z, y, x) of the folds, float16, where the data lie, and what was left out.

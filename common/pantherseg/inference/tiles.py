@@ -71,6 +71,11 @@ def _bell(size: int) -> NDArray[np.float64]:
 
 def padding(shape: tuple[int, ...], patch: tuple[int, ...]) -> list[tuple[int, int]]:
     """Return how many voxels are put before and behind each axis so that a patch fits, the odd one behind."""
-    wanted = (*shape[: len(shape) - len(patch)], *patch)
-    missing = [max(0, want - size) for size, want in zip(shape, wanted, strict=True)]
+    missing = [want - size for size, want in zip(shape, padded(shape, patch), strict=True)]
     return [(lack // 2, lack - lack // 2) for lack in missing]
+
+
+def padded(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a volume (z, y, x) after padding; a patch (y, x) leaves z as it is."""
+    flat = len(shape) - len(patch)
+    return (*shape[:flat], *(max(size, tile) for size, tile in zip(shape[flat:], patch, strict=True)))

@@ -87,9 +87,8 @@ def _architecture(settings: Any) -> Architecture:
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
     name = str(settings.network_arch_class_name)
-    if (
-        name.startswith(NETWORK_PACKAGE) and pydoc.locate(name) is None
-    ):  # plans of older versions name a module that is no more
+    # Plans of older versions name a module that is no more.
+    if name.startswith(NETWORK_PACKAGE) and pydoc.locate(name) is None:
         package = f"{dynamic_network_architectures.__name__}.architectures"
         folder = str(Path(dynamic_network_architectures.__path__[0]) / "architectures")
         found = recursive_find_python_class(folder, name.rpartition(".")[2], package)

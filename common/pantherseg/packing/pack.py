@@ -38,9 +38,9 @@ from pantherseg.bundle import (
     sha256_of,
     weights_name,
 )
-from pantherseg.errors import ModelError, OutputError, RecipeError
+from pantherseg.errors import ModelError, OutputError
 from pantherseg.files import temporary_folder
-from pantherseg.models import Model, ModelFolder, Models, check_labels, find_models
+from pantherseg.models import ModelFolder, by_role, check_labels, find_models
 from pantherseg.packing.checkpoint import Checkpoint, check_fit, read_checkpoint
 from pantherseg.recipe import Recipe
 
@@ -78,28 +78,12 @@ def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
     model or a label that it has not. Raises OutputError where the target is a folder that is not empty.
     """
     with _new_folder(target) as folder:
-        roles = _by_role(find_models(root, recipe), recipe)
+        roles = by_role(find_models(root, recipe), recipe)
         for role, model in roles.items():
             bundle = _copy(model, folder / role) if isinstance(model, Bundle) else pack(model, folder / role)
             check_labels(role, replace(bundle, path=model.path), recipe)
         check_classes([open_bundle(folder / member.model) for member in recipe.members])
     return [open_bundle(target / role) for role in roles]
-
-
-def _by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
-    """Return each role's model with every fold that one of its members wants."""
-    roles: dict[str, Model] = {}
-    for member, model in zip(recipe.members, models.members, strict=True):
-        known = roles.get(member.model)
-        if isinstance(known, ModelFolder) and isinstance(model, ModelFolder):
-            if known.checkpoint != model.checkpoint:
-                found = f"{known.checkpoint} and {model.checkpoint}"
-                raise RecipeError(recipe.name, expected=f"one checkpoint of {member.model}", found=found)
-            model = replace(model, folds=tuple(dict.fromkeys((*known.folds, *model.folds))))
-        roles[member.model] = model
-    if models.localizer is not None and recipe.localizer is not None:
-        roles[recipe.localizer.model] = models.localizer
-    return roles
 
 
 def missing_packages() -> list[str]:

@@ -24,13 +24,18 @@ ODD = (RuntimeError, ValueError, OverflowError, struct.error)
 PIECE = 1 << 20
 
 
+def allowed_bytes(packed: int) -> int:
+    """Return how many bytes an archive of weights of so many may hold."""
+    return ALWAYS_ALLOWED + MAX_GROWTH * packed
+
+
 class Archive:
     """An archive that was opened and whose names were checked. sizes: of its files in bytes, by name."""
 
     def __init__(self, path: Path, opened: zipfile.ZipFile | tarfile.TarFile) -> None:
         self._path, self._opened = path, opened
         self.sizes: dict[str, int] = {}
-        allowed = ALWAYS_ALLOWED + MAX_GROWTH * path.stat().st_size
+        allowed = allowed_bytes(path.stat().st_size)
         total = 0
         for name, size in _entries(path, opened):
             parts = PurePosixPath(name).parts

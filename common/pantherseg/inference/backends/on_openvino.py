@@ -51,7 +51,7 @@ class OpenVinoBackend:
         # Checking takes as long as compiling; nothing is computed with weights before both have ended.
         with ThreadPoolExecutor(1) as beside:
             compiled = beside.submit(self._compiled, bundle, fold)
-            bundle.verify(fold)
+            bundle.check_content(fold)
             request = compiled.result()
 
         def run(tile: NDArray[np.float32]) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pantherseg.cpus import usable_cpus
 from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError
 from pantherseg.inference.accumulate import Network
 from pantherseg.inference.backends import Mode
+from pantherseg.inference.tiles import padded
 from pantherseg.networks import build_network, distinct_tensors
 
 MB = 1 << 20
@@ -174,7 +176,7 @@ class TorchBackend:
 
     def _network_bytes(self, bundle: Bundle) -> int:
         """Return what a forward pass takes: weights, their copies in float16, features, and what cuDNN wants."""
-        weights = sum(int(np.prod(shape)) for shape in bundle.manifest.tensors.values())
+        weights = sum(prod(shape) for shape in bundle.manifest.tensors.values())
         there = self._built is not None and self._built[0] == bundle.path
         half = torch.float16.itemsize
         return (half if there else half + 4) * weights + half * bundle.manifest.live_values + CONVOLUTION_BYTES
@@ -186,8 +188,7 @@ def _sum_bytes(shape: tuple[int, ...], bundle: Bundle) -> int:
     The volume, twice when it is padded; the logits of this fold and, from the second one on, of all before; weights;
     and what a look for infinities takes, class by class.
     """
-    patch = (1, *bundle.manifest.patch)[-3:]
-    voxels = int(np.prod([max(size, tile) for size, tile in zip(shape[-3:], patch, strict=True)]))
+    voxels = prod(padded(shape[-3:], bundle.manifest.patch))
     half, sums = torch.float16.itemsize, min(2, len(bundle.folds)) * bundle.manifest.classes
     return voxels * (2 * torch.float32.itemsize + (sums + 1) * half + LOOK_BYTES)
 
