@@ -1,7 +1,7 @@
 """What the inference engine is worth: `python -m bench [--full] [PART ...]`.
 
-Parts: parity, speed, rates, sizes, resampling, growth (default all). Without --full, what fits into ten minutes on two
-cores: fewer phantoms, one network, no repetition. Each part prints a table; with --full it also writes
+Parts: parity, speed, rates, sizes, resampling, growth, memory (default all). Without --full, what fits into ten minutes
+on two cores: fewer phantoms, one network, no repetition. Each part prints a table; with --full it also writes
 bench/results/<part>.json, as the short form is for looking.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import growth, parity, planned, rates, resampling, speed
+from bench import growth, memory, parity, planned, rates, resampling, speed
 from bench.processes import machine
 from pantherseg.files import write_text
 from pantherseg.packing import pack
@@ -74,6 +74,12 @@ def measure_growth(work: Path, *, full: bool) -> tuple[Any, str]:
     return results, growth.table(results)
 
 
+def measure_memory(work: Path, *, full: bool) -> tuple[Any, str]:
+    """Compare the memory of networks with what is expected of them."""
+    results = memory.measure(work, full=full)
+    return results, memory.table(results)
+
+
 PARTS: dict[str, Callable[..., tuple[Any, str]]] = {
     "parity": measure_parity,
     "speed": measure_speed,
@@ -81,6 +87,7 @@ PARTS: dict[str, Callable[..., tuple[Any, str]]] = {
     "sizes": measure_sizes,
     "resampling": measure_resampling,
     "growth": measure_growth,
+    "memory": measure_memory,
 }
 
 

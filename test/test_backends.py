@@ -48,7 +48,7 @@ def mask(bundle: Bundle, backend: Backend, volume: Volume, *, mirroring: bool = 
 
 def forward(backend: Backend, bundle: Bundle, fold: str, tile: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a network's logits for a tile (1, 1, *patch)."""
-    placed, _ = next(backend.placements(tile, bundle))
+    placed = next(backend.placements(tile, bundle)).data
     return to_host(backend.network(bundle, fold)(placed))
 
 
@@ -108,7 +108,8 @@ def test_a_backend_runs_several_models_in_turn(tiled_bundle: Bundle, demo: Bundl
 @BOTH
 def test_a_networks_result_stays_when_it_runs_again(tiled_bundle: Bundle, kind: type[Backend]) -> None:
     backend = kind()
-    tile, _ = next(backend.placements(np.zeros((1, 1, *tiled_bundle.manifest.patch), np.float32), tiled_bundle))
+    zeros = np.zeros((1, 1, *tiled_bundle.manifest.patch), np.float32)
+    tile = next(backend.placements(zeros, tiled_bundle)).data
     network = backend.network(tiled_bundle, "0")
     first = network(tile)
     before = to_host(first).copy()

@@ -21,6 +21,7 @@ from pantherseg.cli import main
 from pantherseg.errors import Event
 from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.inference.accumulate import Network, Sweep
+from pantherseg.inference.backends import Placement
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.inference.tiles import tiles
 from pantherseg.pipeline import load_system, segment
@@ -64,10 +65,8 @@ class Working:
 
         return run
 
-    def placements(
-        self, data: NDArray[np.float32], bundle: Bundle
-    ) -> Iterator[tuple[NDArray[np.float32], tuple[Event, ...]]]:
-        yield data, ()
+    def placements(self, data: NDArray[np.float32], bundle: Bundle) -> Iterator[Placement]:
+        yield Placement(data, self)  # type: ignore[arg-type]
 
     def explained(self, error: Exception) -> None:
         return None

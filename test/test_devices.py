@@ -117,8 +117,8 @@ def places(bundle: Bundle, shape: tuple[int, ...], megabytes: int | None) -> lis
     """Return the events of each place that a device with so much memory offers for a prepared volume."""
     backend = TorchBackend("cpu", device_memory_mb=megabytes)
     return [
-        tuple(event.code for event in events)
-        for _, events in backend.placements(np.zeros((1, *shape), np.float32), bundle)
+        tuple(event.code for event in place.events)
+        for place in backend.placements(np.zeros((1, *shape), np.float32), bundle)
     ]
 
 
@@ -187,6 +187,7 @@ def test_a_device_that_is_lost_leaves_the_case_to_the_cpu(monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_what_a_failed_attempt_held_is_free_for_the_cpu(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
     system = load_system(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu")
+    system.backend.device = "cuda"
     held: list[weakref.ref[object]] = []
     logits = Predictor.logits
 

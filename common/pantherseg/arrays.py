@@ -5,10 +5,17 @@ https://data-apis.org/array-api
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+
+from pantherseg.errors import DeviceMemoryError
+from pantherseg.memory import is_in_memory
 
 # The bits that float16 lacks of float32's, and those of them that lie between two of its numbers.
 TIE_BITS, TIE = 0x1FFF, 0x1000
@@ -34,9 +41,26 @@ def like(array: Array, values: NDArray[Any]) -> Array:
 
 
 def zeros_like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """Return zeros on another array's device."""
+    """Return zeros on another array's device; beside an array in a file in a file, too."""
+    if isinstance(array, np.memmap):
+        return zeros_in_file(shape, dtype)
     xp = namespace(array)
     return xp.zeros(shape, dtype=getattr(xp, dtype), device=array.device)
+
+
+def zeros_in_file(shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap[Any, Any]:
+    """Return zeros in a temporary file without a name, which ends with the array. Raises DeviceMemoryError."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    expected = f"{size >> 20} MB on a disk to sum logits in"
+    try:
+        if is_in_memory(Path(tempfile.gettempdir())):
+            raise DeviceMemoryError("temporary folder", expected=expected, found="one that is in memory")
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would be found by a signal
+            return np.memmap(file, dtype, shape=shape)
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise DeviceMemoryError("temporary folder", expected=expected, found=found) from error
 
 
 def dtype_name(array: Array) -> str:
@@ -77,8 +101,8 @@ def on_device_of(array: Array, other: Array) -> Array:
 
 
 def to_host(array: Array) -> NDArray[Any]:
-    """Return an array as one of numpy, in the host's memory."""
+    """Return an array as one of numpy, beside which `zeros_like` makes others in the host's memory."""
     if isinstance(array, np.ndarray):
-        return array
+        return np.asarray(array)
     values: NDArray[Any] = array.cpu().numpy()
     return values

@@ -6,7 +6,9 @@ Grand Challenge limits each process's data (RLIMIT_DATA) to what the machine has
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 
 from pantherseg.errors import DeviceMemoryError
 
@@ -16,6 +18,13 @@ LEAST_MB = 512
 # How OpenVINO and what it is made of say it.
 WORDS = ("alloc", "out of memory", "enough memory")
 HINT = "a machine with more memory is needed"
+NO_LIMIT = 1 << 62
+MEMORY_DISKS = ("tmpfs", "ramfs")
+# The kernel's names for what a group of processes may take and takes, and what of that is only a cache of files.
+GROUP_FILES = {
+    "": ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+}
 
 
 def begin() -> None:
@@ -31,6 +40,59 @@ def begin() -> None:
         expected = f"at least {LEAST_MB} MB that this process may take"
         raise DeviceMemoryError("memory", expected=expected, found=f"a limit of {limit} MB", hint=HINT)
     import_module("scipy.ndimage")
+
+
+def room_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many bytes this process may still take: of the machine, its container, and its own limits.
+
+    proc, groups: where the kernel tells of processes and of groups of them; what it does not tell is no limit.
+    """
+    taken = _numbers(proc / "self" / "status")
+    own = [
+        limit - taken.get(name, 0) * 1024
+        for kind, name in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize"))
+        if (limit := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY
+    ]
+    machine = _numbers(proc / "meminfo").get("MemAvailable", NO_LIMIT)
+    return max(0, min(machine * 1024, *own, *_group_bytes(proc, groups), NO_LIMIT))
+
+
+def is_in_memory(folder: Path, proc: Path = Path("/proc")) -> bool:
+    """Tell whether what a folder holds takes memory, not room on a disk. proc: as in `room_bytes`."""
+    mounts = (line.split() for line in _text(proc / "self" / "mountinfo").splitlines())
+    kinds = {Path(fields[4]): fields[fields.index("-") + 1] for fields in mounts}  # the last one hides others
+    place = folder.resolve()
+    return next((kinds[at] in MEMORY_DISKS for at in (place, *place.parents) if at in kinds), False)
+
+
+def _group_bytes(proc: Path, groups: Path) -> Iterator[int]:
+    """Yield what each group that this process is in may still take (https://docs.kernel.org/admin-guide/cgroup-v2)."""
+    for line in _text(proc / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        controller = "memory" if "memory" in controllers.split(",") else controllers
+        if controller not in GROUP_FILES:
+            continue
+        limit_name, taken_name, caches = GROUP_FILES[controller]
+        base = groups / controller
+        group = base / path.lstrip("/")  # which a container may not see; its own is at the base
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(base) and (limit := _text(folder / limit_name).strip()).isdigit():
+                of_files = _numbers(folder / "memory.stat")
+                cached = sum(of_files.get(name, 0) for name in caches)
+                yield int(limit) - int(_text(folder / taken_name)) + cached
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Return the numbers of lines such as `VmData:  1204 kB`."""
+    words = (line.replace(":", " ").split() for line in _text(path).splitlines())
+    return {name: int(value) for name, value, *_ in (line for line in words if len(line) > 1) if value.isdigit()}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def shortage(error: Exception, purpose: str) -> DeviceMemoryError | None:

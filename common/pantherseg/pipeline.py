@@ -166,7 +166,7 @@ def segment(
         return _segment(volume, system, rescue, events, networks)
     except (LostDeviceError, RuntimeError) as error:
         failure = system.backend.explained(error)
-        if failure is None:
+        if failure is None or system.backend.device == "cpu":
             raise
     # Outside of the handler and without the traceback, so that what the failed attempt held is free.
     failure.with_traceback(None)
@@ -234,7 +234,9 @@ def _search_box(
     with stage("localizer", seconds) as remarks:
         try:
             box, events = localize(volume, system.localizer, settings, deadline.share(LOCALIZER_SHARE))
-        except (ModelError, InputError) as error:
+        except (ModelError, InputError, DeviceMemoryError) as error:
+            if isinstance(error, DeviceMemoryError) and system.backend.device != "cpu":
+                raise  # the CPU may have more
             box, events = None, (searched_whole("localizer_failed", str(error)),)
         remarks.append("no box" if box is None else f"box {box.start} to {box.stop} (z, y, x)")
     return box or whole, events

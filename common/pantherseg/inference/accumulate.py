@@ -16,6 +16,9 @@ from pantherseg.arrays import Array, as_type, like, namespace, to_host, zeros_li
 from pantherseg.inference.tiles import Slices, padded, padding, tile_weights, tiles
 from pantherseg.preprocessing.preprocess import CERTAIN
 
+# A copy in float16 and three of booleans: what a look for infinities takes of a voxel.
+LOOK_BYTES = 5
+
 # A view (1, 1, *patch) -> an array of its own on the same device, (1, class, *patch)
 Network = Callable[[Array], Array]
 
@@ -117,6 +120,16 @@ class Sweep:
 
     def _shape(self, tile: Slices) -> tuple[int, ...]:
         return tuple(part.stop - part.start for part in tile)
+
+
+def sweep_bytes(shape: tuple[int, ...], patch: tuple[int, ...], *, classes: int, folds: int) -> int:
+    """Return what sweeps over a prepared volume of a shape (z, y, x) keep where they happen.
+
+    The volume, twice when it is padded; the logits of this fold and, from the second one on, of all before; weights;
+    and what a look for infinities takes, class by class.
+    """
+    single, half = np.dtype(np.float32).itemsize, np.dtype(np.float16).itemsize
+    return math.prod(padded(shape, patch)) * (2 * single + (min(2, folds) * classes + 1) * half + LOOK_BYTES)
 
 
 def _middle(data: Array) -> list[float]:

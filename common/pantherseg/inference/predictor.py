@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -88,17 +88,19 @@ class Predictor:
         folds are damaged, LostDeviceError where the device ends on the way or lacks the memory for a single patch.
         """
         failure: LostDeviceError | None = None
-        for data, events in self.backend.placements(prepared.data, self.bundle):
+        for place in self.backend.placements(prepared.data, self.bundle):
             try:
-                values, left_out = self._mean_logits(data, deadline)
-                values = values if prepared.back.resizer.local else to_host(values)
-                return Logits(values, prepared.back, events + left_out)
-            except RuntimeError as error:
+                values, left_out = replace(self, backend=place.backend)._mean_logits(place.data, deadline)
+                on_device = not isinstance(values, np.ndarray)
+                values = values if on_device and prepared.back.resizer.local else to_host(values)
+                return Logits(values, prepared.back, place.events + left_out)
+            except (LostDeviceError, RuntimeError, MemoryError) as error:
                 failure = self.backend.explained(error)
                 if failure is None:
                     raise
-            # Outside of the handler, so that what the failed sweep held is free for the next one.
-            del data
+            # What the failed sweep held must be free for the next one, and so nothing may lead to its frames.
+            del place
+            failure.__traceback__ = failure.__cause__ = failure.__context__ = None
             if not isinstance(failure, DeviceMemoryError):
                 break
         assert failure is not None  # there is at least one place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
@@ -13,13 +14,25 @@ from numpy.typing import NDArray
 from pantherseg.arrays import Array
 from pantherseg.bundle import Bundle
 from pantherseg.errors import DeviceError, Event, LostDeviceError
-from pantherseg.inference.accumulate import Network
+from pantherseg.inference.accumulate import Network, sweep_bytes
 
 Mode = Literal["exact", "fast"]
 
 # Made by NVIDIA's driver, natively and under WSL: without one, torch need not be imported to look for a GPU.
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
 CUDA_NEEDS = ("torch", "dynamic_network_architectures", "array_api_compat")
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """A place to sum a volume's tiles, and what runs the networks for that.
+
+    data: the prepared volume (1, z, y, x) in that place; events: what there was too little memory for.
+    """
+
+    data: Array
+    backend: Backend
+    events: tuple[Event, ...] = ()
 
 
 class Backend(Protocol):
@@ -37,17 +50,23 @@ class Backend(Protocol):
         """
         ...
 
-    def placements(self, data: NDArray[np.float32], bundle: Bundle) -> Iterator[tuple[Array, tuple[Event, ...]]]:
-        """Yield a prepared volume (1, z, y, x) where its tiles may be summed, the best place first.
+    def placements(self, data: NDArray[np.float32], bundle: Bundle) -> Iterator[Placement]:
+        """Yield the places for a prepared volume (1, z, y, x) that seem to have enough memory, the best one first.
 
-        The next one is for when there was too little memory at the one before; events say what was left out. Raises
-        DeviceMemoryError where the network itself would not fit.
+        The next one is for when there was too little at the one before. Raises DeviceMemoryError where none has enough
+        for the network itself.
         """
         ...
 
     def explained(self, error: Exception) -> LostDeviceError | None:
         """Return what an error says of the device, None where it says nothing of it."""
         ...
+
+
+def sum_bytes(data: NDArray[np.float32], bundle: Bundle) -> int:
+    """Return what summing the tiles of a prepared volume (1, z, y, x) takes, beside the networks."""
+    manifest = bundle.manifest
+    return sweep_bytes(data.shape[1:], manifest.patch, classes=manifest.classes, folds=len(bundle.folds))
 
 
 def choose_backend(device: str = "auto", mode: Mode = "exact", *, device_memory_mb: int | None = None) -> Backend:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pantherseg.arrays import zeros_in_file
 from pantherseg.bundle import Bundle
 from pantherseg.cpus import usable_cpus
-from pantherseg.errors import Event, ModelError
+from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError, ModelError
 from pantherseg.inference.accumulate import Network
-from pantherseg.inference.backends import Mode
-from pantherseg.memory import shortage
+from pantherseg.inference.backends import Mode, Placement, sum_bytes
+from pantherseg.memory import HINT, MB, room_bytes, shortage
 from pantherseg.untracked import ov
+
+BYTES = {"float32": 4, "bfloat16": 2}
+# OpenVINO's code for a network, and what else does not grow with it.
+CODE_BYTES = 160 * MB
 
 
 class OpenVinoBackend:
@@ -25,11 +31,12 @@ class OpenVinoBackend:
 
     def __init__(self, mode: Mode = "exact", events: tuple[Event, ...] = ()) -> None:
         self._core = ov.Core()
+        self._has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.mode = mode
         self.precision = "float32"
         self.events = events
         if mode == "fast":
-            if "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            if self._has_bfloat16:
                 self.precision = "bfloat16"
             else:
                 self.events += (
@@ -66,14 +73,52 @@ class OpenVinoBackend:
 
         return run
 
-    def placements(
-        self, data: NDArray[np.float32], bundle: Bundle
-    ) -> Iterator[tuple[NDArray[np.float32], tuple[Event, ...]]]:
-        """Yield the volume where it lies: there is one memory."""
-        yield data, ()
+    def placements(self, data: NDArray[np.float32], bundle: Bundle) -> Iterator[Placement]:
+        """Yield the volume in memory, then in a file, for this precision and then for half of it, where they fit.
 
-    def explained(self, error: Exception) -> None:
-        """Return None: a CPU does not go away."""
+        Tiles go one at a time: several would take more memory and no less time. Raises DeviceMemoryError where no
+        network fits.
+        """
+        free, sums = room_bytes(), sum_bytes(data, bundle)
+        short: DeviceMemoryError | None = None
+        for backend, coarser in self._coarser():
+            network = backend._network_bytes(bundle)
+            if network + sums <= free:
+                yield Placement(data, backend, coarser)
+            if network > free:
+                expected = f"{_mb(network)} for a patch of {bundle.path.name} in {backend.precision}"
+                short = DeviceMemoryError("memory", expected=expected, found=f"{_mb(free)} free", hint=HINT)
+                continue
+            try:
+                filed = zeros_in_file(data.shape, data.dtype)
+            except DeviceMemoryError as error:
+                short = error
+                continue
+            filed[:] = data
+            message = f"{_mb(network + sums)} of memory are wanted, {_mb(free)} are free; logits were summed in a file"
+            yield Placement(filed, backend, (*coarser, Event("sums_in_file", message)))
+            del filed
+        if short is not None:
+            raise short
+
+    def explained(self, error: Exception) -> LostDeviceError | None:
+        """Return what an error says of too little memory; a CPU does not go away."""
+        return error if isinstance(error, DeviceMemoryError) else shortage(error, "summing logits")
+
+    def _coarser(self) -> Iterator[tuple[OpenVinoBackend, tuple[Event, ...]]]:
+        """Yield this backend and, where there is one, that of half its precision, with an event that says so."""
+        yield self, ()
+        if self.precision == "float32" and self._has_bfloat16:
+            half = OpenVinoBackend("fast")
+            yield half, (Event("less_precise", f"too little memory for {self.precision}; {half.precision} was used"),)
+
+    def _network_bytes(self, bundle: Bundle) -> int:
+        """Return about what a network takes: features, weights in OpenVINO's order and as they are read, and its code.
+
+        Never below what was measured (`python -m bench --full memory`), and at most half above.
+        """
+        weights = sum(prod(shape) for shape in bundle.manifest.tensors.values())
+        return BYTES[self.precision] * (bundle.manifest.live_values + 2 * weights) + CODE_BYTES
 
     def _compiled(self, bundle: Bundle, fold: str) -> ov.InferRequest:
         try:
@@ -85,3 +130,7 @@ class OpenVinoBackend:
                 raise short from error
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ModelError(bundle.graph_path, expected="a graph that OpenVINO can run", found=reason) from error
+
+
+def _mb(size: int) -> str:
+    return f"{size // MB} MB"

@@ -20,20 +20,16 @@ from pantherseg.bundle import MANIFEST, Bundle
 from pantherseg.cpus import usable_cpus
 from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError
 from pantherseg.inference.accumulate import Network
-from pantherseg.inference.backends import Mode
-from pantherseg.inference.tiles import padded
+from pantherseg.inference.backends import Mode, Placement, sum_bytes
+from pantherseg.memory import MB
 from pantherseg.networks import build_network, distinct_tensors
 
-MB = 1 << 20
 # What cuDNN may want for its convolutions beside their input and output: an allowance, as it depends on the device.
 CONVOLUTION_BYTES = 1024 * MB
 # What torch says when a device is at fault and not the code.
 DEVICE_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NVIDIA")
 # The last two are what is left of it when none of cuDNN's ways to compute a convolution found the memory that it wants.
 MEMORY_WORDS = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "Unable to find a valid cuDNN algorithm")
-
-# A copy in float16 and three of booleans.
-LOOK_BYTES = 5
 
 Values = dict[str, torch.Tensor]
 
@@ -89,7 +85,7 @@ class TorchBackend:
             self._ahead = bundle.weights_path(upcoming), self._reader.submit(self._read, bundle, upcoming)
         return self._runner(network)
 
-    def placements(self, data: NDArray[np.float32], bundle: Bundle) -> Iterator[tuple[torch.Tensor, tuple[Event, ...]]]:
+    def placements(self, data: NDArray[np.float32], bundle: Bundle) -> Iterator[Placement]:
         """Yield a prepared volume on the device, then on the host, where logits are summed beside it.
 
         Raises DeviceMemoryError where the network itself would not fit.
@@ -97,15 +93,15 @@ class TorchBackend:
         image = torch.from_numpy(data)
         if self._built is not None and self._built[0] != bundle.path:
             self._built = None  # its room is free for this one
-        room, network, sums = self._room(), self._network_bytes(bundle), _sum_bytes(data.shape, bundle)
+        room, network, sums = self._room(), self._network_bytes(bundle), sum_bytes(data, bundle)
         if network > room:
             expected = f"{network // MB} MB for a patch of {bundle.path.name}"
             raise DeviceMemoryError(self.device, expected=expected, found=f"{max(0, room) // MB} MB free")
         if network + sums <= room and (placed := self._placed(image)) is not None:
-            yield placed, ()
+            yield Placement(placed, self)
             del placed
         message = f"{(network + sums) // MB} MB of device memory are wanted; logits were summed in the host's"
-        yield image, (Event("sums_on_host", message),)
+        yield Placement(image, self, (Event("sums_on_host", message),))
 
     def _placed(self, image: torch.Tensor) -> torch.Tensor | None:
         """Return a tensor on the device, or None where another process was faster to take the room."""
@@ -180,17 +176,6 @@ class TorchBackend:
         there = self._built is not None and self._built[0] == bundle.path
         half = torch.float16.itemsize
         return (half if there else half + 4) * weights + half * bundle.manifest.live_values + CONVOLUTION_BYTES
-
-
-def _sum_bytes(shape: tuple[int, ...], bundle: Bundle) -> int:
-    """Return what a sweep keeps on its device.
-
-    The volume, twice when it is padded; the logits of this fold and, from the second one on, of all before; weights;
-    and what a look for infinities takes, class by class.
-    """
-    voxels = prod(padded(shape[-3:], bundle.manifest.patch))
-    half, sums = torch.float16.itemsize, min(2, len(bundle.folds)) * bundle.manifest.classes
-    return voxels * (2 * torch.float32.itemsize + (sums + 1) * half + LOOK_BYTES)
 
 
 def _line(error: object) -> str:

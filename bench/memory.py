@@ -1,0 +1,123 @@
+"""What networks take of memory on a CPU, beside what is expected beforehand, and a large case on a small machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import planned
+from bench.processes import run
+from pantherseg.house import DEMO_WEIGHTS
+from pantherseg.memory import MB
+from pantherseg.packing import pack
+from pantherseg.phantom import make_phantom
+from pantherseg.volume import Grid, Volume, write_volume
+
+NETWORKS = {
+    "plain, T2": ("PlainConvUNet", planned.T2),
+    "plain, T1": ("PlainConvUNet", planned.T1),
+    "residual M, T1 at 1 mm": ("ResEncM", planned.T1_1MM),
+    "residual L, T1 at 1 mm": ("ResEncL", planned.T1_1MM),
+}
+SHORT_NETWORKS = ("plain, T2",)
+LARGE_NETWORK = "residual L, T1 at 1 mm"
+# Prints what a network was expected to take in MB, and what of RLIMIT_DATA it took.
+PROBE = """
+import json, sys, threading, time
+from pathlib import Path
+import numpy as np
+from pantherseg.bundle import open_bundle
+from pantherseg.inference.backends import choose_backend
+
+def taken():
+    return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmData"))
+
+def watch():
+    while True:
+        peaks.append(taken())
+        time.sleep(0.01)
+
+bundle, backend = open_bundle(Path(sys.argv[1]), folds=[0]), choose_backend("cpu", sys.argv[2])
+before, peaks = taken(), []
+threading.Thread(target=watch, daemon=True).start()
+backend.network(bundle, bundle.folds[0])(np.zeros((1, 1, *bundle.manifest.patch), np.float32))
+peaks.append(taken())
+print(json.dumps([backend.precision, backend._network_bytes(bundle) >> 20, max(peaks) - before]))
+"""
+# The platform's smallest machine has 8 GB, of which a process may take all but one.
+LIMIT_MB = 7 << 10
+# The most voxels of a training volume of Task 1, on a body of a usual size.
+LARGE = Grid((96, 400, 498), (3.0, 0.9, 0.9))
+RECIPE = """schema = 1
+name = "memory"
+time_budget_s = 14400
+[sockets]
+input = "image"
+output = "mask"
+[[members]]
+model = "model"
+step = 1.0
+"""
+
+
+def measure(work: Path, *, full: bool) -> dict[str, Any]:
+    """Return the expected and the measured memory of each network in each precision, and the large case's run."""
+    work.mkdir(parents=True)
+    results: dict[str, Any] = {"networks": {"demo, T1": _probe(DEMO_WEIGHTS / "task1")}}
+    for name, (planner, data) in NETWORKS.items():
+        if not full and name not in SHORT_NETWORKS:
+            continue
+        folds = 5 if name == LARGE_NETWORK else 1
+        folder = planned.make_folder(planned.make_plans(planner, data, work / "plans"), work / "folder", folds=folds)
+        pack(folder, work / "models" / "model")
+        shutil.rmtree(folder.path)  # several GB
+        results["networks"][name] = _probe(work / "models" / "model")
+        if name == LARGE_NETWORK:
+            results["large"] = _large(work)
+        shutil.rmtree(work / "models")
+    return results
+
+
+def _probe(bundle: Path) -> list[dict[str, Any]]:
+    found = []
+    for mode in ("exact", "fast"):
+        command = [sys.executable, "-c", PROBE, str(bundle), mode]
+        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        found.append(dict(zip(("precision", "expected_mb", "taken_mb"), json.loads(printed), strict=True)))
+    return found
+
+
+def _large(work: Path) -> dict[str, Any]:
+    image, recipe, masks = work / "image.mha", work / "recipe.toml", work / "masks"
+    phantom = make_phantom(0, task=1).image
+    times = [-(-wanted // there) for wanted, there in zip(LARGE.shape, phantom.grid.shape, strict=True)]
+    larger = np.tile(phantom.array, times)[tuple(slice(size) for size in LARGE.shape)]
+    write_volume(Volume(np.ascontiguousarray(larger), LARGE), image)
+    recipe.write_text(RECIPE)
+    command: list[str | Path] = ["prlimit", f"--data={LIMIT_MB * MB}", sys.executable, "-m", "pantherseg", "predict"]
+    settings: list[str | Path] = ["--recipe", recipe, "--model", work / "models", "--device", "cpu"]
+    measured = run([*command, image, masks, *settings], log=work / "large.log")
+    report = json.loads((masks / "image.json").read_text())
+    events = [event["message"] for event in report["events"]]
+    return {"voxels": larger.size, "limit_mb": LIMIT_MB, **measured.as_dict(), "events": events}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return a line a network and precision as Markdown."""
+    lines = ["| network | precision | expected | taken | ratio |", "|---|---|---|---|---|"]
+    for name, precisions in results["networks"].items():
+        for one in precisions:
+            expected, taken = one["expected_mb"], one["taken_mb"]
+            lines.append(f"| {name} | {one['precision']} | {expected} MB | {taken} MB | {expected / taken:.2f} |")
+    if large := results.get("large"):
+        voxels, limit = large["voxels"] / 1e6, large["limit_mb"]
+        lines += ["", f"{LARGE_NETWORK}, five folds, {voxels:.1f} M voxels, limit {limit} MB:"]
+        lines += [f"- {large['seconds'] / 60:.0f} minutes, resident at most {large['peak_mb']:.0f} MB"]
+        lines += [f"- {event}" for event in large["events"]]
+    return "\n".join(lines)
