@@ -199,6 +199,20 @@ def test_folds_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         open_model(folder, folds=[])
 
 
+def test_as_many_checkpoints_as_are_wanted_must_be_there(tmp_path: Path) -> None:
+    folder = model(tmp_path / "task2", "0", "1", "2", "3", "4")
+    (folder / "fold_0" / "checkpoint_final.pth").unlink()
+    shutil.rmtree(folder / "fold_3")
+    every = recipe(Member(model="task2", folds=[0, 1, 2, 3, 4]))
+    assert find_models(tmp_path, every, complete=False).members[0].folds == ("0", "1", "2", "3", "4")
+    assert find_models(tmp_path, TASK2, complete=False).members[0].folds == ("0", "1", "2", "4")
+    assert "fold_0/checkpoint_final.pth: expected a checkpoint, found nothing in fold_0" in reason(tmp_path, every)
+    (folder / "fold_4" / "checkpoint_final.pth").rename(folder / "fold_4" / "checkpoint_best.pth")
+    for wanted in (every, TASK2):
+        with pytest.raises(ModelError, match=r"fold_0/checkpoint_final\.pth: expected a checkpoint, found nothing"):
+            find_models(tmp_path, wanted, complete=False)
+
+
 def test_a_fold_trained_on_everything_counts_only_alone_and_a_copy_never(tmp_path: Path) -> None:
     assert open_model(model(tmp_path / "m", "all")).folds == ("all",)
     assert open_model(model(tmp_path / "n", "all", "2", "2_backup")).folds == ("2",)

@@ -239,6 +239,103 @@ def test_folds_that_do_not_belong_together_are_refused(
     assert "as fold 0, found " in refused(folder, tmp_path / "bundle", path)
 
 
+def changed(**changes: object) -> Callable[[Path], None]:
+    """Return what changes entries of a checkpoint."""
+    return lambda path: torch.save(torch.load(path, weights_only=True) | changes, path)
+
+
+def weights_changed(change: Callable[[Weights], str]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        change(content["network_weights"])
+        torch.save(content, path)
+
+    return damage
+
+
+def flipped(path: Path) -> None:
+    """Change one number of the weights, which torch itself would not notice."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def unreadable(path: Path) -> None:
+    """Make every read of a checkpoint an error, as on a disk that fails."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "no folder": lambda path: shutil.rmtree(path.parent),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    "flipped": flipped,
+    "unreadable": unreadable,
+    "NaN": weights_changed(with_nan),
+    "architecture": weights_changed(with_another_shape),
+    "configuration": changed(init_args={"configuration": "2d"}),
+    "unknown configuration": changed(init_args={"configuration": "5d"}),
+    "mirroring": changed(inference_allowed_mirroring_axes=(0,)),
+    "impossible mirroring": changed(inference_allowed_mirroring_axes=(0, 3)),
+}
+
+
+@ONE_GRAPH
+@pytest.mark.parametrize("fold", [0, 2])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_fold_is_left_out_on_use_and_refused_in_a_bundle(
+    demo_folder: ModelFolder, packed: Bundle, tmp_path: Path, damage: Callable[[Path], None], fold: int
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(demo_folder.path, folder)
+    path = folder / f"fold_{fold}" / CHECKPOINT
+    damage(path)
+    bundle = as_bundle(open_model_folder(folder, folds=range(5), min_folds=3), 3)
+    assert bundle.folds == packed.folds
+    for name in set(packed.folds) - {str(fold)}:
+        assert bundle.verify(name).read_bytes() == packed.weights_path(name).read_bytes()
+    assert bundle.manifest.folds == tuple(name for name in packed.folds if name != str(fold))
+    for _ in range(2):
+        with pytest.raises(ModelError) as caught:
+            bundle.verify(str(fold))
+        one_line_about(path, caught.value)
+    model = ModelFolder(folder, packed.folds, CHECKPOINT)
+    with pytest.raises(ModelError):
+        pack(model, tmp_path / "bundle")
+    with pytest.raises(ModelError):
+        as_bundle(model)
+    assert not (tmp_path / "bundle").exists()
+
+
+@ONE_GRAPH
+@pytest.mark.parametrize(("damaged", "sound"), [([0, 1], True), ([0, 4], True), ([0, 1, 2], False), (range(5), False)])
+def test_as_many_folds_as_are_wanted_must_be_sound(
+    demo_folder: ModelFolder, tmp_path: Path, damaged: list[int], sound: bool
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(demo_folder.path, folder)
+    for fold in damaged:
+        (folder / f"fold_{fold}" / CHECKPOINT).write_bytes(b"")
+    model = open_model_folder(folder)
+    if sound:
+        assert [int(fold) for fold in as_bundle(model, 3).unpacked] == damaged
+        return
+    with pytest.raises(ModelError) as caught:
+        as_bundle(model, 3)
+    one_line_about(folder / "fold_0" / CHECKPOINT, caught.value)
+
+
+def test_what_is_wrong_with_the_model_is_said_of_it(changed_model: ChangedModel) -> None:
+    folder = changed_model(folds=5)
+    plans = json.loads((folder / PLANS).read_text())
+    unknown_network(plans, {})
+    (folder / PLANS).write_text(json.dumps(plans))
+    with pytest.raises(ModelError) as caught:
+        as_bundle(open_model_folder(folder), 3)
+    one_line_about(folder / PLANS, caught.value)
+
+
 def unknown_network(plans: Json, dataset: Json) -> str:
     architecture(plans)["network_class_name"] = "my_networks.UNet"
     return "found my_networks.UNet"
@@ -398,13 +495,13 @@ def test_of_two_that_pack_to_one_target_the_first_to_end_wins(
     write = module._write_bundle
     calls = []
 
-    def meanwhile(model: ModelFolder, folder: Path) -> Any:
-        manifest = write(model, folder)
+    def meanwhile(model: ModelFolder, spare: int, folder: Path) -> Any:
+        written = write(model, spare, folder)
         calls.append(folder)
         if len(calls) == 1:
             pack(model, target)
             assert folder.is_dir(), "the other removes only its own"
-        return manifest
+        return written
 
     monkeypatch.setattr(module, "_write_bundle", meanwhile)
     with pytest.raises(OutputError) as caught:

@@ -10,14 +10,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from bench.unpack import unpack
 from numpy.typing import NDArray
 
 from conftest import one_line_about
 from pantherseg.budget import Deadline
-from pantherseg.bundle import MANIFEST
+from pantherseg.bundle import MANIFEST, open_bundle
 from pantherseg.errors import Event, ModelError
 from pantherseg.house import DEMO_WEIGHTS, task_recipe
 from pantherseg.localize import localize
+from pantherseg.models import CHECKPOINT, ModelFolder
 from pantherseg.packing import pack_models
 from pantherseg.pipeline import Segmentation, load_system, segment
 from pantherseg.recipe import Localizer, Member, Recipe, load_recipe
@@ -32,7 +34,7 @@ def cut(path: Path) -> None:
 
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[-1000] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
@@ -51,6 +53,14 @@ def root(tmp_path: Path) -> Path:
 def with_member(recipe: Recipe, **changes: object) -> Recipe:
     member = msgspec.structs.replace(recipe.members[0], **changes)
     return msgspec.structs.replace(recipe, members=[member])
+
+
+@pytest.fixture
+def raw_root(demo_folder: ModelFolder, tmp_path: Path) -> Path:
+    """The nnU-Net folder that Task 1's demo model was packed of, which a test may damage."""
+    folder = tmp_path / "raw"
+    shutil.copytree(demo_folder.path, folder / "task1")
+    return folder
 
 
 def run(volume: Volume, recipe: Recipe, root: Path) -> Segmentation:
@@ -74,6 +84,31 @@ def test_a_fold_that_cannot_be_used_is_left_out(pancreas: Volume, root: Path, da
     np.testing.assert_array_equal(result.mask.array, others.mask.array)
     every = run(pancreas, TASK1, DEMO_WEIGHTS)
     assert (every.mask.array != result.mask.array).any(), "the fold would have counted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+def test_folds_of_an_nnunet_folder_are_left_out_of_every_case(pancreas: Volume, raw_root: Path, damage: Damage) -> None:
+    for fold in (0, 3):
+        damage(raw_root / "task1" / f"fold_{fold}" / CHECKPOINT)
+    system = load_system(TASK1, raw_root, device="cpu")
+    others = run(pancreas, with_member(TASK1, folds=[1, 2, 4]), DEMO_WEIGHTS)
+    for _ in range(2):
+        result = segment(pancreas, system)
+        assert codes(result) == ["fold_left_out", "fold_left_out"]
+        for event, fold in zip(result.events, (0, 3), strict=True):
+            assert f"fold_{fold}/{CHECKPOINT}: expected " in event.message
+        np.testing.assert_array_equal(result.mask.array, others.mask.array)
+    assert result.as_dict()["models"][0]["folds"] == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+def test_a_localizers_nnunet_folder_that_is_damaged_is_not_used(root: Path, damage: Damage) -> None:
+    shutil.rmtree(root / "localizer")
+    damage(unpack(open_bundle(DEMO_WEIGHTS / "localizer"), root / "localizer").checkpoint_path("0"))
+    system = load_system(TASK2, root, device="cpu")
+    assert system.localizer is None
+    assert f"fold_0/{CHECKPOINT}: expected " in system.models.problem
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,11 +85,15 @@ class Manifest(Table, frozen=True):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was opened: its manifest, and the folds of it that are used, in their order."""
+    """A bundle that was opened: its manifest, and the folds of it that are used, in their order.
+
+    unpacked: those that it was to be made of and could not, with the reason; it has no files of them.
+    """
 
     path: Path
     manifest: Manifest
     folds: tuple[str, ...]
+    unpacked: Mapping[str, ModelError] = field(default_factory=dict)
 
     @property
     def graph_path(self) -> Path:
@@ -102,6 +106,8 @@ class Bundle:
 
     def check_layout(self, fold: str) -> None:
         """Raise ModelError unless one fold's file is complete and laid out as the graph expects; its header is read."""
+        if (reason := self.unpacked.get(fold)) is not None:
+            raise reason.at(reason.where)  # a new one: tracebacks would pile up on that which is kept
         path = self.weights_path(fold)
         if not path.is_file():
             raise ModelError(self.path, expected=f"folds {' '.join(self.folds)}", found=f"no {path.name}")

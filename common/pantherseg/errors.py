@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 # Of a line: with four bytes each they stay below 8 KiB. Headers and file names, which errors quote, know no end.
 MAX_CHARACTERS = 2000
@@ -43,18 +44,18 @@ class PantherSegError(Exception):
     """One line: where, what was expected, what was found, and what to do about it."""
 
     def __init__(self, where: str | Path, *, expected: str, found: str, hint: str = "") -> None:
-        self.expected, self.found, self.hint = expected, found, hint
+        self.where, self.expected, self.found, self.hint = where, expected, found, hint
         message = f"{_part(str(where), WHERE_CHARACTERS)}: "
         message += f"expected {_part(expected, PART_CHARACTERS)}, found {_part(found, PART_CHARACTERS)}"
         super().__init__(f"{message}; {_part(hint, HINT_CHARACTERS)}" if hint else message)
 
+    def at(self, where: str | Path) -> Self:
+        """Return the same error with another place, and without a traceback, which keeps what its functions held."""
+        return type(self)(where, expected=self.expected, found=self.found, hint=self.hint)
+
 
 class InputError(PantherSegError):
     """A volume or mask that cannot be processed."""
-
-    def at(self, where: str | Path) -> InputError:
-        """Return the same error with another place, such as the file that an array was read from."""
-        return InputError(where, expected=self.expected, found=self.found, hint=self.hint)
 
 
 class JobError(PantherSegError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pantherseg.bundle import DATASET, PLANS, Bundle, is_bundle, open_bundle
+from pantherseg.bundle import DATASET, PLANS, Bundle, is_bundle, needed, open_bundle
 from pantherseg.errors import ModelError, RecipeError
 from pantherseg.recipe import Localizer, Member, Recipe
 
@@ -29,7 +29,7 @@ FETCHED = ".fetched.json"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A complete nnU-Net model folder and the folds of it that are used, in their order."""
+    """An nnU-Net model folder and the folds of it that are used, in their order."""
 
     path: Path
     folds: tuple[str, ...]
@@ -70,8 +70,8 @@ def choose_root(uploaded: Path, shipped: Path) -> Path:
 def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
     """Find and check every model of a recipe below a root folder. Raises ModelError naming what is missing.
 
-    complete: without it, as many folds of a bundle may be missing or incomplete as the recipe allows, and a localizer
-    that cannot be used is no error.
+    complete: without it, as many folds may be missing or incomplete as the recipe allows, and a localizer that cannot
+    be used is no error.
     """
     if not root.is_dir():
         raise ModelError(root, expected="a folder of models", found="a file" if root.exists() else "no such folder")
@@ -131,17 +131,24 @@ def open_model(
     """Open a bundle or a model folder with every wanted fold of a checkpoint. Raises ModelError.
 
     checkpoint: without it checkpoint_final.pth of a folder, and whichever a bundle is made of. min_folds: as
-    open_bundle takes it; of a model folder every fold must be there.
+    open_bundle takes it.
     """
     if is_bundle(folder):
         return open_bundle(folder, folds=folds, checkpoint=checkpoint, min_folds=min_folds)
-    return open_model_folder(folder, folds=folds, checkpoint=checkpoint or CHECKPOINT)
+    return open_model_folder(folder, folds=folds, checkpoint=checkpoint or CHECKPOINT, min_folds=min_folds)
 
 
 def open_model_folder(
-    folder: Path, *, folds: Sequence[int] | Literal["all"] = "all", checkpoint: str = CHECKPOINT
+    folder: Path,
+    *,
+    folds: Sequence[int] | Literal["all"] = "all",
+    checkpoint: str = CHECKPOINT,
+    min_folds: int | None = None,
 ) -> ModelFolder:
-    """Check that a model folder holds its plans and every wanted fold's checkpoint. Raises ModelError."""
+    """Check that a model folder holds its plans and the wanted folds' checkpoints. Raises ModelError.
+
+    min_folds: how many of the checkpoints must be there, whatever is in them; without it all.
+    """
     for name in (PLANS, DATASET):
         if not (folder / name).is_file():
             raise ModelError(folder, expected=f"an nnU-Net model folder ({LAYOUT})", found=f"no {name}")
@@ -149,10 +156,11 @@ def open_model_folder(
     if not names:
         raise ModelError(folder, expected="at least one fold_<k>", found="none")
     model = ModelFolder(folder, tuple(names), checkpoint)
-    for fold in names:
-        if not (path := model.checkpoint_path(fold)).is_file():
-            others = sorted(other.name for other in path.parent.glob("*.pth"))
-            raise ModelError(path, expected="a checkpoint", found=f"{', '.join(others) or 'nothing'} in fold_{fold}")
+    missing = [fold for fold in names if not model.checkpoint_path(fold).is_file()]
+    if missing and len(names) - len(missing) < needed(len(names), min_folds):
+        path = model.checkpoint_path(missing[0])
+        others = sorted(other.name for other in path.parent.glob("*.pth"))
+        raise ModelError(path, expected="a checkpoint", found=f"{', '.join(others) or 'nothing'} in fold_{missing[0]}")
     return model
 
 

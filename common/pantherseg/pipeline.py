@@ -105,7 +105,11 @@ def load_system(
         models = find_models(root, recipe, complete=False)
         members = tuple(
             Predictor(
-                as_bundle(model), backend, step=member.step, mirroring=member.mirroring, min_folds=member.min_folds
+                as_bundle(model, member.min_folds),
+                backend,
+                step=member.step,
+                mirroring=member.mirroring,
+                min_folds=member.min_folds,
             )
             for model, member in zip(models.members, recipe.members, strict=True)
         )

@@ -131,5 +131,8 @@ def _plain_numpy() -> list[Any]:
 
 def _beginning(path: Path) -> str:
     """Describe a file that cannot be read; that of a Git LFS pointer begins with `version`."""
-    with path.open("rb") as file:
-        return f"{path.stat().st_size} bytes, unreadable, beginning with {file.read(24)!r}"
+    try:
+        with path.open("rb") as file:
+            return f"{path.stat().st_size} bytes, unreadable, beginning with {file.read(24)!r}"
+    except OSError as error:
+        return error.strerror or str(error)

@@ -33,6 +33,7 @@ from pantherseg.bundle import (
     Manifest,
     Provenance,
     check_classes,
+    needed,
     open_bundle,
     read_header,
     sha256_of,
@@ -40,7 +41,7 @@ from pantherseg.bundle import (
 )
 from pantherseg.errors import ModelError, OutputError
 from pantherseg.files import temporary_folder
-from pantherseg.models import ModelFolder, by_role, check_labels, find_models
+from pantherseg.models import Model, ModelFolder, by_role, check_labels, find_models
 from pantherseg.packing.checkpoint import Checkpoint, check_fit, read_checkpoint
 from pantherseg.recipe import Recipe
 
@@ -52,10 +53,11 @@ NEEDED = ("torch", "nnunetv2")
 VERSIONED = ("openvino", *NEEDED)
 
 
-def as_bundle(model: ModelFolder | Bundle) -> Bundle:
+def as_bundle(model: Model, min_folds: int | None = None) -> Bundle:
     """Return a bundle as it is; pack a model folder into a temporary one, which goes when the process ends.
 
-    Raises ModelError, also where the packages that packing needs are not installed; OutputError.
+    min_folds: as `pack` takes it. Raises ModelError, also where the packages that packing needs are not installed;
+    OutputError.
     """
     if isinstance(model, Bundle):
         return model
@@ -68,7 +70,7 @@ def as_bundle(model: ModelFolder | Bundle) -> Bundle:
         ) from error
     # torch makes one as soon as a network runs, empty, and would leave it beside our folder.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torch"))
-    return pack(model, folder / "bundle")
+    return pack(model, folder / "bundle", min_folds=min_folds)
 
 
 def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
@@ -91,10 +93,12 @@ def missing_packages() -> list[str]:
     return [name for name in NEEDED if find_spec(name) is None]
 
 
-def pack(model: ModelFolder, target: Path) -> Bundle:
+def pack(model: ModelFolder, target: Path, *, min_folds: int | None = None) -> Bundle:
     """Pack a model folder's folds into the new folder `target`, which has the same bytes for the same checkpoints.
 
-    Raises ModelError, also where the packages that packing needs are not installed; OutputError.
+    min_folds: how many of them must be sound and alike; without it all. The others stay among the bundle's folds, to
+    be named when their turn comes. Raises ModelError, also where the packages that packing needs are not installed;
+    OutputError.
     """
     if missing := missing_packages():
         raise ModelError(
@@ -103,10 +107,19 @@ def pack(model: ModelFolder, target: Path) -> Bundle:
             found=f"nnU-Net's checkpoints, and no {' and '.join(missing)} to read them",
             hint=f"run `pantherseg pack {model.path} BUNDLE` where they are installed",
         )
-    with _new_folder(target) as folder:
-        manifest = _write_bundle(model, folder)
-        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
-    return open_bundle(target)
+    spare = len(model.folds) - needed(len(model.folds), min_folds)
+    errors = []
+    for first in model.folds[: spare + 1]:  # one of them is sound, if enough are
+        others = (fold for fold in model.folds if fold != first)
+        try:
+            with _new_folder(target) as folder:
+                manifest, unpacked = _write_bundle(replace(model, folds=(first, *others)), spare, folder)
+                (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+        except ModelError as error:
+            errors.append(error)
+        else:
+            return replace(open_bundle(target), folds=model.folds, unpacked=unpacked)
+    raise errors[0]
 
 
 @contextmanager
@@ -159,8 +172,11 @@ def _copy(bundle: Bundle, target: Path) -> Bundle:
     return open_bundle(target)
 
 
-def _write_bundle(model: ModelFolder, folder: Path) -> Manifest:
-    """Write every file of a bundle but the manifest, and return that."""
+def _write_bundle(model: ModelFolder, spare: int, folder: Path) -> tuple[Manifest, dict[str, ModelError]]:
+    """Write every file of a bundle but the manifest; return that, and why folds are not in it, at most `spare`.
+
+    The first fold says what the others must be like.
+    """
     from pantherseg.networks import read_plan
     from pantherseg.packing.footprint import live_values
     from pantherseg.packing.graph import make_graph
@@ -178,17 +194,18 @@ def _write_bundle(model: ModelFolder, folder: Path) -> Manifest:
         expected = f"plans whose network takes a patch of {plan.patch}"
         found = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ModelError(model.path, expected=expected, found=found) from error
-    tensors = _write_folds(model, first, plan.network(), graph.constants, folder)
+    tensors, unpacked = _write_folds(model, spare, first, plan.network(), graph.constants, folder)
+    folds = tuple(fold for fold in model.folds if fold not in unpacked)
     # Every fold's file has the same tensors, so the same header and offsets.
-    header = read_header(folder / weights_name(model.folds[0]))
+    header = read_header(folder / weights_name(folds[0]))
     offsets = {name: len(header) + entry["data_offsets"][0] for name, entry in json.loads(header[8:]).items()}
     (folder / GRAPH).write_text(graph.placed(offsets, offsets[GRAPH_CONSTANTS]), encoding="utf-8")
     for name in (PLANS, DATASET):
         shutil.copyfile(model.path / name, folder / name)
-    return Manifest(
+    manifest = Manifest(
         schema=SCHEMA,
         checkpoint=model.checkpoint,
-        folds=model.folds,
+        folds=folds,
         patch=plan.patch,
         classes=plan.classes,
         labels=plan.labels,
@@ -202,34 +219,47 @@ def _write_bundle(model: ModelFolder, folder: Path) -> Manifest:
         provenance=Provenance(
             configuration=first.configuration,
             trainer=first.trainer,
-            checkpoints_sha256={fold: sha256_of(model.checkpoint_path(fold)) for fold in model.folds},
+            checkpoints_sha256={fold: sha256_of(model.checkpoint_path(fold)) for fold in folds},
             versions={"pantherseg": __version__, **{name: version(name) for name in VERSIONED}},
         ),
     )
+    return manifest, unpacked
 
 
 def _write_folds(
-    model: ModelFolder, first: Checkpoint, network: nn.Module, constants: NDArray[np.uint8], folder: Path
-) -> dict[str, tuple[int, ...]]:
-    """Write the file of each fold, and return the shapes of the tensors in all of them."""
-    from pantherseg.networks import distinct_tensors
-
+    model: ModelFolder, spare: int, first: Checkpoint, network: nn.Module, constants: NDArray[np.uint8], folder: Path
+) -> tuple[dict[str, tuple[int, ...]], dict[str, ModelError]]:
+    """Write the files of the folds; return the shapes of the tensors in all of them, and why folds have none."""
     tensors: dict[str, NDArray[np.float32]] = {}
+    unpacked: dict[str, ModelError] = {}
     for fold in model.folds:
         path = model.checkpoint_path(fold)
-        checkpoint = read_checkpoint(path)
-        if (checkpoint.configuration, checkpoint.mirroring_axes) != (first.configuration, first.mirroring_axes):
-            raise ModelError(
-                path,
-                expected=f"{first.configuration}, mirroring axes {first.mirroring_axes}, as fold {model.folds[0]}",
-                found=f"{checkpoint.configuration}, {checkpoint.mirroring_axes}",
-            )
-        check_fit(path, network.state_dict(), checkpoint.weights)
-        network.load_state_dict(checkpoint.weights)
-        tensors = {name: _numbers(path, name, value) for name, value in distinct_tensors(network).items()}
+        try:
+            tensors = _tensors(path, first, model.folds[0], network)
+        except ModelError as error:
+            unpacked[fold] = error.at(path)
+            if len(unpacked) > spare:
+                raise
+            continue
         save_file({**tensors, GRAPH_CONSTANTS: constants}, folder / weights_name(fold))
         (folder / weights_name(fold)).chmod(0o644)  # safetensors makes files that only their owner can read
-    return {name: value.shape for name, value in tensors.items()}
+    return {name: value.shape for name, value in tensors.items()}, unpacked
+
+
+def _tensors(path: Path, first: Checkpoint, first_fold: str, network: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """Return a checkpoint's tensors, which the network gets. Raises ModelError where it is not like the first."""
+    from pantherseg.networks import distinct_tensors
+
+    checkpoint = read_checkpoint(path)
+    if (checkpoint.configuration, checkpoint.mirroring_axes) != (first.configuration, first.mirroring_axes):
+        raise ModelError(
+            path,
+            expected=f"{first.configuration}, mirroring axes {first.mirroring_axes}, as fold {first_fold}",
+            found=f"{checkpoint.configuration}, {checkpoint.mirroring_axes}",
+        )
+    check_fit(path, network.state_dict(), checkpoint.weights)
+    network.load_state_dict(checkpoint.weights)
+    return {name: _numbers(path, name, value) for name, value in distinct_tensors(network).items()}
 
 
 def _numbers(path: Path, name: str, value: torch.Tensor) -> NDArray[np.float32]:
