@@ -25,7 +25,7 @@ from pantherseg.errors import ModelError, OutputError, RecipeError
 from pantherseg.house import DEMO_WEIGHTS, task_recipe
 from pantherseg.models import CHECKPOINT, ModelFolder, find_models, open_model_folder
 from pantherseg.networks import read_plan
-from pantherseg.packing import as_bundle, pack, pack_models
+from pantherseg.packing import Packer, as_bundle, pack, pack_models
 from pantherseg.packing import graph as graph_module
 from pantherseg.packing.graph import Graph
 from pantherseg.recipe import Member, load_recipe
@@ -334,6 +334,24 @@ def test_what_is_wrong_with_the_model_is_said_of_it(changed_model: ChangedModel)
     with pytest.raises(ModelError) as caught:
         as_bundle(open_model_folder(folder), 3)
     one_line_about(folder / PLANS, caught.value)
+
+
+@ONE_GRAPH
+def test_models_of_one_folder_are_packed_once(changed_model: ChangedModel, packed: Bundle) -> None:
+    folder = changed_model(folds=5)
+    for fold in (2, 4):
+        (folder / f"fold_{fold}" / CHECKPOINT).write_bytes(b"")
+    folds, few = [(0, 1, 2), (3, 0), (3, 4)], (2, 2, 1)
+    models = [open_model_folder(folder, folds=names) for names in folds]
+    packer = Packer([packed, *models])
+    bundles = [packer.bundle(model, least) for model, least in zip(models, few, strict=True)]
+    assert [bundle.folds for bundle in bundles] == [model.folds for model in models]
+    assert len({bundle.path for bundle in bundles}) == 1
+    assert bundles[0].manifest.folds == ("0", "1", "3")
+    assert packer.bundle(packed) is packed
+    with pytest.raises(ModelError) as caught:
+        packer.bundle(models[2], 2)
+    one_line_about(folder / "fold_4" / CHECKPOINT, caught.value)
 
 
 def unknown_network(plans: Json, dataset: Json) -> str:

@@ -102,6 +102,21 @@ def test_folds_of_an_nnunet_folder_are_left_out_of_every_case(pancreas: Volume, 
     assert result.as_dict()["models"][0]["folds"] == ["0", "1", "2", "3", "4"]
 
 
+def test_members_and_localizer_of_one_nnunet_folder_share_what_is_packed(raw_root: Path) -> None:
+    cut(raw_root / "task1" / "fold_2" / CHECKPOINT)
+    members = [Member(model="task1", folds=[0, 1, 2, 3]), Member(model="task1", mirroring=True, folds=[0, 3, 4])]
+    recipe = msgspec.structs.replace(
+        TASK1, members=members, localizer=Localizer(model="task1", label=2, margin_mm=10.0, folds=[4])
+    )
+    system = load_system(recipe, raw_root, device="cpu")
+    assert len({predictor.bundle.path for predictor in system.predictors}) == 1
+    assert [" ".join(predictor.bundle.folds) for predictor in system.predictors] == ["0 1 2 3", "0 3 4", "4"]
+    damaged = msgspec.structs.replace(recipe, localizer=Localizer(model="task1", label=2, margin_mm=10.0))
+    system = load_system(damaged, raw_root, device="cpu")
+    assert system.localizer is None
+    assert f"fold_2/{CHECKPOINT}: expected " in system.models.problem
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
 def test_a_localizers_nnunet_folder_that_is_damaged_is_not_used(root: Path, damage: Damage) -> None:
     shutil.rmtree(root / "localizer")

@@ -184,11 +184,11 @@ def open_bundle(
     for name in (GRAPH, PLANS, DATASET):
         _check_sum(folder / name, manifest)
     bundle = Bundle(folder, manifest, names)
-    _check_enough(bundle, min_folds)
+    check_enough(bundle, min_folds)
     return bundle
 
 
-def _check_enough(bundle: Bundle, min_folds: int | None) -> None:
+def check_enough(bundle: Bundle, min_folds: int | None) -> None:
     """Raise the first fold's error where fewer than `min_folds` folds are complete, or fewer than all."""
     errors = []
     for fold in bundle.folds:

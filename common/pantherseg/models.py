@@ -56,6 +56,11 @@ class Models:
     localizer: Model | None
     problem: str = ""
 
+    @property
+    def all(self) -> tuple[Model, ...]:
+        """The members, then the localizer if there is one."""
+        return self.members if self.localizer is None else (*self.members, self.localizer)
+
 
 def choose_root(uploaded: Path, shipped: Path) -> Path:
     """Return the folder of uploaded models if it holds any file, else that of the models shipped with the code.

@@ -20,7 +20,7 @@ from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.localize import localize, searched_whole
 from pantherseg.logs import shown, stage
 from pantherseg.models import Models, check_labels, find_models
-from pantherseg.packing import as_bundle
+from pantherseg.packing import Packer
 from pantherseg.postprocess import tumour_mask
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
 from pantherseg.recipe import Recipe
@@ -103,9 +103,10 @@ def load_system(
     backend = choose_backend(device, mode, device_memory_mb=device_memory_mb)
     with stage("models") as remarks:
         models = find_models(root, recipe, complete=False)
+        packer = Packer(models.all)
         members = tuple(
             Predictor(
-                as_bundle(model, member.min_folds),
+                packer.bundle(model, member.min_folds),
                 backend,
                 step=member.step,
                 mirroring=member.mirroring,
@@ -116,19 +117,20 @@ def load_system(
         for predictor, member in zip(members, recipe.members, strict=True):
             check_labels(member.model, predictor.bundle, recipe)
         check_classes([predictor.bundle for predictor in members])
-        models, localizer = _load_localizer(models, recipe, backend)
-        used = models.members if models.localizer is None else (*models.members, models.localizer)
-        remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
+        models, localizer = _load_localizer(models, recipe, packer, backend)
+        remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in models.all]
         remarks.append(f"{backend.device} in {backend.precision}")
     return System(recipe, models, backend, members, localizer)
 
 
-def _load_localizer(models: Models, recipe: Recipe, backend: Backend) -> tuple[Models, Predictor | None]:
+def _load_localizer(
+    models: Models, recipe: Recipe, packer: Packer, backend: Backend
+) -> tuple[Models, Predictor | None]:
     """Return the localizer, or None with the reason in the models: a case is searched whole rather than lost."""
     if models.localizer is None or recipe.localizer is None:
         return models, None
     try:
-        localizer = Predictor(as_bundle(models.localizer), backend, step=recipe.localizer.step)
+        localizer = Predictor(packer.bundle(models.localizer), backend, step=recipe.localizer.step)
     except ModelError as error:
         return replace(models, localizer=None, problem=str(error)), None
     check_labels(recipe.localizer.model, localizer.bundle, recipe)

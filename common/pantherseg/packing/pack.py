@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -33,6 +33,7 @@ from pantherseg.bundle import (
     Manifest,
     Provenance,
     check_classes,
+    check_enough,
     needed,
     open_bundle,
     read_header,
@@ -51,6 +52,27 @@ if TYPE_CHECKING:
 
 NEEDED = ("torch", "nnunetv2")
 VERSIONED = ("openvino", *NEEDED)
+
+
+class Packer:
+    """Makes bundles of models, of which several may want folds of one model folder: that is packed once."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._models = [model for model in models if isinstance(model, ModelFolder)]
+        self._packed: dict[tuple[Path, str], Bundle] = {}
+
+    def bundle(self, model: Model, min_folds: int | None = None) -> Bundle:
+        """Return one of the models as `as_bundle` does. Raises what that raises."""
+        if isinstance(model, Bundle):
+            return model
+        source = model.path, model.checkpoint
+        if source not in self._packed:
+            alike = (other.folds for other in self._models if (other.path, other.checkpoint) == source)
+            every = replace(model, folds=tuple(dict.fromkeys(fold for folds in alike for fold in folds)))
+            self._packed[source] = as_bundle(every, needed(len(model.folds), min_folds))
+        bundle = replace(self._packed[source], folds=model.folds)
+        check_enough(bundle, min_folds)
+        return bundle
 
 
 def as_bundle(model: Model, min_folds: int | None = None) -> Bundle:
