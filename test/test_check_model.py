@@ -22,6 +22,7 @@ from pantherseg.errors import OutputError, UploadError
 from pantherseg.grand_challenge.check_model import check_model
 from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
+from pantherseg.models import ModelFolder
 from pantherseg.recipe import load_recipe
 
 TASK1, TASK2 = load_recipe(task_recipe(1)), load_recipe(task_recipe(2))
@@ -290,11 +291,26 @@ def test_an_nnunet_folder_is_named_as_one(tmp_path: Path) -> None:
     verdicts = check_model(packed(tmp_path / "models"), TASK1)
     assert broken(verdicts) == {}
     assert verdicts[-1].found.startswith("an nnU-Net folder: only the cuda runtime's image runs it")
+
+
+def test_every_checkpoint_of_an_nnunet_folder_must_be_sound(demo_folder: ModelFolder, tmp_path: Path) -> None:
+    import torch
+
+    shutil.copytree(demo_folder.path, tmp_path / "models" / "task1")
     path = tmp_path / "models" / "task1" / "fold_1" / "checkpoint_final.pth"
-    path.write_bytes(path.read_bytes()[:-5000])
-    assert "fold_1/checkpoint_final.pth: a truncated checkpoint" in only_fault(
-        check_model(packed(tmp_path / "models"), TASK1), RUNS
-    )
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for content, said in (
+        (whole[:-5000], "a truncated checkpoint"),
+        (b"", "a truncated checkpoint, or none"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a truncated checkpoint, or none"),
+        (flipped, "expected an nnU-Net checkpoint, found a damaged part"),
+    ):
+        path.write_bytes(content)
+        assert f"fold_1/checkpoint_final.pth: {said}" in only_fault(check_model(tmp_path / "models", TASK1), RUNS)
+    torch.save(torch.load(demo_folder.checkpoint_path("1")), path, _use_new_zipfile_serialization=False)
+    assert broken(check_model(tmp_path / "models", TASK1)) == {}
 
 
 def test_the_weights_of_this_machine_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

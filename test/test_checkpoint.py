@@ -144,6 +144,20 @@ def test_other_content(tmp_path: Path, wrong: object) -> None:
     assert "network_weights, init_args.configuration" in reason(saved(tmp_path / "c.pth", wrong))
 
 
+def test_whichever_byte_of_the_archives_directory_is_damaged_there_is_one_line(tmp_path: Path) -> None:
+    path = saved(tmp_path / "c.pth", content())
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(whole.index(b"PK\x01\x02"), len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :])
+        try:
+            read_checkpoint(path)  # names and dates are no matter
+        except ModelError as error:
+            one_line_about(path, error)
+            refused += 1
+    assert refused > 100
+
+
 def test_every_damaged_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
     """torch itself loads such a file and hands over other weights."""
     weights = {"a.weight": torch.randn(64, 64)}

@@ -29,12 +29,15 @@ from pantherseg.grand_challenge.stream import (
 )
 from pantherseg.grand_challenge.verdict import Verdict, first_few
 from pantherseg.models import ModelFolder, by_role, check_labels, find_models
+from pantherseg.packing import check_archive
 from pantherseg.recipe import Recipe
 from pantherseg.weights.archive import allowed_bytes
 
 SUFFIX = ".tar.gz"
 MAX_ENTRIES = 100_000
 CHUNK_BYTES = 1 << 20
+# How a pickle begins: what torch wrote before it wrote zip archives.
+OLDER_CHECKPOINT = b"\x80\x02"
 
 
 @dataclass
@@ -131,13 +134,14 @@ def _bundle(bundle: Bundle, role: str, recipe: Recipe) -> str:
 
 
 def _raw(model: ModelFolder) -> str:
-    """Check an nnU-Net folder as far as is possible without torch: checkpoints are zip archives, the end comes last."""
+    """Check an nnU-Net folder as far as is possible without torch: most checkpoints are zip archives with checksums."""
     for fold in model.folds:
         path = model.checkpoint_path(fold)
+        check_archive(path)
         with path.open("rb") as file:
-            begins = file.read(2) == b"PK"
-        if begins and not zipfile.is_zipfile(path):
-            raise Refused(f"{path}: a truncated checkpoint")
+            older = file.read(2) == OLDER_CHECKPOINT
+        if not older and not zipfile.is_zipfile(path):
+            raise Refused(f"{path}: a truncated checkpoint, or none")
     return "an nnU-Net folder: only the cuda runtime's image runs it, packing it for every case; `pantherseg pack` it"
 
 
