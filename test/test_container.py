@@ -86,6 +86,13 @@ def test_the_small_image_has_no_torch() -> None:
     assert result.stdout == "None None None\n"
 
 
+def test_a_containers_limit_is_what_a_case_may_take() -> None:
+    command = "from pantherseg.memory import room_bytes; print(room_bytes() >> 20)"
+    options = ["--rm", "--network", "none", "--memory", "700m", "--entrypoint", "python"]
+    result = docker("run", *options, built("task1-cpu"), "-c", command)
+    assert 600 < int(result.stdout) < 700, result.stderr
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     """A copy of Task 1's sample job with folders for the output and the model, open to any user."""

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from conftest import one_line_about
 from pantherseg.budget import Deadline
-from pantherseg.bundle import MANIFEST, open_bundle
+from pantherseg.bundle import MANIFEST, Bundle, open_bundle
 from pantherseg.errors import Event, ModelError
 from pantherseg.house import DEMO_WEIGHTS, task_recipe
+from pantherseg.inference.backends.on_openvino import OpenVinoBackend
 from pantherseg.localize import localize
 from pantherseg.models import CHECKPOINT, ModelFolder
 from pantherseg.packing import pack_models
@@ -124,6 +125,20 @@ def test_a_localizers_nnunet_folder_that_is_damaged_is_not_used(root: Path, dama
     system = load_system(TASK2, root, device="cpu")
     assert system.localizer is None
     assert f"fold_0/{CHECKPOINT}: expected " in system.models.problem
+
+
+@pytest.mark.slow
+def test_a_localizer_without_memory_leaves_the_whole_volume(pancreas: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    network_bytes = OpenVinoBackend._network_bytes
+
+    def expected(backend: OpenVinoBackend, bundle: Bundle) -> int:
+        return 1 << 62 if bundle.path.name == "localizer" else network_bytes(backend, bundle)
+
+    monkeypatch.setattr(OpenVinoBackend, "_network_bytes", expected)
+    result = run(pancreas, with_member(TASK2, folds=[0]), DEMO_WEIGHTS)
+    assert codes(result)[0] == "localizer_failed"
+    assert "MB for a patch of localizer in" in result.events[0].message
+    assert result.box.shape == pancreas.grid.shape
 
 
 @pytest.mark.slow

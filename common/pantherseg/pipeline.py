@@ -175,7 +175,7 @@ def segment(
         if failure is None or system.backend.device == "cpu":
             raise
     # Outside of the handler and without the traceback, so that what the failed attempt held is free.
-    failure.with_traceback(None)
+    failure = failure.at(failure.where)
     logger.warning("%s; the case begins anew on the CPU", failure)
     code = "device_full" if isinstance(failure, DeviceMemoryError) else DEVICE_FAILED
     fallback = Event(code, f"{failure}; the CPU was used")

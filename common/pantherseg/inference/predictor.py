@@ -100,7 +100,7 @@ class Predictor:
                     raise
             # What the failed sweep held must be free for the next one, and so nothing may lead to its frames.
             del place
-            failure.__traceback__ = failure.__cause__ = failure.__context__ = None
+            failure = failure.at(failure.where)
             if not isinstance(failure, DeviceMemoryError):
                 break
         assert failure is not None  # there is at least one place
