@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from matrix import saw
 from pantherseg.bundle import DATASET, MANIFEST, PLANS, Bundle, open_bundle, sha256_of
 from pantherseg.house import DEMO_WEIGHTS
 from pantherseg.models import CHECKPOINT, ModelFolder, open_model_folder
 from pantherseg.phantom import make_phantom
 from pantherseg.volume import Box, Volume
 from served import Served
+
+pytest_plugins = ["matrix"]
 
 RealData = Callable[[str], Path]
 SmallDisk = Callable[[int], Path]
@@ -38,6 +41,7 @@ def one_line_about(where: object, error: Exception) -> str:
     assert text.startswith(f"{where}: expected ")
     assert ", found " in text
     assert len(text.splitlines()) == 1
+    saw(error)
     return text
 
 
