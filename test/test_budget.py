@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from matrix import saw
 from pantherseg.budget import NEVER, Deadline
 from pantherseg.bundle import Bundle, open_bundle
 from pantherseg.cli import main
@@ -92,6 +93,7 @@ def run(predictor: Predictor, seconds: float) -> Logits:
 
 
 def codes(logits: Logits) -> list[str]:
+    saw(logits.events)
     return [event.code for event in logits.events]
 
 
@@ -106,6 +108,9 @@ def test_with_enough_time_nothing_is_left_out(bundle: Bundle) -> None:
     np.testing.assert_allclose(logits.values[0], 2, rtol=0, atol=2e-3)
 
 
+@pytest.mark.fault(
+    "time", "time for five folds, but not for mirroring", "the five folds without mirroring, and an event"
+)
 def test_mirroring_is_left_out_first(bundle: Bundle) -> None:
     backend = Working(Clock())
     logits = run(predictor_of(bundle, backend, mirroring=True), 5 * 4 * TILES - 1)
@@ -116,6 +121,7 @@ def test_mirroring_is_left_out_first(bundle: Bundle) -> None:
     np.testing.assert_array_equal(logits.values, plain.values)
 
 
+@pytest.mark.fault("time", "time for three of five folds", "three folds, and an event")
 def test_then_folds_from_the_last_one_on(bundle: Bundle) -> None:
     backend = Working(Clock())
     logits = run(predictor_of(bundle, backend), 3.5 * TILES)
@@ -125,12 +131,16 @@ def test_then_folds_from_the_last_one_on(bundle: Bundle) -> None:
     np.testing.assert_allclose(logits.values[0], 1, rtol=0, atol=1e-3)  # the mean of 0, 1 and 2
 
 
+@pytest.mark.fault("time", "time for three folds without mirroring", "no mirroring, three folds, and an event for each")
 def test_mirroring_goes_before_any_fold(bundle: Bundle) -> None:
     logits = run(predictor_of(bundle, Working(Clock()), mirroring=True), 3.5 * TILES)
     assert codes(logits) == ["mirroring_left_out", "folds_left_out"]
     assert "folds 3 4 " in logits.events[1].message
 
 
+@pytest.mark.fault(
+    "time", "not even time for one fold with overlapping tiles", "one fold of tiles side by side, and events"
+)
 def test_then_the_overlap_of_tiles(bundle: Bundle) -> None:
     backend = Working(Clock())
     seconds = TILES - 2.0
@@ -143,6 +153,9 @@ def test_then_the_overlap_of_tiles(bundle: Bundle) -> None:
     np.testing.assert_allclose(logits.values[1], array, rtol=0, atol=0.51)
 
 
+@pytest.mark.fault(
+    "time", "not even time for one fold with tiles side by side", "the tiles in the middle of the body, and events"
+)
 def test_then_the_tiles_far_from_the_middle_of_the_body(bundle: Bundle) -> None:
     backend = Working(Clock())
     logits = run(predictor_of(bundle, backend), 4.0)
@@ -154,13 +167,18 @@ def test_then_the_tiles_far_from_the_middle_of_the_body(bundle: Bundle) -> None:
     np.testing.assert_array_equal(logits.values[1][~seen], 0)
 
 
+@pytest.mark.fault("time", "all time is gone before the network is loaded", "one tile, and events")
 def test_without_any_time_one_tile_is_seen(bundle: Bundle) -> None:
     backend = Working(Clock(), load_s=3.0)
     logits = run(predictor_of(bundle, backend), 1.0)
     assert "tiles_left_out" in codes(logits)
+    saw(f"{len(backend.forwards) - 1} tile, one pass before it to find out how long it takes")
     assert backend.clock.now == 5.0, "loaded, one pass to find out how long it takes, and one tile"
 
 
+@pytest.mark.fault(
+    "time", "any amount of time and any speed", "an end at most one tile late, and an event for all that was left out"
+)
 @settings(max_examples=200, deadline=None)
 @given(
     seconds=st.floats(0.5, 500),
@@ -175,12 +193,15 @@ def test_never_more_than_one_tile_over(
     backend = Working(Clock(), forward_s, load_s)
     logits = run(predictor_of(bundle, backend, mirroring=mirroring, step=step), seconds)
     least = load_s + 2 * forward_s
+    late = max(backend.clock.now - max(seconds, least), 0) / (4 * forward_s)
+    saw("never late" if late == 0 else "at most one tile late" if late <= 1 else f"{late:.1f} tiles late")
     assert backend.clock.now <= max(seconds, least) + 4 * forward_s
     assert np.isfinite(logits.values).all()
     every = len(tiles(SHAPE, PATCH, step)) * 5 * (4 if mirroring else 1)
-    assert (len(backend.forwards) == every and codes(logits) == []) or codes(logits)
+    assert (len(backend.forwards) == every) == (logits.events == ())
 
 
+@pytest.mark.fault("time", "the network gets slower and slower", "fewer folds, and an event")
 def test_a_network_that_slows_down_is_noticed(bundle: Bundle) -> None:
     backend = Working(Clock())
 
@@ -223,10 +244,12 @@ def test_a_deadline_is_a_moment_of_its_clock() -> None:
     assert NEVER.share(0.5).before(10**9).left() == np.inf
 
 
+@pytest.mark.fault("time", "a whole case, with no time at all", "a mask on the volume's grid, and events")
 @pytest.mark.slow
 def test_a_case_without_time_still_gets_its_mask(pancreas: Volume) -> None:
     system = load_system(load_recipe(task_recipe(2)), DEMO_WEIGHTS, device="cpu")
     result = segment(pancreas, system, deadline=Deadline.after(0.0))
+    saw(result)
     assert result.mask.grid == pancreas.grid
     assert "tiles_left_out" in [event.code for event in result.events]
 

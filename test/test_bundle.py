@@ -80,6 +80,7 @@ def test_a_copy_is_as_good(copied_bundle: CopiedBundle) -> None:
     assert [bundle.verify(fold).name for fold in bundle.folds] == [f"fold_{fold}.safetensors" for fold in range(5)]
 
 
+@pytest.mark.fault("models", "one byte of a model's file is changed: {name}", "an error that names the file")
 @pytest.mark.parametrize("name", [GRAPH, PLANS, DATASET, "fold_0.safetensors", "fold_4.safetensors"])
 def test_every_changed_byte_is_noticed(copied_bundle: CopiedBundle, name: str) -> None:
     path = copied_bundle.path / name
@@ -103,6 +104,7 @@ def test_a_missing_fold_is_named(copied_bundle: CopiedBundle) -> None:
     assert open_bundle(copied_bundle.path, folds=[4, 0]).folds == ("4", "0")
 
 
+@pytest.mark.fault("models", "a model without its manifest", "an error that names the file")
 def test_a_missing_manifest_is_named(copied_bundle: CopiedBundle, tmp_path: Path) -> None:
     (copied_bundle.path / MANIFEST).unlink()
     assert is_bundle(copied_bundle.path), "folds alone are a bundle that lacks its manifest"
@@ -118,14 +120,40 @@ def test_a_file_without_a_checksum_is_not_used(copied_bundle: CopiedBundle) -> N
         assert "expected SHA-256 in manifest.json, found " in reason(copied_bundle.path, name)
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None, [1], 1.5])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        0,
+        pytest.param(
+            2, marks=pytest.mark.fault("models", "a model packed by a later version", "an error that says what to do")
+        ),
+        "1",
+        None,
+        [1],
+        1.5,
+    ],
+)
 def test_another_schema_asks_for_packing_again(copied_bundle: CopiedBundle, schema: object) -> None:
     copied_bundle.change(schema=schema)
     text = reason(copied_bundle.path, MANIFEST)
     assert f"expected schema 1, found {schema}; pack the model again" in text
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"nonsense", b"\xff\xfe\x00", b"[]", b"3", b"null", b'{"schema": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        pytest.param(
+            b"{", marks=pytest.mark.fault("models", "the manifest is not complete", "an error that names the file")
+        ),
+        b"nonsense",
+        b"\xff\xfe\x00",
+        b"[]",
+        b"3",
+        b"null",
+        b'{"schema": 1}',
+    ],
+)
 def test_a_manifest_that_is_none_is_named(copied_bundle: CopiedBundle, content: bytes) -> None:
     (copied_bundle.path / MANIFEST).write_bytes(content)
     reason(copied_bundle.path, MANIFEST)
@@ -204,7 +232,19 @@ def test_a_tensor_of_another_dtype_is_named(copied_bundle: CopiedBundle, dtype: 
     assert reason(copied_bundle.path, FOLD).endswith(f"expected float32 numbers in {TENSOR}, found {name}")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(
+            np.nan,
+            marks=pytest.mark.fault(
+                "models", "a weight is not a number", "an error that names the fold and the weight"
+            ),
+        ),
+        np.inf,
+        -np.inf,
+    ],
+)
 def test_a_tensor_with_a_number_that_is_not_finite_is_named(copied_bundle: CopiedBundle, value: float) -> None:
     def damage(tensors: Tensors) -> None:
         tensors[TENSOR][-1, 0, 2, 2, 2] = value
@@ -213,6 +253,7 @@ def test_a_tensor_with_a_number_that_is_not_finite_is_named(copied_bundle: Copie
     assert f"expected finite numbers in {TENSOR}, found NaN or infinite ones" in reason(copied_bundle.path, FOLD)
 
 
+@pytest.mark.fault("models", "a fold without a part that the network needs", "an error that names the file")
 def test_a_fold_without_the_graphs_constants_is_named(copied_bundle: CopiedBundle) -> None:
     changed_tensors(copied_bundle, lambda tensors: tensors.pop(GRAPH_CONSTANTS))
     assert GRAPH_CONSTANTS in reason(copied_bundle.path, FOLD)
@@ -290,6 +331,11 @@ def test_any_other_bytes_are_no_fold(copied_bundle: CopiedBundle, content: bytes
     reason(copied_bundle.path, FOLD)
 
 
+@pytest.mark.fault(
+    "models",
+    "a fold whose weights lie in another order, so that one would be taken for another",
+    "an error that names the file",
+)
 def test_tensors_in_another_order_are_not_run(copied_bundle: CopiedBundle) -> None:
     """The graph would take one tensor's numbers for another's: their bytes are exchanged together with their places."""
     path = copied_bundle.path / FOLD

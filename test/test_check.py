@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from click.testing import CliRunner
 
+from matrix import quoted, saw
 from pantherseg.cli import main
 from pantherseg.grand_challenge.check import Verdict, check_job, check_output
 from pantherseg.recipe import Sockets
@@ -42,6 +43,7 @@ def place(folder: Path, socket: str) -> Path:
 
 
 def broken(verdicts: list[Verdict]) -> list[str]:
+    saw(*(quoted(verdict.as_line()) for verdict in verdicts if not verdict.kept))
     return [verdict.rule for verdict in verdicts if not verdict.kept]
 
 
@@ -79,27 +81,39 @@ def other_grid(folder: Path) -> None:
 
 
 FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
-    ("no file", lambda f: mask_of(f).unlink(), "exactly one file"),
-    ("second file", lambda f: (mask_of(f).parent / "b.mha").write_bytes(b""), "exactly one file"),
-    ("nifti", as_nifti, "MetaImage or TIFF"),
-    ("text", lambda f: mask_of(f).write_text("mask"), "MetaImage or TIFF"),
-    ("truncated", truncated, "a readable 3-D image"),
+    ("no mask", lambda f: mask_of(f).unlink(), "exactly one file"),
+    ("a second file", lambda f: (mask_of(f).parent / "b.mha").write_bytes(b""), "exactly one file"),
+    ("a NIfTI", as_nifti, "MetaImage or TIFF"),
+    ("a text file", lambda f: mask_of(f).write_text("mask"), "MetaImage or TIFF"),
+    ("a mask cut short", truncated, "a readable 3-D image"),
     (
-        "vector",
+        "two numbers a voxel",
         lambda f: sitk.WriteImage(sitk.Image([5, 4, 3], sitk.sitkVectorUInt8, 2), str(mask_of(f))),
         "a readable",
     ),
-    ("2-D", lambda f: sitk.WriteImage(sitk.Image(5, 4, sitk.sitkUInt8), str(mask_of(f))), "a readable 3-D image"),
-    ("TIFF", lambda f: as_tiff(f), "a readable 3-D image"),
-    ("no voxels", lambda f: in_header(f, b"DimSize = 5", b"DimSize = 0"), "a readable 3-D image"),
-    ("damaged window", lambda f: in_header(f, b"NDims", b"WindowCenter = x\nNDims"), "a readable 3-D image"),
-    ("not UTF-8", lambda f: in_header(f, b"NDims", b"Comment = \xe9\nNDims"), "MetaImage or TIFF"),
-    ("int16", lambda f: rewrite(f, np.ones(GRID.shape, np.int16)), "type int8 or uint8"),
-    ("float", lambda f: rewrite(f, np.ones(GRID.shape, np.float32)), "type int8 or uint8"),
-    ("label 2", lambda f: rewrite(f, np.full(GRID.shape, 2, np.uint8)), "values (0, 1)"),
-    ("other grid", other_grid, "the input's name and grid"),
-    ("other name", lambda f: mask_of(f).rename(mask_of(f).with_name("x.mha")), "the input's name and grid"),
-    ("dangling link", lambda f: (f / "gone").symlink_to("/nowhere"), "no dangling or folder links"),
+    (
+        "a single slice",
+        lambda f: sitk.WriteImage(sitk.Image(5, 4, sitk.sitkUInt8), str(mask_of(f))),
+        "a readable 3-D image",
+    ),
+    ("a TIFF", lambda f: as_tiff(f), "a readable 3-D image"),
+    ("a mask without voxels", lambda f: in_header(f, b"DimSize = 5", b"DimSize = 0"), "a readable 3-D image"),
+    (
+        "a header field that is no number",
+        lambda f: in_header(f, b"NDims", b"WindowCenter = x\nNDims"),
+        "a readable 3-D image",
+    ),
+    ("a header that is not UTF-8", lambda f: in_header(f, b"NDims", b"Comment = \xe9\nNDims"), "MetaImage or TIFF"),
+    ("16-bit labels", lambda f: rewrite(f, np.ones(GRID.shape, np.int16)), "type int8 or uint8"),
+    ("labels as float", lambda f: rewrite(f, np.ones(GRID.shape, np.float32)), "type int8 or uint8"),
+    ("a label beside 0 and 1", lambda f: rewrite(f, np.full(GRID.shape, 2, np.uint8)), "values (0, 1)"),
+    ("another grid than the volume's", other_grid, "the input's name and grid"),
+    (
+        "another name than the volume's",
+        lambda f: mask_of(f).rename(mask_of(f).with_name("x.mha")),
+        "the input's name and grid",
+    ),
+    ("a link to nowhere", lambda f: (f / "gone").symlink_to("/nowhere"), "no dangling or folder links"),
 ]
 
 
@@ -109,6 +123,7 @@ def test_a_good_output_keeps_every_rule(job: Path, output: Path) -> None:
     assert len(verdicts) == 7
 
 
+@pytest.mark.fault("outputs", "in an output folder: {id}", "the rule that it breaks, before the platform finds out")
 @pytest.mark.parametrize(("spoil", "rule"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS])
 def test_a_fault_breaks_its_rule(job: Path, output: Path, spoil: Callable[[Path], object], rule: str) -> None:
     spoil(output)
@@ -117,6 +132,7 @@ def test_a_fault_breaks_its_rule(job: Path, output: Path, spoil: Callable[[Path]
     assert rules[0].startswith(rule)
 
 
+@pytest.mark.fault("outputs", "a job folder without its volume", "the rule that it breaks")
 def test_a_job_without_its_volume_is_broken(job: Path) -> None:
     assert broken(check_job(job, SOCKETS)) == []
     place(job, SOCKETS.input).unlink()

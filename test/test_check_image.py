@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from matrix import quoted, saw
 from pantherseg.cli import main
 from pantherseg.errors import UploadError
 from pantherseg.grand_challenge.check_image import check_image
@@ -39,6 +40,7 @@ def broken(verdicts: list[Verdict]) -> dict[str, str]:
 def only_fault(verdicts: list[Verdict], rule: str) -> str:
     """Return what was found where exactly one rule is broken, which must be this one."""
     faults = broken(verdicts)
+    saw(*(quoted(f"{name}: {found}") for name, found in faults.items()))
     assert [name[: len(rule)] for name in faults] == [rule], faults
     (found,) = faults.values()
     assert len(found.splitlines()) == 1
@@ -90,7 +92,13 @@ def changed_gzip(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "spoil"),
     [
-        ("image.tar.gz", truncated_gzip),
+        pytest.param(
+            "image.tar.gz",
+            truncated_gzip,
+            marks=pytest.mark.fault(
+                "outputs", "an image's archive cut short", "the rule that it breaks, before the upload"
+            ),
+        ),
         ("image.tar.gz", changed_gzip),
         ("image.tar.xz", lambda content: lzma.compress(content, preset=0)[:-100]),
         ("image.tar", lambda content: content[: len(content) // 3]),
@@ -223,6 +231,9 @@ def test_equal_layers_may_be_links_to_one(tmp_path: Path) -> None:
     assert broken(check_image(str(path))) == {}
 
 
+@pytest.mark.fault(
+    "outputs", "an image's {where} of a few bytes that expands to 200 MB", "the rule that it breaks, before the upload"
+)
 @pytest.mark.parametrize("where", ["archive", "layer"])
 def test_a_bomb_is_read_no_further_than_was_allowed(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
@@ -261,7 +272,26 @@ def with_config(**changes: Any) -> Saved:
 ROOT_SAID = "The container runs as root."
 
 
-@pytest.mark.parametrize("user", ["", None, "root", "Root", "0", "0:0", "root:user", "toor", "00", ":1000"])
+@pytest.mark.parametrize(
+    "user",
+    [
+        "",
+        None,
+        pytest.param(
+            "root",
+            marks=pytest.mark.fault(
+                "outputs", "an image that runs as root", "the rule that it breaks, before the upload"
+            ),
+        ),
+        "Root",
+        "0",
+        "0:0",
+        "root:user",
+        "toor",
+        "00",
+        ":1000",
+    ],
+)
 def test_root_is_root_under_any_name(tmp_path: Path, user: str | None) -> None:
     assert ROOT_SAID in only_fault(judged(with_config(User=user), tmp_path), "USER set, and not root")
 
@@ -274,7 +304,13 @@ def test_users_that_the_image_knows(tmp_path: Path, user: str) -> None:
 @pytest.mark.parametrize(
     ("user", "said"),
     [
-        ("nobody", "no 'nobody' in /etc/passwd: the container does not start"),
+        pytest.param(
+            "nobody",
+            "no 'nobody' in /etc/passwd: the container does not start",
+            marks=pytest.mark.fault(
+                "outputs", "an image whose user it does not know", "the rule that it breaks, before the upload"
+            ),
+        ),
         ("user:nobody", "no group 'nobody' in /etc/group"),
         ("12345", "no uid 12345: it has no name, and /root as its home"),
         ("12345:12345", "no uid 12345"),
@@ -289,6 +325,7 @@ def test_an_image_without_passwd(tmp_path: Path) -> None:
     assert "no 'user' in /etc/passwd" in only_fault(judged(saved, tmp_path), LISTED)
 
 
+@pytest.mark.fault("outputs", "an image for other processors", "the rule that it breaks, before the upload")
 def test_another_architecture(tmp_path: Path) -> None:
     saved = Saved(about={"architecture": "arm64", "os": "linux"})
     found = only_fault(judged(saved, tmp_path), "for linux/amd64")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from matrix import quoted, saw
 from pantherseg.bundle import open_bundle, sha256_of
 from pantherseg.cli import main
 from pantherseg.errors import OutputError, UploadError
@@ -40,6 +41,7 @@ def broken(verdicts: list[Verdict]) -> dict[str, str]:
 
 def only_fault(verdicts: list[Verdict], rule: str) -> str:
     faults = broken(verdicts)
+    saw(*(quoted(f"{name}: {found}") for name, found in faults.items()))
     assert list(faults) == [rule], faults
     assert len(faults[rule].splitlines()) == 1
     return faults[rule]
@@ -111,16 +113,38 @@ def cut_between_members(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda content: content[:-1000], "a damaged archive"),
+        pytest.param(
+            lambda content: content[:-1000],
+            "a damaged archive",
+            marks=pytest.mark.fault(
+                "outputs", "a model archive cut short", "the rule that it breaks, before the upload"
+            ),
+            id="cut short",
+        ),
         (lambda content: content[:1000], "a damaged archive"),
         (middle_changed, "a damaged archive"),
         (cut_between_members, "before its end is marked"),
-        (gzip.decompress, "no compression: the platform takes gzip only"),
+        pytest.param(
+            gzip.decompress,
+            "no compression: the platform takes gzip only",
+            marks=pytest.mark.fault(
+                "outputs", "a model archive without compression", "the rule that it breaks, before the upload"
+            ),
+        ),
         (lambda content: bz2.compress(gzip.decompress(content)[:9000]), "bzip2: the platform takes gzip only"),
         (lambda content: b"", "no compression"),
         (lambda content: gzip.compress(b"text" * 1000), "a damaged archive"),
         (lambda content: gzip.compress(b""), "a damaged archive"),
-        (lambda content: gzip.compress(bytes(300 << 20), 1), "made to fill disks"),
+        pytest.param(
+            lambda content: gzip.compress(bytes(300 << 20), 1),
+            "made to fill disks",
+            marks=pytest.mark.fault(
+                "outputs",
+                "a model archive of a few bytes that expands to 300 MB",
+                "the rule that it breaks, before the upload",
+            ),
+            id="bomb",
+        ),
     ],
 )
 def test_what_is_no_complete_archive(models: Path, spoil: Callable[[bytes], bytes], said: str) -> None:
@@ -151,16 +175,39 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, *, target: str = "", mode: 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (member("../evil"), "../evil"),
+        pytest.param(
+            member("../evil"),
+            "../evil",
+            marks=pytest.mark.fault(
+                "outputs", "a file in a model archive that lands outside", "the rule that it breaks, before the upload"
+            ),
+            id="outside",
+        ),
         (member("task1/../../evil"), "task1/../../evil"),
         (member("/etc/evil"), "/etc/evil"),
-        (member("task1/a", tarfile.SYMTYPE, target="/etc/passwd"), "task1/a (a link to /etc/passwd)"),
+        pytest.param(
+            member("task1/a", tarfile.SYMTYPE, target="/etc/passwd"),
+            "task1/a (a link to /etc/passwd)",
+            marks=pytest.mark.fault(
+                "outputs",
+                "a link in a model archive to a file of the machine",
+                "the rule that it breaks, before the upload",
+            ),
+            id="link",
+        ),
         (member("task1/a", tarfile.SYMTYPE, target="../../x"), "task1/a (a link to ../../x)"),
         (member("task1/a", tarfile.SYMTYPE, target="gone"), "task1/a (a link to gone)"),
         (member("task1/a", tarfile.SYMTYPE, target="."), "task1/a (a link to .)"),
         (member("task1/a", tarfile.LNKTYPE, target="/etc/passwd"), "task1/a (a link to /etc/passwd)"),
         (member("task1/a", tarfile.LNKTYPE, target="../x"), "task1/a (a link to ../x)"),
-        (member("task1/a", tarfile.CHRTYPE), "task1/a (a device or pipe)"),
+        pytest.param(
+            member("task1/a", tarfile.CHRTYPE),
+            "task1/a (a device or pipe)",
+            marks=pytest.mark.fault(
+                "outputs", "a device in a model archive", "the rule that it breaks, before the upload"
+            ),
+            id="device",
+        ),
         (member("task1/a", tarfile.BLKTYPE), "task1/a (a device or pipe)"),
         (member("task1/a", tarfile.FIFOTYPE), "task1/a (a device or pipe)"),
     ],
@@ -203,7 +250,16 @@ def test_a_file_that_is_a_folder_too(models: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (member("task1/notes", mode=0o600), "task1/notes (mode 0600)"),
+        pytest.param(
+            member("task1/notes", mode=0o600),
+            "task1/notes (mode 0600)",
+            marks=pytest.mark.fault(
+                "outputs",
+                "a file in a model archive that only its owner may read",
+                "the rule that it breaks, before the upload",
+            ),
+            id="rights",
+        ),
         (member("task1/notes", tarfile.DIRTYPE, mode=0o744), "task1/notes (mode 0744)"),
     ],
 )
@@ -277,6 +333,11 @@ def test_members_that_share_a_model_are_checked_in_all_their_folds(models: Path,
     assert "fold_3.safetensors: expected SHA-256" in only_fault(check_model(models, load_recipe(recipe)), RUNS)
 
 
+@pytest.mark.fault(
+    "outputs",
+    "a model archive with another model in the localizer's place",
+    "the rule that it breaks, before the upload",
+)
 def test_a_model_in_anothers_place(tmp_path: Path) -> None:
     shutil.copytree(DEMO_WEIGHTS / "task2", tmp_path / "models" / "task2")
     shutil.copytree(DEMO_WEIGHTS / "task1", tmp_path / "models" / "localizer")
@@ -325,12 +386,14 @@ def test_the_weights_of_this_machine_do_not_count(tmp_path: Path, monkeypatch: p
     assert "no mrsegmentator: the whole volume would be searched" in verdicts[-2].found
 
 
+@pytest.mark.fault("outputs", "no room to unpack a model archive", "an error that says so")
 def test_a_full_disk_is_said_to_be_one(
     models: Path, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(small_disk(1 << 20)))
-    with pytest.raises(OutputError, match="expected room to unpack 2 MB, found"):
+    with pytest.raises(OutputError, match="expected room to unpack 2 MB, found") as caught:
         check_model(packed(models), TASK1)
+    saw(caught.value)
 
 
 def test_nothing_is_left_behind(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import one_line_about
+from matrix import saw
 from pantherseg.errors import ModelError
 from pantherseg.packing import read_checkpoint
 
@@ -96,7 +97,16 @@ class Malicious:
         return os.system, (f"touch '{self.target}'",)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "zipped",
+    [
+        pytest.param(
+            True,
+            marks=pytest.mark.fault("models", "an nnU-Net checkpoint with code in it", "an error; the code is not run"),
+        ),
+        False,
+    ],
+)
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
     target = tmp_path / "was_run"
     malicious = content(trainer_name=Malicious(target))
@@ -112,6 +122,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, zipped: boo
     assert target.exists()
 
 
+@pytest.mark.fault(
+    "models", "an nnU-Net checkpoint is empty, cut short, no checkpoint, or missing", "an error that names the file"
+)
 def test_damaged_files(tmp_path: Path) -> None:
     whole = saved(tmp_path / "c.pth", content()).read_bytes()
     path = tmp_path / "damaged.pth"
@@ -158,6 +171,11 @@ def test_whichever_byte_of_the_archives_directory_is_damaged_there_is_one_line(t
     assert refused > 100
 
 
+@pytest.mark.fault(
+    "models",
+    "one byte of an nnU-Net checkpoint's weights is changed; torch reads other weights without a word",
+    "an error that names the file",
+)
 def test_every_damaged_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
     """torch itself loads such a file and hands over other weights."""
     weights = {"a.weight": torch.randn(64, 64)}
@@ -167,5 +185,6 @@ def test_every_damaged_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
     place = good.index(weights["a.weight"].numpy().tobytes()[:16]) + 100
     path.write_bytes(good[:place] + bytes([good[place] ^ 0x40]) + good[place + 1 :])
     assert not torch.equal(torch.load(path, weights_only=True)["network_weights"]["a.weight"], weights["a.weight"])
-    with pytest.raises(ModelError, match=r"c.pth: expected an nnU-Net checkpoint, found a damaged part"):
+    with pytest.raises(ModelError, match=r"c.pth: expected an nnU-Net checkpoint, found a damaged part") as caught:
         read_checkpoint(path)
+    saw(caught.value)

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conftest import ChangedModel
+from matrix import ended, quoted, saw
 from pantherseg import __version__
 from pantherseg.bundle import open_bundle
 from pantherseg.cli import main as pantherseg
@@ -79,6 +80,7 @@ def predict(*arguments: object) -> Result:
 
 
 def check_one_line(stderr: str, named: Path) -> None:
+    saw(quoted(stderr.strip()))
     lines = stderr.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"error: {named}: expected ")
@@ -127,6 +129,7 @@ def test_predict_without_a_volume(tmp_path: Path, models: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault("inputs", "two volumes that would get the same mask", "an error that names the case, and no mask")
 def test_predict_refuses_two_files_of_a_case(tmp_path: Path, models: Path) -> None:
     images = tmp_path / "images"
     good(images / "a.mha")
@@ -196,6 +199,7 @@ def test_other_commands_name_a_missing_file(tmp_path: Path, arguments: list[str]
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("jobs", "the job's volume: {bad}", "an error that names the file, and no result")
 @pytest.mark.parametrize("bad", BAD_VOLUMES)
 def test_a_job_with_a_bad_volume(tmp_path: Path, models: Path, bad: Bad, capsys: pytest.CaptureFixture[str]) -> None:
     path = job(tmp_path, bad)
@@ -205,7 +209,15 @@ def test_a_job_with_a_bad_volume(tmp_path: Path, models: Path, bad: Bad, capsys:
     check_one_line(captured.err, path / "images" / SLUG / "uuid.mha")
 
 
-@pytest.mark.parametrize("volume", [None, folder])
+@pytest.mark.parametrize(
+    "volume",
+    [
+        pytest.param(
+            None, marks=pytest.mark.fault("jobs", "a job without its volume", "an error that names the place")
+        ),
+        folder,
+    ],
+)
 def test_a_job_without_a_volume(
     tmp_path: Path, models: Path, volume: Bad | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +226,7 @@ def test_a_job_without_a_volume(
     check_one_line(capsys.readouterr().err, path / "images" / SLUG)
 
 
+@pytest.mark.fault("jobs", "the job of the other task", "an error that says so, and no result")
 def test_a_job_of_the_other_task(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = job(tmp_path, sound, slug="abdominal-t2-mri")
     assert run_job(path, tmp_path, models) == (1, [])
@@ -222,6 +235,7 @@ def test_a_job_of_the_other_task(tmp_path: Path, models: Path, capsys: pytest.Ca
     assert "each task has a container of its own" in error
 
 
+@pytest.mark.fault("jobs", "no recipe; then no models", "an error that names where they were looked for, and no result")
 def test_a_job_without_models_or_recipe(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = job(tmp_path, sound)
     recipe = tmp_path / "missing.toml"
@@ -231,6 +245,7 @@ def test_a_job_without_models_or_recipe(tmp_path: Path, models: Path, capsys: py
     check_one_line(capsys.readouterr().err, models)
 
 
+@pytest.mark.fault("jobs", "no input folder at all", "an error that names it, and no result")
 def test_no_job_at_all(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_job(tmp_path / "missing", tmp_path, models) == (1, [])
     check_one_line(capsys.readouterr().err, tmp_path / "missing")
@@ -243,12 +258,14 @@ def test_wrong_usage_of_the_entry_point(capsys: pytest.CaptureFixture[str]) -> N
     assert "unrecognized arguments: --nothing" in capsys.readouterr().err
 
 
+@pytest.mark.fault("inputs", "the masks' folder is that of the volumes", "an error, and the volumes unchanged")
 def test_masks_never_take_the_place_of_their_volumes(tmp_path: Path) -> None:
     volume = tmp_path / "scan.mha"
     write_volume(Volume(np.ones((2, 3, 4), np.int16), Grid((2, 3, 4), (1.0, 1.0, 1.0))), volume)
     before = volume.read_bytes()
     for source in (volume, tmp_path):
         result = CliRunner().invoke(pantherseg, ["predict", str(source), str(tmp_path), "--task", "1"])
+        saw(ended(result.exit_code, result.stderr))
         assert result.exit_code == 1
         assert "expected another folder than the volumes', found scan.mha itself there" in result.stderr
     assert volume.read_bytes() == before
@@ -264,6 +281,11 @@ def test_a_link_to_the_output_folder_does_not_lose_its_volume(tmp_path: Path) ->
     assert "scan.mha itself there" in result.stderr
 
 
+@pytest.mark.fault(
+    "inputs",
+    "a folder of four volumes, two of which cannot be used",
+    "masks of the other two, and the errors of both in the end",
+)
 @pytest.mark.slow
 def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
@@ -278,6 +300,7 @@ def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path, cap
     result = CliRunner().invoke(pantherseg, ["predict", str(source), str(output), "--task", "1", "--device", "cpu"])
     assert result.exit_code == 1
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    saw(f"exit code {result.exit_code}", *map(quoted, errors), f"{len(list(output.glob('*[az]')))} masks")
     assert errors[0].startswith(f"error: {source / 'a_vast.mha'}: expected at most 268435456 voxels")
     assert errors[1].startswith(f"error: {source / 'c_text.mha'}: expected ")
     assert sorted(path.name for path in output.iterdir()) == [
@@ -288,6 +311,9 @@ def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path, cap
     ]
 
 
+@pytest.mark.fault(
+    "models", "the recipe wants a label that the model does not have", "an error that says which labels there are"
+)
 @pytest.mark.slow
 def test_a_label_that_the_model_does_not_have_is_an_error(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
@@ -297,6 +323,7 @@ def test_a_label_that_the_model_does_not_have_is_an_error(tmp_path: Path) -> Non
         pantherseg, ["predict", str(tmp_path / "scan.mha"), str(tmp_path / "out"), "--recipe", str(recipe)]
     )
     assert result.exit_code == 1
+    saw(ended(result.exit_code, result.stderr))
     assert result.stderr.splitlines()[-1].endswith("expected tumour_label between 1 and 2, found 7")
     assert not (tmp_path / "out").exists()
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from bench.unpack import unpack
 
+from matrix import ended, saw
 from pantherseg import __version__
 from pantherseg.bundle import open_bundle
 from pantherseg.house import DEMO_WEIGHTS, ROOT
@@ -107,7 +108,7 @@ def volume_of(job: Path) -> Path:
     return next((job / "input" / "images" / "abdominal-t1-mri").glob("*.mha"))
 
 
-def truncate(job: Path) -> None:
+def volume_cut_short(job: Path) -> None:
     volume_of(job).write_bytes(volume_of(job).read_bytes()[:2000])
 
 
@@ -116,11 +117,11 @@ def second_volume(job: Path) -> None:
     shutil.copy(volume_of(job), volume_of(job).with_name("second.mha"))
 
 
-def no_model(job: Path) -> None:
+def file_that_is_no_model(job: Path) -> None:
     (job / "model" / "readme.txt").write_text("not a model")
 
 
-def corrupt_model(job: Path) -> None:
+def three_folds_damaged(job: Path) -> None:
     shutil.copytree(DEMO_WEIGHTS / "task1", job / "model" / "task1")
     for fold in (1, 2, 3):
         truncate_fold(job, fold)
@@ -131,7 +132,7 @@ def truncate_fold(job: Path, fold: int) -> None:
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-def damaged_checkpoint(job: Path) -> None:
+def raw_checkpoint_damaged(job: Path) -> None:
     folder = unpack(open_bundle(DEMO_WEIGHTS / "task1", folds=[0, 1]), job / "model" / "task1")
     path = folder.checkpoint_path("1")
     path.write_bytes(path.read_bytes()[:-5000])
@@ -139,20 +140,24 @@ def damaged_checkpoint(job: Path) -> None:
 
 # What is done to a job, and what the last line says: in the large image, in the small one where it differs.
 FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
-    (truncate, "bytes of compressed voxels, found 1422", ""),
+    (volume_cut_short, "bytes of compressed voxels, found 1422", ""),
     (second_volume, "expected exactly one volume", ""),
-    (no_model, "expected one bundle or nnU-Net model folder", ""),
-    (corrupt_model, "task1/fold_1.safetensors: expected", ""),
-    (damaged_checkpoint, "fold_1/checkpoint_final.pth: expected an nnU-Net checkpoint", "run `pantherseg pack"),
+    (file_that_is_no_model, "expected one bundle or nnU-Net model folder", ""),
+    (three_folds_damaged, "task1/fold_1.safetensors: expected", ""),
+    (raw_checkpoint_damaged, "fold_1/checkpoint_final.pth: expected an nnU-Net checkpoint", "run `pantherseg pack"),
 ]
 
 
 def run_job(job: Path, *, runtime: str = "", output_mode: str = "rw") -> subprocess.CompletedProcess[str]:
     mounts = (f"{job}/input:/input:ro", f"{job}/output:/output:{output_mode}", f"{job}/model:/opt/ml/model:ro")
     volumes = [word for mount in mounts for word in ("--volume", mount)]
-    return docker("run", "--rm", "--network", "none", *volumes, built(f"task1{runtime}"))
+    result = docker("run", "--rm", "--network", "none", *volumes, built(f"task1{runtime}"))
+    files = [path for path in (job / "output").rglob("*") if path.is_file()]
+    saw(f"{ended(result.returncode, result.stderr)}, {len(files)} files in the output folder")
+    return result
 
 
+@pytest.mark.fault("platform", "one fold damaged, image pantherseg-task1-cpu", "a mask, and an event")
 @pytest.mark.slow
 def test_a_fold_that_is_damaged_costs_no_case(job: Path) -> None:
     shutil.copytree(DEMO_WEIGHTS / "task1", job / "model" / "task1")
@@ -160,11 +165,13 @@ def test_a_fold_that_is_damaged_costs_no_case(job: Path) -> None:
     result = run_job(job, runtime="-cpu")
     assert result.returncode == 0, result.stderr
     report = json.loads((job / "output" / "results.json").read_text())
+    saw([event["code"] for event in report["events"]])
     assert [event["code"] for event in report["events"]] == ["fold_left_out"]
     assert "fold_3.safetensors" in report["events"][0]["message"]
     assert len(list((job / "output" / "images").rglob("*.mha"))) == 1
 
 
+@pytest.mark.fault("platform", "{spoil}, image pantherseg-task1{runtime}", "an error that names it, and no result")
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(("spoil", "reason", "without_torch"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
@@ -225,6 +232,7 @@ def test_ctrl_c_leaves_no_container_and_no_files_behind(tmp_path: Path, moment: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("platform", "the output folder is read-only, image pantherseg-task1", "an error that names it")
 @pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_named(job: Path) -> None:
     result = run_job(job, output_mode="ro")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import one_line_about
+from matrix import ended, saw
 from pantherseg.arrays import to_host
 from pantherseg.bundle import Bundle, open_bundle
 from pantherseg.cli import main
@@ -122,10 +123,16 @@ def places(bundle: Bundle, shape: tuple[int, ...], megabytes: int | None) -> lis
     ]
 
 
+@pytest.mark.fault(
+    "memory",
+    "a device with too little memory: for the sums of a large volume, then for the network",
+    "the sums on the host, and an event; then an error, with which the case goes to the CPU",
+)
 def test_what_fits_into_a_devices_memory_is_known_beforehand(tiled_bundle: Bundle) -> None:
     large = (200, 400, 400)
     assert places(tiled_bundle, large, None)[0] == ()
     assert places(tiled_bundle, large, 4000)[0] == ()
+    saw(places(tiled_bundle, large, 1500)[0])
     assert places(tiled_bundle, large, 1500) == [("sums_on_host",)]
     assert places(tiled_bundle, (20, 40, 40), 1500)[0] == ()
     with pytest.raises(DeviceMemoryError, match=r"cpu: expected \d+ MB for a patch of .*, found 500 MB free") as caught:
@@ -156,19 +163,25 @@ def full_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.mark.fault(
+    "memory", "the device's memory runs out on the way", "the same numbers with the sums on the host, and an event"
+)
 @pytest.mark.slow
 def test_a_device_that_is_full_leaves_the_sums_to_the_host(
     tiled_bundle: Bundle, pancreas: Volume, full_once: list[str]
 ) -> None:
     predictor = Predictor(tiled_bundle, TorchBackend("cpu"))
     logits = predictor.logits(predictor.prepare(pancreas))
+    saw(logits.events)
     assert [event.code for event in logits.events] == ["sums_on_host"]
     assert full_once == [tiled_bundle.folds[0], *tiled_bundle.folds]
     again = predictor.logits(predictor.prepare(pancreas))
     assert again.events == ()
     np.testing.assert_array_equal(to_host(logits.values), to_host(again.values))
+    saw(f"{np.count_nonzero(to_host(logits.values) != to_host(again.values))} numbers differ")
 
 
+@pytest.mark.fault("memory", "a GPU that answered is gone when the case begins", "the CPU's mask, and an event")
 @pytest.mark.slow
 def test_a_device_that_is_lost_leaves_the_case_to_the_cpu(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
     """A GPU that answered when it was chosen and is gone now, which is what this machine without one looks like."""
@@ -177,6 +190,7 @@ def test_a_device_that_is_lost_leaves_the_case_to_the_cpu(monkeypatch: pytest.Mo
     monkeypatch.setattr(on_torch, "cuda_problem", lambda: "")
     recipe = load_recipe(task_recipe(1))
     lost = segment(pancreas, load_system(recipe, DEMO_WEIGHTS, device="cuda"))
+    saw(lost)
     assert [event.code for event in lost.events] == ["device_failed"]
     assert "Found no NVIDIA driver on your system; the CPU was used" in lost.events[0].message
     assert lost.as_dict()["device"] == "cpu"
@@ -184,6 +198,11 @@ def test_a_device_that_is_lost_leaves_the_case_to_the_cpu(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(lost.mask.array, expected.mask.array)
 
 
+@pytest.mark.fault(
+    "memory",
+    "the device is lost in the middle of a case",
+    "a mask from the CPU, without the memory of the failed attempt",
+)
 @pytest.mark.slow
 def test_what_a_failed_attempt_held_is_free_for_the_cpu(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
     system = load_system(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu")
@@ -201,6 +220,7 @@ def test_what_a_failed_attempt_held_is_free_for_the_cpu(monkeypatch: pytest.Monk
     monkeypatch.setattr(Predictor, "logits", fails_once)
     monkeypatch.setattr(OpenVinoBackend, "explained", lambda _, error: error)
     result = segment(pancreas, system)
+    saw(result)
     assert [event.code for event in result.events] == ["device_failed"]
 
 
@@ -225,8 +245,14 @@ def test_errors_of_the_code_are_not_taken_for_the_devices(tiled_bundle: Bundle) 
 @pytest.mark.parametrize(
     ("version", "devices", "reason"),
     [
-        (11000, 1, "The NVIDIA driver on your system is too old (found version 11000)"),
-        (13000, 0, "none that answers|No CUDA GPUs are available|CUDA-capable device"),
+        pytest.param(
+            *(11000, 1, "The NVIDIA driver on your system is too old (found version 11000)"),
+            marks=pytest.mark.fault("memory", "--device cuda with a driver that is too old", "an error that says so"),
+        ),
+        pytest.param(
+            *(13000, 0, "none that answers|No CUDA GPUs are available|CUDA-capable device"),
+            marks=pytest.mark.fault("memory", "--device cuda with a driver and no GPU", "an error that says so"),
+        ),
     ],
     ids=["old", "none"],
 )
@@ -250,6 +276,7 @@ def test_a_driver_that_torch_cannot_use_is_named(tmp_path: Path, version: int, d
         text=True,
         check=False,
     )
+    saw(ended(done.returncode, done.stderr))
     assert done.returncode == 1
     *_, line = done.stderr.splitlines()
     assert line.startswith("error: device: expected a CUDA device, found ")

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import SmallDisk, one_line_about
+from matrix import saw
 from pantherseg.errors import DownloadError, OutputError, PantherSegError
 from pantherseg.weights.download import Client, _length, check_still_safe
 from pantherseg.weights.part import Wanted
@@ -49,6 +50,7 @@ def names(folder: Path) -> list[str]:
 def check(client: Client, wanted: Wanted, folder: Path) -> None:
     file = client.download(wanted, folder)
     assert file.path.read_bytes() == CONTENT
+    saw(f"the file, {file.path.stat().st_size} bytes")
     assert (file.size, file.sha256) == (len(CONTENT), SHA256)
     assert names(folder) == ["w.zip", "w.zip.json"]
 
@@ -65,6 +67,7 @@ def test_a_file_comes_whole(
     assert page.asked == [None], "what has come is not asked for again"
 
 
+@pytest.mark.fault("downloads", "the connection breaks", "the whole file, taken up where it ended")
 def test_a_connection_that_breaks_once_is_taken_up_where_it_ended(
     server: Served, client: Client, wanted: Wanted, tmp_path: Path
 ) -> None:
@@ -83,7 +86,20 @@ def test_one_that_breaks_again_and_again_but_goes_on_arrives(
     assert len(page.asked) > 1 + 2, "more often than retries without progress are allowed"
 
 
-@pytest.mark.parametrize(("ranges", "breaks"), [(False, HALF), (True, 0)])
+@pytest.mark.parametrize(
+    ("ranges", "breaks"),
+    [
+        pytest.param(
+            *(False, HALF),
+            marks=pytest.mark.fault(
+                "downloads",
+                "the connection breaks every time; then no more",
+                "an error after some tries; then the whole file",
+            ),
+        ),
+        (True, 0),
+    ],
+)
 def test_one_that_never_gets_further_is_given_up_after_the_stated_retries(
     server: Served, client: Client, wanted: Wanted, tmp_path: Path, ranges: bool, breaks: int
 ) -> None:
@@ -96,6 +112,7 @@ def test_one_that_never_gets_further_is_given_up_after_the_stated_retries(
     check(client, wanted, tmp_path)
 
 
+@pytest.mark.fault("downloads", "the connection breaks, and the server cannot go on where it ended", "the whole file")
 def test_a_server_without_ranges_starts_again_cleanly(
     server: Served, client: Client, wanted: Wanted, tmp_path: Path
 ) -> None:
@@ -140,6 +157,9 @@ def test_a_weak_mark_does_not_count(server: Served, client: Client, wanted: Want
     assert page.asked[1] is not None, "the checksum tells whether the halves fit"
 
 
+@pytest.mark.fault(
+    "downloads", "the file changes between two halves of a download", "an error, and no file; then the whole file"
+)
 def test_halves_that_do_not_fit_are_removed(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
     server.pages["/w.zip"] = Page(bytes(len(CONTENT)), etag=None, breaks=[HALF])
     hasty = Client(retries=0, pause=0)
@@ -151,6 +171,9 @@ def test_halves_that_do_not_fit_are_removed(server: Served, client: Client, want
     check(client, wanted, tmp_path)
 
 
+@pytest.mark.fault(
+    "downloads", "the server has {length} bytes where 1000000 are wanted", "an error, before anything comes"
+)
 @pytest.mark.parametrize("length", [len(CONTENT) + 7, len(CONTENT) - 7])
 def test_a_length_other_than_the_one_wanted_is_refused_at_once(
     server: Served, client: Client, wanted: Wanted, tmp_path: Path, length: int
@@ -162,6 +185,7 @@ def test_a_length_other_than_the_one_wanted_is_refused_at_once(
     assert len(page.asked) == 1
 
 
+@pytest.mark.fault("downloads", "less comes than was promised", "an error that says so, and no file")
 def test_a_length_that_promises_more_than_comes_is_noticed(
     server: Served, client: Client, wanted: Wanted, tmp_path: Path
 ) -> None:
@@ -180,7 +204,16 @@ def test_a_length_that_hides_the_end_is_noticed_by_the_checksum(
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("checksum", [f"sha256:{SHA256}", f"md5:{MD5}"])
+@pytest.mark.parametrize(
+    "checksum",
+    [
+        pytest.param(
+            f"sha256:{SHA256}",
+            marks=pytest.mark.fault("downloads", "another file comes than the checksum says", "an error, and no file"),
+        ),
+        f"md5:{MD5}",
+    ],
+)
 def test_a_wrong_file_is_refused_and_removed(
     server: Served, client: Client, wanted: Wanted, tmp_path: Path, checksum: str
 ) -> None:
@@ -189,6 +222,7 @@ def test_a_wrong_file_is_refused_and_removed(
     assert names(tmp_path) == []
 
 
+@pytest.mark.fault("downloads", "a web page comes in the file's place", "an error that says so, and no file")
 def test_a_web_page_in_a_files_place_is_refused(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
     server.pages["/w.zip"] = Page(b"<!doctype html>log in first", kind="text/html; charset=utf-8")
     text = refused(client, replace(wanted, size=None, checksum=None), tmp_path)
@@ -196,6 +230,7 @@ def test_a_web_page_in_a_files_place_is_refused(server: Served, client: Client, 
     assert names(tmp_path) == []
 
 
+@pytest.mark.fault("downloads", "the file is not there, or not for everybody", "an error that says so, and no file")
 def test_a_missing_file_is_named_and_not_asked_for_again(
     server: Served, client: Client, wanted: Wanted, tmp_path: Path
 ) -> None:
@@ -205,6 +240,7 @@ def test_a_missing_file_is_named_and_not_asked_for_again(
     assert len(page.asked) == 1
 
 
+@pytest.mark.fault("downloads", "the server is busy: for a while, then for good", "the whole file; then an error")
 def test_a_server_that_is_busy_is_asked_again(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
     page = server.pages["/w.zip"] = Page(CONTENT, statuses=[503, 429])
     check(client, wanted, tmp_path)
@@ -214,12 +250,18 @@ def test_a_server_that_is_busy_is_asked_again(server: Served, client: Client, wa
     assert len(page.asked) == 3
 
 
+@pytest.mark.fault("downloads", "no network, or no server", "an error that says so, and no file")
 def test_a_server_that_is_not_there_is_named(client: Client, tmp_path: Path) -> None:
     with Served() as gone:
         url = gone.url("/w.zip")
     assert "a connection that broke (ConnectionError" in refused(client, Wanted("w.zip", url), tmp_path)
 
 
+@pytest.mark.fault(
+    "downloads",
+    "the server sends elsewhere: twice, in a circle, to a file of this machine",
+    "the whole file; an error for the others",
+)
 def test_redirects_are_followed(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
     server.pages["/a"] = Page(location="/b")
     server.pages["/b"] = Page(location=server.url("/w.zip"))
@@ -285,7 +327,21 @@ def test_a_checksum_in_capitals_is_the_same(
     assert len(page.asked) == 2
 
 
-@pytest.mark.parametrize("name", ["../w.zip", "a/w.zip", "..", ".w", "", "a\0b", "a\nb", "\x1b[2Jw.zip"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            "../w.zip", marks=pytest.mark.fault("downloads", "the file's name leads elsewhere", "an error, and no file")
+        ),
+        "a/w.zip",
+        "..",
+        ".w",
+        "",
+        "a\0b",
+        "a\nb",
+        "\x1b[2Jw.zip",
+    ],
+)
 def test_a_name_that_leads_elsewhere_is_refused(client: Client, wanted: Wanted, tmp_path: Path, name: str) -> None:
     assert "a file's plain name" in refused(client, replace(wanted, name=name), tmp_path)
     assert names(tmp_path) == []
@@ -295,7 +351,19 @@ def test_a_checksum_of_an_unknown_kind_is_refused(client: Client, wanted: Wanted
     assert "found crc:1" in refused(client, replace(wanted, checksum="crc:1"), tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["end", "middle", "note"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "end",
+        pytest.param(
+            "middle",
+            marks=pytest.mark.fault(
+                "downloads", "the file is damaged after it has come", "the whole file, asked for again"
+            ),
+        ),
+        "note",
+    ],
+)
 def test_a_file_that_was_damaged_after_it_came_is_asked_for_again(
     server: Served, client: Client, wanted: Wanted, tmp_path: Path, damage: str
 ) -> None:
@@ -319,6 +387,7 @@ def test_a_file_that_came_but_had_no_name_yet_is_not_asked_for_again(
     assert len(page.asked) == 1
 
 
+@pytest.mark.fault("downloads", "no room on the disk", "an error that says how much is wanted, before anything comes")
 def test_a_disk_without_room_is_named_beforehand(client: Client, server: Served, tmp_path: Path) -> None:
     page = server.pages["/w.zip"] = Page(CONTENT, length=1 << 60)
     text = refused(client, Wanted("w.zip", server.url("/w.zip")), tmp_path, where=tmp_path / "w.zip.part")
@@ -326,6 +395,9 @@ def test_a_disk_without_room_is_named_beforehand(client: Client, server: Served,
     assert len(page.asked) == 1
 
 
+@pytest.mark.fault(
+    "downloads", "the disk fills up on the way; then there is room", "an error, what came is kept; then the whole file"
+)
 def test_a_disk_that_fills_up_is_named_and_what_came_is_kept(
     client: Client, server: Served, wanted: Wanted, small_disk: SmallDisk
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from matrix import saw
 from pantherseg.errors import OutputError
 from pantherseg.files import temporary_folder, write_text, written_beside
 
@@ -110,6 +111,7 @@ with written_beside(Path(sys.argv[1])) as beside:
 """
 
 
+@pytest.mark.fault("ends", "SIGKILL in the middle of writing", "only hidden files, which the next process removes")
 def test_what_a_killed_process_leaves_goes_with_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, temporary = tmp_path / "out" / "a.txt", tmp_path / "temporary"
     temporary.mkdir()
@@ -117,6 +119,7 @@ def test_what_a_killed_process_leaves_goes_with_the_next_one(tmp_path: Path, mon
     command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(path)]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     left = [*path.parent.iterdir(), *temporary.iterdir()]
+    saw(f"{len(left)} hidden remains, {sum(not file.name.startswith('.') for file in left)} others")
     assert len(left) == 2
     assert all(file.name.startswith(".") for file in left)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -125,6 +128,7 @@ def test_what_a_killed_process_leaves_goes_with_the_next_one(tmp_path: Path, mon
     write_text(path, "whole")
     assert sorted(path.parent.iterdir()) == sorted([path, mine])
     folders = [temporary_folder(), temporary_folder()]
+    saw(f"{sum(file.exists() for file in left)} remains after the next process")
     assert sorted(temporary.iterdir()) == sorted(folders), "what is held is kept"
 
 

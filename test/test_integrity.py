@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from conftest import one_line_about
+from matrix import saw
 from pantherseg.errors import InputError
 from pantherseg.volume import Grid, Volume, read_image, to_itk, write_volume
 
@@ -86,6 +87,9 @@ def reason(path: Path) -> str:
     return text.removeprefix(f"{path}: ")
 
 
+@pytest.mark.fault(
+    "inputs", "the volume is missing, a folder, or an empty file", "an error that says which of them it is"
+)
 def test_no_file_a_folder_and_an_empty_file(tmp_path: Path) -> None:
     assert reason(tmp_path / "missing.mha") == "expected a volume file, found no such file"
     folder = tmp_path / "folder.mha"
@@ -120,6 +124,9 @@ def test_the_untouched_files_are_read(tmp_path: Path) -> None:
         assert events == ()
 
 
+@pytest.mark.fault(
+    "inputs", "the file ends early, with and without compression", "an error that says how many bytes are missing"
+)
 def test_truncated_metaimage(tmp_path: Path) -> None:
     assert "expected 120 bytes of voxels for a 5x4x3 volume, found 119" in reason(
         metaimage(tmp_path / "a.mha", RAW[:-1])
@@ -132,6 +139,11 @@ def test_truncated_metaimage(tmp_path: Path) -> None:
     assert "expected 120 bytes of voxels" in reason(compressed(tmp_path / "c.mha", cut, len(cut)))
 
 
+@pytest.mark.fault(
+    "inputs",
+    "single bits of compressed voxels are flipped",
+    "an error, also where ITK reads wrong voxels without a word",
+)
 def test_flipped_bits_in_compressed_voxels_that_itk_does_not_report(tmp_path: Path) -> None:
     silent = 0
     for place in range(2, len(ZLIB), 7):
@@ -172,6 +184,7 @@ def test_truncated_nifti_and_nrrd(tmp_path: Path, suffix: str, left: float) -> N
     assert reason(path)
 
 
+@pytest.mark.fault("inputs", "the checksum of a .nii.gz does not fit", "an error that names the file and what is wrong")
 def test_a_damaged_gzip_nifti(tmp_path: Path) -> None:
     path = nifti(tmp_path / "a.nii.gz")
     content = bytearray(path.read_bytes())
@@ -203,6 +216,9 @@ def test_nifti_headers(tmp_path: Path, name: str, patch: tuple[int, str, float],
     assert expected in reason(nifti(tmp_path / name, patch))
 
 
+@pytest.mark.fault(
+    "inputs", "a NIfTI in the other byte order; then one byte short", "the same voxels; an error for the short one"
+)
 def test_big_endian_nifti(tmp_path: Path) -> None:
     path = nifti(tmp_path / "a.nii")
     content = path.read_bytes()
@@ -213,11 +229,18 @@ def test_big_endian_nifti(tmp_path: Path) -> None:
         struct.pack_into(f">{kind}", swapped, offset, *struct.unpack_from(f"<{kind}", content, offset))
     swapped[352:] = VOXELS.astype(">i2").tobytes()
     path.write_bytes(swapped)
-    assert np.array_equal(read_image(path)[0].array, VOXELS)
+    volume = read_image(path)[0].array
+    assert np.array_equal(volume, VOXELS)
+    saw(f"{np.count_nonzero(volume != VOXELS)} of {VOXELS.size} voxels differ")
     path.write_bytes(swapped[:-1])
     assert "472 bytes with the voxels, found 471" in reason(path)
 
 
+@pytest.mark.fault(
+    "inputs",
+    "a .nii lies beside a .nii.gz of the same name, and ITK would read that one",
+    "an error that names the other file",
+)
 def test_a_nifti_beside_which_itk_reads_another(tmp_path: Path) -> None:
     path = nifti(tmp_path / "a.nii.gz")
     other = tmp_path / "a.nii"
@@ -232,36 +255,95 @@ def test_a_nifti_beside_which_itk_reads_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"ElementDataFile": None}, "a MetaImage header"),
+        pytest.param(
+            {"ElementDataFile": None},
+            "a MetaImage header",
+            marks=pytest.mark.fault(
+                "inputs",
+                "the header does not say where the voxels are",
+                "an error that names the file and what is wrong",
+            ),
+        ),
         ({"DimSize": None}, "a complete MetaImage header"),
         ({"ElementType": None}, "a complete MetaImage header"),
-        ({"ElementType": "MET_FOO"}, "a complete MetaImage header"),
+        pytest.param(
+            {"ElementType": "MET_FOO"},
+            "a complete MetaImage header",
+            marks=pytest.mark.fault(
+                "inputs", "the voxels are of no known type", "an error that names the file and what is wrong"
+            ),
+        ),
         ({"DimSize": "5 4"}, "a complete MetaImage header"),
         ({"DimSize": "5 4 three"}, "a complete MetaImage header"),
         ({"DimSize": "5 4 -3"}, "a complete MetaImage header"),
-        ({"DimSize": "5 4 0"}, "at least one voxel, found size 5x4x0"),
+        pytest.param(
+            {"DimSize": "5 4 0"},
+            "at least one voxel, found size 5x4x0",
+            marks=pytest.mark.fault(
+                "inputs", "an axis has no voxels", "an error that names the file and what is wrong"
+            ),
+        ),
         ({"ElementSpacing": "0 1 1"}, "positive spacing in mm, found 0 1 1"),
-        ({"ElementSpacing": "1 -1 1"}, "positive spacing in mm, found 1 -1 1"),
-        ({"ElementSpacing": "1 1 nan"}, "positive spacing in mm, found 1 1 nan"),
+        pytest.param(
+            {"ElementSpacing": "1 -1 1"},
+            "positive spacing in mm, found 1 -1 1",
+            marks=pytest.mark.fault(
+                "inputs", "a spacing is negative", "an error that names the file and what is wrong"
+            ),
+        ),
+        pytest.param(
+            {"ElementSpacing": "1 1 nan"},
+            "positive spacing in mm, found 1 1 nan",
+            marks=pytest.mark.fault(
+                "inputs", "a spacing is not a number", "an error that names the file and what is wrong"
+            ),
+        ),
         ({"ElementSpacing": "1 1 inf"}, "positive spacing in mm, found 1 1 inf"),
         ({"ElementSpacing": "1 1 wide"}, "positive spacing in mm, found 1 1 wide"),
         ({"ElementSpacing": "1 1"}, "3 spacings in mm, found 1 1"),
         ({"ElementSpacing": ""}, "3 spacings in mm, found none"),
         ({"ElementSpacing": None, "ElementSize": "1 1 -2"}, "positive spacing in mm, found 1 1 -2"),
-        ({"Offset": "nan 0 0"}, "finite numbers as Offset, found nan 0 0"),
+        pytest.param(
+            {"Offset": "nan 0 0"},
+            "finite numbers as Offset, found nan 0 0",
+            marks=pytest.mark.fault(
+                "inputs", "the origin is not a number", "an error that names the file and what is wrong"
+            ),
+        ),
         ({"Offset": "0 0 inf"}, "finite numbers as Offset, found 0 0 inf"),
         ({"TransformMatrix": "nan 0 0 0 1 0 0 0 1"}, "finite numbers as TransformMatrix, found nan 0 0"),
         ({"TransformMatrix": "1 0 0 1 0 0 0 0 1"}, "Bad direction, determinant is 0"),
-        ({"TransformMatrix": "0 0 0 0 0 0 0 0 0"}, "Bad direction, determinant is 0"),
-        ({"TransformMatrix": "1 0 0 0.5 1 0 0 0 1"}, "orthonormal direction cosines"),
+        pytest.param(
+            {"TransformMatrix": "0 0 0 0 0 0 0 0 0"},
+            "Bad direction, determinant is 0",
+            marks=pytest.mark.fault(
+                "inputs", "the directions of the axes are all zero", "an error that names the file and what is wrong"
+            ),
+        ),
+        pytest.param(
+            {"TransformMatrix": "1 0 0 0.5 1 0 0 0 1"},
+            "orthonormal direction cosines",
+            marks=pytest.mark.fault(
+                "inputs", "the axes are not at right angles", "an error that names the file and what is wrong"
+            ),
+        ),
         ({"TransformMatrix": "2 0 0 0 2 0 0 0 2"}, "orthonormal direction cosines"),
-        ({"ElementDataFile": "nothing.raw"}, "its voxels in a file beside it, found no nothing.raw"),
+        pytest.param(
+            {"ElementDataFile": "nothing.raw"},
+            "its voxels in a file beside it, found no nothing.raw",
+            marks=pytest.mark.fault(
+                "inputs", "the file with the voxels is not there", "an error that names the file and what is wrong"
+            ),
+        ),
     ],
 )
 def test_metaimage_headers(tmp_path: Path, changes: dict[str, str | None], expected: str) -> None:
     assert expected in reason(metaimage(tmp_path / "a.mha", RAW, changes))
 
 
+@pytest.mark.fault(
+    "inputs", "a {suffix} of 2 or 4 dimensions, of vectors, or of complex numbers", "an error that says which"
+)
 @pytest.mark.parametrize("suffix", [".mha", ".nii.gz", ".nrrd"])
 def test_other_kinds_of_images(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
@@ -276,6 +358,7 @@ def test_other_kinds_of_images(tmp_path: Path, suffix: str) -> None:
         assert expected in reason(path)
 
 
+@pytest.mark.fault("inputs", "more than 1% of the voxels are NaN, or all of them", "an error that says how many")
 def test_more_than_one_percent_nan(tmp_path: Path) -> None:
     array = VOXELS.astype(np.float32)
     array[0, 0, 0] = np.nan
@@ -298,7 +381,15 @@ def little_memory() -> Iterator[None]:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda folder: metaimage(folder / "a.mha", DimSize="60000 60000 60000"),
+        pytest.param(
+            lambda folder: metaimage(folder / "a.mha", DimSize="60000 60000 60000"),
+            marks=pytest.mark.fault(
+                "inputs",
+                "a small file claims to hold 60,000 voxels a side",
+                "an error before any memory is taken for them",
+            ),
+            id="plain",
+        ),
         lambda folder: compressed(folder / "a.mha", DimSize="60000 60000 60000"),
         lambda folder: metaimage(folder / "a.mha", DimSize="4294967296 4294967296 1"),
         lambda folder: nifti(folder / "a.nii.gz", (42, "<h", 30000), (44, "<h", 30000), (46, "<h", 30000)),
@@ -308,12 +399,15 @@ def test_a_small_file_that_claims_to_be_huge_is_never_allocated(tmp_path: Path, 
     assert " voxels a side" in reason(make(tmp_path))
 
 
+@pytest.mark.fault("inputs", "something else follows the voxels in the file", "the voxels, unchanged")
 def test_what_follows_the_voxels_is_ignored(tmp_path: Path) -> None:
     for path in (
         metaimage(tmp_path / "a.mha", RAW + b"garbage" * 9),
         compressed(tmp_path / "b.mha", ZLIB + b"garbage" * 9),
     ):
-        assert np.array_equal(read_image(path)[0].array, VOXELS)
+        volume = read_image(path)[0].array
+        assert np.array_equal(volume, VOXELS)
+        saw(f"{np.count_nonzero(volume != VOXELS)} of {VOXELS.size} voxels differ")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -370,7 +464,14 @@ def test_keys_in_lower_case_are_unreadable_as_for_itk(tmp_path: Path) -> None:
     ("line", "replaced", "expected"),
     [
         (b"sizes: 5 4 3", b"sizes: 5 4 0", "at least one voxel, found size 5x4x0"),
-        (b"sizes: 5 4 3", b"sizes: 5 4 4", "expected 160 bytes of voxels, found 120"),
+        pytest.param(
+            b"sizes: 5 4 3",
+            b"sizes: 5 4 4",
+            "expected 160 bytes of voxels, found 120",
+            marks=pytest.mark.fault(
+                "inputs", "an NRRD claims more slices than it has", "an error that names the file and what is wrong"
+            ),
+        ),
         (b"(1,0,0)", b"(0,0,0)", "Refusing to change spacing"),
         (b"(1,0,0)", b"(1,1,0)", "orthonormal direction cosines"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from matrix import quoted, saw
 from pantherseg.errors import JobError
 from pantherseg.grand_challenge import find_input, output_path
 from pantherseg.house import ROOT
@@ -36,6 +37,7 @@ def job(folder: Path, *names: str, place: str = PLACE, inputs: object = None) ->
 def reason(folder: Path) -> str:
     with pytest.raises(JobError) as caught:
         find_input(folder, SOCKETS)
+    saw(caught.value)
     text = str(caught.value)
     assert text.startswith(str(folder))
     assert ": expected " in text
@@ -86,6 +88,7 @@ def test_the_only_volume_of_another_folder_is_taken(tmp_path: Path) -> None:
     assert "one folder with a volume, such as abdominal-t1-mri, found ct, mri" in reason(folder)
 
 
+@pytest.mark.fault("jobs", "two volumes in a job, none, or no job", "an error that names what was found")
 def test_two_volumes_or_none(tmp_path: Path) -> None:
     two = job(tmp_path / "two", "a.mha", "b.mha")
     assert "exactly one volume (.mha), found a.mha, b.mha" in reason(two)
@@ -96,6 +99,7 @@ def test_two_volumes_or_none(tmp_path: Path) -> None:
     assert "found a file" in reason(tmp_path / "file")
 
 
+@pytest.mark.fault("jobs", "inputs.json names a folder that is not there", "an error that names the folder")
 def test_a_described_folder_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "inputs.json").write_text(json.dumps([entry("socket")]))
     assert reason(tmp_path).endswith("found none")
@@ -116,7 +120,7 @@ def test_the_other_tasks_job(tmp_path: Path) -> None:
     "inputs",
     [
         "",
-        "[",
+        pytest.param("[", marks=pytest.mark.fault("jobs", "inputs.json is not complete", "an error that names it")),
         "3",
         "null",
         '{"socket": {}}',
@@ -125,7 +129,12 @@ def test_the_other_tasks_job(tmp_path: Path) -> None:
         '["text"]',
         "[{}]",
         '[{"socket": {"slug": "a"}}]',
-        '[{"socket": "text"}]',
+        pytest.param(
+            '[{"socket": "text"}]',
+            marks=pytest.mark.fault(
+                "jobs", "inputs.json is of another form than the platform's", "an error that names it"
+            ),
+        ),
         '[{"socket": {"slug": "a", "relative_path": "b"}, "image": "text"}]',
     ],
 )
@@ -134,23 +143,38 @@ def test_a_description_that_cannot_be_understood(tmp_path: Path, inputs: str) ->
     assert reason(folder).startswith(f"{folder / 'inputs.json'}: expected a list of inputs with 'socket' or")
 
 
+@pytest.mark.fault("jobs", "inputs.json is no text", "an error that names it")
 def test_a_description_that_is_no_text(tmp_path: Path) -> None:
     folder = job(tmp_path, f"{KEY}.mha")
     (folder / "inputs.json").write_bytes(b"\xff\xfe\x00")
     assert "UnicodeDecodeError" in reason(folder)
 
 
-@pytest.mark.parametrize("place", ["../outside/abdominal-t1-mri", "images/../../outside/abdominal-t1-mri", "/etc"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(
+            "../outside/abdominal-t1-mri",
+            marks=pytest.mark.fault(
+                "jobs", "inputs.json leads out of the job's folder", "an error; nothing outside is read"
+            ),
+        ),
+        "images/../../outside/abdominal-t1-mri",
+        "/etc",
+    ],
+)
 def test_paths_that_leave_the_job_folder(tmp_path: Path, place: str) -> None:
     job(tmp_path / "outside", f"{KEY}.mha", place="abdominal-t1-mri")
     folder = job(tmp_path / "job", inputs=[entry("socket", place=place)])
     assert f"a file inside the job folder, found {place!r}" in reason(folder)
 
 
+@pytest.mark.fault("jobs", "the input folder is a link, as on the platform", "the volume")
 def test_a_linked_job_folder_as_the_platform_makes_it(tmp_path: Path) -> None:
     real = job(tmp_path / "real", f"{KEY}.mha", inputs=[entry("socket")])
     link = tmp_path / "input"
     link.symlink_to(real, target_is_directory=True)
+    saw(f"found {quoted(str(find_input(link, SOCKETS).relative_to(link)))}")
     assert find_input(link, SOCKETS) == link / PLACE / f"{KEY}.mha"
     (real / "inputs.json").unlink()
     assert find_input(link, SOCKETS) == link / PLACE / f"{KEY}.mha"
@@ -172,6 +196,9 @@ def test_the_sample_jobs_are_found_by_their_recipes(task: int) -> None:
         find_input(folder, other.sockets)
 
 
+@pytest.mark.fault(
+    "jobs", "the volume's key in inputs.json leads out of the job's folder", "an error; nothing outside is read"
+)
 def test_an_image_key_that_leaves_the_job_folder(tmp_path: Path) -> None:
     inputs = [entry("socket", key="../../../secret")]
     (tmp_path / "secret.mha").write_bytes(b"not for this job")

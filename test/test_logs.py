@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from matrix import quoted, saw
 from pantherseg.errors import InputError, PantherSegError, printable
 from pantherseg.logs import OneLineFormatter, one_line, say_error
 
@@ -30,23 +31,36 @@ def test_a_long_text_loses_its_middle(length: int) -> None:
     assert (shown == text) == (len(text) <= 2000)
 
 
+@pytest.mark.fault("ends", "an error quotes 100,000 letters, zeros or line ends", "one printable line below 8 KiB")
 def test_an_error_is_one_short_line_whatever_it_quotes() -> None:
     for filler in (NASTY, "体" * 10**5, "\x00" * 10**5):
         text = str(InputError(filler, expected=filler, found=filler, hint=filler))
         assert text.isprintable()
+        saw(f"{len(text.splitlines())} line of {len(text.encode())} bytes")
         assert len(text.encode()) < 8192
         assert ": expected " in text
         assert ", found " in text
     assert str(PantherSegError("a", expected="b\n  c", found=" d\te ")) == "a: expected b c, found d e"
 
 
-@pytest.mark.parametrize("error", [ValueError(NASTY), OSError(5, "x" * 10**5, NASTY), KeyError(NASTY)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(
+            ValueError(NASTY),
+            marks=pytest.mark.fault("ends", "an error that nobody expected", "a last line that names it, in one line"),
+        ),
+        OSError(5, "x" * 10**5, NASTY),
+        KeyError(NASTY),
+    ],
+)
 def test_an_unexpected_error_is_one_line_behind_its_traceback(
     error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert one_line(error, NASTY).isprintable()
     say_error(error)
     lines = capsys.readouterr().err.splitlines()
+    saw(f"last line {quoted(lines[-1])}")
     assert lines[-1] == f"error: {one_line(error)}"
     assert all(len(line.encode()) < 8192 and line.isprintable() for line in lines)
     assert len(lines) > 1

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from conftest import SmallDisk, one_line_about
+from matrix import ended, quoted, saw
 from pantherseg.arrays import zeros_in_file, zeros_like
 from pantherseg.bundle import Bundle, open_bundle
 from pantherseg.errors import DeviceMemoryError
@@ -28,7 +29,7 @@ from pantherseg.volume import Grid, Volume
 def run_with_limit(code: str, limit_mb: int, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run Python with RLIMIT_DATA as the platform sets it."""
     limits = (limit_mb * MB, limit_mb * MB)
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, limits),
         capture_output=True,
@@ -36,6 +37,8 @@ def run_with_limit(code: str, limit_mb: int, timeout: float | None = None) -> su
         check=False,
         timeout=timeout,
     )
+    saw(ended(done.returncode, done.stderr))
+    return done
 
 
 def test_without_a_limit_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +47,16 @@ def test_without_a_limit_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -
     assert "scipy.ndimage" not in sys.modules
 
 
-@pytest.mark.parametrize(("limit", "refused"), [(LEAST_MB - 1, True), (LEAST_MB, False)])
+@pytest.mark.parametrize(
+    ("limit", "refused"),
+    [
+        pytest.param(
+            *(LEAST_MB - 1, True),
+            marks=pytest.mark.fault("memory", "a memory limit just below the least", "an error that says the least"),
+        ),
+        (LEAST_MB, False),
+    ],
+)
 def test_a_limit_below_the_least_is_refused(limit: int, refused: bool) -> None:
     result = run_with_limit("from pantherseg.memory import begin; begin()", limit)
     assert (result.returncode != 0) == refused
@@ -64,6 +76,11 @@ print(ndimage.label([0, 1])[1])
 """
 
 
+@pytest.mark.fault(
+    "memory",
+    "memory runs out before a library is needed that would then wait for ever",
+    "no waiting: the library is there already",
+)
 def test_scipy_is_there_before_memory_runs_out() -> None:
     result = run_with_limit(f"from pantherseg.memory import begin; begin(){FILLED}", 600, timeout=60)
     assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
@@ -75,7 +92,10 @@ def test_scipy_is_there_before_memory_runs_out() -> None:
         MemoryError(),
         MemoryError("Unable to allocate 4.89 MiB for an array"),
         RuntimeError("Check 'x' failed at y.cpp:1:\nstd::bad_alloc"),
-        RuntimeError("could not execute a primitive: can't alloc"),
+        pytest.param(
+            RuntimeError("could not execute a primitive: can't alloc"),
+            marks=pytest.mark.fault("memory", "memory runs out in OpenVINO, in its words", "an error that says so"),
+        ),
         RuntimeError("Failed to allocate 55050272 bytes of memory"),
     ],
 )
@@ -89,10 +109,12 @@ def test_another_error_is_no_shortage() -> None:
     assert shortage(RuntimeError("the graph has no input"), "a tile") is None
 
 
+@pytest.mark.fault("memory", "memory runs out in the middle of a case", "an error that says so, with the limit")
 def test_a_shortage_in_python_is_one_line_of_ours() -> None:
     code = "import sys\nfrom pantherseg.logs import one_line\ntry:\n    bytearray(1 << 34)\n"
     result = run_with_limit(f"{code}except MemoryError as error:\n    print(one_line(error))", 600)
     expected = "memory: expected enough for this case, found MemoryError (limit 600 MB)"
+    saw(quoted(result.stdout.strip()))
     assert result.stdout == f"{expected}; a machine with more memory is needed\n"
     assert one_line(MemoryError("no room"), "scan.mha").startswith(
         "memory: expected enough for scan.mha, found no room"

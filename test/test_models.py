@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from matrix import saw
 from pantherseg.bundle import DATASET, GRAPH, MANIFEST, PLANS, Bundle, sha256_of, weights_name
 from pantherseg.errors import ModelError
 from pantherseg.house import DEMO_WEIGHTS
@@ -63,6 +64,7 @@ def reason(root: Path, wanted: Recipe) -> str:
     with pytest.raises(ModelError) as caught:
         find_models(root, wanted)
     assert len(str(caught.value).splitlines()) == 1
+    saw(caught.value)
     return str(caught.value)
 
 
@@ -115,6 +117,7 @@ def test_several_members_need_their_names(tmp_path: Path) -> None:
     assert [member.path for member in find_models(tmp_path, two).members] == [a, b]
 
 
+@pytest.mark.fault("models", "two models where one is wanted", "an error that names both")
 def test_more_than_one_model_is_ambiguous(tmp_path: Path) -> None:
     model(tmp_path / "one")
     bundle(tmp_path / "other")
@@ -136,12 +139,14 @@ def test_no_localizer_is_no_error(tmp_path: Path) -> None:
     assert find_models(tmp_path, TASK2).localizer is None
 
 
+@pytest.mark.fault("models", "no folder of models, or a file in its place", "an error that names it")
 def test_no_root(tmp_path: Path) -> None:
     assert "expected a folder of models, found no such folder" in reason(tmp_path / "missing", TASK2)
     (tmp_path / "file").touch()
     assert "expected a folder of models, found a file" in reason(tmp_path / "file", TASK2)
 
 
+@pytest.mark.fault("models", "a raw nnU-Net folder without {missing}", "an error that names it")
 @pytest.mark.parametrize("missing", ["plans.json", "dataset.json"])
 def test_an_incomplete_model_is_named(tmp_path: Path, missing: str) -> None:
     folder = model(tmp_path / "task2")
@@ -158,6 +163,9 @@ def test_a_fold_alone_is_an_incomplete_model(tmp_path: Path) -> None:
     assert reason(tmp_path, TASK2).endswith("found no plans.json")
 
 
+@pytest.mark.fault(
+    "models", "a raw nnU-Net folder lacks a fold's checkpoint, then all folds", "an error that names what lacks"
+)
 def test_no_fold_and_a_fold_without_the_checkpoint(tmp_path: Path) -> None:
     folder = model(tmp_path / "task2", "0", "1")
     best = folder / "fold_1" / "checkpoint_best.pth"
@@ -249,6 +257,9 @@ def test_a_fold_that_the_manifest_does_not_name_is_never_used(tmp_path: Path) ->
         open_model(folder, folds=[1])
 
 
+@pytest.mark.fault(
+    "models", "a model of other checkpoints than the recipe wants", "an error that says how to pack it again"
+)
 def test_a_bundle_of_other_checkpoints_than_the_recipes_is_an_error(tmp_path: Path) -> None:
     folder = bundle(tmp_path / "task2", checkpoint="checkpoint_best.pth")
     text = reason(tmp_path, recipe(Member(model="task2", checkpoint="checkpoint_final.pth")))
@@ -328,6 +339,9 @@ def test_mrsegmentators_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.path == own
 
 
+@pytest.mark.fault(
+    "models", "uploaded models that the container's user may not read", "an error, and not the mask of the demo models"
+)
 def test_an_upload_that_this_user_may_not_read_is_an_error_and_not_the_demo_models(tmp_path: Path) -> None:
     model(tmp_path / "uploaded" / "task1")
     (tmp_path / "uploaded" / "task1").chmod(0o000)
@@ -340,8 +354,11 @@ def test_an_upload_that_this_user_may_not_read_is_an_error_and_not_the_demo_mode
             lambda: choose_root(tmp_path / "uploaded", DEMO_WEIGHTS),
             lambda: find_models(tmp_path / "uploaded", recipe(Member(model="task1"))),
         ):
-            with pytest.raises(ModelError, match=r"uploaded/task1: expected a folder that this user may read, found"):
+            with pytest.raises(
+                ModelError, match=r"uploaded/task1: expected a folder that this user may read, found"
+            ) as caught:
                 look()
+            saw(caught.value)
     finally:
         os.seteuid(os.getuid())
         (tmp_path / "uploaded" / "task1").chmod(0o755)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from conftest import ChangedModel, CopiedBundle, one_line_about
+from matrix import saw
 from pantherseg.bundle import DATASET, PLANS, Bundle, open_bundle
 from pantherseg.errors import ModelError, OutputError, RecipeError
 from pantherseg.house import DEMO_WEIGHTS, task_recipe
@@ -168,6 +169,9 @@ def test_a_checkpoint_that_lacks_something_is_named(
     assert "network_weights, init_args.configuration" in text
 
 
+@pytest.mark.fault(
+    "models", "a pointer of git-lfs in a checkpoint's place", "an error that names it, and nothing packed"
+)
 def test_a_checkpoint_that_is_none_is_named(changed_model: ChangedModel, tmp_path: Path) -> None:
     folder = changed_model()
     path = folder / "fold_0" / CHECKPOINT
@@ -470,14 +474,16 @@ def test_a_checkpoint_that_is_not_there_is_named(changed_model: ChangedModel, tm
     assert "found checkpoint_final.pth in fold_0" in text
 
 
+@pytest.mark.fault("models", "models are packed to where others are", "an error, and the others as they were")
 def test_a_target_that_is_taken_is_left_as_it_is(demo_folder: ModelFolder, tmp_path: Path) -> None:
     folder, file = tmp_path / "folder", tmp_path / "file"
     folder.mkdir()
     (folder / "mine").touch()
     file.touch()
     for target in (folder, file):
-        with pytest.raises(OutputError, match=f"{target}: expected a new folder for the bundle, found "):
+        with pytest.raises(OutputError, match=f"{target}: expected a new folder for the bundle, found ") as caught:
             pack(demo_folder, target)
+        saw(caught.value)
     assert sorted(tmp_path.rglob("*")) == [file, folder, folder / "mine"]
 
 
@@ -548,6 +554,7 @@ def test_the_line_of_a_bundle_names_its_labels() -> None:
     assert said.endswith("8 part 8 and 32 more")
 
 
+@pytest.mark.fault("models", "a raw nnU-Net folder where torch is not installed", "an error that says what to do")
 def test_without_torch_the_error_says_where_to_pack(
     demo_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -556,6 +563,7 @@ def test_without_torch_the_error_says_where_to_pack(
     for attempt in (lambda: pack(demo_folder, tmp_path / "bundle"), lambda: as_bundle(demo_folder)):
         with pytest.raises(ModelError) as caught:
             attempt()
+        saw(caught.value)
         text = str(caught.value)
         assert text.startswith(f"{demo_folder.path}: expected a bundle, found nnU-Net's checkpoints, and no torch to")
         assert f"run `pantherseg pack {demo_folder.path} BUNDLE` where they are installed" in text

@@ -14,6 +14,7 @@ from bench.unpack import unpack
 from numpy.typing import NDArray
 
 from conftest import one_line_about
+from matrix import quoted, saw
 from pantherseg.budget import Deadline
 from pantherseg.bundle import MANIFEST, Bundle, open_bundle
 from pantherseg.errors import Event, ModelError
@@ -29,18 +30,22 @@ from pantherseg.volume import Grid, Volume
 TASK1, TASK2 = load_recipe(task_recipe(1)), load_recipe(task_recipe(2))
 
 
-def cut(path: Path) -> None:
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def flip(path: Path) -> None:
+def changed_in_one_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 Damage = Callable[[Path], None]
-DAMAGES: list[Damage] = [Path.unlink, cut, flip]
+DAMAGES: list[Damage] = [missing, cut_short, changed_in_one_bit]
 
 
 @pytest.fixture
@@ -72,21 +77,27 @@ def codes(result: Segmentation) -> list[str]:
     return [event.code for event in result.events]
 
 
+@pytest.mark.fault("models", "one of five folds is {damage}", "the mask of the other four, and an event")
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_fold_that_cannot_be_used_is_left_out(pancreas: Volume, root: Path, damage: Damage) -> None:
     path = root / "task1" / "fold_2.safetensors"
     damage(path)
     result = run(pancreas, TASK1, root)
+    saw(result)
     assert codes(result) == ["fold_left_out"]
     assert "fold_2.safetensors" in result.events[0].message
     others = run(pancreas, with_member(TASK1, folds=[0, 1, 3, 4]), DEMO_WEIGHTS)
     assert codes(others) == []
+    saw(f"{np.count_nonzero(result.mask.array != others.mask.array)} voxels differ from the mask of the others")
     np.testing.assert_array_equal(result.mask.array, others.mask.array)
     every = run(pancreas, TASK1, DEMO_WEIGHTS)
     assert (every.mask.array != result.mask.array).any(), "the fold would have counted"
 
 
+@pytest.mark.fault(
+    "models", "the first and the last of five folds are damaged", "the mask of the other three, and events"
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
 def test_folds_of_an_nnunet_folder_are_left_out_of_every_case(pancreas: Volume, raw_root: Path, damage: Damage) -> None:
@@ -143,15 +154,20 @@ def test_a_localizer_without_memory_leaves_the_whole_volume(pancreas: Volume, mo
 
 @pytest.mark.slow
 def test_the_first_fold_may_be_the_one(pancreas: Volume, root: Path) -> None:
-    flip(root / "task1" / "fold_0.safetensors")
-    flip(root / "task1" / "fold_4.safetensors")
+    changed_in_one_bit(root / "task1" / "fold_0.safetensors")
+    changed_in_one_bit(root / "task1" / "fold_4.safetensors")
     result = run(pancreas, TASK1, root)
+    saw(result)
     assert codes(result) == ["fold_left_out", "fold_left_out"]
     others = run(pancreas, with_member(TASK1, folds=[1, 2, 3]), DEMO_WEIGHTS)
+    saw(f"{np.count_nonzero(result.mask.array != others.mask.array)} voxels differ from the mask of the others")
     np.testing.assert_array_equal(result.mask.array, others.mask.array)
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+@pytest.mark.fault(
+    "models", "three of five folds are {damage}, and the recipe wants three", "an error that names a fold"
+)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_with_fewer_folds_than_the_recipe_wants_there_is_no_mask(pancreas: Volume, root: Path, damage: Damage) -> None:
     for fold in (0, 1, 2):
         damage(root / "task1" / f"fold_{fold}.safetensors")
@@ -160,36 +176,48 @@ def test_with_fewer_folds_than_the_recipe_wants_there_is_no_mask(pancreas: Volum
     assert "fold_" in one_line_about(str(caught.value).partition(": expected")[0], caught.value)
 
 
+@pytest.mark.fault("models", "one of five folds is damaged, and the recipe wants all", "an error that names the fold")
 def test_a_recipe_may_want_every_fold(pancreas: Volume, root: Path) -> None:
-    cut(root / "task1" / "fold_4.safetensors")
-    with pytest.raises(ModelError, match="fold_4"):
+    cut_short(root / "task1" / "fold_4.safetensors")
+    with pytest.raises(ModelError, match="fold_4") as caught:
         load_system(with_member(TASK1, min_folds=5), root, device="cpu")
+    saw(caught.value)
     two = with_member(TASK1, folds=[3, 4])
     with pytest.raises(ModelError, match="fold_4"):
         load_system(two, root, device="cpu")
     load_system(with_member(TASK1, folds=[3, 4], min_folds=1), root, device="cpu")
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+@pytest.mark.fault(
+    "models",
+    "one fold is {damage} when models are packed for an upload",
+    "an error that names the fold, and nothing packed",
+)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_incomplete_is_not_packed_for_an_upload(root: Path, tmp_path: Path, damage: Damage) -> None:
     damage(root / "task1" / "fold_2.safetensors")
-    with pytest.raises(ModelError, match=r"fold_2\.safetensors"):
+    with pytest.raises(ModelError, match=r"fold_2\.safetensors") as caught:
         pack_models(root, tmp_path / "packed", TASK1)
+    saw(caught.value)
     assert not (tmp_path / "packed").exists()
 
 
+@pytest.mark.fault(
+    "localizer", "a file of the localizer is {damage}: {name}", "the mask of the whole volume, and an event"
+)
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", [MANIFEST, "fold_0.safetensors"])
 def test_a_localizer_that_cannot_be_used_leaves_the_whole_volume(
     pancreas: Volume, root: Path, damage: Damage, name: str
 ) -> None:
     damage(root / "localizer" / name)
     result = run(pancreas, TASK2, root)
+    saw(result)
     assert codes(result)[0] == "localizer_failed"
     assert result.events[0].message.endswith("; the whole volume was searched")
     assert result.box.shape == pancreas.grid.shape
-    assert len(result.as_dict()["models"]) == 1 + (name != MANIFEST and damage is flip)
+    assert len(result.as_dict()["models"]) == 1 + (name != MANIFEST and damage is changed_in_one_bit)
 
 
 @dataclass(frozen=True)
@@ -204,6 +232,7 @@ class Finds:
         return self.labels_found, self.events
 
 
+SEARCHED_WHOLE = "the whole volume is searched, and an event says why"
 BODY = (slice(4, 36), slice(10, 50), slice(10, 50))
 
 
@@ -211,16 +240,26 @@ BODY = (slice(4, 36), slice(10, 50), slice(10, 50))
     ("found", "reason"),
     [
         ((slice(10, 20), slice(20, 40), slice(20, 40)), ""),
-        (
+        pytest.param(
             (slice(10, 11), slice(20, 40), slice(20, 40)),
             "is 5x60x60 mm (z, y, x) without its margin, which is too small",
+            marks=pytest.mark.fault("localizer", "the localizer's box is one slice", SEARCHED_WHOLE),
         ),
-        (
+        pytest.param(
             (slice(10, 20), slice(20, 23), slice(20, 40)),
             "is 50x9x60 mm (z, y, x) without its margin, which is too small",
+            marks=pytest.mark.fault("localizer", "the localizer's box is thinner than any pancreas", SEARCHED_WHOLE),
         ),
-        ((slice(1, 39), slice(1, 59), slice(1, 59)), "holds 100% of the volume"),
-        ((slice(10, 20), slice(0, 10), slice(0, 50)), "lies off the body: "),
+        pytest.param(
+            (slice(1, 39), slice(1, 59), slice(1, 59)),
+            "holds 100% of the volume",
+            marks=pytest.mark.fault("localizer", "the localizer's box is nearly everything", SEARCHED_WHOLE),
+        ),
+        pytest.param(
+            (slice(10, 20), slice(0, 10), slice(0, 50)),
+            "lies off the body: ",
+            marks=pytest.mark.fault("localizer", "the localizer's box lies beside the body", SEARCHED_WHOLE),
+        ),
     ],
     ids=["plausible", "flat", "thin", "everything", "air"],
 )
@@ -233,6 +272,7 @@ def test_a_box_that_cannot_be_the_pancreas_leaves_the_whole_volume(found: tuple[
     volume = Volume(array, Grid(array.shape, (5.0, 3.0, 3.0)))
     settings = Localizer(model="localizer", label=7, margin_mm=10.0)
     box, events = localize(volume, Finds(labels), settings)  # type: ignore[arg-type]
+    saw(*(quoted(f"{event.code}: {event.message}") for event in events))
     assert (box is None) == bool(reason)
     assert [event.code for event in events] == (["implausible_box"] if reason else [])
     if reason:
@@ -253,8 +293,10 @@ def test_the_default_is_three_folds() -> None:
     assert Member(model="m").min_folds == 3
 
 
+@pytest.mark.fault("models", "two models of a recipe know different classes", "an error before anything runs")
 def test_members_with_different_classes_are_refused_before_anything_runs() -> None:
     members = [Member(model="task1"), Member(model="localizer")]
     recipe = msgspec.structs.replace(TASK1, members=members)
-    with pytest.raises(ModelError, match=r"localizer: expected 3 classes, as .*task1 has, found 8"):
+    with pytest.raises(ModelError, match=r"localizer: expected 3 classes, as .*task1 has, found 8") as caught:
         load_system(recipe, DEMO_WEIGHTS, device="cpu")
+    saw(caught.value)

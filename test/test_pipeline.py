@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from matrix import saw
 from pantherseg.house import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import Phantom, make_phantom
 from pantherseg.pipeline import System, load_system, segment
@@ -69,6 +70,11 @@ def test_the_localizer_narrows_the_search_to_a_box_that_holds_the_tumour(
     assert "localizer" in result.seconds
 
 
+@pytest.mark.fault(
+    "localizer",
+    "the localizer finds nothing: noise instead of an abdomen",
+    "the whole volume is searched, an event says why, and the mask is not empty",
+)
 @pytest.mark.slow
 def test_no_pancreas_means_that_the_whole_volume_is_searched(
     phantoms: dict[int, Phantom], systems: dict[int, System]
@@ -76,29 +82,46 @@ def test_no_pancreas_means_that_the_whole_volume_is_searched(
     grid = small_crop(phantoms[2]).grid
     noise = np.random.default_rng(0).normal(100, 10, grid.shape).astype(np.float32)
     result = segment(Volume(noise, grid), systems[2])
+    saw(result)
     assert result.box.shape == grid.shape
     assert "no_pancreas_found" in [event.code for event in result.events]
     assert result.mask.array.any(), "the challenge's recipe rescues an empty mask"
 
 
+@pytest.mark.fault("localizer", "no localizer among the models", "the mask of the whole volume, and an event")
 @pytest.mark.slow
 def test_without_a_localizer_the_whole_volume_is_searched(tmp_path: Path, phantoms: dict[int, Phantom]) -> None:
     (tmp_path / "task2").symlink_to(DEMO_WEIGHTS / "task2")
     system = load_system(load_recipe(task_recipe(2)), tmp_path, device="cpu")
     volume = small_crop(phantoms[2])
     result = segment(volume, system)
+    saw(result)
     assert [event.code for event in result.events][:1] == ["no_localizer"]
     assert result.box.shape == volume.grid.shape
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [1, 2])
-@pytest.mark.parametrize("rescue", [True, False])
+@pytest.mark.parametrize(
+    "rescue",
+    [
+        pytest.param(
+            True,
+            marks=pytest.mark.fault(
+                "inputs",
+                "a black image, Task {task}",
+                "a mask that is not empty, as every case of the challenge has a tumour",
+            ),
+        ),
+        False,
+    ],
+)
 def test_a_constant_image_is_rescued_or_left_empty(
     task: int, rescue: bool, phantoms: dict[int, Phantom], systems: dict[int, System]
 ) -> None:
     grid = small_crop(phantoms[task]).grid
     result = segment(Volume(np.zeros(grid.shape, np.float32), grid), systems[task], rescue=rescue)
+    saw(result)
     codes = [event.code for event in result.events]
     assert result.mask.array.shape == grid.shape
     if rescue:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage, special
 
+from matrix import saw
 from pantherseg.postprocess import TOUCHING, tumour_mask
 from pantherseg.recipe import Postprocess
 
@@ -98,9 +99,11 @@ def test_voxels_that_touch_in_a_corner_belong_together() -> None:
     assert mask_of(logits(apart), Postprocess(max_components=1))[0].sum() == 8
 
 
+@pytest.mark.fault("models", "nothing is found, and the recipe wants no rescue", "an empty mask, and an event")
 def test_an_empty_mask_stays_empty_with_an_event_unless_rescued() -> None:
     empty = logits(np.zeros(SHAPE, bool))
     mask, events = mask_of(empty, Postprocess(), rescue=False)
+    saw(f"a mask of {mask.sum()} voxels", events)
     assert not mask.any()
     assert events == ["empty_mask"]
     mask, events = mask_of(logits(THREE), Postprocess(min_component_mm3=1000.0), rescue=False)
@@ -136,8 +139,14 @@ def test_only_the_component_of_the_highest_peak_is_rescued() -> None:
     assert not mask[6, 7, 8]
 
 
+@pytest.mark.fault(
+    "models",
+    "nothing is found, and every voxel is as probable as the others",
+    "a small mask in one piece, and an event",
+)
 def test_a_rescue_of_uniform_probability_grows_around_one_voxel_to_the_cap() -> None:
     mask, events = mask_of(logits(np.zeros(SHAPE, bool)), Postprocess(rescue_max_mm3=2 * 27), rescue=True)
+    saw(f"a mask of {mask.sum()} voxels", events)
     assert events == ["empty_mask_rescued"]
     assert mask.sum() == 27
     assert mask[0, 0, 0]  # the first of equals is the peak
@@ -154,8 +163,14 @@ def test_two_plateaus_below_the_cap_stay_one_component() -> None:
     assert 1 <= mask.sum() <= 4
 
 
+@pytest.mark.fault(
+    "models",
+    "post-processing drops all that was found",
+    "a mask that is not empty: the most probable place, and an event",
+)
 def test_components_that_were_all_dropped_are_rescued_too() -> None:
     mask, events = mask_of(logits(THREE), Postprocess(min_component_mm3=1000.0), rescue=True)
+    saw(f"a mask of {mask.sum()} voxels", events)
     assert events == ["components_dropped", "empty_mask_rescued"]
     assert mask.any()
     assert ndimage.label(mask, TOUCHING)[1] == 1

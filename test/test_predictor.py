@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import ChangedModel, NnunetMask
+from matrix import saw
 from pantherseg.bundle import Bundle, open_bundle
 from pantherseg.errors import InputError, ModelError
 from pantherseg.fuse import mean_logits
@@ -91,6 +92,9 @@ def test_logits_are_the_mean_over_folds(demo: Bundle, backend: Backend, pancreas
     np.testing.assert_array_equal(both, (first + second) / np.float16(2))
 
 
+@pytest.mark.fault(
+    "models", "the weights of another network than the plans describe", "an error that names the checkpoint"
+)
 def test_weights_of_another_network_are_refused(changed_model: ChangedModel) -> None:
     folder = changed_model()
     plans = json.loads((folder / "plans.json").read_text())
@@ -98,13 +102,24 @@ def test_weights_of_another_network_are_refused(changed_model: ChangedModel) -> 
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(
         ModelError, match=r"fold_0/checkpoint_final.pth: expected the weights of the network in plans.json"
-    ):
+    ) as caught:
         as_bundle(open_model(folder))
+    saw(caught.value)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("network_class_name", "os.system"), ("conv_op", "subprocess.Popen"), ("nonlin", "builtins.exec")],
+    [
+        pytest.param(
+            "network_class_name",
+            "os.system",
+            marks=pytest.mark.fault(
+                "models", "plans that name foreign code as the network", "an error; nothing of it is run"
+            ),
+        ),
+        ("conv_op", "subprocess.Popen"),
+        ("nonlin", "builtins.exec"),
+    ],
 )
 def test_plans_that_name_foreign_code_are_refused(changed_model: ChangedModel, key: str, value: str) -> None:
     folder = changed_model()
@@ -112,8 +127,9 @@ def test_plans_that_name_foreign_code_are_refused(changed_model: ChangedModel, k
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
     (architecture if key == "network_class_name" else architecture["arch_kwargs"])[key] = value
     (folder / "plans.json").write_text(json.dumps(plans))
-    with pytest.raises(ModelError, match=value):
+    with pytest.raises(ModelError, match=value) as caught:
         as_bundle(open_model(folder))
+    saw(caught.value)
 
 
 @pytest.mark.parametrize("broken", ["configurations", "image_reader_writer", "transpose_forward"])
@@ -126,6 +142,9 @@ def test_incomplete_plans_are_named(changed_model: ChangedModel, broken: str) ->
         as_bundle(open_model(folder))
 
 
+@pytest.mark.fault(
+    "models", "weights with which the network computes NaN, on {backend}", "an error that names the fold"
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "torch"], indirect=True)
 def test_weights_that_give_nan_are_an_error(
@@ -136,19 +155,30 @@ def test_weights_that_give_nan_are_an_error(
     predictor = Predictor(as_bundle(open_model(changed_model(network_weights=weights))), backend)
     with pytest.raises(
         ModelError, match=r"fold_0\.safetensors: expected weights of finite logits, found NaN, or logits"
-    ):
+    ) as caught:
         predictor.logits(predictor.prepare(pancreas))
+    saw(caught.value)
 
 
+@pytest.mark.fault("inputs", "a volume of 0.08x0.2x0.2 mm, smaller than one voxel of the model", "labels on its grid")
 def test_a_volume_thinner_than_a_voxel_of_the_models_is_seen_as_one(demo: Bundle, backend: Backend) -> None:
     tiny = Volume(np.random.default_rng(0).normal(size=(8, 20, 20)).astype(np.float32), Grid((8, 20, 20), (0.01,) * 3))
     predictor = Predictor(demo, backend)
     assert predictor.prepare(tiny).data.shape == (1, 1, 1, 1)
     labels, events = predictor.labels(tiny)
+    saw(f"labels of {'x'.join(map(str, labels.shape))} voxels (z, y, x)", events)
     assert (labels.shape, events) == ((8, 20, 20), ())
 
 
+@pytest.mark.fault(
+    "inputs",
+    "a volume of 18 m, which has too many voxels at the model's spacing",
+    "an error that says how many there may be",
+)
 def test_a_volume_too_large_at_the_models_spacing(demo: Bundle, backend: Backend) -> None:
     vast = Volume(np.ones((8, 20, 20), np.float32), Grid((8, 20, 20), (900.0,) * 3))
-    with pytest.raises(InputError, match="expected at most 268435456 voxels, 10000 a side, at the model's spacing"):
+    with pytest.raises(
+        InputError, match="expected at most 268435456 voxels, 10000 a side, at the model's spacing"
+    ) as caught:
         Predictor(demo, backend).prepare(vast)
+    saw(caught.value)

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from matrix import saw
 from pantherseg.errors import InputError
 from pantherseg.house import ROOT
 from pantherseg.integrity.limits import MAX_SIDE, MAX_SPACING_MM, MIN_SPACING_MM
@@ -42,6 +43,7 @@ HEADER = {
     "ElementType": "MET_SHORT",
 }
 VOXELS = np.arange(24, dtype=np.int16).tobytes()
+AS_SAID = {"volume": "a volume", "error": "an error of one line"}
 NRRD = (
     b"NRRD0004\ntype: short\ndimension: 3\nsizes: 4 3 2\nspace: left-posterior-superior\nencoding: %s\nendian: little\n"
 )
@@ -81,6 +83,7 @@ def refusal(path: Path) -> str:
     assert check(path) == "error"
     with pytest.raises(InputError) as caught:
         read_image(path)
+    saw(caught.value)
     return str(caught.value)
 
 
@@ -127,6 +130,11 @@ spacings = st.floats(np.log(MIN_SPACING_MM) + 1e-6, np.log(MAX_SPACING_MM) - 1e-
 )
 
 
+@pytest.mark.fault(
+    "inputs",
+    "any size down to one voxel, spacing, origin, rotation or reflection, type and format",
+    "the same voxels on the same grid",
+)
 @settings(deadline=None, max_examples=80)
 @given(
     st.tuples(lengths, lengths, lengths),
@@ -152,6 +160,7 @@ def test_a_volume_of_any_geometry_comes_back(
     sitk.WriteImage(to_itk(Volume(array, Grid(shape, spacing, origin, tuple(direction)))), str(path), packed)
     volume, _ = read_image(path)
     assert np.array_equal(volume.array, array.astype(np.float32))
+    saw(f"{np.count_nonzero(volume.array != array)} voxels differ")
     assert volume.grid == from_itk(sitk.ReadImage(str(path))).grid
     assert np.allclose(volume.grid.spacing, spacing, rtol=1e-5)
     assert np.allclose(volume.grid.direction, direction, rtol=0, atol=1e-5)
@@ -175,6 +184,9 @@ fields = st.one_of(
 )
 
 
+@pytest.mark.fault(
+    "inputs", "a header with any fields, numbers and encodings in it", "a valid volume, or an error of one line"
+)
 @settings(deadline=None, max_examples=400)
 @given(st.lists(fields, min_size=1, max_size=4), st.binary(max_size=64), st.booleans())
 def test_a_header_of_any_fields(
@@ -183,7 +195,7 @@ def test_a_header_of_any_fields(
     folder = tmp_path_factory.getbasetemp()
     voxels = zlib.compress(VOXELS) if packed else VOXELS
     packing = {"CompressedData": "True", "CompressedDataSize": str(len(voxels))} if packed else {}
-    outcome(metaimage(folder, voxels + data, **packing | dict(changed)))
+    saw(AS_SAID[outcome(metaimage(folder, voxels + data, **packing | dict(changed)))])
 
 
 special = st.one_of(
@@ -192,6 +204,11 @@ special = st.one_of(
 )
 
 
+@pytest.mark.fault(
+    "inputs",
+    "voxels of any value: infinite, denormal, up to 1e308, mostly the same",
+    "a volume of finite values, or an error of one line",
+)
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(special, min_size=1, max_size=6), special, st.integers(1, 3000), st.sampled_from(["float32", "float64"])
@@ -206,6 +223,7 @@ def test_voxels_of_any_value(
     sitk.WriteImage(to_itk(Volume(array, Grid(array.shape, (1.0, 1.0, 1.0)))), str(path))
     usable = np.abs(array) < 1e15
     result = outcome(path)
+    saw(AS_SAID[result])
     assert result == ("error" if (~usable).sum() > 0.01 * array.size else "volume")
     if result == "volume":
         image = read_image(path)[0].array
@@ -219,10 +237,46 @@ BOMB = 200 << 20
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("a.mha", lambda: zlib.compress(bytes(BOMB))),
-        ("a.nii.gz", lambda: gzip.compress(bytes(BOMB))),
-        ("a.nrrd", lambda: NRRD % b"gzip" + b"\n" + gzip.compress(bytes(BOMB))),
-        ("b.nrrd", lambda: NRRD % b"bzip2" + b"\n" + bz2.compress(bytes(BOMB))),
+        pytest.param(
+            "a.mha",
+            lambda: zlib.compress(bytes(BOMB)),
+            marks=pytest.mark.fault(
+                "inputs",
+                "a MetaImage of a few bytes expands to 200 MB",
+                "an error, and no more read than the header says",
+            ),
+            id="MetaImage bomb",
+        ),
+        pytest.param(
+            "a.nii.gz",
+            lambda: gzip.compress(bytes(BOMB)),
+            marks=pytest.mark.fault(
+                "inputs",
+                "a .nii.gz of a few bytes expands to 200 MB",
+                "an error, and no more read than the header says",
+            ),
+            id="nii.gz bomb",
+        ),
+        pytest.param(
+            "a.nrrd",
+            lambda: NRRD % b"gzip" + b"\n" + gzip.compress(bytes(BOMB)),
+            marks=pytest.mark.fault(
+                "inputs",
+                "an NRRD with gzip of a few bytes expands to 200 MB",
+                "an error, and no more read than the header says",
+            ),
+            id="gzip bomb",
+        ),
+        pytest.param(
+            "b.nrrd",
+            lambda: NRRD % b"bzip2" + b"\n" + bz2.compress(bytes(BOMB)),
+            marks=pytest.mark.fault(
+                "inputs",
+                "an NRRD with bzip2 of a few bytes expands to 200 MB",
+                "an error, and no more read than the header says",
+            ),
+            id="bzip2 bomb",
+        ),
     ],
 )
 def test_data_that_expand_without_end(tmp_path: Path, name: str, make: Callable[[], bytes]) -> None:
@@ -231,9 +285,12 @@ def test_data_that_expand_without_end(tmp_path: Path, name: str, make: Callable[
         path = metaimage(tmp_path, data, CompressedData="True", CompressedDataSize=str(len(data)))
     else:
         path.write_bytes(data)
-    assert check(path) == "error"
+    assert refusal(path)
 
 
+@pytest.mark.fault(
+    "inputs", "200 MB follow the voxels of a .nii.gz, in a few bytes", "an error, and no more read than the header says"
+)
 def test_a_gzip_with_voxels_that_never_end_is_left_early(tmp_path: Path) -> None:
     plain, path = tmp_path / "plain.nii", tmp_path / "a.nii.gz"
     write_volume(Volume(np.zeros((2, 3, 4), np.int16), Grid((2, 3, 4), (1.0, 1.0, 1.0))), plain)
@@ -245,29 +302,79 @@ def test_a_gzip_with_voxels_that_never_end_is_left_early(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"NDims": "1000000000"}, "a complete MetaImage header"),
+        pytest.param(
+            {"NDims": "1000000000"},
+            "a complete MetaImage header",
+            marks=pytest.mark.fault(
+                "inputs", "the header claims a billion dimensions", "an error that names the file and what is wrong"
+            ),
+        ),
         ({"NDims": "0", "DimSize": ""}, "a complete MetaImage header"),
         ({"NDims": "2"}, "a complete MetaImage header"),
         ({"NDims": "4", "DimSize": "4 3 2 2", "ElementSpacing": "1 1 1 1"}, "4 numbers as Offset, found 0 0 0"),
         ({"NDims": "9", "DimSize": "1 " * 9}, "a 3-D volume, found 9 dimensions"),
         ({"DimSize": f"{MAX_SIDE + 1} 1 1"}, f"at most {MAX_SIDE} voxels a side"),
-        ({"DimSize": "9999 9999 9999"}, "MiB, found"),
+        pytest.param(
+            {"DimSize": "9999 9999 9999"},
+            "MiB, found",
+            marks=pytest.mark.fault(
+                "inputs", "the header claims 9,999 voxels a side", "an error that names the file and what is wrong"
+            ),
+        ),
         ({"DimSize": "4294967297 1 1"}, f"at most {MAX_SIDE} voxels a side"),
         ({"DimSize": "4 3 " + "9" * 50}, "a complete MetaImage header"),
-        ({"ElementSpacing": "1 1 1e30"}, "spacing between 0.001 and 1000 mm"),
+        pytest.param(
+            {"ElementSpacing": "1 1 1e30"},
+            "spacing between 0.001 and 1000 mm",
+            marks=pytest.mark.fault("inputs", "a spacing of 1e30 mm", "an error that names the file and what is wrong"),
+        ),
         ({"ElementSpacing": "1 1 1e-30"}, "spacing between 0.001 and 1000 mm"),
         ({"ElementSpacing": "1 1 1_0"}, "positive spacing in mm"),
-        ({"Offset": "0 0 1e30"}, "an origin within 1e+06 mm"),
+        pytest.param(
+            {"Offset": "0 0 1e30"},
+            "an origin within 1e+06 mm",
+            marks=pytest.mark.fault(
+                "inputs", "an origin far beyond any scanner", "an error that names the file and what is wrong"
+            ),
+        ),
         ({"Offset": "0 0"}, "3 numbers as Offset"),
         ({"TransformMatrix": "1 0 0 0 1 0 0 0"}, "9 numbers as TransformMatrix"),
-        ({"dimsize": "1 1 1"}, "each field of the header once, found dimsize twice"),
+        pytest.param(
+            {"dimsize": "1 1 1"},
+            "each field of the header once, found dimsize twice",
+            marks=pytest.mark.fault(
+                "inputs",
+                "the header says the size twice, differently",
+                "an error that names the file and what is wrong",
+            ),
+        ),
         ({"Origin": "1 1 1"}, "each field of the header once, found offset and origin"),
         ({"Comment": "a\0b"}, "a MetaImage header"),
-        ({"Comment": "long" * (10 << 18)}, "a MetaImage header"),
+        pytest.param(
+            {"Comment": "long" * (10 << 18)},
+            "a MetaImage header",
+            marks=pytest.mark.fault(
+                "inputs", "a header with a field of 10 MB", "an error that names the file and what is wrong"
+            ),
+        ),
         ({"C" * 1000: "x"}, "a MetaImage header"),
-        ({"ElementNumberOfChannels": "100"}, "one real number a voxel"),
+        pytest.param(
+            {"ElementNumberOfChannels": "100"},
+            "one real number a voxel",
+            marks=pytest.mark.fault(
+                "inputs", "100 numbers in each voxel", "an error that names the file and what is wrong"
+            ),
+        ),
         ({"ElementDataFile": "../a.raw"}, "its voxels in a file beside it, found ../a.raw"),
-        ({"ElementDataFile": "/etc/passwd"}, "its voxels in a file beside it, found /etc/passwd"),
+        pytest.param(
+            {"ElementDataFile": "/etc/passwd"},
+            "its voxels in a file beside it, found /etc/passwd",
+            marks=pytest.mark.fault(
+                "inputs",
+                "the header sends to a file elsewhere on the machine",
+                "an error that names the file and what is wrong",
+            ),
+        ),
         ({"ElementDataFile": "LIST 3"}, "LIST, or a pattern such as"),
         ({"ElementDataFile": "%s%n 1 2 1"}, "LIST, or a pattern such as"),
         ({"ElementDataFile": "LIST"}, "2 files of a slice each, found"),
@@ -276,19 +383,36 @@ def test_a_gzip_with_voxels_that_never_end_is_left_early(tmp_path: Path) -> None
         ({"HeaderSize": "3"}, "no HeaderSize, found 3"),
         ({"BinaryData": "False"}, "finite numbers as voxels"),
         ({"CompressedData": "True", "CompressedDataSize": "-5"}, "CompressedDataSize in the header"),
-        ({"CompressedData": "True", "CompressedDataSize": "48"}, "valid compressed voxels"),
+        pytest.param(
+            {"CompressedData": "True", "CompressedDataSize": "48"},
+            "valid compressed voxels",
+            marks=pytest.mark.fault(
+                "inputs", "voxels said to be compressed that are not", "an error that names the file and what is wrong"
+            ),
+        ),
     ],
 )
 def test_a_header_that_lies(tmp_path: Path, changes: dict[str, str], expected: str) -> None:
     assert expected in refusal(metaimage(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "cp037"])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        pytest.param(
+            "utf-16",
+            marks=pytest.mark.fault(
+                "inputs", "a header in another encoding (UTF-16)", "an error that names the file and what is wrong"
+            ),
+        ),
+        "cp037",
+    ],
+)
 def test_a_header_in_another_encoding(tmp_path: Path, encoding: str) -> None:
     path = metaimage(tmp_path)
     head, mark, data = path.read_bytes().partition(b"LOCAL\n")
     path.write_bytes((head + mark).decode().encode(encoding) + data)
-    assert check(path) == "error"
+    assert refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +439,7 @@ def test_an_nrrd_of_too_few_voxels_or_no_known_encoding(tmp_path: Path, encoding
     assert check(path) == "error"
 
 
+@pytest.mark.fault("inputs", "a volume of 10,000x10,000x1 voxels, one of them bright", "the volume")
 def test_the_flattest_volume_within_the_limits(tmp_path: Path) -> None:
     shape = (1, MAX_SIDE, MAX_SIDE)
     array = np.zeros(shape, np.uint8)
@@ -323,6 +448,7 @@ def test_the_flattest_volume_within_the_limits(tmp_path: Path) -> None:
     began = time.process_time()
     volume, _ = read_image(tmp_path / "a.mha")
     assert volume.array.sum() == 1
+    saw(f"a volume of {'x'.join(map(str, volume.grid.shape))} voxels (z, y, x), {volume.array.sum():g} of them bright")
     assert time.process_time() - began < SECONDS
 
 
@@ -331,6 +457,9 @@ def test_reading_takes_a_few_times_the_voxels(tmp_path: Path) -> None:
     assert check(path, voxel_bytes=64 << 20) == "volume"
 
 
+@pytest.mark.fault(
+    "inputs", "a picture or another format under a volume's name", "an error that names the file and what is wrong"
+)
 def test_a_file_named_after_another_format(tmp_path: Path) -> None:
     # ITK would look for a format by the content, and find one that was not checked.
     for suffix in (".png", ".tif", ".nrrd"):
@@ -338,16 +467,29 @@ def test_a_file_named_after_another_format(tmp_path: Path) -> None:
         sitk.WriteImage(sitk.Image([5, 4], sitk.sitkUInt8), str(other))
         for name in ("a.mha", "a.nii", "a.nrrd"):
             (tmp_path / name).write_bytes(other.read_bytes())
-            assert check(tmp_path / name) == "error"
+            assert refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["x" * 300 + ".mha", "a\0b.mha"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            "x" * 300 + ".mha",
+            marks=pytest.mark.fault("inputs", "a file name longer than any can be", "an error of one line"),
+            id="long",
+        ),
+        "a\0b.mha",
+    ],
+)
 def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     assert "expected" in refusal(tmp_path / name)
 
 
+@pytest.mark.fault(
+    "inputs", "file names with line ends, escape codes and bytes that are no text", "an error of one printable line"
+)
 def test_odd_names_and_headers_stay_one_printable_line(tmp_path: Path) -> None:
     for name in ("a\nb.mha", "\x1b[31m.mha", "ü\u202e.mha", "\udcff.mha"):
         path = tmp_path / name
         path.write_bytes(b"\x1b]0;owned\x07 = \xff\n")
-        assert check(path) == "error"
+        assert refusal(path).isprintable()

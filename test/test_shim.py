@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
+from matrix import quoted, saw
 from pantherseg.grand_challenge.check import check_output
 from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.recipe import load_recipe
@@ -33,6 +34,12 @@ CPU = [*SHORT, pytest.param("task1-cpu", marks=pytest.mark.full)]
 EVERY = [*CPU, *(pytest.param(name, marks=pytest.mark.full) for name in ("task1", "task2"))]
 # From scripts/containers.sh, on the demo weights whatever weights/own holds.
 PACK = 'source scripts/containers.sh; weights=weights/demo; pack_model "$0" "$1"'
+
+
+def faulty(images: list[Any], done: str, must: str) -> pytest.MarkDecorator:
+    """Run a test on images; on the first of them it is a row of the fault matrix."""
+    first = pytest.param(images[0], marks=pytest.mark.fault("platform", done, must))
+    return pytest.mark.parametrize("image", [first, *images[1:]], indirect=True)
 
 
 class Invoke(Protocol):
@@ -82,9 +89,21 @@ def job(image: Image, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(image: Image, job: Path, python: Path, tmp_path: Path) -> Invoke:
     def once(**options: Any) -> Outcome:
-        return invoke(image, job, tmp_path / "run", python=python, **options)
+        outcome = invoke(image, job, tmp_path / "run", python=python, **options)
+        saw(recorded(outcome))
+        return outcome
 
     return once
+
+
+def recorded(outcome: Outcome) -> str:
+    """Return what the platform has recorded of a run as a phrase."""
+    left = f"{len(outcome.uploaded)} files uploaded, {len(outcome.survivors)} processes left"
+    if outcome.result is None:
+        reason = outcome.setup["user_safe_error_message"] if outcome.setup else "nothing recorded"
+        return f"not begun: {quoted(reason)}, {left}"
+    shown = f", shown to the user: {quoted(outcome.shown)}" if outcome.result["return_code"] else ""
+    return f"exit code {outcome.result['return_code']}{shown}, {left}"
 
 
 @pytest.fixture(scope="session")
@@ -204,7 +223,7 @@ def check_failure(outcome: Outcome, *reasons: str) -> None:
     assert (outcome.result["outputs"], outcome.uploaded) == ([], [])
 
 
-@pytest.mark.parametrize("image", EVERY, indirect=True)
+@faulty(EVERY, "nothing: a good case", "the mask that is made without a container, and the report")
 def test_a_good_case_is_recorded_with_the_native_mask(
     image: Image, run: Invoke, packed: Callable[[str], Path], native_mask: Callable[[str], bytes]
 ) -> None:
@@ -216,7 +235,7 @@ def test_a_good_case_is_recorded_with_the_native_mask(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("image", CPU, indirect=True)
+@faulty(CPU, "no model is uploaded", "the demo models' mask")
 def test_without_a_model_the_demo_weights_are_used(
     image: Image, run: Invoke, native_mask: Callable[[str], bytes]
 ) -> None:
@@ -224,7 +243,9 @@ def test_without_a_model_the_demo_weights_are_used(
     assert all(model["path"].startswith("/opt/pantherseg/weights/demo/") for model in report["models"])
 
 
-@pytest.mark.parametrize("image", EVERY, indirect=True)
+@faulty(
+    EVERY, "the volume is cut short", "an error that names it, shown to the user; nothing uploaded, no process left"
+)
 def test_a_damaged_input_is_named(job: Path, run: Invoke) -> None:
     (volume,) = job.rglob("*.mha")
     truncate(volume)
@@ -235,7 +256,7 @@ def test_a_damaged_input_is_named(job: Path, run: Invoke) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("image", EVERY, indirect=True)
+@faulty(EVERY, "the platform's time is over", "an end by SIGTERM; nothing uploaded, no process left")
 def test_the_end_by_the_time_limit_is_at_once_and_leaves_nothing(run: Invoke) -> None:
     outcome = run(timeout="PT2S")
     assert (outcome.exit_code, outcome.survivors) == (0, [])
@@ -247,13 +268,17 @@ def test_the_end_by_the_time_limit_is_at_once_and_leaves_nothing(run: Invoke) ->
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("image", EVERY, indirect=True)
+@faulty(EVERY, "a machine with 256 MB", "an error that names it, shown to the user; nothing uploaded, no process left")
 def test_a_machine_that_is_too_small_is_named(run: Invoke) -> None:
     check_failure(run(memory_mb=256), "memory: expected at least 512 MB", "found a limit of 256 MB")
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("image", CPU, indirect=True)
+@faulty(
+    CPU,
+    "a volume that is too large for the machine's memory",
+    "an error that names it, shown to the user; nothing uploaded, no process left",
+)
 def test_a_volume_that_is_too_large_is_named(image: Image, job: Path, run: Invoke) -> None:
     (volume,) = job.rglob("*.mha")
     # 300 MB as it is stored, 600 MB in float32, and nothing left for what is done with it.
@@ -262,7 +287,7 @@ def test_a_volume_that_is_too_large_is_named(image: Image, job: Path, run: Invok
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("image", CPU, indirect=True)
+@faulty(CPU, "a fold of the uploaded model is damaged", "the mask of the other folds, and an event")
 def test_a_damaged_fold_costs_no_case(
     image: Image, run: Invoke, unpacked_model: Path, native_mask: Callable[[str], bytes]
 ) -> None:
@@ -271,13 +296,18 @@ def test_a_damaged_fold_costs_no_case(
     assert outcome.result is not None
     assert outcome.result["return_code"] == 0
     report = json.loads((outcome.outputs / "results.json").read_text())
+    saw([event["code"] for event in report["events"]])
     assert [event["code"] for event in report["events"]] == ["fold_left_out"]
     (mask,) = outcome.outputs.rglob("*.mha")
     assert mask.read_bytes() != native_mask(task_of(image)), "the fold took part"
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("image", CPU, indirect=True)
+@faulty(
+    CPU,
+    "three folds of the uploaded model are damaged",
+    "an error that names it, shown to the user; nothing uploaded, no process left",
+)
 def test_too_many_damaged_folds_are_named(image: Image, run: Invoke, unpacked_model: Path) -> None:
     for fold in (0, 2, 4):
         truncate(unpacked_model / task_of(image) / f"fold_{fold}.safetensors")
@@ -285,7 +315,7 @@ def test_too_many_damaged_folds_are_named(image: Image, run: Invoke, unpacked_mo
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("image", SHORT, indirect=True)
+@faulty(SHORT, "the uploaded model's archive is cut short", "the runner's own error; nothing uploaded, no process left")
 def test_a_truncated_model_archive_is_refused_by_the_runner(
     image: Image, run: Invoke, packed: Callable[[str], Path], tmp_path: Path
 ) -> None:

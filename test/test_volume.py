@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from matrix import saw
 from pantherseg.errors import InputError, OutputError
 from pantherseg.volume import (
     Box,
@@ -31,6 +32,7 @@ from pantherseg.volume import (
 )
 
 SHAPE = (4, 5, 7)
+NOTED = "the volume with these set to its minimum, and an event"
 Direction = tuple[Triple, Triple, Triple]
 
 
@@ -230,12 +232,24 @@ def test_an_array_needs_the_grids_shape() -> None:
         Volume(np.zeros((1, 2, 3)), GRID)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -1e300])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(np.nan, marks=pytest.mark.fault("inputs", "a few voxels are NaN", NOTED)),
+        pytest.param(np.inf, marks=pytest.mark.fault("inputs", "a few voxels are infinite", NOTED)),
+        -np.inf,
+        pytest.param(
+            1e300, marks=pytest.mark.fault("inputs", "a few voxels are too large for what is computed", NOTED)
+        ),
+        -1e300,
+    ],
+)
 def test_few_values_that_are_no_numbers_become_the_minimum(tmp_path: Path, value: float) -> None:
     array = np.linspace(-7, 50, 1000).reshape(10, 10, 10)
     array[2, 3, 4] = array[9, 9, 9] = value
     write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / "a.mha")
     image, events = read_image(tmp_path / "a.mha")
+    saw(events)
     assert [event.code for event in events] == ["non_finite_voxels"]
     assert events[0].message.startswith("2 NaN or infinite")
     assert image.array.dtype == np.float32
@@ -254,19 +268,23 @@ def test_one_percent_of_nan_is_the_limit(tmp_path: Path) -> None:
         read_image(tmp_path / "a.nrrd")
 
 
+@pytest.mark.fault("inputs", "every voxel has the same value", "the volume, and an event")
 def test_a_constant_image_is_told(tmp_path: Path) -> None:
     write_volume(Volume(np.full(SHAPE, 3, np.int16), GRID), tmp_path / "a.mha")
     image, events = read_image(tmp_path / "a.mha")
     assert (image.array == 3).all()
+    saw(events)
     assert [(event.code, event.message) for event in events] == [("constant_image", "every voxel has the value 3")]
 
 
+@pytest.mark.fault("inputs", "a fourth axis of length 1", "the volume without it, and an event")
 def test_a_fourth_axis_of_length_one_is_dropped(tmp_path: Path) -> None:
     image = sitk.JoinSeries([to_itk(counting(GRID))])
     sitk.WriteImage(image, str(tmp_path / "a.mha"), useCompression=True)
     volume, events = read_image(tmp_path / "a.mha")
     assert np.array_equal(volume.array, counting(GRID).array)
     assert volume.grid.difference(GRID) == ""
+    saw(events)
     assert [event.code for event in events] == ["fourth_axis_dropped"]
 
 

@@ -27,6 +27,7 @@ from click.testing import CliRunner, Result
 from mrsegmentator.config import MODEL_REGISTRY
 
 from conftest import SmallDisk, one_line_about
+from matrix import ended, quoted, saw
 from pantherseg.bundle import DATASET, PLANS, open_bundle
 from pantherseg.cli import main as pantherseg
 from pantherseg.errors import DownloadError, ModelError, OutputError, PantherSegError, RecipeError
@@ -272,6 +273,7 @@ def with_eight_classes(demo_folder: ModelFolder, tmp_path: Path) -> ModelFolder:
     return open_model_folder(target)
 
 
+@pytest.mark.fault("downloads", "a localizer that knows no pancreas", "an error; the download is kept, no model placed")
 def test_a_model_without_the_label_that_its_role_needs_is_not_placed(
     client: Client, server: Served, demo_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +338,7 @@ def test_a_link_in_its_place_is_left_alone_before_anything_is_downloaded(
     assert (tmp_path / "task1").is_symlink()
 
 
+@pytest.mark.fault("downloads", "other weights come than the first time", "an error that says so; no model placed")
 def test_other_bytes_than_once_are_refused(
     client: Client, server: Served, zenodo: str, demo_folder: ModelFolder, tmp_path: Path
 ) -> None:
@@ -399,6 +402,7 @@ def test_a_file_may_have_any_plain_name(
     assert (tmp_path / "task1" / "manifest.json").is_file()
 
 
+@pytest.mark.fault("downloads", "the archive of another model", "an error that names both; no model placed")
 def test_the_model_of_another_entry_is_refused(client: Client, zenodo: str, tmp_path: Path) -> None:
     archive = tmp_path / ".fetch" / "winner-task2" / "Dataset901_PANTHER.zip"
     text = refused(
@@ -453,20 +457,46 @@ def damaged(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("make", "found"),
     [
-        (lambda files: zipped({**files, "../evil": b"-"}), "'../evil'"),
+        pytest.param(
+            lambda files: zipped({**files, "../evil": b"-"}),
+            "'../evil'",
+            marks=pytest.mark.fault(
+                "downloads", "an archive with a file that lands outside", "an error that names it; no model placed"
+            ),
+            id="outside",
+        ),
         (lambda files: zipped({**files, "/tmp/evil": b"-"}), "'/tmp/evil'"),
         (lambda files: tarred({**files, "a/../../evil": b"-"}), "'a/../../evil'"),
         (lambda files: tarred({**files, "/evil": b"-"}), "'/evil'"),
-        (with_link, "a link or device"),
+        pytest.param(
+            with_link,
+            "a link or device",
+            marks=pytest.mark.fault("downloads", "an archive with a link", "an error that names it; no model placed"),
+            id="link",
+        ),
         (lambda files: tar_with(files, "l", tarfile.SYMTYPE, "/etc"), "a link or device ('l')"),
         (lambda files: tar_with(files, "l", tarfile.LNKTYPE, "plans.json"), "a link or device ('l')"),
         (lambda files: tar_with(files, "l", tarfile.CHRTYPE), "a link or device ('l')"),
-        (lambda files: deflated(bomb(files)), "found more"),
+        pytest.param(
+            lambda files: deflated(bomb(files)),
+            "found more",
+            marks=pytest.mark.fault(
+                "downloads",
+                "an archive of few bytes that expands without end",
+                "an error that names it; no model placed",
+            ),
+            id="end",
+        ),
         (lambda files: tarred(bomb(files)), "found more"),
         (lambda files: zipped({**files, "./a": b"-", "a": b"-"}), "twice"),
         (lambda files: b"<!doctype html><title>Log in</title>", "beginning with b'<!doctype html>"),
         (lambda files: b"", "0 bytes beginning with"),
-        (lambda files: tarred(files)[:-3000], "EOFError"),
+        pytest.param(
+            lambda files: tarred(files)[:-3000],
+            "EOFError",
+            marks=pytest.mark.fault("downloads", "an archive cut short", "an error that names it; no model placed"),
+            id="short",
+        ),
         (lambda files: zipped(files).replace(b"weights", b"wEIGHTS"), "BadZipFile"),
         (lambda files: damaged(tarred(files, "w:bz2")), "a sound archive"),
         (lambda files: damaged(tarred(files, "w:gz")), "a sound archive"),
@@ -519,6 +549,9 @@ class Bomb:
         return os.system, (f"touch '{self.target}'",)
 
 
+@pytest.mark.fault(
+    "downloads", "a checkpoint of {name} has code in it", "an error; the code is not run, no model placed"
+)
 @pytest.mark.parametrize("name", ["winner-task1", "panc-ct-multitalent-v2", "baseline-task1"])
 def test_code_in_a_checkpoint_is_refused_and_not_run(
     client: Client, server: Served, demo_folder: ModelFolder, tmp_path: Path, name: str
@@ -532,8 +565,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     pages = {f"checkpoint_best_PantherTask1_fold_{fold}.pth": Page(evil) for fold in range(3)}
     server.record(15211865, pages)
     zenodo = server.record(RECORD, {"Dataset901.zip": Page(archive), "PancCT.zip": Page(archive)})
-    with pytest.raises(ModelError, match="asks for code to be run on loading and was refused"):
+    with pytest.raises(ModelError, match="asks for code to be run on loading and was refused") as caught:
         get(client, name, root, zenodo=zenodo)
+    saw(caught.value)
     assert not ran.exists()
     assert snapshot(root) == {}
 
@@ -631,6 +665,7 @@ def test_a_package_that_is_missing_is_named(
     assert run("weights", "list", "--to", tmp_path).exit_code == 0
 
 
+@pytest.mark.fault("downloads", "two fetches of a model at a time", "an error from the second; the first goes on")
 def test_two_fetches_do_not_meet(client: Client, zenodo: str, tmp_path: Path) -> None:
     first = fetch(named(ZOO_ENTRIES, "winner-task1"), tmp_path, zoo=ZOO_ENTRIES, client=client, zenodo=zenodo)
     next(first)
@@ -665,6 +700,11 @@ def test_only_one_holds_the_lock(tmp_path: Path) -> None:
         assert process.returncode == 0
 
 
+@pytest.mark.fault(
+    "downloads",
+    "the disk fails when the model is placed; then it does not",
+    "an error, and nothing placed; then the model, with nothing downloaded again",
+)
 def test_an_interrupted_placement_is_made_up_for_without_a_download(
     client: Client, server: Served, zenodo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -677,8 +717,9 @@ def test_an_interrupted_placement_is_made_up_for_without_a_download(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", fail)
-        with pytest.raises(OutputError, match=r"task1: expected to place a model, found Input/output error"):
+        with pytest.raises(OutputError, match=r"task1: expected to place a model, found Input/output error") as caught:
             get(client, "winner-task1", tmp_path, zenodo=zenodo)
+        saw(caught.value)
     assert snapshot(tmp_path) == {}, "no record of what is not there"
     assert run("weights", "verify", "--to", tmp_path).exit_code == 0
     get(client, "winner-task1", tmp_path, zenodo=zenodo)
@@ -686,6 +727,11 @@ def test_an_interrupted_placement_is_made_up_for_without_a_download(
     assert len(server.pages[f"/api/records/{RECORD}/files/Dataset901_PANTHER.zip/content"].asked) == 1
 
 
+@pytest.mark.fault(
+    "downloads",
+    "no room to unpack an archive; then there is",
+    "an error that says how much is wanted; then the model, with nothing downloaded again",
+)
 def test_a_disk_without_room_to_unpack_is_named_and_the_download_kept(
     client: Client, server: Served, zenodo: str, winner: bytes, small_disk: SmallDisk
 ) -> None:
@@ -826,6 +872,11 @@ def test_weights_at_an_address(client: Client, server: Served, winner: bytes, tm
     assert (state.present, state.size) == (True, len(winner))
 
 
+@pytest.mark.fault(
+    "downloads",
+    "SIGKILL twice while weights come, and once while they are packed",
+    "nothing placed; then the model, from where it ended",
+)
 @pytest.mark.slow
 def test_a_fetch_that_is_killed_at_any_time_goes_on_later(
     server: Served, zenodo: str, winner: bytes, tmp_path: Path
@@ -858,6 +909,7 @@ def test_a_fetch_that_is_killed_at_any_time_goes_on_later(
     assert snapshot(root) == {}
     asked = len(page.asked)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    saw(f"after three kills: {ended(done.returncode, done.stderr)}, {quoted(done.stdout.splitlines()[-1])}")
     assert done.returncode == 0, done.stderr
     assert len(page.asked) == asked == 3, "each went on where the one before ended, the last without a download"
     offsets = [int((span or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for span in page.asked]
