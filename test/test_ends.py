@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from conftest import CopiedBundle, SmallDisk
+from matrix import ended, saw
 from pantherseg.bundle import MANIFEST
 from pantherseg.grand_challenge.check import check_output
 from pantherseg.house import ROOT, task_recipe
@@ -66,10 +67,13 @@ class Job:
         ] == []
         (mask,) = (self.output / PLACE).iterdir()
         assert read_labels(mask).array.any()
+        saw(f"a mask of {np.count_nonzero(read_labels(mask).array)} voxels")
 
     def check_nothing_is_named(self) -> None:
         """Check that no file but hidden ones is there."""
-        assert [path for path in self.output.rglob("*") if path.is_file() and not path.name.startswith(".")] == []
+        named = [path for path in self.output.rglob("*") if path.is_file() and not path.name.startswith(".")]
+        saw(f"{len(named)} files in the output folder")
+        assert named == []
 
 
 @pytest.fixture
@@ -138,6 +142,7 @@ def run(
         check=False,
         timeout=PATIENCE_SECONDS,
     )
+    saw(ended(done.returncode, (done.stderr or b"").decode("utf-8", errors="replace")))
     return End(done.returncode, done.stderr or b"")
 
 
@@ -172,9 +177,13 @@ class Started:
         assert self.process.returncode == -number
         with pytest.raises(ProcessLookupError):
             os.killpg(self.process.pid, 0)
+        saw(f"ended by {number.name}, and no process left")
 
 
 @pytest.mark.slow
+@pytest.mark.fault(
+    "ends", "signal {number} while networks run; then another run", "an end at once, nothing half-written; then a mask"
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_it_at_once_and_the_next_run_succeeds(job: Job, number: signal.Signals) -> None:
     started = Started(job.command())
@@ -186,6 +195,11 @@ def test_a_signal_ends_it_at_once_and_the_next_run_succeeds(job: Job, number: si
 
 
 @pytest.mark.slow
+@pytest.mark.fault(
+    "ends",
+    "signal {number} while models are packed; then another run",
+    "an end at once, nothing half-written; then a mask, and the remains removed",
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_while_it_packs_leaves_only_what_the_next_run_removes(
     job: Job, raw_models: Path, number: signal.Signals, tmp_path: Path
@@ -202,6 +216,9 @@ def test_a_signal_while_it_packs_leaves_only_what_the_next_run_removes(
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "ends", "SIGTERM while `pantherseg predict` runs, Task {task}", "an end at once, and no process left"
+)
 @pytest.mark.parametrize("task", [1, 2])
 def test_predict_ends_at_once_too(job: Job, tmp_path: Path, task: int) -> None:
     (volume,) = (job.input / "images" / SOCKETS.input).iterdir()
@@ -219,13 +236,26 @@ def fill(disk: Path, *, leave: int) -> None:
     (disk / "filled").write_bytes(bytes(free.f_bavail * free.f_bsize - leave))
 
 
-@pytest.mark.parametrize(("leave", "named"), [(0, PLACE), (4096, "results.json")])
+@pytest.mark.parametrize(
+    ("leave", "named"),
+    [
+        pytest.param(
+            *(0, PLACE),
+            marks=pytest.mark.fault("ends", "the output's disk is full", "an error that names the file, and no file"),
+        ),
+        pytest.param(
+            *(4096, "results.json"),
+            marks=pytest.mark.fault("ends", "the disk has room for the mask, but not for the report", "likewise"),
+        ),
+    ],
+)
 def test_a_full_disk(job: Job, small_disk: SmallDisk, leave: int, named: str) -> None:
     disk = small_disk(1 << 20)
     job.output = disk / "output"
     (job.output / PLACE).mkdir(parents=True)
     fill(disk, leave=leave)
     run(job.command()).check_is_error(job.output, named)
+    job.check_nothing_is_named()
     assert [path for path in job.output.rglob("*") if path.is_file()] == []
 
 
@@ -233,11 +263,18 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
 
+@pytest.mark.fault("ends", "no file may be larger than 100 bytes", "an error that names the file, and no file")
 def test_a_limit_on_files(job: Job) -> None:
     run(job.command(), preexec=limit_files).check_is_error(job.output)
+    job.check_nothing_is_named()
     assert [path for path in job.output.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.fault(
+    "ends",
+    "the disk for temporary files is full, and a raw nnU-Net folder is to be packed",
+    "an error that says so, and no file",
+)
 def test_a_full_disk_for_temporary_files(job: Job, raw_models: Path, small_disk: SmallDisk) -> None:
     disk = small_disk(1 << 20)
     run(job.command(models=raw_models), environment={"TMPDIR": str(disk)}).check_is_error("No space left")
@@ -245,6 +282,7 @@ def test_a_full_disk_for_temporary_files(job: Job, raw_models: Path, small_disk:
     assert list(disk.iterdir()) == []
 
 
+@pytest.mark.fault("ends", "the output folder is read-only", "an error that says so")
 @ROOT_ONLY
 def test_an_output_that_is_read_only(job: Job, small_disk: SmallDisk) -> None:
     job.output = small_disk(1 << 20)
@@ -257,7 +295,18 @@ BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.ge
 
 
 @pytest.mark.skipif(bool(BOUND) and shutil.which(BOUND[0]) is None, reason="no setpriv")
-@pytest.mark.parametrize("part", ["", "images", f"images/{SOCKETS.input}", f"images/{SOCKETS.input}/uuid.mha"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "",
+        "images",
+        f"images/{SOCKETS.input}",
+        pytest.param(
+            f"images/{SOCKETS.input}/uuid.mha",
+            marks=pytest.mark.fault("ends", "a volume that this user may not read", "an error that says so"),
+        ),
+    ],
+)
 def test_a_job_that_this_user_may_not_read(job: Job, part: str) -> None:
     (job.input / part).chmod(0)
     end = run(job.command(*BOUND))
@@ -270,6 +319,7 @@ def test_a_job_that_this_user_may_not_read(job: Job, part: str) -> None:
     job.check_nothing_is_named()
 
 
+@pytest.mark.fault("ends", "the output folder is not this user's", "an error that says so, and no file")
 @pytest.mark.skipif(bool(BOUND) and shutil.which(BOUND[0]) is None, reason="no setpriv")
 def test_an_output_that_this_user_may_not_write_to(job: Job) -> None:
     job.output.chmod(0o555)
@@ -286,6 +336,7 @@ exec "$@"
 """
 
 
+@pytest.mark.fault("ends", "nothing but the output can be written: neither /, /tmp, HOME nor /dev/shm", "a mask")
 @ROOT_ONLY
 def test_nothing_but_the_output_can_be_written(job: Job) -> None:
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
@@ -294,12 +345,38 @@ def test_nothing_but_the_output_can_be_written(job: Job) -> None:
     job.check_is_done()
 
 
+# Run behind `unshare`: a /dev of few devices, as some container engines make it.
+NO_SHARED_MEMORY = """
+mount --make-rprivate / && mount --bind /dev "$1" && mount -t tmpfs none /dev || exit 99
+for device in null zero random urandom; do touch /dev/$device && mount --bind "$1/$device" /dev/$device || exit 99; done
+test -e /dev/shm && exit 99
+shift
+exec "$@"
+"""
+
+
+@ROOT_ONLY
+@pytest.mark.fault("ends", "no /dev/shm", "a mask")
+def test_no_shared_memory(job: Job, tmp_path: Path) -> None:
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
+        pytest.skip("this user may not have mounts of its own")
+    (tmp_path / "dev").mkdir()
+    run(job.command("unshare", "-m", "sh", "-c", NO_SHARED_MEMORY, "sh", tmp_path / "dev")).check_is_success()
+    job.check_is_done()
+
+
 @pytest.mark.parametrize(
     ("environment", "without"),
     [
-        ({}, ["HOME", "USER", "LOGNAME"]),
-        ({"HOME": "/nonexistent", "TMPDIR": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent"}, []),
-        ({"HOME": "/proc", "TMPDIR": "/proc"}, []),
+        pytest.param({}, ["HOME", "USER", "LOGNAME"], marks=pytest.mark.fault("ends", "no HOME and no user", "a mask")),
+        pytest.param(
+            *({"HOME": "/nonexistent", "TMPDIR": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent"}, []),
+            marks=pytest.mark.fault("ends", "a home and a temporary folder that do not exist", "a mask"),
+        ),
+        pytest.param(
+            *({"HOME": "/proc", "TMPDIR": "/proc"}, []),
+            marks=pytest.mark.fault("ends", "a home and a temporary folder where nothing can be written", "a mask"),
+        ),
     ],
 )
 def test_no_home_and_no_temporary_folder(job: Job, environment: dict[str, str], without: list[str]) -> None:
@@ -310,7 +387,22 @@ def test_no_home_and_no_temporary_folder(job: Job, environment: dict[str, str], 
 ASCII_ONLY = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("environment", [ASCII_ONLY, {"LC_ALL": "C.UTF-8"}, {"PYTHONIOENCODING": "latin-1"}])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param(
+            ASCII_ONLY,
+            marks=pytest.mark.fault(
+                "ends", "letters beyond ASCII in every name, in the C locale; then a damaged volume", "a mask; an error"
+            ),
+        ),
+        {"LC_ALL": "C.UTF-8"},
+        pytest.param(
+            {"PYTHONIOENCODING": "latin-1"},
+            marks=pytest.mark.fault("ends", "the same where streams are in Latin-1", "a mask; an error"),
+        ),
+    ],
+)
 def test_letters_beyond_ascii_whatever_the_locale(job: Job, environment: dict[str, str]) -> None:
     job.rename("größe 体積.mha")
     job.models = job.models.rename(job.models.with_name("modèles"))
@@ -325,11 +417,13 @@ def test_letters_beyond_ascii_whatever_the_locale(job: Job, environment: dict[st
     end.check_is_error(".mha", "copy it again")
 
 
+@pytest.mark.fault("ends", "a volume's name that is no text", "an error that shows the name")
 def test_a_name_that_is_not_utf8(job: Job) -> None:
     job.rename("gr\udcf6sse.mha")
     run(job.command()).check_is_error("expected a file name in UTF-8", "gr\\udcf6sse.mha")
 
 
+@pytest.mark.fault("ends", "a volume's name as long as names can be", "a mask, or an error that says so")
 def test_a_name_as_long_as_names_can_be(job: Job) -> None:
     job.rename("体" * 83 + ".mha")
     end = run(job.command())
@@ -340,6 +434,7 @@ def test_a_name_as_long_as_names_can_be(job: Job) -> None:
         job.check_is_done()
 
 
+@pytest.mark.fault("ends", "streams are closed or full ({closed}); then a damaged volume", "a mask; exit code 1")
 @pytest.mark.parametrize(
     "closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full", "2>&- >/dev/full"]
 )
@@ -351,7 +446,18 @@ def test_streams_that_are_closed_or_full(job: Job, closed: str) -> None:
     assert run(command).code == 1
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "unbuffered",
+    [
+        "",
+        pytest.param(
+            "1",
+            marks=pytest.mark.fault(
+                "ends", "nobody reads stderr any more; then a damaged volume", "a mask; exit code 1"
+            ),
+        ),
+    ],
+)
 def test_nobody_reads_stderr(job: Job, unbuffered: str) -> None:
     for code in (0, 1):
         reader, writer = os.pipe()
@@ -375,6 +481,7 @@ def test_predict_with_streams_that_are_closed_or_full(job: Job, tmp_path: Path) 
     assert run(["sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command]).code == 1
 
 
+@pytest.mark.fault("ends", "one CPU", "a mask")
 @pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset")
 def test_one_cpu(job: Job) -> None:
     cpu = min(os.sched_getaffinity(0))
@@ -386,6 +493,7 @@ def faketime_library() -> Path | None:
     return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
+@pytest.mark.fault("time", "the clock jumps back by 2,000 days while a case runs", "a mask, and no duration below 0")
 @pytest.mark.skipif(faketime_library() is None, reason="no faketime")
 def test_a_clock_that_jumps(job: Job, tmp_path: Path) -> None:
     offset = tmp_path / "offset"
@@ -401,9 +509,11 @@ def test_a_clock_that_jumps(job: Job, tmp_path: Path) -> None:
     started.wait_for_line(b"models ")
     offset.write_text("-1000d")
     started.process.communicate(timeout=PATIENCE_SECONDS)
+    saw(ended(started.process.returncode, ""))
     assert started.process.returncode == 0
     job.check_is_done()
     seconds = json.loads((job.output / "results.json").read_text())["seconds"]
+    saw(f"{sum(value < 0 for value in seconds.values())} durations below 0")
     assert all(0 <= value <= time.monotonic() - began for value in seconds.values())
 
 

@@ -1,0 +1,77 @@
+"""Volumes that no scanner makes, on a job's whole way: each gets a mask that the platform takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from matrix import saw
+from pantherseg.grand_challenge import main as entry_point
+from pantherseg.grand_challenge.check import check_output
+from pantherseg.house import DEMO_WEIGHTS, task_recipe
+from pantherseg.recipe import load_recipe
+from pantherseg.volume import Grid, Volume, read_labels, write_volume
+
+SHAPE = (16, 40, 48)
+SPACING = (5.0, 3.0, 3.0)
+# Two rotations after each other, and a reflection.
+OBLIQUE = ((0.6, -0.64, 0.48), (0.8, 0.48, -0.36), (0.0, 0.6, 0.8))
+MIRRORED = tuple(tuple(-value if column == 1 else value for column, value in enumerate(row)) for row in OBLIQUE)
+
+
+def noise(shape: tuple[int, ...] = SHAPE) -> NDArray[np.float64]:
+    return np.random.default_rng(0).normal(100, 20, shape)
+
+
+def one_bright_voxel() -> NDArray[np.float64]:
+    array = np.zeros(SHAPE)
+    array[8, 20, 24] = 1000
+    return array
+
+
+def orders_of_magnitude() -> NDArray[np.float64]:
+    return np.float64(10) ** np.random.default_rng(0).uniform(0, 13, SHAPE)
+
+
+def volume(array: NDArray[np.float64], spacing: tuple[float, float, float] = SPACING, **grid: object) -> Volume:
+    return Volume(array.astype(np.float32), Grid(array.shape, spacing, **grid))  # type: ignore[arg-type]
+
+
+VOLUMES = {
+    "a single voxel": volume(noise((1, 1, 1))),
+    "a volume one voxel wide along z": volume(noise((1, 40, 48))),
+    "a volume one voxel wide along y": volume(noise((16, 1, 48))),
+    "a volume one voxel wide along x": volume(noise((16, 40, 1))),
+    "one bright voxel in nothing": volume(one_bright_voxel()),
+    "values over 13 orders of magnitude": volume(orders_of_magnitude()),
+    "denormal values": volume(noise() * 1e-42),
+    "values up to 1e14": volume(noise() * 1e12),
+    "negative values": volume(-noise()),
+    "oblique axes": volume(noise(), direction=OBLIQUE),
+    "oblique and mirrored axes": volume(noise(), direction=MIRRORED),
+    "voxels of 0.001 mm": volume(noise(), (0.001, 0.001, 0.001)),
+    "voxels of 0.01x0.01x500 mm": volume(noise((4, 40, 48)), (500.0, 0.01, 0.01)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.fault("inputs", "{name}, a whole job of Task {task}", "a mask that the platform takes")
+@pytest.mark.parametrize("task", [1, 2])
+@pytest.mark.parametrize("name", VOLUMES)
+def test_a_volume_that_no_scanner_makes_gets_its_mask(
+    tmp_path: Path, name: str, task: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(task_recipe(task))
+    job, output = tmp_path / "input", tmp_path / "output"
+    write_volume(VOLUMES[name], job / "images" / recipe.sockets.input / "uuid.mha")
+    options = ["--input", str(job), "--output", str(output), "--model", str(DEMO_WEIGHTS)]
+    code = entry_point(task_recipe(task), options)
+    assert code == 0, capsys.readouterr().err
+    assert [verdict.as_line() for verdict in check_output(output, recipe.sockets, job=job) if not verdict.kept] == []
+    (mask,) = output.rglob("*.mha")
+    events = [event["code"] for event in json.loads((output / "results.json").read_text())["events"]]
+    saw(f"a mask of {np.count_nonzero(read_labels(mask).array)} of {VOLUMES[name].array.size} voxels", events)
