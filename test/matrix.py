@@ -42,7 +42,7 @@ HEAD = """\
 
 Whatever is wrong with a volume, a model, a machine or the time, a case ends in one of two ways: with a valid mask, and
 an event with a name in `results.json` and in the log for everything that was left out; or with an error whose last line
-says where, what was expected and what was found, and with nothing in the output folder.
+says where, what was expected and what was found, and with no result in the output folder.
 
 Each row below is a test that does it. What came out is what the test has seen: exit codes, last lines, events, masks.
 This page is written by
@@ -51,12 +51,12 @@ This page is written by
 
 as root where Docker answers, the images are built and `gcc`, `faketime` and Python 3.12 are there. A row whose test
 failed or was not run says so, and `test/test_matrix.py` takes no page with such a row, nor one whose rows are not the
-marked tests. Folders of this machine and of the test are left out of paths; ports, checksums and durations are `…`.
-The masks are those of the demo models, and voxels at their borders may differ between kinds of CPUs.
+marked tests. Folders of this machine and of the test are left out of paths; ports, dates, checksums and durations are
+`…`. The masks are those of the demo models, and voxels at their borders may differ between kinds of CPUs.
 """
 COLUMNS = ("what is done", "what must come out", "what came out", "test")
 # Of one thing seen, and of things in a row.
-SHOWN_CHARACTERS, SHOWN_THINGS = 260, 5
+SHOWN_CHARACTERS, SHOWN_THINGS = 240, 4
 FAILED, NOT_RUN = "**failed**", "**not run**"
 # What differs from run to run or from machine to machine, and what stands for it.
 DIFFERENT = (
@@ -68,6 +68,7 @@ DIFFERENT = (
     (r"\b[0-9a-f]{32,}\b", "…"),
     (r"\b0x[0-9a-f]{6,}", "0x…"),
     (r"\b\d+\.\d+ s\b", "… s"),
+    (r"\b20\d\d-\d\d-\d\d\b", "…"),
 )
 
 _seen: list[str] = []
@@ -143,9 +144,9 @@ class Row:
         if len(marks) > 1 or marks[0].kwargs or len(words) != 3 or words[0] not in SUBJECTS:
             subjects = ", ".join(SUBJECTS)
             raise pytest.UsageError(f"{item.nodeid}: expected one fault(subject, done, must), subjects: {subjects}")
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        named = {name: _name_of(value) for name, value in parameters.items()}
-        named["id"] = item.callspec.id if parameters else ""
+        named = {}
+        if (callspec := getattr(item, "callspec", None)) is not None:
+            named = {"id": callspec.id} | {name: _name_of(value) for name, value in callspec.params.items()}
         done, must = (text.format_map(named) for text in words[1:])
         return cls(words[0], done, must, item.nodeid.removeprefix("test/"))
 
@@ -156,13 +157,15 @@ class Row:
 
 
 def page(rows: Iterable[Row]) -> str:
-    """Return the page: a table for each subject, rows in the order of the tests."""
-    parts, rows = [HEAD], list(rows)
+    """Return the page: what is in it, then a table for each subject, rows in the order of the tests."""
+    contents, tables, rows = [], [], list(rows)
     for subject, title in SUBJECTS.items():
         lines = [row.as_line() for row in rows if row.subject == subject]
         if lines:
-            parts.append("\n".join([f"## {title}", "", f"| {' | '.join(COLUMNS)} |", "|---" * 4 + "|", *lines]) + "\n")
-    return "\n".join(parts)
+            contents.append(f"- {title}: {len(lines)} rows")
+            head = [f"## {title}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+            tables.append("\n".join([*head, *lines]) + "\n")
+    return "\n".join([HEAD, *contents, "", *tables])
 
 
 @dataclass
@@ -188,7 +191,7 @@ class Matrix:
             reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             row.came_out = f"{NOT_RUN}: {quoted(reason.removeprefix('Skipped: '))}"
         elif report.when == "call":
-            row.came_out = dict(report.user_properties)["came out"]
+            row.came_out = str(dict(report.user_properties)["came out"])
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write the page and say how many rows it has."""
@@ -225,7 +228,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     if not _seen:
         pytest.fail("expected saw(...) in a test marked `fault`, found none")
     seen = list(dict.fromkeys(_seen))
-    if getattr(item.obj, "is_hypothesis_test", False):
+    if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
         seen.sort()  # the examples come in any order
     more = [f"and {len(seen) - SHOWN_THINGS} more"] if len(seen) > SHOWN_THINGS else []
     item.user_properties.append(("came out", "; ".join(seen[:SHOWN_THINGS] + more)))

@@ -182,7 +182,7 @@ class Started:
 
 @pytest.mark.slow
 @pytest.mark.fault(
-    "ends", "signal {number} while networks run; then another run", "an end at once, nothing half-written; then a mask"
+    "ends", "{number} while networks run; then another run", "an end at once, nothing half-written; then a mask"
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_it_at_once_and_the_next_run_succeeds(job: Job, number: signal.Signals) -> None:
@@ -197,7 +197,7 @@ def test_a_signal_ends_it_at_once_and_the_next_run_succeeds(job: Job, number: si
 @pytest.mark.slow
 @pytest.mark.fault(
     "ends",
-    "signal {number} while models are packed; then another run",
+    "{number} while models are packed; then another run",
     "an end at once, nothing half-written; then a mask, and the remains removed",
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -245,7 +245,11 @@ def fill(disk: Path, *, leave: int) -> None:
         ),
         pytest.param(
             *(4096, "results.json"),
-            marks=pytest.mark.fault("ends", "the disk has room for the mask, but not for the report", "likewise"),
+            marks=pytest.mark.fault(
+                "ends",
+                "the disk has room for the mask, but not for the report",
+                "an error that names the report, and no file",
+            ),
         ),
     ],
 )
@@ -399,7 +403,11 @@ ASCII_ONLY = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PY
         {"LC_ALL": "C.UTF-8"},
         pytest.param(
             {"PYTHONIOENCODING": "latin-1"},
-            marks=pytest.mark.fault("ends", "the same where streams are in Latin-1", "a mask; an error"),
+            marks=pytest.mark.fault(
+                "ends",
+                "letters beyond ASCII in every name, streams in Latin-1; then a damaged volume",
+                "a mask; an error",
+            ),
         ),
     ],
 )
@@ -434,7 +442,7 @@ def test_a_name_as_long_as_names_can_be(job: Job) -> None:
         job.check_is_done()
 
 
-@pytest.mark.fault("ends", "streams are closed or full ({closed}); then a damaged volume", "a mask; exit code 1")
+@pytest.mark.fault("ends", "streams are closed or full, as by `{closed}`; then a damaged volume", "a mask; exit code 1")
 @pytest.mark.parametrize(
     "closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full", "2>&- >/dev/full"]
 )

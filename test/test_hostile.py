@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +29,9 @@ def noise(shape: tuple[int, ...] = SHAPE) -> NDArray[np.float64]:
     return np.random.default_rng(0).normal(100, 20, shape)
 
 
-def one_bright_voxel() -> NDArray[np.float64]:
-    array = np.zeros(SHAPE)
-    array[8, 20, 24] = 1000
+def one_bright_voxel(shape: tuple[int, ...] = SHAPE) -> NDArray[np.float32]:
+    array = np.zeros(shape, np.float32)
+    array[tuple(side // 2 for side in shape)] = 1000
     return array
 
 
@@ -37,41 +39,46 @@ def orders_of_magnitude() -> NDArray[np.float64]:
     return np.float64(10) ** np.random.default_rng(0).uniform(0, 13, SHAPE)
 
 
-def volume(array: NDArray[np.float64], spacing: tuple[float, float, float] = SPACING, **grid: object) -> Volume:
-    return Volume(array.astype(np.float32), Grid(array.shape, spacing, **grid))  # type: ignore[arg-type]
+def volume(array: NDArray[Any], spacing: tuple[float, float, float] = SPACING, **grid: Any) -> Volume:
+    return Volume(array.astype(np.float32), Grid(array.shape, spacing, **grid))
 
 
-VOLUMES = {
-    "a single voxel": volume(noise((1, 1, 1))),
-    "a volume one voxel wide along z": volume(noise((1, 40, 48))),
-    "a volume one voxel wide along y": volume(noise((16, 1, 48))),
-    "a volume one voxel wide along x": volume(noise((16, 40, 1))),
-    "one bright voxel in nothing": volume(one_bright_voxel()),
-    "values over 13 orders of magnitude": volume(orders_of_magnitude()),
-    "denormal values": volume(noise() * 1e-42),
-    "values up to 1e14": volume(noise() * 1e12),
-    "negative values": volume(-noise()),
-    "oblique axes": volume(noise(), direction=OBLIQUE),
-    "oblique and mirrored axes": volume(noise(), direction=MIRRORED),
-    "voxels of 0.001 mm": volume(noise(), (0.001, 0.001, 0.001)),
-    "voxels of 0.01x0.01x500 mm": volume(noise((4, 40, 48)), (500.0, 0.01, 0.01)),
+VOLUMES: dict[str, Callable[[], Volume]] = {
+    "a single voxel": lambda: volume(noise((1, 1, 1))),
+    "a volume one voxel wide along z": lambda: volume(noise((1, 40, 48))),
+    "a volume one voxel wide along y": lambda: volume(noise((16, 1, 48))),
+    "a volume one voxel wide along x": lambda: volume(noise((16, 40, 1))),
+    "one bright voxel in nothing": lambda: volume(one_bright_voxel()),
+    "values over 13 orders of magnitude": lambda: volume(orders_of_magnitude()),
+    "denormal values": lambda: volume(noise() * 1e-42),
+    "values up to 1e14": lambda: volume(noise() * 1e12),
+    "negative values": lambda: volume(-noise()),
+    "oblique axes": lambda: volume(noise(), direction=OBLIQUE),
+    "oblique and mirrored axes": lambda: volume(noise(), direction=MIRRORED),
+    "voxels of 0.001 mm": lambda: volume(noise(), (0.001, 0.001, 0.001)),
+    "voxels of 0.01x0.01x100 mm": lambda: volume(noise((4, 40, 48)), (100.0, 0.01, 0.01)),
+    "10,000x10,000x1 voxels": lambda: volume(one_bright_voxel((1, 10_000, 10_000)), (5.0, 0.03, 0.03)),
 }
+TAKES_LONG = [name for name in VOLUMES if name.startswith("10,000")]
 
 
 @pytest.mark.slow
 @pytest.mark.fault("inputs", "{name}, a whole job of Task {task}", "a mask that the platform takes")
 @pytest.mark.parametrize("task", [1, 2])
-@pytest.mark.parametrize("name", VOLUMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in TAKES_LONG else name for name in VOLUMES]
+)
 def test_a_volume_that_no_scanner_makes_gets_its_mask(
     tmp_path: Path, name: str, task: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = load_recipe(task_recipe(task))
     job, output = tmp_path / "input", tmp_path / "output"
-    write_volume(VOLUMES[name], job / "images" / recipe.sockets.input / "uuid.mha")
+    given = VOLUMES[name]()
+    write_volume(given, job / "images" / recipe.sockets.input / "uuid.mha")
     options = ["--input", str(job), "--output", str(output), "--model", str(DEMO_WEIGHTS)]
     code = entry_point(task_recipe(task), options)
     assert code == 0, capsys.readouterr().err
     assert [verdict.as_line() for verdict in check_output(output, recipe.sockets, job=job) if not verdict.kept] == []
     (mask,) = output.rglob("*.mha")
     events = [event["code"] for event in json.loads((output / "results.json").read_text())["events"]]
-    saw(f"a mask of {np.count_nonzero(read_labels(mask).array)} of {VOLUMES[name].array.size} voxels", events)
+    saw(f"a mask of {np.count_nonzero(read_labels(mask).array)} of {given.array.size} voxels", events)

@@ -121,7 +121,9 @@ def zenodo(server: Served, winner: bytes, demo_folder: ModelFolder) -> str:
 
 
 def get(client: Client, name: str, root: Path, **options: Any) -> list[str]:
-    return list(fetch(named(ZOO_ENTRIES, name), root, zoo=ZOO_ENTRIES, client=client, **options))
+    lines = list(fetch(named(ZOO_ENTRIES, name), root, zoo=ZOO_ENTRIES, client=client, **options))
+    saw(quoted(lines[-1]))
+    return lines
 
 
 def refused(where: object, kind: type[PantherSegError], client: Client, name: str, root: Path, **options: Any) -> str:
@@ -672,7 +674,8 @@ def test_two_fetches_do_not_meet(client: Client, zenodo: str, tmp_path: Path) ->
     lock = tmp_path / ".fetch" / "task1.lock"
     for name in ("winner-task1", "baseline-task1"):
         assert "one that is running" in refused(lock, OutputError, client, name, tmp_path, zenodo=zenodo)
-    assert list(first)[-1].endswith(f"of {BEST}, labels 1 tumour, 2 pancreas")
+    saw(quoted(last := list(first)[-1]))
+    assert last.endswith(f"of {BEST}, labels 1 tumour, 2 pancreas")
 
 
 HOLD = """
