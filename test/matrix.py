@@ -5,7 +5,7 @@
 is a row: its subject, what is done, what must come out. `{name}` in it is the test's parameter of that name, `{id}`
 what stands in brackets behind the test's name.
 What came out is what the test gives to `saw`, often through a helper that it uses anyway; a marked test that gives
-nothing fails. `pytest --matrix PAGE` runs the marked tests, every one of them and no other, and writes PAGE.
+nothing fails. `pytest --matrix` runs the marked tests, every one of them and no other, and writes docs/reliability.md.
 
 PYTEST_DONT_REWRITE: conftest imports this before pytest does, and it asserts nothing.
 """
@@ -24,6 +24,7 @@ from pantherseg.errors import Event, PantherSegError, printable
 from pantherseg.house import ROOT
 from pantherseg.pipeline import Segmentation
 
+PAGE = ROOT / "docs" / "reliability.md"
 # The subjects of marks, in the page's order.
 SUBJECTS = {
     "inputs": "Volumes",
@@ -47,7 +48,7 @@ says where, what was expected and what was found, and with no result in the outp
 Each row below is a test that does it. What came out is what the test has seen: exit codes, last lines, events, masks.
 This page is written by
 
-    .venv/bin/python -m pytest --matrix docs/reliability.md
+    .venv/bin/python -m pytest --matrix
 
 as root where Docker answers, the images are built and `gcc`, `faketime` and Python 3.12 are there. A row whose test
 failed or was not run says so, and `test/test_matrix.py` takes no page with such a row, nor one whose rows are not the
@@ -203,7 +204,8 @@ class Matrix:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that writes the page."""
-    parser.addoption("--matrix", type=Path, metavar="PAGE", help="run the tests marked `fault` and write their table")
+    text = "run the tests marked `fault` and write their table, to docs/reliability.md or with = elsewhere"
+    parser.addoption("--matrix", nargs="?", const=PAGE, type=Path, metavar="PAGE", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:

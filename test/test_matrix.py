@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from matrix import COLUMNS, FAILED, NOT_RUN, Row, page
+from matrix import COLUMNS, FAILED, NOT_RUN, PAGE, Row, page
 from pantherseg.house import ROOT
 
-PAGE = ROOT / "docs" / "reliability.md"
 LEAST_ROWS = 60
 CAME_OUT = COLUMNS.index("what came out")
 
@@ -23,14 +22,14 @@ def rows_of(text: str) -> list[list[str]]:
     return [re.split(r"(?<!\\) \| ", line[2:-2]) for line in lines]
 
 
-def pytest_in(folder: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, options)]
+def pytest_in(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_the_page_is_of_the_marked_tests(tmp_path: Path) -> None:
     made = tmp_path / "page.md"
-    done = pytest_in(ROOT, "--collect-only", "--matrix", made)
+    done = pytest_in(ROOT, "--collect-only", f"--matrix={made}")
     assert done.returncode == 0, done.stdout
     expected, found = rows_of(made.read_text(encoding="utf-8")), rows_of(PAGE.read_text(encoding="utf-8"))
     assert all(len(row) == len(COLUMNS) for row in found)
@@ -38,7 +37,7 @@ def test_the_page_is_of_the_marked_tests(tmp_path: Path) -> None:
     assert [row[CAME_OUT] for row in found if row[CAME_OUT].startswith((FAILED, NOT_RUN))] == []
     for row in (*expected, *found):
         del row[CAME_OUT]
-    assert found == expected, "write the page again: pytest --matrix docs/reliability.md"
+    assert found == expected, "write the page again: pytest --matrix"
 
 
 TESTS = """
@@ -88,7 +87,7 @@ def other(tmp_path: Path) -> Path:
 
 def test_every_end_of_a_test_is_shown(other: Path) -> None:
     (other / "test_it.py").write_text(TESTS)
-    done = pytest_in(other, "--matrix", "page.md")
+    done = pytest_in(other, "--matrix=page.md")
     assert done.returncode == 1
     assert "page.md: 5 rows, 2 failed, 1 not run\n" in done.stdout
     rows = rows_of((other / "page.md").read_text(encoding="utf-8"))
@@ -109,7 +108,7 @@ def test_every_end_of_a_test_is_shown(other: Path) -> None:
 @pytest.mark.parametrize("words", ['"inputs", "done"', '"nothing", "done", "must"', '"inputs", "done", must="must"'])
 def test_a_mark_of_another_form_is_refused(other: Path, words: str) -> None:
     (other / "test_it.py").write_text(f"import pytest\n@pytest.mark.fault({words})\ndef test_it(): pass\n")
-    done = pytest_in(other, "--matrix", "page.md")
+    done = pytest_in(other, "--matrix=page.md")
     assert done.returncode != 0
     assert "test_it.py::test_it: expected one fault(subject, done, must)" in done.stdout + done.stderr
     assert pytest_in(other).returncode != 0

@@ -243,7 +243,7 @@ BOMB = 200 << 20
             marks=pytest.mark.fault(
                 "inputs",
                 "a MetaImage of a few bytes expands to 200 MB",
-                "an error, and no more read than the header says",
+                "an error, in little time and memory",
             ),
             id="MetaImage bomb",
         ),
@@ -253,7 +253,7 @@ BOMB = 200 << 20
             marks=pytest.mark.fault(
                 "inputs",
                 "a .nii.gz of a few bytes expands to 200 MB",
-                "an error, and no more read than the header says",
+                "an error, in little time and memory",
             ),
             id="nii.gz bomb",
         ),
@@ -263,7 +263,7 @@ BOMB = 200 << 20
             marks=pytest.mark.fault(
                 "inputs",
                 "an NRRD with gzip of a few bytes expands to 200 MB",
-                "an error, and no more read than the header says",
+                "an error, in little time and memory",
             ),
             id="gzip bomb",
         ),
@@ -273,7 +273,7 @@ BOMB = 200 << 20
             marks=pytest.mark.fault(
                 "inputs",
                 "an NRRD with bzip2 of a few bytes expands to 200 MB",
-                "an error, and no more read than the header says",
+                "an error, in little time and memory",
             ),
             id="bzip2 bomb",
         ),
@@ -289,7 +289,7 @@ def test_data_that_expand_without_end(tmp_path: Path, name: str, make: Callable[
 
 
 @pytest.mark.fault(
-    "inputs", "200 MB follow the voxels of a .nii.gz, in a few bytes", "an error, and no more read than the header says"
+    "inputs", "200 MB follow the voxels of a .nii.gz, in a few bytes", "an error, in little time and memory"
 )
 def test_a_gzip_with_voxels_that_never_end_is_left_early(tmp_path: Path) -> None:
     plain, path = tmp_path / "plain.nii", tmp_path / "a.nii.gz"
