@@ -68,6 +68,8 @@ DIFFERENT = (
     (r"\b\d+ MB free", "… MB free"),
     (r"\b[0-9a-f]{32,}\b", "…"),
     (r"\b0x[0-9a-f]{6,}", "0x…"),
+    # Sizes and first bytes of pickles and zip files are those of torch's release, and paths may be in them.
+    (r"\b\d+ bytes, unreadable, beginning with b'(\\x80|PK)[^']*'", "… bytes, unreadable"),
     (r"\b\d+\.\d+ s\b", "… s"),
     (r"\b20\d\d-\d\d-\d\d\b", "…"),
 )

@@ -71,9 +71,9 @@ class Job:
 
     def check_nothing_is_named(self) -> None:
         """Check that no file but hidden ones is there."""
-        named = [path for path in self.output.rglob("*") if path.is_file() and not path.name.startswith(".")]
-        saw(f"{len(named)} files in the output folder")
-        assert named == []
+        files = [path for path in self.output.rglob("*") if path.is_file()]
+        saw(f"{len(files)} files in the output folder")
+        assert [path for path in files if not path.name.startswith(".")] == []
 
 
 @pytest.fixture
@@ -213,7 +213,9 @@ def test_a_signal_while_it_packs_leaves_only_what_the_next_run_removes(
     assert all(path.name.startswith(".") for path in temporary.iterdir())
     run(job.command(models=raw_models), environment={"TMPDIR": str(temporary)}).check_is_success()
     job.check_is_done()
-    assert list(temporary.iterdir()) == []
+    remains = list(temporary.iterdir())
+    saw(f"{len(remains)} remains")
+    assert remains == []
 
 
 @pytest.mark.fault(

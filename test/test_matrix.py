@@ -27,6 +27,7 @@ def pytest_in(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_page_is_of_the_marked_tests(tmp_path: Path) -> None:
     made = tmp_path / "page.md"
     done = pytest_in(ROOT, "--collect-only", f"--matrix={made}")
