@@ -197,14 +197,18 @@ def test_zeros_in_a_file_are_zeros_and_leave_nothing(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "memory", "no disk has room for sums of logits that find none in memory", "an error that says what is wanted"
+)
 def test_no_room_on_the_disk_is_one_line(small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk(1 << 20)))
     with pytest.raises(DeviceMemoryError, match=r"2 MB on a disk.*found one that is in memory") as caught:
         zeros_in_file((2 << 20,), "uint8")
     one_line_about("temporary folder", caught.value)
     monkeypatch.setattr("pantherseg.arrays.is_in_memory", lambda _: False)
-    with pytest.raises(DeviceMemoryError, match="No space left on device"):
+    with pytest.raises(DeviceMemoryError, match="No space left on device") as caught:
         zeros_in_file((2 << 20,), "uint8")
+    saw(caught.value)
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(DeviceMemoryError, match="No such file or directory"):
         zeros_in_file((2 << 20,), "uint8")
@@ -223,6 +227,7 @@ def places(backend: OpenVinoBackend, bundle: Bundle, shape: tuple[int, ...]) -> 
     ]
 
 
+@pytest.mark.fault("memory", "no network fits into memory", "an error that says how much is wanted and how much free")
 def test_what_fits_into_memory_is_known_beforehand(monkeypatch: pytest.MonkeyPatch, demo: Bundle) -> None:
     backend, shape = OpenVinoBackend(), (20, 100, 100)
     network, sums = backend._network_bytes(demo), on_openvino.sum_bytes(np.zeros((1, *shape), np.float32), demo)
@@ -256,6 +261,9 @@ def noise(shape: tuple[int, int, int]) -> Volume:
     return Volume(array, Grid(shape, (3.0, 2.4, 2.4)))
 
 
+@pytest.mark.fault(
+    "memory", "memory holds a network, but no sums beside it, as is known beforehand", "the same logits, and an event"
+)
 def test_logits_summed_in_a_file_are_the_same(
     monkeypatch: pytest.MonkeyPatch, demo: Bundle, tmp_path: Path, pancreas: Volume
 ) -> None:
@@ -266,6 +274,7 @@ def test_logits_summed_in_a_file_are_the_same(
     assert expected.events == ()
     monkeypatch.setattr(on_openvino, "room_bytes", lambda: predictor.backend._network_bytes(demo))  # type: ignore[attr-defined]
     found = predictor.logits(prepared)
+    saw(found.events, f"{np.count_nonzero(found.values != expected.values)} logits differ")
     assert [event.code for event in found.events] == ["sums_in_file"]
     assert "of memory are wanted" in found.events[0].message
     np.testing.assert_array_equal(found.values, expected.values)
@@ -295,7 +304,9 @@ print([event.code for event in logits.events], np.isfinite(logits.values[0, 0]).
 """
 
 
+@pytest.mark.fault("memory", "sums of logits find no memory on the way", "finite logits, and an event")
 @pytest.mark.slow
 def test_sums_that_find_no_memory_go_on_in_a_file() -> None:
     result = run_with_limit(SUMS, 4000, timeout=300)
+    saw(ended(result.returncode, result.stderr), f"printed {quoted(result.stdout.strip())}")
     assert (result.returncode, result.stdout) == (0, "['sums_in_file'] True\n"), result.stderr

@@ -96,10 +96,12 @@ def test_a_fold_that_cannot_be_used_is_left_out(pancreas: Volume, root: Path, da
 
 
 @pytest.mark.fault(
-    "models", "the first and the last of five folds are damaged", "the mask of the other three, and events"
+    "models",
+    "the first and the fourth checkpoint of five in an nnU-Net folder are {damage}",
+    "the mask of the other three for every case of a run, and events",
 )
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_folds_of_an_nnunet_folder_are_left_out_of_every_case(pancreas: Volume, raw_root: Path, damage: Damage) -> None:
     for fold in (0, 3):
         damage(raw_root / "task1" / f"fold_{fold}" / CHECKPOINT)
@@ -107,6 +109,7 @@ def test_folds_of_an_nnunet_folder_are_left_out_of_every_case(pancreas: Volume, 
     others = run(pancreas, with_member(TASK1, folds=[1, 2, 4]), DEMO_WEIGHTS)
     for _ in range(2):
         result = segment(pancreas, system)
+        saw(result)
         assert codes(result) == ["fold_left_out", "fold_left_out"]
         for event, fold in zip(result.events, (0, 3), strict=True):
             assert f"fold_{fold}/{CHECKPOINT}: expected " in event.message
@@ -115,7 +118,7 @@ def test_folds_of_an_nnunet_folder_are_left_out_of_every_case(pancreas: Volume, 
 
 
 def test_members_and_localizer_of_one_nnunet_folder_share_what_is_packed(raw_root: Path) -> None:
-    cut(raw_root / "task1" / "fold_2" / CHECKPOINT)
+    cut_short(raw_root / "task1" / "fold_2" / CHECKPOINT)
     members = [Member(model="task1", folds=[0, 1, 2, 3]), Member(model="task1", mirroring=True, folds=[0, 3, 4])]
     recipe = msgspec.structs.replace(
         TASK1, members=members, localizer=Localizer(model="task1", label=2, margin_mm=10.0, folds=[4])
@@ -129,15 +132,20 @@ def test_members_and_localizer_of_one_nnunet_folder_share_what_is_packed(raw_roo
     assert f"fold_2/{CHECKPOINT}: expected " in system.models.problem
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=["missing", "cut", "flipped"])
+@pytest.mark.fault(
+    "localizer", "the checkpoint of the localizer's nnU-Net folder is {damage}", "a reason, and no localizer"
+)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_localizers_nnunet_folder_that_is_damaged_is_not_used(root: Path, damage: Damage) -> None:
     shutil.rmtree(root / "localizer")
     damage(unpack(open_bundle(DEMO_WEIGHTS / "localizer"), root / "localizer").checkpoint_path("0"))
     system = load_system(TASK2, root, device="cpu")
+    saw(quoted(system.models.problem))
     assert system.localizer is None
     assert f"fold_0/{CHECKPOINT}: expected " in system.models.problem
 
 
+@pytest.mark.fault("localizer", "memory is too small for the localizer", "the mask of the whole volume, and an event")
 @pytest.mark.slow
 def test_a_localizer_without_memory_leaves_the_whole_volume(pancreas: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     network_bytes = OpenVinoBackend._network_bytes
@@ -147,6 +155,7 @@ def test_a_localizer_without_memory_leaves_the_whole_volume(pancreas: Volume, mo
 
     monkeypatch.setattr(OpenVinoBackend, "_network_bytes", expected)
     result = run(pancreas, with_member(TASK2, folds=[0]), DEMO_WEIGHTS)
+    saw(result)
     assert codes(result)[0] == "localizer_failed"
     assert "MB for a patch of localizer in" in result.events[0].message
     assert result.box.shape == pancreas.grid.shape
