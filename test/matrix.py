@@ -57,7 +57,7 @@ marked tests. Folders of this machine and of the test are left out of paths; por
 """
 COLUMNS = ("what is done", "what must come out", "what came out", "test")
 # Of one thing seen, and of things in a row.
-SHOWN_CHARACTERS, SHOWN_THINGS = 240, 4
+SHOWN_CHARACTERS, SHOWN_THINGS = 240, 5
 FAILED, NOT_RUN = "**failed**", "**not run**"
 # What differs from run to run or from machine to machine, and what stands for it.
 DIFFERENT = (

@@ -96,7 +96,7 @@ def test_every_end_of_a_test_is_shown(other: Path) -> None:
     (passed, failed, left_out, skipped, silent) = rows
     assert passed[0] == r"passes with a\|b, [a\|b]"
     assert passed[3] == r"`test_it.py::test_a[a\|b]`"
-    seen = "a.mha; `http://server/x`; `'…'`; exit code 0; and 4 more"
+    seen = "a.mha; `http://server/x`; `'…'`; exit code 0; exit code 1, last line `error: 1`; and 3 more"
     assert passed[CAME_OUT] == seen
     assert failed[CAME_OUT].startswith(f"{FAILED}: ")
     assert "1 == 2" in failed[CAME_OUT]

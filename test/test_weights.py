@@ -340,7 +340,11 @@ def test_a_link_in_its_place_is_left_alone_before_anything_is_downloaded(
     assert (tmp_path / "task1").is_symlink()
 
 
-@pytest.mark.fault("downloads", "other weights come than the first time", "an error that says so; no model placed")
+@pytest.mark.fault(
+    "downloads",
+    "other weights come than the first time; then the record of these is removed",
+    "an error that says so, and no model placed; then the model",
+)
 def test_other_bytes_than_once_are_refused(
     client: Client, server: Served, zenodo: str, demo_folder: ModelFolder, tmp_path: Path
 ) -> None:
