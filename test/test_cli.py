@@ -129,7 +129,7 @@ def test_predict_without_a_volume(tmp_path: Path, models: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.fault("inputs", "two volumes that would get the same mask", "an error that names the case, and no mask")
+@pytest.mark.fault("inputs", "two volumes that would get the same mask", "an error that names them, and no mask")
 def test_predict_refuses_two_files_of_a_case(tmp_path: Path, models: Path) -> None:
     images = tmp_path / "images"
     good(images / "a.mha")
@@ -137,7 +137,7 @@ def test_predict_refuses_two_files_of_a_case(tmp_path: Path, models: Path) -> No
     result = predict(images, tmp_path / "out", "--task", 1, "--model", models)
     assert result.exit_code == 1
     check_one_line(result.stderr, images)
-    assert "several named a" in result.stderr
+    assert "found a.mha, a.nii.gz" in result.stderr
 
 
 def test_predict_names_a_bad_recipe_and_missing_models(tmp_path: Path, models: Path) -> None:

@@ -73,9 +73,9 @@ def _inputs(source: Path) -> list[Path]:
     if not inputs:
         raise InputError(source, expected="a volume or a folder of volumes", found="no volume in it")
     cases = [case_name(path) for path in inputs]
-    twice = {case for case in cases if cases.count(case) > 1}
+    twice = [path.name for path, case in zip(inputs, cases, strict=True) if cases.count(case) > 1]
     if twice:
-        raise InputError(source, expected="one file a case", found=f"several named {', '.join(sorted(twice))}")
+        raise InputError(source, expected="one file a case", found=", ".join(twice))
     return inputs
 
 

@@ -104,8 +104,9 @@ def _layout(path: Path, header: Header) -> tuple[tuple[int, ...], int]:
     known = tuple(length for length in size if length is not None)
     complete = "elementdatafile" in header and 1 <= len(known) == len(size) == axes
     if not complete or not element or not channels:
-        found = {key: header.get(key) for key in ("ndims", "dimsize", "elementtype", "elementdatafile")}
-        raise InputError(path, expected="a complete MetaImage header", found=str(found))
+        fields = ("NDims", "DimSize", "ElementType", "ElementDataFile")
+        found = (f"{name} = {header[name.lower()]}" if name.lower() in header else f"no {name}" for name in fields)
+        raise InputError(path, expected="a complete MetaImage header", found=", ".join(found))
     if len(known) > MAX_DIMENSIONS:
         raise InputError(path, expected="a 3-D volume", found=f"{len(known)} dimensions")
     if channels > MAX_CHANNELS:
