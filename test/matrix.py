@@ -197,7 +197,10 @@ class Matrix:
             row.came_out = str(dict(report.user_properties)["came out"])
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Write the page and say how many rows it has."""
+        """Write the page and say how many rows it has; the project's page only of rows that were all tried."""
+        if self.path == PAGE and (left_out := [row for row in self.rows.values() if row.came_out == NOT_RUN]):
+            terminalreporter.write_line(f"{PAGE} is left as it was: {len(left_out)} of {len(self.rows)} rows not tried")
+            return
         self.path.write_text(page(self.rows.values()), encoding="utf-8")
         outcomes = [row.came_out.partition(":")[0] for row in self.rows.values()]
         counts = f"{len(outcomes)} rows, {outcomes.count(FAILED)} failed, {outcomes.count(NOT_RUN)} not run"
@@ -206,15 +209,23 @@ class Matrix:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that writes the page."""
-    text = "run the tests marked `fault` and write their table, to docs/reliability.md or with = elsewhere"
-    parser.addoption("--matrix", nargs="?", const=PAGE, type=Path, metavar="PAGE", help=text)
+    parser.addoption("--matrix", action="store_true", help="run the tests marked `fault` and write their table")
+    parser.addoption(
+        "--matrix-page", type=Path, default=PAGE, metavar="PAGE", help="where, if not to the project's page"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Select the marked tests where the page is wanted, those marked `full` with them."""
-    if config.option.matrix is not None:
-        config.option.markexpr = "fault"
-        config.pluginmanager.register(Matrix(config.option.matrix))
+    """Select the marked tests where the page is wanted, those marked `full` with them. Raises pytest.UsageError."""
+    if not config.option.matrix:
+        return
+    path = config.option.matrix_page
+    if path == PAGE and config.option.file_or_dir:
+        raise pytest.UsageError(f"--matrix: {PAGE.name} is of every marked test; name another page for some of them")
+    if path.suffix != ".md" or not path.absolute().parent.is_dir():
+        raise pytest.UsageError(f"--matrix-page: expected an .md file in a folder that is there, found {path}")
+    config.option.markexpr = "fault"
+    config.pluginmanager.register(Matrix(path))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -59,9 +59,9 @@ def logits_of(
     prepared = preprocessing.run(volume.astype(np.float32), (4.5, 1.0, 1.2))
     values = rng.normal(scale=5, size=(3, *prepared.data.shape[1:])).astype(np.float16)
     on_device = torch.from_numpy(values.copy())
-    return Logits(values, prepared.back), Logits(
-        on_device if prepared.back.resizer.local else to_host(on_device), prepared.back
-    )
+    placed = on_device if prepared.back.resizer.local else to_host(on_device)
+    host, device = (Logits(one, prepared.back, (), "float32", ("0",)) for one in (values, placed))
+    return host, device
 
 
 @settings(max_examples=60, deadline=None)
@@ -99,7 +99,7 @@ def test_everything_between_a_volume_and_its_labels_stays_on_the_device(tiled_bu
             sweep = Sweep(torch.empty(shape, device=device), manifest.patch, step=0.5, mirroring_axes=(0, 1))
             values, _ = sweep.run(run, manifest.classes, on_tile=lambda: None)
             assert (values.device.type, values.dtype) == (device, torch.float16)
-            logits = Logits(values, prepared.back)
+            logits = Logits(values, prepared.back, (), "float32", ("0",))
             assert logits.slab(3, 9).device.type == device
             for _, slab in mean_logits([logits, logits])._slabs():
                 assert (slab.device.type, slab.dtype) == (device, torch.float32)

@@ -509,15 +509,18 @@ def test_a_clock_that_jumps(job: Job, tmp_path: Path) -> None:
     offset = tmp_path / "offset"
     offset.write_text("+1000d")
     began = time.monotonic()
-    started = Started(
-        job.command(),
-        LD_PRELOAD=str(faketime_library()),
-        FAKETIME_TIMESTAMP_FILE=str(offset),
-        FAKETIME_NO_CACHE="1",
-        FAKETIME_DONT_FAKE_MONOTONIC="1",
-    )
+    environment = {
+        "LD_PRELOAD": str(faketime_library()),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    started = Started(job.command(), **environment)
     started.wait_for_line(b"models ")
     offset.write_text("-1000d")
+    clock = [sys.executable, "-c", "import time; print(time.time())"]
+    now = subprocess.run(clock, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True).stdout
+    assert float(now) < time.time() - 900 * 86400, "the clock has jumped"
     started.process.communicate(timeout=PATIENCE_SECONDS)
     saw(ended(started.process.returncode, ""))
     assert started.process.returncode == 0

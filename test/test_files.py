@@ -100,6 +100,13 @@ def test_a_folder_that_may_not_be_written_to(read_only: Path) -> None:
     assert list(read_only.iterdir()) == []
 
 
+def test_a_pipe_that_looks_like_a_temporary_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    os.mkfifo(tmp_path / ".pantherseg-pipe")
+    assert temporary_folder().is_dir()
+    assert (tmp_path / ".pantherseg-pipe").is_fifo()
+
+
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path

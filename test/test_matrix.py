@@ -30,7 +30,7 @@ def pytest_in(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_page_is_of_the_marked_tests(tmp_path: Path) -> None:
     made = tmp_path / "page.md"
-    done = pytest_in(ROOT, "--collect-only", f"--matrix={made}")
+    done = pytest_in(ROOT, "--collect-only", "--matrix", f"--matrix-page={made}")
     assert done.returncode == 0, done.stdout
     expected, found = rows_of(made.read_text(encoding="utf-8")), rows_of(PAGE.read_text(encoding="utf-8"))
     assert all(len(row) == len(COLUMNS) for row in found)
@@ -88,7 +88,7 @@ def other(tmp_path: Path) -> Path:
 
 def test_every_end_of_a_test_is_shown(other: Path) -> None:
     (other / "test_it.py").write_text(TESTS)
-    done = pytest_in(other, "--matrix=page.md")
+    done = pytest_in(other, "--matrix", "--matrix-page=page.md")
     assert done.returncode == 1
     assert "page.md: 5 rows, 2 failed, 1 not run\n" in done.stdout
     rows = rows_of((other / "page.md").read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def test_every_end_of_a_test_is_shown(other: Path) -> None:
 @pytest.mark.parametrize("words", ['"inputs", "done"', '"nothing", "done", "must"', '"inputs", "done", must="must"'])
 def test_a_mark_of_another_form_is_refused(other: Path, words: str) -> None:
     (other / "test_it.py").write_text(f"import pytest\n@pytest.mark.fault({words})\ndef test_it(): pass\n")
-    done = pytest_in(other, "--matrix=page.md")
+    done = pytest_in(other, "--matrix", "--matrix-page=page.md")
     assert done.returncode != 0
     assert "test_it.py::test_it: expected one fault(subject, done, must)" in done.stdout + done.stderr
     assert pytest_in(other).returncode != 0
@@ -118,3 +118,22 @@ def test_a_mark_of_another_form_is_refused(other: Path, words: str) -> None:
 def test_subjects_are_in_their_order() -> None:
     text = page([Row("downloads", "a", "b", "t"), Row("inputs", "c", "d", "u")])
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Volumes", "## Published weights"]
+
+
+@pytest.mark.parametrize(
+    "options", [["test/test_cpus.py"], ["--matrix-page=test/test_cpus.py"], ["--matrix-page=no/a.md"]]
+)
+def test_what_is_no_page_is_not_written_over(options: list[str]) -> None:
+    before = PAGE.read_bytes()
+    done = pytest_in(ROOT, "--matrix", "--collect-only", *options)
+    assert done.returncode != 0
+    assert "--matrix" in done.stderr
+    assert PAGE.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_projects_page_is_written_of_every_row_or_not_at_all() -> None:
+    before = PAGE.read_bytes()
+    done = pytest_in(ROOT, "--matrix", "--collect-only")
+    assert "reliability.md is left as it was" in done.stdout
+    assert PAGE.read_bytes() == before

@@ -257,6 +257,15 @@ def weights_changed(change: Callable[[Weights], str]) -> Callable[[Path], None]:
     return damage
 
 
+def weights_as(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        content["network_weights"] = {key: change(value) for key, value in content["network_weights"].items()}
+        torch.save(content, path)
+
+    return damage
+
+
 def flipped(path: Path) -> None:
     """Change one number of the weights, which torch itself would not notice."""
     content = bytearray(path.read_bytes())
@@ -281,6 +290,10 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "configuration": changed(init_args={"configuration": "2d"}),
     "unknown configuration": changed(init_args={"configuration": "5d"}),
     "mirroring": changed(inference_allowed_mirroring_axes=(0,)),
+    "no weights": changed(network_weights=torch.ones(3)),
+    "complex weights": weights_as(lambda value: value.to(torch.complex64)),
+    "sparse weights": weights_as(lambda value: value.to_sparse()),
+    "weights without values": weights_as(lambda value: value.to("meta")),
     "impossible mirroring": changed(inference_allowed_mirroring_axes=(0, 3)),
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 from bench.unpack import unpack
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from pantherseg.bundle import MANIFEST, Bundle, open_bundle
 from pantherseg.errors import Event, ModelError
 from pantherseg.house import DEMO_WEIGHTS, task_recipe
 from pantherseg.inference.backends.on_openvino import OpenVinoBackend
+from pantherseg.inference.predictor import Predictor
 from pantherseg.localize import localize
 from pantherseg.models import CHECKPOINT, ModelFolder
 from pantherseg.packing import pack_models
@@ -114,7 +116,8 @@ def test_folds_of_an_nnunet_folder_are_left_out_of_every_case(pancreas: Volume, 
         for event, fold in zip(result.events, (0, 3), strict=True):
             assert f"fold_{fold}/{CHECKPOINT}: expected " in event.message
         np.testing.assert_array_equal(result.mask.array, others.mask.array)
-    assert result.as_dict()["models"][0]["folds"] == ["0", "1", "2", "3", "4"]
+    assert result.as_dict()["models"][0]["folds"] == ["1", "2", "4"]
+    assert result.as_dict()["models"][0]["path"] == str(raw_root / "task1")
 
 
 def test_members_and_localizer_of_one_nnunet_folder_share_what_is_packed(raw_root: Path) -> None:
@@ -143,6 +146,31 @@ def test_a_localizers_nnunet_folder_that_is_damaged_is_not_used(root: Path, dama
     saw(quoted(system.models.problem))
     assert system.localizer is None
     assert f"fold_0/{CHECKPOINT}: expected " in system.models.problem
+
+
+def test_members_of_one_nnunet_folder_need_not_be_alike(raw_root: Path) -> None:
+    odd = raw_root / "task1" / "fold_0" / CHECKPOINT
+    torch.save(torch.load(odd, weights_only=True) | {"inference_allowed_mirroring_axes": (0,)}, odd)
+    members = [Member(model="task1", folds=[0]), Member(model="task1", folds=[1, 2, 3, 4])]
+    system = load_system(msgspec.structs.replace(TASK1, members=members), raw_root, device="cpu")
+    assert [predictor.bundle.manifest.mirroring_axes for predictor in system.members] == [(0,), ()]
+
+
+@pytest.mark.fault("localizer", "no memory for what the localizer sees", "the mask of the whole volume, and an event")
+@pytest.mark.slow
+def test_a_localizer_whose_volume_finds_no_memory(pancreas: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = Predictor.prepare
+
+    def fails(predictor: Predictor, volume: Volume) -> object:
+        if predictor.bundle.path.name == "localizer":
+            raise MemoryError("Unable to allocate 27.5 MiB")
+        return prepare(predictor, volume)
+
+    monkeypatch.setattr(Predictor, "prepare", fails)
+    result = run(pancreas, with_member(TASK2, folds=[0]), DEMO_WEIGHTS)
+    saw(result)
+    assert codes(result)[0] == "localizer_failed"
+    assert "27.5 MiB" in result.events[0].message
 
 
 @pytest.mark.fault("localizer", "memory is too small for the localizer", "the mask of the whole volume, and an event")

@@ -97,6 +97,7 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
         ('output = "out"', "", r"output.*\$\.sockets"),
         ('name = "mine"', "name = 3", r"\$\.name"),
         ('model = "m"', 'model = "m"\nfolds = "some"', r"\$\.members\[0\]\.folds"),
+        ('model = "m"', 'model = "m"\nfolds = [1, 2, 1]', r"folds \[1, 2, 1\] must be named once each"),
         ('model = "m"', 'model = "m"\nfolds = [0.5]', r"\$\.members\[0\]\.folds"),
         ('model = "m"', 'model = "m"\nstep = "half"', r"\$\.members\[0\]\.step"),
         ("schema = 1", "schema = 2", r"\$\.schema"),

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pantherseg.errors import DeviceMemoryError
-from pantherseg.memory import is_in_memory
+from pantherseg.memory import MB, is_in_memory
 
 # The bits that float16 lacks of float32's, and those of them that lie between two of its numbers.
 TIE_BITS, TIE = 0x1FFF, 0x1000
@@ -51,7 +51,7 @@ def zeros_like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
 def zeros_in_file(shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap[Any, Any]:
     """Return zeros in a temporary file without a name, which ends with the array. Raises DeviceMemoryError."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    expected = f"{size >> 20} MB on a disk to sum logits in"
+    expected = f"{math.ceil(size / MB)} MB on a disk to sum logits in"
     try:
         if is_in_memory(Path(tempfile.gettempdir())):
             raise DeviceMemoryError("temporary folder", expected=expected, found="one that is in memory")

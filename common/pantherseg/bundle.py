@@ -87,13 +87,20 @@ class Manifest(Table, frozen=True):
 class Bundle:
     """A bundle that was opened: its manifest, and the folds of it that are used, in their order.
 
-    unpacked: those that it was to be made of and could not, with the reason; it has no files of them.
+    unpacked: those that it was to be made of and could not, with the reason; it has no files of them. origin: the
+    model folder that it was packed of for this process alone.
     """
 
     path: Path
     manifest: Manifest
     folds: tuple[str, ...]
     unpacked: Mapping[str, ModelError] = field(default_factory=dict)
+    origin: Path | None = None
+
+    @property
+    def shown(self) -> Path:
+        """The folder that a user knows."""
+        return self.origin or self.path
 
     @property
     def graph_path(self) -> Path:

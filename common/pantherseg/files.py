@@ -76,7 +76,7 @@ def temporary_folder() -> Path:
     for other in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
         with suppress(OSError):
             file = _lock(other)
-            shutil.rmtree(other)
+            shutil.rmtree(other, ignore_errors=True)
             os.close(file)
     for _ in range(ATTEMPTS):
         folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
@@ -92,7 +92,7 @@ def _lock(folder: Path) -> int:
 
     Raises OSError where another process holds it.
     """
-    file = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    file = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

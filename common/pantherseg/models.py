@@ -236,4 +236,5 @@ def _model_folders(top: Path, depth: int = 0) -> Iterator[Path]:
 def _every_fold(folder: Path) -> list[str]:
     """Return the numbered folds in their order, or fold_all where there is no other, as nnU-Net does."""
     names = [path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir()]
-    return sorted((name for name in names if name.isdigit()), key=int) or [name for name in names if name == "all"]
+    numbers = sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
+    return numbers or [name for name in names if name == "all"]

@@ -61,13 +61,16 @@ class System:
 class Segmentation:
     """A tumour mask (uint8, 1 = tumour) on the input's grid, and how it came about.
 
-    box: where the members looked; seconds: per stage, in their order.
+    box: where the members looked; seconds: per stage, in their order; precision: of the members' networks; folds: of
+    each member, those that are in the mask.
     """
 
     mask: Volume
     box: Box
     events: tuple[Event, ...]
     seconds: dict[str, float]
+    precision: str
+    folds: tuple[tuple[str, ...], ...]
     system: System = field(repr=False)
 
     @property
@@ -78,13 +81,16 @@ class Segmentation:
     def as_dict(self) -> dict[str, Any]:
         """Return the report of the case for a JSON file."""
         system = self.system
+        used = list(zip(system.members, self.folds, strict=True))
+        if system.localizer is not None:
+            used.append((system.localizer, system.localizer.bundle.folds))
         return {
             "pantherseg": __version__,
             "not_for_clinical_use": True,
             "recipe": system.recipe.name,
             "device": system.backend.device,
-            "precision": system.backend.precision,
-            "models": [_model_report(predictor.bundle) for predictor in system.predictors],
+            "precision": self.precision,
+            "models": [_model_report(predictor.bundle, folds) for predictor, folds in used],
             "tumour_ml": round(self.tumour_ml, 3),
             "box": {"start_zyx": self.box.start, "stop_zyx": self.box.stop},
             "events": [event.as_dict() for event in self.events],
@@ -131,7 +137,7 @@ def _load_localizer(
         return models, None
     try:
         localizer = Predictor(packer.bundle(models.localizer), backend, step=recipe.localizer.step)
-    except ModelError as error:
+    except (ModelError, DeviceMemoryError) as error:
         return replace(models, localizer=None, problem=str(error)), None
     check_labels(recipe.localizer.model, localizer.bundle, recipe)
     return models, localizer
@@ -193,8 +199,8 @@ def _segment(
     with stage("members", seconds) as remarks:
         members = _member_logits(crop, system.members, deadline)
         logits, summed = mean_logits(members), tuple(event for member in members for event in member.events)
-        folds = sum(len(member.bundle.folds) for member in system.members)
-        remarks.append(f"{folds} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
+        folds = tuple(member.folds for member in members)
+        remarks.append(f"{sum(map(len, folds))} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
     with stage("mask", seconds) as remarks:
         settings = recipe.postprocess
         inside, cleaned = tumour_mask(
@@ -205,7 +211,9 @@ def _segment(
             rescue=settings.rescue if rescue is None else rescue,
         )
         mask = Volume(uncrop(inside, box, volume.grid.shape), volume.grid)
-        result = Segmentation(mask, box, system.backend.events + events + found + summed + cleaned, seconds, system)
+        happened = system.backend.events + events + found + summed + cleaned
+        precision = " and ".join(dict.fromkeys(member.precision for member in members))
+        result = Segmentation(mask, box, happened, seconds, precision, folds, system)
         remarks.append(f"{result.tumour_ml:.1f} ml of tumour")
     for event in result.events:
         logger.warning("%s: %s", event.code, event.message)
@@ -240,13 +248,14 @@ def _search_box(
     with stage("localizer", seconds) as remarks:
         try:
             box, events = localize(volume, system.localizer, settings, deadline.share(LOCALIZER_SHARE))
-        except (ModelError, InputError, DeviceMemoryError) as error:
+        except (ModelError, InputError, DeviceMemoryError, MemoryError) as error:
             if isinstance(error, DeviceMemoryError) and system.backend.device != "cpu":
                 raise  # the CPU may have more
-            box, events = None, (searched_whole("localizer_failed", str(error)),)
+            reason = str(error) or "too little memory"
+            box, events = None, (searched_whole("localizer_failed", reason),)
         remarks.append("no box" if box is None else f"box {box.start} to {box.stop} (z, y, x)")
     return box or whole, events
 
 
-def _model_report(bundle: Bundle) -> dict[str, Any]:
-    return {"path": str(bundle.path), "folds": list(bundle.folds), "checkpoint": bundle.manifest.checkpoint}
+def _model_report(bundle: Bundle, folds: tuple[str, ...]) -> dict[str, Any]:
+    return {"path": str(bundle.shown), "folds": list(folds), "checkpoint": bundle.manifest.checkpoint}

@@ -51,6 +51,9 @@ class Member(Table, frozen=True):
     min_folds: Annotated[int, Meta(ge=1)] = 3
     """With so many folds a mask is made even if the others are missing or damaged; of fewer folds all must work."""
 
+    def __post_init__(self) -> None:
+        _refuse_repeated(self.folds)
+
 
 class Localizer(Table, frozen=True):
     """Where the pancreas is searched before the members look closer."""
@@ -75,6 +78,9 @@ class Localizer(Table, frozen=True):
     min_body_share: Annotated[float, Meta(ge=0, le=1)] = 0.25
     """A box in which less is body, and not air around it, is wrong."""
     step: Fraction = 0.5
+
+    def __post_init__(self) -> None:
+        _refuse_repeated(self.folds)
 
 
 class Postprocess(Table, frozen=True):
@@ -133,3 +139,8 @@ def _refuse_non_finite(path: Path, value: Any) -> None:
         raise RecipeError(path, expected="finite numbers", found=str(value))
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _refuse_non_finite(path, inner)
+
+
+def _refuse_repeated(folds: Folds) -> None:
+    if len(set(folds)) < len(folds) and folds != "all":
+        raise ValueError(f"folds {folds} must be named once each")

@@ -13,6 +13,7 @@ from pantherseg.errors import Event, InputError, OutputError, PantherSegError
 from pantherseg.files import prepare_folder
 from pantherseg.inference.backends import Mode
 from pantherseg.logs import one_line
+from pantherseg.memory import begin
 from pantherseg.pipeline import DEVICE_FAILED, System, load_system, segment, write_result
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Volume, case_name, mask_name, volumes_in
@@ -37,6 +38,7 @@ def predict_all(
     A single volume that fails raises its error; in a folder the others go on. time_budget_s: for each volume, in place
     of the recipe's.
     """
+    begin()
     settings = load_recipe(recipe)
     if time_budget_s is not None:
         settings = msgspec.structs.replace(settings, time_budget_s=time_budget_s)

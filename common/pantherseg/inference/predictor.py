@@ -20,17 +20,23 @@ from pantherseg.inference.tiles import padded, tiles
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
 from pantherseg.volume import Volume
 
+# Logits, the folds that are in them, and what was left out.
+Mean = tuple[Array, tuple[str, ...], tuple[Event, ...]]
+
 
 @dataclass(frozen=True)
 class Logits:
     """Mean logits of a model's folds, (class, z, y, x) in the network's grid, and the way back to the volume's.
 
-    values: float16, on the host or a device; events: what a user should know about how they were computed.
+    values: float16, on the host or a device; events: what a user should know about how they were computed; precision:
+    of the networks; folds: those that are in the mean.
     """
 
     values: Array
     back: WayBack
-    events: tuple[Event, ...] = ()
+    events: tuple[Event, ...]
+    precision: str
+    folds: tuple[str, ...]
 
     @property
     def classes(self) -> int:
@@ -90,10 +96,10 @@ class Predictor:
         failure: LostDeviceError | None = None
         for place in self.backend.placements(prepared.data, self.bundle):
             try:
-                values, left_out = replace(self, backend=place.backend)._mean_logits(place.data, deadline)
+                values, used, left_out = replace(self, backend=place.backend)._mean_logits(place.data, deadline)
                 on_device = not isinstance(values, np.ndarray)
                 values = values if on_device and prepared.back.resizer.local else to_host(values)
-                return Logits(values, prepared.back, place.events + left_out)
+                return Logits(values, prepared.back, place.events + left_out, place.backend.precision, used)
             except (LostDeviceError, RuntimeError, MemoryError) as error:
                 failure = self.backend.explained(error)
                 if failure is None:
@@ -113,8 +119,8 @@ class Predictor:
         patch = self.bundle.manifest.patch
         return len(tiles(padded(shape, patch), patch, step))
 
-    def _mean_logits(self, data: Array, deadline: Deadline) -> tuple[Array, tuple[Event, ...]]:
-        """Return the mean logits (class, z, y, x) of the folds, float16, where the data lie, and what was left out.
+    def _mean_logits(self, data: Array, deadline: Deadline) -> Mean:
+        """Return the mean logits (class, z, y, x) of the folds, float16, where the data lie, and what is in them.
 
         The folds are loaded one after the other, so memory does not grow with their number.
         """
@@ -129,10 +135,10 @@ class Predictor:
         with Sweeps(data, self.bundle.manifest, len(folds)) as sweeps:
             return self._over_folds(sweeps, schedule)
 
-    def _over_folds(self, sweeps: Sweeps, schedule: Schedule) -> tuple[Array, tuple[Event, ...]]:
+    def _over_folds(self, sweeps: Sweeps, schedule: Schedule) -> Mean:
         folds = self.bundle.folds
         total: Array = None
-        used = 0
+        used: list[str] = []
         left_out: list[Event] = []
         for fold, upcoming in zip(folds, (*folds[1:], None), strict=True):
             if not schedule.next_fold():
@@ -151,10 +157,10 @@ class Predictor:
                 total = logits
             else:
                 total += logits
-            used += 1
+            used.append(fold)
             schedule.fold_done(used=True)
-        total /= used
-        return total, (*left_out, *schedule.events)
+        total /= len(used)
+        return total, tuple(used), (*left_out, *schedule.events)
 
     def _fold_logits(self, sweeps: Sweeps, schedule: Schedule, fold: str, upcoming: str | None) -> Array | None:
         """Return one fold's logits, or None where there is no time for them and another fold has given some.

@@ -61,6 +61,8 @@ def _read(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_plain_numpy()):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     # A damaged archive surfaces as any of these, depending on the byte that is wrong.
     except Exception as error:
         refused = REFUSED.search(str(error))
@@ -79,6 +81,8 @@ def check_archive(path: Path) -> None:
             return  # torch's older form, or none: torch will say
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+    except MemoryError:
+        raise
     # Names that are no text, zlib's errors, a part that calls itself encrypted: it depends on the byte that is wrong.
     except Exception as error:
         damaged = str(error)
@@ -101,12 +105,10 @@ def check_fit(where: Path, network: Mapping[str, torch.Tensor], weights: Mapping
 
 
 def _checkpoint(path: Path, content: Any) -> Checkpoint:
-    import torch
-
     try:
         weights, configuration = content["network_weights"], content["init_args"]["configuration"]
-        if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-            raise TypeError("network_weights holds no tensors")
+        if not isinstance(weights, dict) or not weights or not all(map(_is_plain, weights.values())):
+            raise TypeError("network_weights holds something else than tensors of real numbers")
         # torch.compile and distributed training prefix every key.
         weights = {PREFIXES.sub("", key): value for key, value in weights.items()}
         axes = tuple(int(axis) for axis in content.get("inference_allowed_mirroring_axes") or ())
@@ -119,6 +121,18 @@ def _checkpoint(path: Path, content: Any) -> Checkpoint:
         configuration=str(configuration),
         trainer=str(content.get("trainer_name", "unknown")),
         mirroring_axes=axes,
+    )
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a value is a tensor of real numbers that are all there."""
+    import torch
+
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_complex()
     )
 
 

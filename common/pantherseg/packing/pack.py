@@ -40,8 +40,9 @@ from pantherseg.bundle import (
     sha256_of,
     weights_name,
 )
-from pantherseg.errors import ModelError, OutputError
+from pantherseg.errors import DeviceMemoryError, ModelError, OutputError
 from pantherseg.files import temporary_folder
+from pantherseg.memory import MB, room_bytes, shortage
 from pantherseg.models import Model, ModelFolder, by_role, check_labels, find_models
 from pantherseg.packing.checkpoint import Checkpoint, check_fit, read_checkpoint
 from pantherseg.recipe import Recipe
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 NEEDED = ("torch", "nnunetv2")
+# What they take when they are imported, and how often a network's weights are in memory while it is packed.
+IMPORTS_BYTES, COPIES = 1300 * MB, 8
 VERSIONED = ("openvino", *NEEDED)
 
 
@@ -71,7 +74,11 @@ class Packer:
             every = replace(model, folds=tuple(dict.fromkeys(fold for folds in alike for fold in folds)))
             self._packed[source] = as_bundle(every, needed(len(model.folds), min_folds))
         bundle = replace(self._packed[source], folds=model.folds)
-        check_enough(bundle, min_folds)
+        try:
+            check_enough(bundle, min_folds)
+        except ModelError:
+            # The fold that the others had to be like may be one of another member's.
+            return as_bundle(model, min_folds)
         return bundle
 
 
@@ -92,7 +99,7 @@ def as_bundle(model: Model, min_folds: int | None = None) -> Bundle:
         ) from error
     # torch makes one as soon as a network runs, empty, and would leave it beside our folder.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torch"))
-    return pack(model, folder / "bundle", min_folds=min_folds)
+    return replace(pack(model, folder / "bundle", min_folds=min_folds), origin=model.path)
 
 
 def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
@@ -129,6 +136,7 @@ def pack(model: ModelFolder, target: Path, *, min_folds: int | None = None) -> B
             found=f"nnU-Net's checkpoints, and no {' and '.join(missing)} to read them",
             hint=f"run `pantherseg pack {model.path} BUNDLE` where they are installed",
         )
+    _check_room(IMPORTS_BYTES + 2 * max(map(_size, map(model.checkpoint_path, model.folds))), model)
     spare = len(model.folds) - needed(len(model.folds), min_folds)
     errors = []
     for first in model.folds[: spare + 1]:  # one of them is sound, if enough are
@@ -142,6 +150,18 @@ def pack(model: ModelFolder, target: Path, *, min_folds: int | None = None) -> B
         else:
             return replace(open_bundle(target), folds=model.folds, unpacked=unpacked)
     raise errors[0]
+
+
+def _check_room(wanted: int, model: ModelFolder) -> None:
+    """Raise DeviceMemoryError where less memory is free: torch and what it imports may end the process without it."""
+    if wanted > (free := room_bytes()):
+        found, hint = f"{free // MB} MB free", f"run `pantherseg pack {model.path} BUNDLE` where there is more"
+        expected = f"{wanted // MB} MB to read an nnU-Net folder"
+        raise DeviceMemoryError("memory", expected=expected, found=found, hint=hint)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 @contextmanager
@@ -211,8 +231,12 @@ def _write_bundle(model: ModelFolder, spare: int, folder: Path) -> tuple[Manifes
     network, shape = plan.network(), (1, 1, *plan.patch)
     try:
         values = live_values(network, shape)
+        weights = sum(value.numel() for value in network.state_dict().values())
+        _check_room((values + COPIES * weights) * np.dtype(np.float32).itemsize, model)
         graph = make_graph(network, shape)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MemoryError) as error:
+        if (short := shortage(error, f"packing {model.path}")) is not None:
+            raise short from error
         expected = f"plans whose network takes a patch of {plan.patch}"
         found = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ModelError(model.path, expected=expected, found=found) from error

@@ -80,13 +80,13 @@ class OpenVinoBackend:
         network fits.
         """
         free, sums = room_bytes(), sum_bytes(data, bundle)
-        short: DeviceMemoryError | None = None
         for backend, coarser in self._coarser():
+            short: DeviceMemoryError | None = None
             network = backend._network_bytes(bundle)
             if network + sums <= free:
                 yield Placement(data, backend, coarser)
             if network > free:
-                expected = f"{_mb(network)} for a patch of {bundle.path.name} in {backend.precision}"
+                expected = f"{_mb(network)} for a patch of {bundle.shown.name} in {backend.precision}"
                 short = DeviceMemoryError("memory", expected=expected, found=f"{_mb(free)} free", hint=HINT)
                 continue
             try:
@@ -95,7 +95,7 @@ class OpenVinoBackend:
                 short = error
                 continue
             filed[:] = data
-            message = f"{_mb(network + sums)} of memory are wanted, {_mb(free)} are free; logits were summed in a file"
+            message = f"too little memory for {_mb(sums)} beside {_mb(network)} of a network; sums went to a file"
             yield Placement(filed, backend, (*coarser, Event("sums_in_file", message)))
             del filed
         if short is not None:

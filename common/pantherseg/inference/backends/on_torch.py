@@ -95,7 +95,7 @@ class TorchBackend:
             self._built = None  # its room is free for this one
         room, network, sums = self._room(), self._network_bytes(bundle), sum_bytes(data, bundle)
         if network > room:
-            expected = f"{network // MB} MB for a patch of {bundle.path.name}"
+            expected = f"{network // MB} MB for a patch of {bundle.shown.name}"
             raise DeviceMemoryError(self.device, expected=expected, found=f"{max(0, room) // MB} MB free")
         if network + sums <= room and (placed := self._placed(image)) is not None:
             yield Placement(placed, self)
