@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# What takes too long for .ci/run: the images, the table of faults, 200 odd cases in one process, five minutes of fuzzing.
+# As root, where a Docker engine answers or can be started.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/errors.sh
+source scripts/errors.sh
+# shellcheck source=scripts/native.sh
+source scripts/native.sh
+
+install
+docker info >/dev/null 2>&1 || source test/docker_engine.sh
+for runtime in cuda cpu; do
+  ./do_build.sh --runtime "$runtime"
+done
+.venv/bin/python -m pytest --matrix
+.venv/bin/python -m bench.soak
+.venv/bin/python -m bench.fuzz --seconds 300
