@@ -9,6 +9,7 @@ source scripts/errors.sh
 source scripts/native.sh
 
 install
+# shellcheck source=test/docker_engine.sh
 docker info >/dev/null 2>&1 || source test/docker_engine.sh
 for runtime in cuda cpu; do
   ./do_build.sh --runtime "$runtime"

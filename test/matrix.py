@@ -54,6 +54,10 @@ as root where Docker answers, the images are built and `gcc`, `faketime` and Pyt
 failed or was not run says so, and `test/test_matrix.py` takes no page with such a row, nor one whose rows are not the
 marked tests. Folders of this machine and of the test are left out of paths; ports, dates, checksums and durations are
 `…`. The masks are those of the demo models, and voxels at their borders may differ between kinds of CPUs.
+
+Beside single faults: `python -m bench.soak` sends 200 volumes of any geometry through one process
+([what it saw last](../bench/results/soak.json)), and `python -m bench.fuzz` damages files in whatever way reaches new
+lines of the readers; files that were faults are tests now. `bench/reliability.sh` makes the images and runs all of it.
 """
 COLUMNS = ("what is done", "what must come out", "what came out", "test")
 # Of one thing seen, and of things in a row.
