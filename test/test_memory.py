@@ -125,8 +125,8 @@ def test_a_shortage_in_python_is_one_line_of_ours() -> None:
 
 
 def kernel(folder: Path, files: Mapping[str, str]) -> dict[str, Path]:
-    """Write what a kernel tells of a machine with 8 GB, and of groups of processes."""
-    told = {"proc/meminfo": "MemTotal: 16000000 kB\nMemAvailable: 8388608 kB\n", **files}
+    """Write what a kernel tells of a machine with 8 GB, one of them swap, and of groups of processes."""
+    told = {"proc/meminfo": "MemTotal: 16000000 kB\nMemAvailable: 7340032 kB\nSwapFree: 1048576 kB\n", **files}
     for name, text in told.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")

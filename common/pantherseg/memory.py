@@ -53,7 +53,8 @@ def room_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
     """
     taken = _numbers(proc / "self" / "status")
     own = [limit - taken.get(name, 0) * 1024 for name, limit in _own_limits()]
-    machine = _numbers(proc / "meminfo").get("MemAvailable", NO_LIMIT)
+    told = _numbers(proc / "meminfo")
+    machine = told.get("MemAvailable", NO_LIMIT) + told.get("SwapFree", 0)
     return max(0, min(machine * 1024, *own, *_group_bytes(proc, groups), NO_LIMIT))
 
 
