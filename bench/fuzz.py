@@ -23,9 +23,9 @@ import numpy as np
 
 from pantherseg import case, integrity
 from pantherseg.errors import InputError
+from pantherseg.house import ROOT
 from pantherseg.volume import LARGEST_VALUE, VOLUME_SUFFIXES, Volume, is_volume_file
 
-ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "test" / "fuzz"
 DICTIONARY = KEPT / "dictionary.txt"
 SECONDS_A_FILE = 10

@@ -87,6 +87,11 @@ def saw(*things: object) -> None:
     _seen.extend(_as_everywhere(_described(thing)) for thing in things)
 
 
+def refused(done: str) -> pytest.MarkDecorator:
+    """Return the mark of a file that must not be read."""
+    return pytest.mark.fault("inputs", done, "an error that names the file and what is wrong")
+
+
 def ended(code: int, stderr: str) -> str:
     """Return how a process ended as a phrase: its exit code and, where it failed, the last line of stderr."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]

@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from conftest import one_line_about
-from matrix import saw
+from matrix import refused, saw
 from pantherseg.errors import InputError
 from pantherseg.volume import Grid, Volume, read_image, to_itk, write_volume
 
@@ -184,7 +184,7 @@ def test_truncated_nifti_and_nrrd(tmp_path: Path, suffix: str, left: float) -> N
     assert reason(path)
 
 
-@pytest.mark.fault("inputs", "the checksum of a .nii.gz does not fit", "an error that names the file and what is wrong")
+@refused("the checksum of a .nii.gz does not fit")
 def test_a_damaged_gzip_nifti(tmp_path: Path) -> None:
     path = nifti(tmp_path / "a.nii.gz")
     content = bytearray(path.read_bytes())
@@ -258,20 +258,14 @@ def test_a_nifti_beside_which_itk_reads_another(tmp_path: Path) -> None:
         pytest.param(
             {"ElementDataFile": None},
             "a MetaImage header",
-            marks=pytest.mark.fault(
-                "inputs",
-                "the header does not say where the voxels are",
-                "an error that names the file and what is wrong",
-            ),
+            marks=refused("the header does not say where the voxels are"),
         ),
         ({"DimSize": None}, "a complete MetaImage header"),
         ({"ElementType": None}, "a complete MetaImage header"),
         pytest.param(
             {"ElementType": "MET_FOO"},
             "a complete MetaImage header",
-            marks=pytest.mark.fault(
-                "inputs", "the voxels are of no known type", "an error that names the file and what is wrong"
-            ),
+            marks=refused("the voxels are of no known type"),
         ),
         ({"DimSize": "5 4"}, "a complete MetaImage header"),
         ({"DimSize": "5 4 three"}, "a complete MetaImage header"),
@@ -279,24 +273,18 @@ def test_a_nifti_beside_which_itk_reads_another(tmp_path: Path) -> None:
         pytest.param(
             {"DimSize": "5 4 0"},
             "at least one voxel, found size 5x4x0",
-            marks=pytest.mark.fault(
-                "inputs", "an axis has no voxels", "an error that names the file and what is wrong"
-            ),
+            marks=refused("an axis has no voxels"),
         ),
         ({"ElementSpacing": "0 1 1"}, "positive spacing in mm, found 0 1 1"),
         pytest.param(
             {"ElementSpacing": "1 -1 1"},
             "positive spacing in mm, found 1 -1 1",
-            marks=pytest.mark.fault(
-                "inputs", "a spacing is negative", "an error that names the file and what is wrong"
-            ),
+            marks=refused("a spacing is negative"),
         ),
         pytest.param(
             {"ElementSpacing": "1 1 nan"},
             "positive spacing in mm, found 1 1 nan",
-            marks=pytest.mark.fault(
-                "inputs", "a spacing is not a number", "an error that names the file and what is wrong"
-            ),
+            marks=refused("a spacing is not a number"),
         ),
         ({"ElementSpacing": "1 1 inf"}, "positive spacing in mm, found 1 1 inf"),
         ({"ElementSpacing": "1 1 wide"}, "positive spacing in mm, found 1 1 wide"),
@@ -306,9 +294,7 @@ def test_a_nifti_beside_which_itk_reads_another(tmp_path: Path) -> None:
         pytest.param(
             {"Offset": "nan 0 0"},
             "finite numbers as Offset, found nan 0 0",
-            marks=pytest.mark.fault(
-                "inputs", "the origin is not a number", "an error that names the file and what is wrong"
-            ),
+            marks=refused("the origin is not a number"),
         ),
         ({"Offset": "0 0 inf"}, "finite numbers as Offset, found 0 0 inf"),
         ({"TransformMatrix": "nan 0 0 0 1 0 0 0 1"}, "finite numbers as TransformMatrix, found nan 0 0"),
@@ -316,24 +302,18 @@ def test_a_nifti_beside_which_itk_reads_another(tmp_path: Path) -> None:
         pytest.param(
             {"TransformMatrix": "0 0 0 0 0 0 0 0 0"},
             "Bad direction, determinant is 0",
-            marks=pytest.mark.fault(
-                "inputs", "the directions of the axes are all zero", "an error that names the file and what is wrong"
-            ),
+            marks=refused("the directions of the axes are all zero"),
         ),
         pytest.param(
             {"TransformMatrix": "1 0 0 0.5 1 0 0 0 1"},
             "orthonormal direction cosines",
-            marks=pytest.mark.fault(
-                "inputs", "the axes are not at right angles", "an error that names the file and what is wrong"
-            ),
+            marks=refused("the axes are not at right angles"),
         ),
         ({"TransformMatrix": "2 0 0 0 2 0 0 0 2"}, "orthonormal direction cosines"),
         pytest.param(
             {"ElementDataFile": "nothing.raw"},
             "its voxels in a file beside it, found no nothing.raw",
-            marks=pytest.mark.fault(
-                "inputs", "the file with the voxels is not there", "an error that names the file and what is wrong"
-            ),
+            marks=refused("the file with the voxels is not there"),
         ),
     ],
 )
@@ -468,9 +448,7 @@ def test_keys_in_lower_case_are_unreadable_as_for_itk(tmp_path: Path) -> None:
             b"sizes: 5 4 3",
             b"sizes: 5 4 4",
             "expected 160 bytes of voxels, found 120",
-            marks=pytest.mark.fault(
-                "inputs", "an NRRD claims more slices than it has", "an error that names the file and what is wrong"
-            ),
+            marks=refused("an NRRD claims more slices than it has"),
         ),
         (b"(1,0,0)", b"(0,0,0)", "Refusing to change spacing"),
         (b"(1,0,0)", b"(1,1,0)", "orthonormal direction cosines"),

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from matrix import saw
+from matrix import refused, saw
 from pantherseg.errors import InputError
 from pantherseg.house import ROOT
 from pantherseg.integrity.limits import MAX_SIDE, MAX_SPACING_MM, MIN_SPACING_MM
@@ -305,9 +305,7 @@ def test_a_gzip_with_voxels_that_never_end_is_left_early(tmp_path: Path) -> None
         pytest.param(
             {"NDims": "1000000000"},
             "a complete MetaImage header",
-            marks=pytest.mark.fault(
-                "inputs", "the header claims a billion dimensions", "an error that names the file and what is wrong"
-            ),
+            marks=refused("the header claims a billion dimensions"),
         ),
         ({"NDims": "0", "DimSize": ""}, "a complete MetaImage header"),
         ({"NDims": "2"}, "a complete MetaImage header"),
@@ -317,63 +315,47 @@ def test_a_gzip_with_voxels_that_never_end_is_left_early(tmp_path: Path) -> None
         pytest.param(
             {"DimSize": "9999 9999 9999"},
             "MiB, found",
-            marks=pytest.mark.fault(
-                "inputs", "the header claims 9,999 voxels a side", "an error that names the file and what is wrong"
-            ),
+            marks=refused("the header claims 9,999 voxels a side"),
         ),
         ({"DimSize": "4294967297 1 1"}, f"at most {MAX_SIDE} voxels a side"),
         ({"DimSize": "4 3 " + "9" * 50}, "a complete MetaImage header"),
         pytest.param(
             {"ElementSpacing": "1 1 1e30"},
             "spacing between 0.001 and 1000 mm",
-            marks=pytest.mark.fault("inputs", "a spacing of 1e30 mm", "an error that names the file and what is wrong"),
+            marks=refused("a spacing of 1e30 mm"),
         ),
         ({"ElementSpacing": "1 1 1e-30"}, "spacing between 0.001 and 1000 mm"),
         ({"ElementSpacing": "1 1 1_0"}, "positive spacing in mm"),
         pytest.param(
             {"Offset": "0 0 1e30"},
             "an origin within 1e+06 mm",
-            marks=pytest.mark.fault(
-                "inputs", "an origin far beyond any scanner", "an error that names the file and what is wrong"
-            ),
+            marks=refused("an origin far beyond any scanner"),
         ),
         ({"Offset": "0 0"}, "3 numbers as Offset"),
         ({"TransformMatrix": "1 0 0 0 1 0 0 0"}, "9 numbers as TransformMatrix"),
         pytest.param(
             {"dimsize": "1 1 1"},
             "each field of the header once, found dimsize twice",
-            marks=pytest.mark.fault(
-                "inputs",
-                "the header says the size twice, differently",
-                "an error that names the file and what is wrong",
-            ),
+            marks=refused("the header says the size twice, differently"),
         ),
         ({"Origin": "1 1 1"}, "each field of the header once, found offset and origin"),
         ({"Comment": "a\0b"}, "a MetaImage header"),
         pytest.param(
             {"Comment": "long" * (10 << 18)},
             "a MetaImage header",
-            marks=pytest.mark.fault(
-                "inputs", "a header with a field of 10 MB", "an error that names the file and what is wrong"
-            ),
+            marks=refused("a header with a field of 10 MB"),
         ),
         ({"C" * 1000: "x"}, "a MetaImage header"),
         pytest.param(
             {"ElementNumberOfChannels": "100"},
             "one real number a voxel",
-            marks=pytest.mark.fault(
-                "inputs", "100 numbers in each voxel", "an error that names the file and what is wrong"
-            ),
+            marks=refused("100 numbers in each voxel"),
         ),
         ({"ElementDataFile": "../a.raw"}, "its voxels in a file beside it, found ../a.raw"),
         pytest.param(
             {"ElementDataFile": "/etc/passwd"},
             "its voxels in a file beside it, found /etc/passwd",
-            marks=pytest.mark.fault(
-                "inputs",
-                "the header sends to a file elsewhere on the machine",
-                "an error that names the file and what is wrong",
-            ),
+            marks=refused("the header sends to a file elsewhere on the machine"),
         ),
         ({"ElementDataFile": "LIST 3"}, "LIST, or a pattern such as"),
         ({"ElementDataFile": "%s%n 1 2 1"}, "LIST, or a pattern such as"),
@@ -386,9 +368,7 @@ def test_a_gzip_with_voxels_that_never_end_is_left_early(tmp_path: Path) -> None
         pytest.param(
             {"CompressedData": "True", "CompressedDataSize": "48"},
             "valid compressed voxels",
-            marks=pytest.mark.fault(
-                "inputs", "voxels said to be compressed that are not", "an error that names the file and what is wrong"
-            ),
+            marks=refused("voxels said to be compressed that are not"),
         ),
     ],
 )
@@ -401,9 +381,7 @@ def test_a_header_that_lies(tmp_path: Path, changes: dict[str, str], expected: s
     [
         pytest.param(
             "utf-16",
-            marks=pytest.mark.fault(
-                "inputs", "a header in another encoding (UTF-16)", "an error that names the file and what is wrong"
-            ),
+            marks=refused("a header in another encoding (UTF-16)"),
         ),
         "cp037",
     ],
@@ -457,9 +435,7 @@ def test_reading_takes_a_few_times_the_voxels(tmp_path: Path) -> None:
     assert check(path, voxel_bytes=64 << 20) == "volume"
 
 
-@pytest.mark.fault(
-    "inputs", "a picture or another format under a volume's name", "an error that names the file and what is wrong"
-)
+@refused("a picture or another format under a volume's name")
 def test_a_file_named_after_another_format(tmp_path: Path) -> None:
     # ITK would look for a format by the content, and find one that was not checked.
     for suffix in (".png", ".tif", ".nrrd"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,6 +82,11 @@ class Manifest(Table, frozen=True):
     sha256: dict[FileName, str]
     """Of every other file."""
     provenance: Provenance
+
+    @property
+    def weights(self) -> int:
+        """How many numbers a fold's tensors hold."""
+        return sum(math.prod(shape) for shape in self.tensors.values())
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ def printable(text: str, limit: int = MAX_CHARACTERS) -> str:
     return f"{shown[:half]} ... {shown[-half:]}"
 
 
+def last_line(error: Exception) -> str:
+    """Return the last line of what a library says, where its reason stands; the error's kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
 def _part(text: str, limit: int) -> str:
     return printable(" ".join(text.split()), limit)
 

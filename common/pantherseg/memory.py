@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from pantherseg.errors import DeviceMemoryError
+from pantherseg.errors import DeviceMemoryError, last_line
 
 MB = 1 << 20
 # Less than the sample case of Task 1 takes with the demo models.
@@ -115,7 +115,7 @@ def _text(path: Path) -> str:
 
 def shortage(error: Exception, purpose: str) -> DeviceMemoryError | None:
     """Return an error that says what there was too little memory for, None for one of another kind."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    reason = last_line(error)
     if not isinstance(error, MemoryError) and not any(word in reason for word in WORDS):
         return None
     limit = _limit_mb()

@@ -6,6 +6,7 @@ import json
 import logging
 import resource
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,13 @@ class Segmentation:
     def as_dict(self) -> dict[str, Any]:
         """Return the report of the case for a JSON file."""
         system = self.system
-        used = list(zip(system.members, self.folds, strict=True))
-        if system.localizer is not None:
-            used.append((system.localizer, system.localizer.bundle.folds))
         return {
             "pantherseg": __version__,
             "not_for_clinical_use": True,
             "recipe": system.recipe.name,
             "device": system.backend.device,
             "precision": self.precision,
-            "models": [_model_report(predictor.bundle, folds) for predictor, folds in used],
+            "models": [_model_report(one.bundle, folds) for one, folds in zip_longest(system.predictors, self.folds)],
             "tumour_ml": round(self.tumour_ml, 3),
             "box": {"start_zyx": self.box.start, "stop_zyx": self.box.stop},
             "events": [event.as_dict() for event in self.events],
@@ -257,5 +255,6 @@ def _search_box(
     return box or whole, events
 
 
-def _model_report(bundle: Bundle, folds: tuple[str, ...]) -> dict[str, Any]:
-    return {"path": str(bundle.shown), "folds": list(folds), "checkpoint": bundle.manifest.checkpoint}
+def _model_report(bundle: Bundle, folds: tuple[str, ...] | None) -> dict[str, Any]:
+    """Return what a report says of a model; folds: without them, as of a localizer, all."""
+    return {"path": str(bundle.shown), "folds": list(folds or bundle.folds), "checkpoint": bundle.manifest.checkpoint}

@@ -40,7 +40,7 @@ from pantherseg.bundle import (
     sha256_of,
     weights_name,
 )
-from pantherseg.errors import DeviceMemoryError, ModelError, OutputError
+from pantherseg.errors import DeviceMemoryError, ModelError, OutputError, last_line
 from pantherseg.files import temporary_folder
 from pantherseg.memory import MB, room_bytes, shortage
 from pantherseg.models import Model, ModelFolder, by_role, check_labels, find_models
@@ -238,7 +238,7 @@ def _write_bundle(model: ModelFolder, spare: int, folder: Path) -> tuple[Manifes
         if (short := shortage(error, f"packing {model.path}")) is not None:
             raise short from error
         expected = f"plans whose network takes a patch of {plan.patch}"
-        found = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        found = last_line(error)
         raise ModelError(model.path, expected=expected, found=found) from error
     tensors, unpacked = _write_folds(model, spare, first, plan.network(), graph.constants, folder)
     folds = tuple(fold for fold in model.folds if fold not in unpacked)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from pantherseg.arrays import zeros_in_file
 from pantherseg.bundle import Bundle
 from pantherseg.cpus import usable_cpus
-from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError, ModelError
+from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError, ModelError, last_line
 from pantherseg.inference.accumulate import Network
 from pantherseg.inference.backends import Mode, Placement, sum_bytes
 from pantherseg.memory import HINT, MB, room_bytes, shortage
@@ -117,8 +116,8 @@ class OpenVinoBackend:
 
         Never below what was measured (`python -m bench --full memory`), and at most half above.
         """
-        weights = sum(prod(shape) for shape in bundle.manifest.tensors.values())
-        return BYTES[self.precision] * (bundle.manifest.live_values + 2 * weights) + CODE_BYTES
+        manifest = bundle.manifest
+        return BYTES[self.precision] * (manifest.live_values + 2 * manifest.weights) + CODE_BYTES
 
     def _compiled(self, bundle: Bundle, fold: str) -> ov.InferRequest:
         try:
@@ -128,7 +127,7 @@ class OpenVinoBackend:
             # No fault of the fold, which must not be left out for it.
             if (short := shortage(error, f"the network of fold {fold}")) is not None:
                 raise short from error
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            reason = last_line(error)
             raise ModelError(bundle.graph_path, expected="a graph that OpenVINO can run", found=reason) from error
 
 

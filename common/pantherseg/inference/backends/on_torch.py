@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +171,7 @@ class TorchBackend:
 
     def _network_bytes(self, bundle: Bundle) -> int:
         """Return what a forward pass takes: weights, their copies in float16, features, and what cuDNN wants."""
-        weights = sum(prod(shape) for shape in bundle.manifest.tensors.values())
+        weights = bundle.manifest.weights
         there = self._built is not None and self._built[0] == bundle.path
         half = torch.float16.itemsize
         return (half if there else half + 4) * weights + half * bundle.manifest.live_values + CONVOLUTION_BYTES
