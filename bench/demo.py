@@ -18,8 +18,8 @@ import numpy as np
 from pantherseg.commands.predict import predict_all
 from pantherseg.evaluation import evaluate
 from pantherseg.files import write_text
-from pantherseg.house import DEMO_WEIGHTS, task_recipe
 from pantherseg.logs import show_log
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import write_dataset
 
 # Far from the seeds of weights/demo/make.sh and test/make_samples.py.

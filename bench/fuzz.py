@@ -21,10 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from pantherseg import case, integrity
+from pantherseg import case
 from pantherseg.errors import InputError
-from pantherseg.house import ROOT
-from pantherseg.volume import LARGEST_VALUE, VOLUME_SUFFIXES, Volume, is_volume_file
+from pantherseg.io import checks as integrity
+from pantherseg.io.itk import LARGEST_VALUE
+from pantherseg.io.names import VOLUME_SUFFIXES, is_volume_file
+from pantherseg.paths import ROOT
+from pantherseg.volume import Volume
 
 KEPT = ROOT / "test" / "fuzz"
 DICTIONARY = KEPT / "dictionary.txt"

@@ -10,8 +10,9 @@ import numpy as np
 
 from bench.processes import run
 from bench.side_by_side import CROP, image_on
-from pantherseg.house import DEMO_WEIGHTS
-from pantherseg.volume import Grid, Volume, write_volume
+from pantherseg.io.itk import write_volume
+from pantherseg.paths import DEMO_WEIGHTS
+from pantherseg.volume import Grid, Volume
 
 HEAD = 'schema = 1\nname = "growth"\n[sockets]\ninput = "image"\noutput = "mask"\n'
 MEMBER = '[[members]]\nmodel = "task1"\nfolds = {folds}\nstep = {step}\n'

@@ -13,11 +13,12 @@ import numpy as np
 
 from bench import planned
 from bench.processes import run
-from pantherseg.house import DEMO_WEIGHTS
-from pantherseg.memory import MB
+from pantherseg.io.itk import write_volume
+from pantherseg.machine.memory import MB
 from pantherseg.packing import pack
+from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.phantom import make_phantom
-from pantherseg.volume import Grid, Volume, write_volume
+from pantherseg.volume import Grid, Volume
 
 NETWORKS = {
     "plain, T2": ("PlainConvUNet", planned.T2),
@@ -32,7 +33,7 @@ PROBE = """
 import json, sys, threading, time
 from pathlib import Path
 import numpy as np
-from pantherseg.bundle import open_bundle
+from pantherseg.models.bundle import open_bundle
 from pantherseg.inference.backends import choose_backend
 
 def taken():

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from bench.demo import FIRST_SEED
 from bench.unpack import unpack
-from pantherseg.bundle import open_bundle
-from pantherseg.house import DEMO_WEIGHTS, task_recipe
 from pantherseg.inference.backends import Mode, choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.localize import localize
+from pantherseg.models.bundle import open_bundle
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import make_phantom
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Box, Volume

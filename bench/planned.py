@@ -19,10 +19,11 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
 )
 
-from pantherseg.models import CHECKPOINT, ModelFolder, open_model_folder
+from pantherseg.io.itk import write_volume
+from pantherseg.models.find import CHECKPOINT, ModelFolder, open_model_folder
 from pantherseg.networks import read_plan
 from pantherseg.training.nnunet import workspace
-from pantherseg.volume import Grid, Volume, write_volume
+from pantherseg.volume import Grid, Volume
 
 PLANNERS: dict[str, Callable[..., ExperimentPlanner]] = {
     "PlainConvUNet": ExperimentPlanner,

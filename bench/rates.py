@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pantherseg.bundle import open_bundle
-from pantherseg.inference.backends.on_openvino import OpenVinoBackend
-from pantherseg.untracked import ov
+from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
+from pantherseg.machine.openvino import ov
+from pantherseg.models.bundle import open_bundle
 
 REPEATS = 5
 # Convolutions of 3x3x3 in sizes that suit a CPU best: channels in and out, then (z, y, x).

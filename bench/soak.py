@@ -29,11 +29,12 @@ from bench.processes import machine
 from pantherseg.files import write_text
 from pantherseg.grand_challenge.check import check_output
 from pantherseg.grand_challenge.job import IMAGES, find_input, output_path
-from pantherseg.house import DEMO_WEIGHTS, task_recipe
+from pantherseg.io.itk import from_itk, read_image, to_itk, write_volume
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import make_phantom
 from pantherseg.pipeline import System, load_system, segment, write_result
 from pantherseg.recipe import Recipe, load_recipe
-from pantherseg.volume import Box, Shape, Volume, from_itk, read_image, to_itk, write_volume
+from pantherseg.volume import Box, Shape, Volume
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = (1, 2)

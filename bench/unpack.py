@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from pantherseg.bundle import DATASET, PLANS, Bundle
-from pantherseg.models import ModelFolder, open_model_folder
+from pantherseg.models.bundle import DATASET, PLANS, Bundle
+from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.networks import distinct_tensors, read_plan
 
 

@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from matrix import saw
-from pantherseg.bundle import DATASET, MANIFEST, PLANS, Bundle, open_bundle, sha256_of
-from pantherseg.house import DEMO_WEIGHTS
-from pantherseg.models import CHECKPOINT, ModelFolder, open_model_folder
+from pantherseg.models.bundle import DATASET, MANIFEST, PLANS, Bundle, open_bundle, sha256_of
+from pantherseg.models.find import CHECKPOINT, ModelFolder, open_model_folder
+from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.phantom import make_phantom
 from pantherseg.volume import Box, Volume
 from served import Served
@@ -171,7 +171,7 @@ def one_thread() -> Iterator[None]:
     """Tiny networks are computed fastest by one of torch's threads, above all where other processes run."""
     import torch
 
-    from pantherseg.allocator import keep_freed_memory
+    from pantherseg.machine.allocator import keep_freed_memory
 
     keep_freed_memory()
     threads = torch.get_num_threads()

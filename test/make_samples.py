@@ -7,8 +7,8 @@ import json
 import uuid
 from pathlib import Path
 
+from pantherseg.io.itk import write_volume
 from pantherseg.phantom import make_phantom
-from pantherseg.volume import write_volume
 
 HERE = Path(__file__).parent
 SAMPLES = {

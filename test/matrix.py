@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from pantherseg.errors import Event, PantherSegError, printable
-from pantherseg.house import ROOT
+from pantherseg.errors import PantherSegError, printable
+from pantherseg.events import Event
+from pantherseg.paths import ROOT
 from pantherseg.pipeline import Segmentation
 
 PAGE = ROOT / "docs" / "reliability.md"

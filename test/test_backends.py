@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 
 from conftest import CopiedBundle, NnunetMask
 from pantherseg.arrays import to_host
-from pantherseg.bundle import GRAPH, Bundle, open_bundle
 from pantherseg.errors import DeviceError, ModelError
-from pantherseg.fuse import mean_logits
-from pantherseg.house import DEMO_WEIGHTS, ROOT
+from pantherseg.fusion import mean_logits
 from pantherseg.inference import backends
 from pantherseg.inference.backends import Backend, choose_backend, on_torch
-from pantherseg.inference.backends.on_openvino import OpenVinoBackend
-from pantherseg.inference.backends.on_torch import TorchBackend
+from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
+from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.models import ModelFolder
-from pantherseg.volume import Grid, Volume, read_labels, write_volume
+from pantherseg.io.itk import read_labels, write_volume
+from pantherseg.models.bundle import GRAPH, Bundle, open_bundle
+from pantherseg.models.find import ModelFolder
+from pantherseg.paths import DEMO_WEIGHTS, ROOT
+from pantherseg.volume import Grid, Volume
 
 BOTH = pytest.mark.parametrize("kind", [OpenVinoBackend, lambda: TorchBackend("cpu")], ids=["openvino", "torch"])
 # Large, slow to import, and none of them is in the images.

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from matrix import saw
-from pantherseg.budget import NEVER, Deadline
-from pantherseg.bundle import Bundle, open_bundle
 from pantherseg.cli import main
-from pantherseg.errors import Event
-from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
+from pantherseg.events import Event
 from pantherseg.inference.accumulate import Network, Sweep
 from pantherseg.inference.backends import Placement
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.inference.tiles import tiles
+from pantherseg.machine.deadline import NEVER, Deadline
+from pantherseg.models.bundle import Bundle, open_bundle
+from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.pipeline import load_system, segment
 from pantherseg.preprocessing.preprocess import CERTAIN, Prepared
 from pantherseg.recipe import load_recipe

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import load_file, save_file
 
 from conftest import CopiedBundle, one_line_about
-from pantherseg.bundle import (
+from pantherseg.errors import ModelError
+from pantherseg.models.bundle import (
     DATASET,
     GRAPH,
     GRAPH_CONSTANTS,
@@ -26,8 +27,7 @@ from pantherseg.bundle import (
     read_json,
     sha256_of,
 )
-from pantherseg.errors import ModelError
-from pantherseg.house import DEMO_WEIGHTS
+from pantherseg.paths import DEMO_WEIGHTS
 
 FOLD = "fold_0.safetensors"
 TENSOR = "encoder.stem.convs.0.conv.weight"

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from matrix import quoted, saw
 from pantherseg.cli import main
 from pantherseg.grand_challenge.check import Verdict, check_job, check_output
+from pantherseg.io.itk import write_volume
 from pantherseg.recipe import Sockets
-from pantherseg.volume import Grid, Volume, write_volume
+from pantherseg.volume import Grid, Volume
 
 SOCKETS = Sockets(input="abdominal-t1-mri", output="pancreatic-tumor-segmentation")
 GRID = Grid((3, 4, 5), (3.0, 1.5, 1.5), origin=(1.0, -2.0, 3.0))

@@ -22,7 +22,7 @@ from pantherseg.cli import main
 from pantherseg.errors import UploadError
 from pantherseg.grand_challenge.check_image import check_image
 from pantherseg.grand_challenge.verdict import Verdict
-from pantherseg.house import ROOT
+from pantherseg.paths import ROOT
 from saved import BASE, CODE, Member, Saved, tar
 
 ARCHIVE = "docker save's archive"

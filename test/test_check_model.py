@@ -17,13 +17,13 @@ import pytest
 from click.testing import CliRunner
 
 from matrix import quoted, saw
-from pantherseg.bundle import open_bundle, sha256_of
 from pantherseg.cli import main
 from pantherseg.errors import OutputError, UploadError
 from pantherseg.grand_challenge.check_model import check_model
 from pantherseg.grand_challenge.verdict import Verdict
-from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
-from pantherseg.models import ModelFolder
+from pantherseg.models.bundle import open_bundle, sha256_of
+from pantherseg.models.find import ModelFolder
+from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.recipe import load_recipe
 
 TASK1, TASK2 = load_recipe(task_recipe(1)), load_recipe(task_recipe(2))

@@ -18,12 +18,13 @@ from click.testing import CliRunner, Result
 from conftest import ChangedModel
 from matrix import ended, quoted, saw
 from pantherseg import __version__
-from pantherseg.bundle import open_bundle
 from pantherseg.cli import main as pantherseg
 from pantherseg.grand_challenge import main as entry_point
-from pantherseg.house import DEMO_WEIGHTS, task_recipe
-from pantherseg.models import ModelFolder
-from pantherseg.volume import Grid, Volume, read_labels, write_volume
+from pantherseg.io.itk import read_labels, write_volume
+from pantherseg.models.bundle import open_bundle
+from pantherseg.models.find import ModelFolder
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
+from pantherseg.volume import Grid, Volume
 
 SLUG = "abdominal-t1-mri"
 

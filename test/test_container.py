@@ -17,9 +17,9 @@ from bench.unpack import unpack
 
 from matrix import ended, saw
 from pantherseg import __version__
-from pantherseg.bundle import open_bundle
-from pantherseg.house import DEMO_WEIGHTS, ROOT
+from pantherseg.models.bundle import open_bundle
 from pantherseg.packing import pack
+from pantherseg.paths import DEMO_WEIGHTS, ROOT
 
 pytestmark = pytest.mark.docker
 TASKS = ["task1", "task2"]
@@ -88,7 +88,7 @@ def test_the_small_image_has_no_torch() -> None:
 
 
 def test_a_containers_limit_is_what_a_case_may_take() -> None:
-    command = "from pantherseg.memory import room_bytes; print(room_bytes() >> 20)"
+    command = "from pantherseg.machine.memory import room_bytes; print(room_bytes() >> 20)"
     options = ["--rm", "--network", "none", "--memory", "700m", "--entrypoint", "python"]
     result = docker("run", *options, built("task1-cpu"), "-c", command)
     assert 600 < int(result.stdout) < 700, result.stderr

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pantherseg import cpus
-from pantherseg.cpus import usable_cpus
+from pantherseg.machine import cpus
+from pantherseg.machine.cpus import usable_cpus
 
 
 @pytest.fixture(autouse=True)

@@ -21,18 +21,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from conftest import one_line_about
 from matrix import ended, saw
 from pantherseg.arrays import to_host
-from pantherseg.bundle import Bundle, open_bundle
 from pantherseg.cli import main
 from pantherseg.errors import DeviceMemoryError, LostDeviceError
-from pantherseg.fuse import mean_logits
-from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
+from pantherseg.fusion import mean_logits
 from pantherseg.inference.accumulate import Sweep
 from pantherseg.inference.backends import on_torch
-from pantherseg.inference.backends.on_openvino import OpenVinoBackend
-from pantherseg.inference.backends.on_torch import TorchBackend
+from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
+from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Logits, Predictor
+from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.networks import build_network
-from pantherseg.packing.footprint import live_values
+from pantherseg.packing.activations import live_values
+from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.pipeline import load_system, segment
 from pantherseg.preprocessing.preprocess import Normalization, Preprocessing
 from pantherseg.preprocessing.resample import Resampling

@@ -15,8 +15,8 @@ import pytest
 from conftest import SmallDisk, one_line_about
 from matrix import saw
 from pantherseg.errors import DownloadError, OutputError, PantherSegError
-from pantherseg.weights.download import Client, _length, check_still_safe
-from pantherseg.weights.part import Wanted
+from pantherseg.weights.downloads import Client, _length, check_still_safe
+from pantherseg.weights.partial import Wanted
 from served import Page, Served
 
 CONTENT = random.Random(0).randbytes(1_000_000)

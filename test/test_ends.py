@@ -21,12 +21,13 @@ import pytest
 
 from conftest import CopiedBundle, SmallDisk
 from matrix import ended, saw
-from pantherseg.bundle import MANIFEST
 from pantherseg.grand_challenge.check import check_output
-from pantherseg.house import ROOT, task_recipe
-from pantherseg.models import ModelFolder
+from pantherseg.io.itk import read_labels, write_volume
+from pantherseg.models.bundle import MANIFEST
+from pantherseg.models.find import ModelFolder
+from pantherseg.paths import ROOT, task_recipe
 from pantherseg.recipe import load_recipe
-from pantherseg.volume import Grid, Volume, read_labels, write_volume
+from pantherseg.volume import Grid, Volume
 
 SOCKETS = load_recipe(task_recipe(1)).sockets
 GRID = Grid((12, 24, 24), (4.0, 3.0, 3.0))

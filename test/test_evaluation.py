@@ -30,7 +30,8 @@ from pantherseg.evaluation import (
     write_csv,
     write_json,
 )
-from pantherseg.volume import Grid, Triple, Volume, read_labels, write_volume
+from pantherseg.io.itk import read_labels, write_volume
+from pantherseg.volume import Grid, Triple, Volume
 
 SHAPE = (9, 11, 13)
 # (z, y, x): read in the wrong order, z shrinks to a half and x doubles.

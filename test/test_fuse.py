@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special
 
-from pantherseg import fuse
+from pantherseg import fusion as fuse
 from pantherseg.errors import ModelError
-from pantherseg.fuse import mean_logits
+from pantherseg.fusion import mean_logits
 
 SHAPE = (3, 4, 5)
 

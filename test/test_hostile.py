@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from matrix import saw
 from pantherseg.grand_challenge import main as entry_point
 from pantherseg.grand_challenge.check import check_output
-from pantherseg.house import DEMO_WEIGHTS, task_recipe
+from pantherseg.io.itk import read_labels, write_volume
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.recipe import load_recipe
-from pantherseg.volume import Grid, Volume, read_labels, write_volume
+from pantherseg.volume import Grid, Volume
 
 SHAPE = (16, 40, 48)
 SPACING = (5.0, 3.0, 3.0)

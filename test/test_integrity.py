@@ -16,7 +16,8 @@ import SimpleITK as sitk  # noqa: N813
 from conftest import one_line_about
 from matrix import refused, saw
 from pantherseg.errors import InputError
-from pantherseg.volume import Grid, Volume, read_image, to_itk, write_volume
+from pantherseg.io.itk import read_image, to_itk, write_volume
+from pantherseg.volume import Grid, Volume
 
 VOXELS = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
 RAW = VOXELS.tobytes()

@@ -11,7 +11,7 @@ import pytest
 from matrix import quoted, saw
 from pantherseg.errors import JobError
 from pantherseg.grand_challenge import find_input, output_path
-from pantherseg.house import ROOT
+from pantherseg.paths import ROOT
 from pantherseg.recipe import Sockets, load_recipe
 
 SOCKETS = Sockets(input="abdominal-t1-mri", output="pancreatic-tumor-segmentation")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from matrix import COLUMNS, FAILED, NOT_RUN, PAGE, Row, page
-from pantherseg.house import ROOT
+from pantherseg.paths import ROOT
 
 LEAST_ROWS = 60
 CAME_OUT = COLUMNS.index("what came out")

@@ -15,16 +15,17 @@ import pytest
 from conftest import SmallDisk, one_line_about
 from matrix import ended, quoted, saw
 from pantherseg.arrays import zeros_in_file, zeros_like
-from pantherseg.bundle import Bundle, open_bundle
 from pantherseg.errors import DeviceMemoryError
-from pantherseg.house import DEMO_WEIGHTS
 from pantherseg.inference.backends import on_openvino
-from pantherseg.inference.backends.on_openvino import OpenVinoBackend
+from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
+from pantherseg.io.itk import write_volume
 from pantherseg.logs import one_line
-from pantherseg.memory import LEAST_MB, MB, NO_LIMIT, begin, is_in_memory, room_bytes, shortage
-from pantherseg.models import ModelFolder
-from pantherseg.volume import Grid, Volume, write_volume
+from pantherseg.machine.memory import LEAST_MB, MB, NO_LIMIT, begin, is_in_memory, room_bytes, shortage
+from pantherseg.models.bundle import Bundle, open_bundle
+from pantherseg.models.find import ModelFolder
+from pantherseg.paths import DEMO_WEIGHTS
+from pantherseg.volume import Grid, Volume
 
 
 def run_with_limit(code: str, limit_mb: int, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
@@ -59,7 +60,7 @@ def test_without_a_limit_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_a_limit_below_the_least_is_refused(limit: int, refused: bool) -> None:
-    result = run_with_limit("from pantherseg.memory import begin; begin()", limit)
+    result = run_with_limit("from pantherseg.machine.memory import begin; begin()", limit)
     assert (result.returncode != 0) == refused
     assert (f"expected at least {LEAST_MB} MB" in result.stderr and f"limit of {limit} MB" in result.stderr) == refused
 
@@ -83,7 +84,7 @@ print(ndimage.label([0, 1])[1])
     "no waiting: the library is there already",
 )
 def test_scipy_is_there_before_memory_runs_out() -> None:
-    result = run_with_limit(f"from pantherseg.memory import begin; begin(){FILLED}", 600, timeout=60)
+    result = run_with_limit(f"from pantherseg.machine.memory import begin; begin(){FILLED}", 600, timeout=60)
     assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
 
 
@@ -183,7 +184,8 @@ def test_what_no_kernel_tells_is_no_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["DATA", "AS"])
 def test_room_is_what_is_left_of_a_processs_own_limit(kind: str) -> None:
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_{kind}, ({700 * MB}, {700 * MB}))"
-    code = f"{limit}\nfrom pantherseg.memory import room_bytes\nbefore = room_bytes()\ntaken = bytearray(200 << 20)\n"
+    code = f"{limit}\nfrom pantherseg.machine.memory import room_bytes\nbefore = room_bytes()\n"
+    code += "taken = bytearray(200 << 20)\n"
     result = run_with_limit(f"{code}print(before - room_bytes() >> 20, before >> 20)", 2000)
     taken, before = map(int, result.stdout.split())
     assert 200 <= taken < 210, result.stderr
@@ -302,11 +304,11 @@ def test_logits_summed_in_a_file_are_the_same(
 SUMS = """
 import numpy as np, resource
 from pantherseg.arrays import zeros_in_file
-from pantherseg.bundle import open_bundle
-from pantherseg.house import DEMO_WEIGHTS
+from pantherseg.models.bundle import open_bundle
+from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.inference.backends import on_openvino
 from pantherseg.inference.predictor import Predictor
-from pantherseg.memory import MB, room_bytes
+from pantherseg.machine.memory import MB, room_bytes
 from pantherseg.preprocessing.preprocess import Prepared
 predictor = Predictor(open_bundle(DEMO_WEIGHTS / "task1", folds=[0]), on_openvino.OpenVinoBackend(), step=1.0)
 shape = (48, 480, 800)

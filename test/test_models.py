@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from matrix import saw
-from pantherseg.bundle import DATASET, GRAPH, MANIFEST, PLANS, Bundle, sha256_of, weights_name
 from pantherseg.errors import ModelError
-from pantherseg.house import DEMO_WEIGHTS
-from pantherseg.models import ModelFolder, choose_root, find_models, open_model
+from pantherseg.models.bundle import DATASET, GRAPH, MANIFEST, PLANS, Bundle, sha256_of, weights_name
+from pantherseg.models.find import ModelFolder, choose_root, find_models, open_model
 from pantherseg.networks import read_plan
+from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.recipe import Localizer, Member, Recipe, Sockets
 
 RESULTS = Path("Dataset901_X") / "nnUNetTrainer__nnUNetPlans__3d_fullres"

@@ -21,14 +21,14 @@ from safetensors.numpy import load_file
 
 from conftest import ChangedModel, CopiedBundle, one_line_about
 from matrix import saw
-from pantherseg.bundle import DATASET, PLANS, Bundle, open_bundle
 from pantherseg.errors import ModelError, OutputError, RecipeError
-from pantherseg.house import DEMO_WEIGHTS, task_recipe
-from pantherseg.models import CHECKPOINT, ModelFolder, find_models, open_model_folder
+from pantherseg.models.bundle import DATASET, PLANS, Bundle, open_bundle
+from pantherseg.models.find import CHECKPOINT, ModelFolder, find_models, open_model_folder
 from pantherseg.networks import read_plan
 from pantherseg.packing import Packer, as_bundle, pack, pack_models
 from pantherseg.packing import graph as graph_module
 from pantherseg.packing.graph import Graph
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.recipe import Member, load_recipe
 
 Json = dict[str, Any]

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from conftest import NnunetMask
-from pantherseg.fuse import mean_logits
-from pantherseg.inference.backends.on_openvino import OpenVinoBackend
+from pantherseg.fusion import mean_logits
+from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.inference.tiles import tiles
-from pantherseg.models import ModelFolder
+from pantherseg.models.find import ModelFolder
 from pantherseg.networks import read_plan
 from pantherseg.packing import pack
 from pantherseg.phantom import make_phantom

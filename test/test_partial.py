@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from conftest import one_line_about
 from matrix import quoted, saw
-from pantherseg.budget import Deadline
-from pantherseg.bundle import MANIFEST, Bundle, open_bundle
-from pantherseg.errors import Event, ModelError
-from pantherseg.house import DEMO_WEIGHTS, task_recipe
-from pantherseg.inference.backends.on_openvino import OpenVinoBackend
+from pantherseg.errors import ModelError
+from pantherseg.events import Event
+from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.localize import localize
-from pantherseg.models import CHECKPOINT, ModelFolder
+from pantherseg.machine.deadline import Deadline
+from pantherseg.models.bundle import MANIFEST, Bundle, open_bundle
+from pantherseg.models.find import CHECKPOINT, ModelFolder
 from pantherseg.packing import pack_models
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.pipeline import Segmentation, load_system, segment
 from pantherseg.recipe import Localizer, Member, Recipe, load_recipe
 from pantherseg.volume import Grid, Volume

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from pantherseg.io.itk import read_image, read_labels
 from pantherseg.phantom import ORGANS, Phantom, Size, case_id, make_phantom, write_dataset
-from pantherseg.volume import Grid, read_image, read_labels
+from pantherseg.volume import Grid
 
 SEEDS = range(6)
 both_tasks = pytest.mark.parametrize("task", [1, 2])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from matrix import saw
-from pantherseg.house import DEMO_WEIGHTS, task_recipe
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import Phantom, make_phantom
 from pantherseg.pipeline import System, load_system, segment
 from pantherseg.recipe import load_recipe

@@ -11,15 +11,15 @@ import torch
 
 from conftest import ChangedModel, NnunetMask
 from matrix import saw
-from pantherseg.bundle import Bundle, open_bundle
 from pantherseg.errors import InputError, ModelError
-from pantherseg.fuse import mean_logits
-from pantherseg.house import DEMO_WEIGHTS
+from pantherseg.fusion import mean_logits
 from pantherseg.inference.backends import Backend, choose_backend
-from pantherseg.inference.backends.on_torch import TorchBackend
+from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.models import ModelFolder, open_model
+from pantherseg.models.bundle import Bundle, open_bundle
+from pantherseg.models.find import ModelFolder, open_model
 from pantherseg.packing import as_bundle
+from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.volume import Grid, Volume
 
 

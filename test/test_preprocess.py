@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pantherseg.errors import InputError
-from pantherseg.house import DEMO_WEIGHTS
+from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.preprocessing.preprocess import CERTAIN, Normalization, Prepared, Preprocessing
 from pantherseg.preprocessing.resample import Resampling
 from pantherseg.volume import Shape, Triple

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from matrix import refused, saw
 from pantherseg.errors import InputError
-from pantherseg.house import ROOT
-from pantherseg.integrity.limits import MAX_SIDE, MAX_SPACING_MM, MIN_SPACING_MM
-from pantherseg.volume import Grid, Volume, from_itk, read_image, to_itk, write_volume
+from pantherseg.io.itk import from_itk, read_image, to_itk, write_volume
+from pantherseg.io.limits import MAX_SIDE, MAX_SPACING_MM, MIN_SPACING_MM
+from pantherseg.paths import ROOT
+from pantherseg.volume import Grid, Volume
 
 # Of this process: other work on the machine counts for nothing.
 SECONDS = 10

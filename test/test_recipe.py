@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pantherseg.errors import RecipeError
-from pantherseg.house import task_recipe
+from pantherseg.paths import task_recipe
 from pantherseg.recipe import load_recipe
 from pantherseg.training.recipe import load_training_recipe
 

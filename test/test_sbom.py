@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from locks import locked
 from pantherseg import __version__, sbom
 from pantherseg.cli import main
-from pantherseg.house import ROOT
+from pantherseg.paths import ROOT
 
 Document = dict[str, Any]
 

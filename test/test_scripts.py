@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pantherseg.house import DEMO_WEIGHTS, ROOT
+from pantherseg.paths import DEMO_WEIGHTS, ROOT
 
 SCRIPTS = ["do_build.sh", "do_test_run.sh", "do_save.sh"]
 

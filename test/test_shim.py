@@ -20,9 +20,10 @@ import pytest
 
 from matrix import quoted, saw
 from pantherseg.grand_challenge.check import check_output
-from pantherseg.house import DEMO_WEIGHTS, ROOT, task_recipe
+from pantherseg.io.itk import write_volume
+from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.recipe import load_recipe
-from pantherseg.volume import Grid, Volume, write_volume
+from pantherseg.volume import Grid, Volume
 from shim import machine
 from shim.image import Image, describe, exported, open_image, stored_layers
 from shim.invocation import SIGNING_KEY, Outcome, invoke, verified

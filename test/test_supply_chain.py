@@ -13,7 +13,7 @@ import pytest
 
 from locks import locked
 from pantherseg import __version__
-from pantherseg.house import ROOT
+from pantherseg.paths import ROOT
 from pantherseg.sbom import normalised
 
 LOCKS = ["requirements.lock", "requirements-cuda.lock", "requirements-cpu.lock"]

@@ -15,21 +15,9 @@ from numpy.typing import NDArray
 
 from matrix import saw
 from pantherseg.errors import InputError, OutputError
-from pantherseg.volume import (
-    Box,
-    Grid,
-    Shape,
-    Triple,
-    Volume,
-    case_name,
-    from_itk,
-    is_volume_file,
-    read_image,
-    read_labels,
-    to_itk,
-    uncrop,
-    write_volume,
-)
+from pantherseg.io.itk import from_itk, read_image, read_labels, to_itk, write_volume
+from pantherseg.io.names import case_name, is_volume_file
+from pantherseg.volume import Box, Grid, Shape, Triple, Volume, uncrop
 
 SHAPE = (4, 5, 7)
 NOTED = "the volume with these set to its minimum, and an event"

@@ -28,17 +28,17 @@ from mrsegmentator.config import MODEL_REGISTRY
 
 from conftest import SmallDisk, one_line_about
 from matrix import ended, quoted, saw
-from pantherseg.bundle import DATASET, PLANS, open_bundle
 from pantherseg.cli import main as pantherseg
 from pantherseg.errors import DownloadError, ModelError, OutputError, PantherSegError, RecipeError
-from pantherseg.house import DEMO_WEIGHTS, ROOT, ZOO, task_recipe
-from pantherseg.models import CHECKPOINT, ModelFolder, find_models, open_model_folder
+from pantherseg.models.bundle import DATASET, PLANS, open_bundle
+from pantherseg.models.find import CHECKPOINT, ModelFolder, find_models, open_model_folder
 from pantherseg.packing import graph as graph_module
 from pantherseg.packing import pack_models
+from pantherseg.paths import DEMO_WEIGHTS, ROOT, ZOO, task_recipe
 from pantherseg.pipeline import load_system
 from pantherseg.recipe import load_recipe
 from pantherseg.weights import Client, Weights, fetch, load_zoo, named, states, verify
-from pantherseg.weights.shelf import read_record, record_path
+from pantherseg.weights.installed import read_record, record_path
 from pantherseg.weights.zoo import publish
 from served import Page, Served
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pantherseg.errors import DeviceMemoryError
-from pantherseg.memory import MB, is_in_memory
+from pantherseg.machine.memory import MB, is_in_memory
 
 # The bits that float16 lacks of float32's, and those of them that lie between two of its numbers.
 TIE_BITS, TIE = 0x1FFF, 0x1000

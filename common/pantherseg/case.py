@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pantherseg.errors import Event
+from pantherseg.events import Event
+from pantherseg.io.itk import read_image
 from pantherseg.logs import stage
-from pantherseg.volume import Volume, read_image
+from pantherseg.volume import Volume
 
 
 def read_case(path: Path) -> tuple[Volume, tuple[Event, ...]]:

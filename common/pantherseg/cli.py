@@ -81,7 +81,7 @@ def predict(
     if time_budget is not None and not math.isfinite(time_budget):
         raise click.UsageError("--time-budget: expected seconds")
     from pantherseg.commands.predict import predict_all
-    from pantherseg.house import DEMO_WEIGHTS, task_recipe
+    from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 
     path = recipe or task_recipe(int(task or 0))
     failed = predict_all(
@@ -322,8 +322,9 @@ def train(recipe: Path, data: Path, output: Path, start: Path | None, work: Path
 @click.option("--reference", type=PATH, help="Draw this mask beside, label 1 = tumour.")
 def report(image: Path, mask: Path, output: Path, reference: Path | None) -> None:
     """Draw IMAGE, the tumour MASK found in it and its reference to a picture."""
+    from pantherseg.io.itk import read_image, read_labels
+    from pantherseg.io.names import case_name
     from pantherseg.report import draw_case
-    from pantherseg.volume import case_name, read_image, read_labels
 
     volume, _ = read_image(image)
     truth = None if reference is None else read_labels(reference)

@@ -1,4 +1,4 @@
-"""Errors and events.
+"""Errors.
 
 PantherSegError          every error that a user can act on, one line each
 ├── InputError           a volume or mask that cannot be processed
@@ -15,7 +15,6 @@ PantherSegError          every error that a user can act on, one line each
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -46,17 +45,25 @@ def _part(text: str, limit: int) -> str:
 
 
 class PantherSegError(Exception):
-    """One line: where, what was expected, what was found, and what to do about it."""
+    """One line: where, what was expected and what was found, or a plain sentence, and what to do about it.
 
-    def __init__(self, where: str | Path, *, expected: str, found: str, hint: str = "") -> None:
-        self.where, self.expected, self.found, self.hint = where, expected, found, hint
-        message = f"{_part(str(where), WHERE_CHARACTERS)}: "
-        message += f"expected {_part(expected, PART_CHARACTERS)}, found {_part(found, PART_CHARACTERS)}"
+    where: the file, folder or option that the error is about. problem: a sentence without its full stop, for a
+    condition that is not a comparison of two values; it takes the place of expected and found. hint: what to do.
+    """
+
+    def __init__(
+        self, where: str | Path, problem: str = "", *, expected: str = "", found: str = "", hint: str = ""
+    ) -> None:
+        self.where, self.problem, self.expected, self.found, self.hint = where, problem, expected, found, hint
+        text = _part(problem, PART_CHARACTERS)
+        if not problem:
+            text = f"expected {_part(expected, PART_CHARACTERS)}, found {_part(found, PART_CHARACTERS)}"
+        message = f"{_part(str(where), WHERE_CHARACTERS)}: {text}"
         super().__init__(f"{message}; {_part(hint, HINT_CHARACTERS)}" if hint else message)
 
     def at(self, where: str | Path) -> Self:
         """Return the same error with another place, and without a traceback, which keeps what its functions held."""
-        return type(self)(where, expected=self.expected, found=self.found, hint=self.hint)
+        return type(self)(where, self.problem, expected=self.expected, found=self.found, hint=self.hint)
 
 
 class InputError(PantherSegError):
@@ -97,15 +104,3 @@ class DeviceMemoryError(LostDeviceError):
 
 class OutputError(PantherSegError):
     """A result that cannot be written."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something unusual on the way of a case that did not stop it: a short code and a sentence."""
-
-    code: str
-    message: str
-
-    def as_dict(self) -> dict[str, str]:
-        """Return the event for results.json."""
-        return asdict(self)

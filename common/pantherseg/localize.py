@@ -6,12 +6,14 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from pantherseg.budget import NEVER, Deadline
-from pantherseg.errors import Event
+from pantherseg.events import Event
 from pantherseg.inference.predictor import Predictor
 from pantherseg.inference.schedule import TILES_LEFT_OUT
+from pantherseg.io.itk import from_itk, to_itk
+from pantherseg.io.limits import check_resampled
+from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.recipe import Localizer
-from pantherseg.volume import Box, Triple, Volume, check_resampled, from_itk, to_itk
+from pantherseg.volume import Box, Triple, Volume
 
 # The orientation that MRSegmentator's own reader gives its network.
 ORIENTATION = "LPS"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pantherseg.errors import PantherSegError, printable
-from pantherseg.memory import shortage
+from pantherseg.machine.memory import shortage
 
 logger = logging.getLogger(__name__)
 

@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from pantherseg import __version__
-from pantherseg.budget import NEVER, Deadline
-from pantherseg.bundle import Bundle, check_classes
-from pantherseg.errors import DeviceMemoryError, Event, InputError, LostDeviceError, ModelError, OutputError
+from pantherseg.errors import DeviceMemoryError, InputError, LostDeviceError, ModelError, OutputError
+from pantherseg.events import Event
 from pantherseg.files import write_text
-from pantherseg.fuse import mean_logits
+from pantherseg.fusion import mean_logits
 from pantherseg.inference.backends import Backend, Mode, choose_backend
 from pantherseg.inference.predictor import Logits, Predictor
+from pantherseg.io.itk import write_volume
 from pantherseg.localize import localize, searched_whole
 from pantherseg.logs import shown, stage
-from pantherseg.models import Models, check_labels, find_models
+from pantherseg.machine.deadline import NEVER, Deadline
+from pantherseg.models.bundle import Bundle, check_classes
+from pantherseg.models.find import Models, check_labels, find_models
 from pantherseg.packing import Packer
 from pantherseg.postprocess import tumour_mask
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
 from pantherseg.recipe import Recipe
-from pantherseg.volume import Box, Volume, uncrop, write_volume
+from pantherseg.volume import Box, Volume, uncrop
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from pantherseg.errors import Event
+from pantherseg.events import Event
 from pantherseg.recipe import Postprocess
 
 # Voxels that touch in a face, an edge or a corner belong together.

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pantherseg.house import ROOT
+from pantherseg.paths import ROOT
 
 LOCK = Path(__file__).with_name("requirements.lock")
 ENVIRONMENT = ROOT / ".venv-shim"

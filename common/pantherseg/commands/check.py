@@ -7,7 +7,7 @@ from pathlib import Path
 from pantherseg.grand_challenge.check import check_job, check_output
 from pantherseg.grand_challenge.check_model import check_model
 from pantherseg.grand_challenge.verdict import Verdict
-from pantherseg.house import task_recipe
+from pantherseg.paths import task_recipe
 from pantherseg.recipe import Sockets, load_recipe
 
 

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from pantherseg.bundle import Bundle
 from pantherseg.errors import ModelError
-from pantherseg.house import task_recipe
-from pantherseg.models import open_model
+from pantherseg.models.bundle import Bundle
+from pantherseg.models.find import open_model
 from pantherseg.packing import pack, pack_models
+from pantherseg.paths import task_recipe
 from pantherseg.recipe import load_recipe
 
 logger = logging.getLogger(__name__)

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import msgspec
 
-from pantherseg.budget import Deadline
 from pantherseg.case import read_case
-from pantherseg.errors import Event, InputError, OutputError, PantherSegError
+from pantherseg.errors import InputError, OutputError, PantherSegError
+from pantherseg.events import Event
 from pantherseg.files import prepare_folder
 from pantherseg.inference.backends import Mode
+from pantherseg.io.names import case_name, mask_name, volumes_in
 from pantherseg.logs import one_line
-from pantherseg.memory import begin
+from pantherseg.machine.deadline import Deadline
+from pantherseg.machine.memory import begin
 from pantherseg.pipeline import DEVICE_FAILED, System, load_system, segment, write_result
 from pantherseg.recipe import load_recipe
-from pantherseg.volume import Volume, case_name, mask_name, volumes_in
+from pantherseg.volume import Volume
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 from pantherseg.errors import ModelError, PantherSegError
-from pantherseg.house import OWN_WEIGHTS, ZOO
 from pantherseg.logs import shown
+from pantherseg.paths import OWN_WEIGHTS, ZOO
 from pantherseg.weights import Client, State, load_zoo, named, states
 from pantherseg.weights import fetch as fetch_weights
 from pantherseg.weights import verify as verify_state

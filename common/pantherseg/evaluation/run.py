@@ -11,7 +11,8 @@ from typing import Any
 
 from pantherseg.errors import InputError
 from pantherseg.evaluation.metrics import CaseScores, Totals, score_case, surface_distance_library, totals
-from pantherseg.volume import case_name, read_labels, volumes_in
+from pantherseg.io.itk import read_labels
+from pantherseg.io.names import case_name, volumes_in
 
 logger = logging.getLogger(__name__)
 

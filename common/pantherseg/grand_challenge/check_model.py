@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pantherseg.bundle import Bundle
 from pantherseg.errors import OutputError, PantherSegError, UploadError
 from pantherseg.grand_challenge.stream import (
     DAMAGED,
@@ -28,7 +27,8 @@ from pantherseg.grand_challenge.stream import (
     reason,
 )
 from pantherseg.grand_challenge.verdict import Verdict, first_few
-from pantherseg.models import ModelFolder, by_role, check_labels, find_models
+from pantherseg.models.bundle import Bundle
+from pantherseg.models.find import ModelFolder, by_role, check_labels, find_models
 from pantherseg.packing import check_archive
 from pantherseg.recipe import Recipe
 from pantherseg.weights.archive import allowed_bytes

@@ -6,15 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pantherseg.budget import Deadline
 from pantherseg.case import read_case
 from pantherseg.errors import InputError
 from pantherseg.files import prepare_folder
 from pantherseg.grand_challenge.job import find_input, output_path
-from pantherseg.house import DEMO_WEIGHTS
 from pantherseg.logs import say_error, show_log
-from pantherseg.memory import begin
-from pantherseg.models import choose_root
+from pantherseg.machine.deadline import Deadline
+from pantherseg.machine.memory import begin
+from pantherseg.models.find import choose_root
+from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.recipe import load_recipe
 
 INPUT, OUTPUT, MODEL = Path("/input"), Path("/output"), Path("/opt/ml/model")

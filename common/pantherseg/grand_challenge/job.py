@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pantherseg.errors import JobError
+from pantherseg.io.names import case_name, volumes_in
 from pantherseg.recipe import Sockets
-from pantherseg.volume import case_name, volumes_in
 
 INPUTS = "inputs.json"
 IMAGES = "images"

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, namespace, to_host
-from pantherseg.budget import NEVER, Deadline
-from pantherseg.bundle import Bundle, Manifest, needed
-from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError, ModelError
-from pantherseg.fuse import mean_logits
+from pantherseg.errors import DeviceMemoryError, LostDeviceError, ModelError
+from pantherseg.events import Event
+from pantherseg.fusion import mean_logits
 from pantherseg.inference.accumulate import Network, Sweep
 from pantherseg.inference.backends import Backend
 from pantherseg.inference.schedule import Plan, PlanChangedError, Schedule
 from pantherseg.inference.tiles import padded, tiles
+from pantherseg.machine.deadline import NEVER, Deadline
+from pantherseg.models.bundle import Bundle, Manifest, needed
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
 from pantherseg.volume import Volume
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pantherseg.arrays import Array
-from pantherseg.budget import Deadline
-from pantherseg.errors import Event
+from pantherseg.events import Event
 from pantherseg.inference.accumulate import Network
+from pantherseg.machine.deadline import Deadline
 
 # Overlap is given up in such steps, as fractions of the patch.
 STEPS = (0.6, 0.7, 0.8, 0.9, 1.0)

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from pantherseg.files import temporary_folder
+from pantherseg.machine.openvino import ov
 from pantherseg.networks import distinct_tensors
-from pantherseg.untracked import ov
 
 # What a graph holds beside the network's weights: shapes, axes, strides. More would be weights under another form.
 MAX_CONSTANT_BYTES = 1 << 20

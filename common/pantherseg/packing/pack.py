@@ -22,7 +22,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from pantherseg import __version__
-from pantherseg.bundle import (
+from pantherseg.errors import DeviceMemoryError, ModelError, OutputError, last_line
+from pantherseg.files import temporary_folder
+from pantherseg.machine.memory import MB, room_bytes, shortage
+from pantherseg.models.bundle import (
     DATASET,
     GRAPH,
     GRAPH_CONSTANTS,
@@ -40,10 +43,7 @@ from pantherseg.bundle import (
     sha256_of,
     weights_name,
 )
-from pantherseg.errors import DeviceMemoryError, ModelError, OutputError, last_line
-from pantherseg.files import temporary_folder
-from pantherseg.memory import MB, room_bytes, shortage
-from pantherseg.models import Model, ModelFolder, by_role, check_labels, find_models
+from pantherseg.models.find import Model, ModelFolder, by_role, check_labels, find_models
 from pantherseg.packing.checkpoint import Checkpoint, check_fit, read_checkpoint
 from pantherseg.recipe import Recipe
 
@@ -220,7 +220,7 @@ def _write_bundle(model: ModelFolder, spare: int, folder: Path) -> tuple[Manifes
     The first fold says what the others must be like.
     """
     from pantherseg.networks import read_plan
-    from pantherseg.packing.footprint import live_values
+    from pantherseg.packing.activations import live_values
     from pantherseg.packing.graph import make_graph
 
     first = read_checkpoint(model.checkpoint_path(model.folds[0]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from pantherseg.io.itk import write_volume
 from pantherseg.phantom.acquisition import Size, make_phantom
-from pantherseg.volume import write_volume
 
 # PANTHER's own numbers begin here.
 FIRST_PATIENT = 10000

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, namespace, zeros_like
 from pantherseg.errors import InputError
+from pantherseg.io.limits import check_resampled
 from pantherseg.preprocessing.resample import Resampling, Resizer
-from pantherseg.recipe import Positive, Table
-from pantherseg.volume import Box, Shape, Triple, check_resampled
+from pantherseg.tables import Positive, Table
+from pantherseg.volume import Box, Shape, Triple
 
 # A logit at which the background is certain: where the crop to voxels that are not 0 has cut the volume.
 CERTAIN = 50.0

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, as_type, dtype_name, like, namespace
-from pantherseg.recipe import Positive, Table
+from pantherseg.tables import Positive, Table
 from pantherseg.volume import Shape, Triple
 
 Order = Literal[0, 1, 2, 3, 4, 5]

@@ -14,8 +14,10 @@ import numpy as np
 
 from pantherseg.errors import InputError
 from pantherseg.files import write_text
+from pantherseg.io.itk import read_image, read_labels, write_volume
+from pantherseg.io.names import volumes_in
 from pantherseg.training.recipe import TrainingRecipe
-from pantherseg.volume import Box, Volume, read_image, read_labels, volumes_in, write_volume
+from pantherseg.volume import Box, Volume
 
 LABELS = {
     "tumour+pancreas": {"background": 0, "tumour": 1, "pancreas": 2},

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from pantherseg.recipe import Fraction, NotNegative, Positive, Table, read_table
+from pantherseg.tables import Fraction, NotNegative, Positive, Table, read_table
 
 Count = Annotated[int, Meta(ge=1)]
 

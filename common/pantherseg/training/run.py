@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from pantherseg.allocator import keep_freed_memory
-from pantherseg.bundle import PLANS, read_json
 from pantherseg.errors import InputError, OutputError, RecipeError
 from pantherseg.files import write_text, written_beside
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.models import CHECKPOINT, open_model_folder
+from pantherseg.io.itk import read_image, read_labels
+from pantherseg.machine.allocator import keep_freed_memory
+from pantherseg.models.bundle import PLANS, read_json
+from pantherseg.models.find import CHECKPOINT, open_model_folder
 from pantherseg.packing import as_bundle
 from pantherseg.training.dataset import LABELS, list_cases, write_nnunet_dataset
 from pantherseg.training.nnunet import plan, train_fold, workspace
 from pantherseg.training.recipe import TrainingRecipe
-from pantherseg.volume import read_image, read_labels
 
 logger = logging.getLogger(__name__)
 

@@ -10,17 +10,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pantherseg.bundle import is_bundle, open_bundle
 from pantherseg.errors import DownloadError, ModelError, OutputError
 from pantherseg.files import prepare_folder, write_text
-from pantherseg.house import ROOT
-from pantherseg.models import check_labels
+from pantherseg.models.bundle import is_bundle, open_bundle
+from pantherseg.models.find import check_labels
 from pantherseg.packing import missing_packages
+from pantherseg.paths import ROOT
 from pantherseg.recipe import Recipe, load_recipe
-from pantherseg.weights.download import Client
-from pantherseg.weights.part import Downloaded
-from pantherseg.weights.place import build, check_files
-from pantherseg.weights.shelf import Record, Source, State, read_record, record_path, sums, verify, write_record
+from pantherseg.weights.assemble import build, check_files
+from pantherseg.weights.downloads import Client
+from pantherseg.weights.installed import Record, Source, State, read_record, record_path, sums, verify, write_record
+from pantherseg.weights.partial import Downloaded
 from pantherseg.weights.zoo import ZENODO, Weights, publish
 
 # Hidden, so that no unfinished model is found in it; on the same disk, so that a finished one is placed by a rename.

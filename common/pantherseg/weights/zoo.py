@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from pantherseg.errors import DownloadError, RecipeError
-from pantherseg.recipe import FileName, Table, read_table
-from pantherseg.weights.download import Client, check_still_safe
-from pantherseg.weights.part import Wanted, check_name
+from pantherseg.tables import FileName, Table, read_table
+from pantherseg.weights.downloads import Client, check_still_safe
+from pantherseg.weights.partial import Wanted, check_name
 
 ZENODO = "https://zenodo.org/api/records"
 SEE_RECORD = "see the record"

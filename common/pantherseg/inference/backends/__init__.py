@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.arrays import Array
-from pantherseg.bundle import Bundle
-from pantherseg.errors import DeviceError, Event, LostDeviceError
+from pantherseg.errors import DeviceError, LostDeviceError
+from pantherseg.events import Event
 from pantherseg.inference.accumulate import Network, sweep_bytes
+from pantherseg.models.bundle import Bundle
 
 Mode = Literal["exact", "fast"]
 
@@ -80,7 +81,7 @@ def choose_backend(device: str = "auto", mode: Mode = "exact", *, device_memory_
         missing = [name for name in CUDA_NEEDS if find_spec(name) is None]
         problem = f"no {' and '.join(missing)}, which would use it" if missing else ""
         if not missing:
-            from pantherseg.inference.backends.on_torch import TorchBackend, cuda_problem
+            from pantherseg.inference.backends.torch_backend import TorchBackend, cuda_problem
 
             problem = cuda_problem()
             if not problem:
@@ -89,9 +90,9 @@ def choose_backend(device: str = "auto", mode: Mode = "exact", *, device_memory_
             raise DeviceError("device", expected="a CUDA device", found=problem, hint="use --device cpu")
         events = (Event("no_cuda", f"there seems to be a GPU, but {problem}; the CPU was used"),)
     if find_spec("openvino") is not None:
-        from pantherseg.inference.backends.on_openvino import OpenVinoBackend
+        from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 
         return OpenVinoBackend(mode, events)
-    from pantherseg.inference.backends.on_torch import TorchBackend
+    from pantherseg.inference.backends.torch_backend import TorchBackend
 
     return TorchBackend("cpu", mode, events)

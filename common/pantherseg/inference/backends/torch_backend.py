@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from pantherseg.allocator import keep_freed_memory
-from pantherseg.bundle import MANIFEST, Bundle
-from pantherseg.cpus import usable_cpus
-from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError
+from pantherseg.errors import DeviceMemoryError, LostDeviceError
+from pantherseg.events import Event
 from pantherseg.inference.accumulate import Network
 from pantherseg.inference.backends import Mode, Placement, sum_bytes
-from pantherseg.memory import MB
+from pantherseg.machine.allocator import keep_freed_memory
+from pantherseg.machine.cpus import usable_cpus
+from pantherseg.machine.memory import MB
+from pantherseg.models.bundle import MANIFEST, Bundle
 from pantherseg.networks import build_network, distinct_tensors
 
 # What cuDNN may want for its convolutions beside their input and output: an allowance, as it depends on the device.

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from pantherseg.errors import InputError
-from pantherseg.integrity.limits import (
+from pantherseg.io.limits import (
     DAMAGED,
     MAX_HEADER_BYTES,
     MAX_LINE_BYTES,
@@ -15,7 +15,7 @@ from pantherseg.integrity.limits import (
     check_size,
     whole_number,
 )
-from pantherseg.integrity.streams import unpacked_size
+from pantherseg.io.streams import unpacked_size
 
 MAGIC = re.compile(rb"NRRD000[1-5]\r?")
 ELEMENT_BYTES = {

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pantherseg.errors import InputError
-from pantherseg.integrity.limits import Claim
-from pantherseg.integrity.metaimage import check_metaimage
-from pantherseg.integrity.nifti import check_nifti
-from pantherseg.integrity.nrrd import check_nrrd
+from pantherseg.io.limits import Claim
+from pantherseg.io.metaimage import check_metaimage
+from pantherseg.io.nifti import check_nifti
+from pantherseg.io.nrrd import check_nrrd
 
 __all__ = ["Claim", "check_file"]
 

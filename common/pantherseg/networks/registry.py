@@ -6,8 +6,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pantherseg.bundle import Architecture
 from pantherseg.errors import ModelError
+from pantherseg.models.bundle import Architecture
 
 if TYPE_CHECKING:
     import torch

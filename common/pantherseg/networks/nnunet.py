@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pantherseg.bundle import DATASET, PLANS, Architecture, read_json
 from pantherseg.errors import ModelError
-from pantherseg.networks.build import NETWORK_PACKAGE, build_network
+from pantherseg.models.bundle import DATASET, PLANS, Architecture, read_json
+from pantherseg.networks.registry import NETWORK_PACKAGE, build_network
 from pantherseg.preprocessing.preprocess import Normalization, Preprocessing
 from pantherseg.preprocessing.resample import Resampling
 

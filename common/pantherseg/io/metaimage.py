@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from pantherseg.errors import InputError
-from pantherseg.integrity.limits import (
+from pantherseg.io.limits import (
     DAMAGED,
     MAX_HEADER_BYTES,
     MAX_LINE_BYTES,
@@ -21,7 +21,7 @@ from pantherseg.integrity.limits import (
     size_text,
     whole_number,
 )
-from pantherseg.integrity.streams import inflated_size
+from pantherseg.io.streams import inflated_size
 
 ELEMENT_BYTES = {
     "MET_CHAR": 1,

@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from tqdm import tqdm
 
 from pantherseg.errors import DownloadError, printable
-from pantherseg.weights.part import CHUNK, KEPT, BrokenError, Downloaded, Part, Wanted
+from pantherseg.weights.partial import CHUNK, KEPT, BrokenError, Downloaded, Part, Wanted
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from pantherseg.bundle import MANIFEST, PLANS, Bundle, is_bundle, open_bundle, sha256_of
 from pantherseg.errors import ModelError
 from pantherseg.files import write_text
-from pantherseg.models import FETCHED, LAYOUT, open_model_folder
+from pantherseg.models.bundle import MANIFEST, PLANS, Bundle, is_bundle, open_bundle, sha256_of
+from pantherseg.models.find import FETCHED, LAYOUT, open_model_folder
 from pantherseg.weights.zoo import Weights
 
 

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 from pantherseg.errors import InputError
-from pantherseg.integrity.limits import (
+from pantherseg.io.limits import (
     CHUNK_BYTES,
     DAMAGED,
     MAX_HEADER_BYTES,
@@ -16,7 +16,7 @@ from pantherseg.integrity.limits import (
     check_size,
     check_spacing,
 )
-from pantherseg.integrity.streams import unpacked_size
+from pantherseg.io.streams import unpacked_size
 
 # By NIfTI's datatype; complex numbers and colours are refused later, by that name.
 ELEMENT_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1792: 16}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pantherseg.errors import InputError
-from pantherseg.integrity.limits import CHUNK_BYTES, DAMAGED
+from pantherseg.io.limits import CHUNK_BYTES, DAMAGED
 
 
 def inflated_size(path: Path, data: Path, start: int, *, stored: int, limit: int) -> int:

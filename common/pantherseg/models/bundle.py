@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from pantherseg.errors import ModelError, RecipeError, printable
 from pantherseg.preprocessing.preprocess import Preprocessing
-from pantherseg.recipe import FileName, Table
+from pantherseg.tables import FileName, Table
 
 SCHEMA: Literal[1] = 1
 MANIFEST = "manifest.json"

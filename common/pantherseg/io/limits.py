@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pantherseg.errors import InputError
+from pantherseg.volume import Grid, Shape, Triple
 
 MAX_VOXELS = 1 << 28
 MAX_VOXEL_BYTES = 1 << 30
@@ -83,6 +84,13 @@ def check_origin(path: Path, origin: Sequence[float]) -> None:
         raise InputError(path, expected="a finite origin", found=f"{tuple(origin)} (x, y, z)")
     if not all(abs(mm) <= MAX_ORIGIN_MM for mm in origin):
         raise InputError(path, expected=f"an origin within {MAX_ORIGIN_MM:g} mm", found=f"{tuple(origin)} (x, y, z)")
+
+
+def check_resampled(shape: Shape, spacing: Triple) -> None:
+    """Raise InputError where a volume would be too large at another spacing, both (z, y, x)."""
+    if math.prod(shape) > MAX_VOXELS or max(shape) > MAX_SIDE:
+        expected = f"at most {MAX_VOXELS} voxels, {MAX_SIDE} a side, at the model's spacing"
+        raise InputError("volume", expected=expected, found=Grid(shape, spacing).describe())
 
 
 def whole_number(text: str) -> int | None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pantherseg.bundle import DATASET, PLANS, Bundle, is_bundle, needed, open_bundle
 from pantherseg.errors import ModelError, RecipeError
+from pantherseg.models.bundle import DATASET, PLANS, Bundle, is_bundle, needed, open_bundle
 from pantherseg.recipe import Localizer, Member, Recipe
 
 MAX_DEPTH = 4

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.arrays import zeros_in_file
-from pantherseg.bundle import Bundle
-from pantherseg.cpus import usable_cpus
-from pantherseg.errors import DeviceMemoryError, Event, LostDeviceError, ModelError, last_line
+from pantherseg.errors import DeviceMemoryError, LostDeviceError, ModelError, last_line
+from pantherseg.events import Event
 from pantherseg.inference.accumulate import Network
 from pantherseg.inference.backends import Mode, Placement, sum_bytes
-from pantherseg.memory import HINT, MB, room_bytes, shortage
-from pantherseg.untracked import ov
+from pantherseg.machine.cpus import usable_cpus
+from pantherseg.machine.memory import HINT, MB, room_bytes, shortage
+from pantherseg.machine.openvino import ov
+from pantherseg.models.bundle import Bundle
 
 BYTES = {"float32": 4, "bfloat16": 2}
 # OpenVINO's code for a network, and what else does not grow with it.

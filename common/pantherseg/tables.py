@@ -1,0 +1,46 @@
+"""TOML files whose keys are known and whose values are checked."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from pantherseg.errors import RecipeError
+
+T = TypeVar("T")
+
+Positive = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(gt=0, le=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+FileName = Annotated[str, Meta(pattern=r"^[^/]+$")]
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A TOML table whose keys are known and whose values are checked."""
+
+
+def read_table(path: Path, kind: type[T]) -> T:
+    """Read a TOML file into a Table type. Raises RecipeError naming the file and the key."""
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        _refuse_non_finite(path, content)
+        return msgspec.convert(content, kind)
+    except OSError as error:
+        raise RecipeError(path, expected="a recipe", found=error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(path, expected="valid TOML", found=str(error)) from error
+    except msgspec.ValidationError as error:
+        raise RecipeError(path, expected=f"a valid {kind.__name__}", found=str(error)) from error
+
+
+def _refuse_non_finite(path: Path, value: Any) -> None:
+    """TOML has inf and nan, and no key here takes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(path, expected="finite numbers", found=str(value))
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_non_finite(path, inner)
