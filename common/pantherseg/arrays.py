@@ -63,6 +63,12 @@ def zeros_in_file(shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap[Any, An
         raise DeviceMemoryError("temporary folder", expected=expected, found=found) from error
 
 
+def wait_for(array: Array) -> None:
+    """Wait until an array has been computed: a device works in the background until one of its values is read."""
+    if not isinstance(array, np.ndarray):
+        float(array.reshape(-1)[0])
+
+
 def dtype_name(array: Array) -> str:
     """Return the name of an array's dtype, such as float16."""
     return str(array.dtype).rpartition(".")[2]

@@ -1,18 +1,86 @@
-"""A case's volume, read and logged; what is wrong with it is said before anything that runs networks is imported."""
+"""One case from its source to a written mask and report: the one flow that every caller goes through.
+
+    session = Session(load_recipe(path), models)
+    run_case(source, session, CaseOutput(mask, report))
+
+The container, `pantherseg predict` and workers of a cohort differ only in where a source and its output lie.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pantherseg.errors import InputError, OutputError
 from pantherseg.events import Event
-from pantherseg.io.itk import read_image
-from pantherseg.logs import stage
+from pantherseg.files import prepare_folder, write_text
+from pantherseg.io.itk import read_image, write_volume
+from pantherseg.logs import shown, stage
+from pantherseg.machine.deadline import Deadline
+from pantherseg.session import Session
 from pantherseg.volume import Volume
 
+if TYPE_CHECKING:
+    from pantherseg.pipeline import Segmentation
 
-def read_case(path: Path) -> tuple[Volume, tuple[Event, ...]]:
-    """Return a volume and what happened on reading it, with a log line. Raises InputError."""
+
+@dataclass(frozen=True)
+class CaseOutput:
+    """Where the mask and the report (JSON) of a case belong."""
+
+    mask: Path
+    report: Path
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """A case that is done: what was found, and where it was written."""
+
+    segmentation: Segmentation
+    output: CaseOutput
+
+
+def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
+    """Segment a source, a volume file or a folder that a reader takes, and write its mask and report.
+
+    Nothing is written unless the mask is complete. Raises InputError for the source, ModelError, RecipeError and
+    DeviceError for what the session needs, OutputError for what cannot be written.
+    """
+    deadline = Deadline.after(session.recipe.time_budget_s)
+    volume, events = read_case(source)
+    session.load()  # after reading, so that a bad input is named without waiting for the models
+    for path in (output.mask, output.report):
+        prepare_folder(path.parent)
+    from pantherseg.pipeline import segment
+
+    try:
+        segmentation = segment(volume, session, events=events, deadline=deadline)
+    except InputError as error:
+        raise error.at(source) from error
+    write_case(source, segmentation, output)
+    return CaseResult(segmentation, output)
+
+
+def read_case(source: Path) -> tuple[Volume, tuple[Event, ...]]:
+    """Return a volume and the events of reading it, with a log line. Raises InputError."""
     with stage("read") as remarks:
-        volume, events = read_image(path)
-        remarks.append(f"{path.name}, {volume.grid.describe()}")
+        volume, events = read_image(source)
+        remarks.append(f"{source.name}, {volume.grid.describe()}")
     return volume, events
+
+
+def write_case(source: Path, segmentation: Segmentation, output: CaseOutput) -> None:
+    """Write the mask and the report of a case; where one fails, neither is left. Raises OutputError."""
+    about = {"input": source.name, "mask": os.path.relpath(output.mask, output.report.parent)}
+    with stage("write") as remarks:
+        output.report.unlink(missing_ok=True)  # an older report must not stand beside a new mask
+        write_volume(segmentation.mask, output.mask)
+        try:
+            write_text(output.report, json.dumps({**about, **segmentation.as_dict()}, indent=2) + "\n")
+        except OutputError:
+            output.mask.unlink()
+            raise
+        remarks.append(shown(output.mask))

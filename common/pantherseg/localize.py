@@ -6,9 +6,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from pantherseg.events import Event
+from pantherseg.events import Event, EventCode
 from pantherseg.inference.predictor import Predictor
-from pantherseg.inference.schedule import TILES_LEFT_OUT
 from pantherseg.io.itk import from_itk, to_itk
 from pantherseg.io.limits import check_resampled
 from pantherseg.machine.deadline import NEVER, Deadline
@@ -17,11 +16,11 @@ from pantherseg.volume import Box, Triple, Volume
 
 # The orientation that MRSegmentator's own reader gives its network.
 ORIENTATION = "LPS"
-# Body is what is brighter than this share of the 99th percentile; air in MR is darker.
+# Voxels brighter than this share of the 99th percentile count as body; air is darker in MR.
 BODY_LEVEL = 0.1
 
 
-def searched_whole(code: str, reason: str) -> Event:
+def searched_whole(code: EventCode, reason: str) -> Event:
     """Return the event that says why there is no box."""
     return Event(code, f"{reason}; the whole volume was searched")
 
@@ -31,35 +30,41 @@ def localize(
 ) -> tuple[Box | None, tuple[Event, ...]]:
     """Return the pancreas's box plus the recipe's margin, in voxels of `volume`, and events.
 
-    None where none is found by the deadline, or one that cannot be the pancreas's. Raises InputError and ModelError as
-    the predictor does.
+    The box is None where no plausible pancreas was found by the deadline. Raises InputError and ModelError as the
+    predictor does.
     """
     seen = _as_seen(volume, settings.spacing)
-    labels, events = predictor.labels(seen, deadline)
-    if any(event.code == TILES_LEFT_OUT for event in events):
-        return None, (*events, searched_whole("localizer_failed", "the localizer had no time"))
-    pancreas = labels == settings.label
-    box = Box.around(_without_specks(pancreas, settings.min_component_mm3 / seen.grid.voxel_mm3))
+    logits = predictor.predict(seen, deadline)
+    if not logits.is_complete:
+        reason = "there was no time for the localizer to search everywhere"
+        return None, (*logits.events, searched_whole(EventCode.LOCALIZER_FAILED, reason))
+    pancreas = _without_specks(logits.labels() == settings.label, settings.min_component_mm3 / seen.grid.voxel_mm3)
+    box = Box.around(pancreas)
     if box is None:
-        return None, (*events, searched_whole("no_pancreas_found", "the localizer found no pancreas"))
+        reason = "the localizer found no pancreas"
+        return None, (*logits.events, searched_whole(EventCode.NO_PANCREAS_FOUND, reason))
     found = volume.grid.box_from(seen.grid, box).expanded(settings.margin_mm, volume.grid)
     if reason := _implausible(seen, box, volume, found, settings):
-        return None, (*events, searched_whole("implausible_box", f"the localizer's box {reason}"))
-    return found, events
+        reason = f"the localizer's box {reason}"
+        return None, (*logits.events, searched_whole(EventCode.IMPLAUSIBLE_BOX, reason))
+    return found, logits.events
 
 
 def _implausible(seen: Volume, box: Box, volume: Volume, found: Box, settings: Localizer) -> str:
-    """Return why a box cannot be the pancreas's, or nothing. box: on the grid of `seen`; found: with its margin."""
+    """Return why a box cannot hold the pancreas, or an empty string.
+
+    box: on the grid of `seen`; found: in `volume`, with its margin.
+    """
     sides = [size * mm for size, mm in zip(box.shape, seen.grid.spacing, strict=True)]
     if min(sides) < settings.min_side_mm:
-        return f"is {'x'.join(f'{side:.0f}' for side in sides)} mm (z, y, x) without its margin, which is too small"
+        return f"is {'x'.join(f'{side:.0f}' for side in sides)} mm (z, y, x) before the margin, which is too small"
     share = float(np.prod(found.shape)) / float(np.prod(volume.grid.shape))
     if share > settings.max_share:
         return f"holds {share:.0%} of the volume"
     inside = seen.array[box.slices]
     body = float((inside > BODY_LEVEL * np.percentile(seen.array, 99)).mean())
     if body < settings.min_body_share:
-        return f"lies off the body: {body:.0%} of it is not air"
+        return f"lies outside the body: only {body:.0%} of it is not air"
     return ""
 
 
@@ -76,7 +81,7 @@ def _as_seen(volume: Volume, spacing: Triple | None) -> Volume:
     resample = sitk.ResampleImageFilter()
     resample.SetSize(size.tolist())
     resample.SetOutputSpacing(new.tolist())
-    # The outer faces of the first voxels coincide, not their centres.
+    # The outer faces of the first voxels coincide, rather than their centres.
     resample.SetOutputOrigin((np.array(image.GetOrigin()) + direction @ (new - old) / 2).tolist())
     resample.SetOutputDirection(image.GetDirection())
     resample.SetInterpolator(sitk.sitkLinear)

@@ -1,82 +1,149 @@
-"""Tumour voxels -> tumour mask: components, and what to do when nothing is left."""
+"""Post-processing: an ordered list of steps that change the tumour mask of one prediction.
+
+A step is a table of the recipe, for example
+
+    [[postprocess]]
+    kind = "components"
+    min_mm3 = 50.0
+
+and a new step is a class with one registration.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from pantherseg.events import Event
-from pantherseg.recipe import Postprocess
+from pantherseg.events import Event, EventCode
+from pantherseg.registry import Registry
+from pantherseg.tables import NotNegative, Positive, Table
+from pantherseg.volume import Grid
 
-# Voxels that touch in a face, an edge or a corner belong together.
-TOUCHING = np.ones((3, 3, 3), bool)
-# The rescued component reaches down to this share of its peak.
+Mask = NDArray[np.bool_]
+
+# Voxels are connected that touch in a face, an edge or a corner.
+CONNECTIVITY = np.ones((3, 3, 3), bool)
+# The rescued component reaches down to this share of its highest probability.
 RESCUE_SHARE = 0.5
 
 
-def tumour_mask(
-    found: NDArray[np.bool_],
-    probability: Callable[[], NDArray[np.float32]],
-    voxel_mm3: float,
-    settings: Postprocess,
-    *,
-    rescue: bool,
-) -> tuple[NDArray[np.uint8], tuple[Event, ...]]:
-    """Return the mask (z, y, x) that is left of the voxels `found` to be tumour, and what was done.
+@dataclass(frozen=True)
+class Prediction:
+    """One case after fusion: the tumour mask, which steps change, and what they may look at.
 
-    Components are dropped as the settings say. A mask that is empty then is filled with the most probable component
-    if `rescue`, for which the tumour's probability (z, y, x) is asked for; without it stays empty, with an event.
+    mask: the tumour, (z, y, x); labels: the label map of the members, (z, y, x); tumour_label, pancreas_label: the
+    numbers in it, the latter None where the members have no pancreas; probability: computes the probability of a
+    label, (z, y, x), when it is called; events: what the steps did.
     """
-    kept = _kept_components(found, settings.min_component_mm3 / voxel_mm3, settings.max_components)
+
+    mask: Mask
+    labels: NDArray[np.uint8]
+    tumour_label: int
+    pancreas_label: int | None
+    probability: Callable[[int], NDArray[np.float32]]
+    grid: Grid
     events: tuple[Event, ...] = ()
-    if dropped := int(found.sum()) - int(kept.sum()):
-        events += (Event("components_dropped", f"{dropped * voxel_mm3:.0f} mm3 in small components were dropped"),)
-    if not kept.any():
-        if rescue:
-            kept = _most_probable(probability(), settings.rescue_max_mm3 / voxel_mm3)
-            message = f"no tumour was found; the most probable {kept.sum() * voxel_mm3:.0f} mm3 were marked"
-            events += (Event("empty_mask_rescued", message),)
-        else:
-            events += (Event("empty_mask", "no tumour was found"),)
-    return kept.astype(np.uint8), events
+
+    @property
+    def pancreas(self) -> Mask | None:
+        """The pancreas without the tumour, (z, y, x), None where the members have no such label."""
+        return None if self.pancreas_label is None else self.labels == self.pancreas_label
+
+    @property
+    def tumour_mm3(self) -> float:
+        """Volume of the tumour mask."""
+        return int(self.mask.sum()) * self.grid.voxel_mm3
+
+    def changed(self, mask: Mask, *events: Event) -> Prediction:
+        """Return the prediction with another mask, and with events that say why."""
+        return replace(self, mask=mask, events=self.events + events)
 
 
-def _kept_components(mask: NDArray[np.bool_], min_voxels: float, at_most: int | None) -> NDArray[np.bool_]:
-    from scipy import ndimage  # takes long to import, and is not needed before the networks run
+class Step:
+    """A post-processing step."""
 
-    components, count = ndimage.label(mask, TOUCHING)
-    if not count:
-        return mask
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    largest_first = np.argsort(-sizes, kind="stable")[:count]
-    keep = np.zeros(len(sizes), bool)
-    keep[largest_first[:at_most]] = True
-    keep &= sizes >= max(min_voxels, 1)
-    kept: NDArray[np.bool_] = keep[components]
-    return kept
+    registry: ClassVar[Registry[Step]] = Registry("post-processing step")
+
+    @abstractmethod
+    def apply(self, prediction: Prediction) -> Prediction:
+        """Return the prediction with another mask, or as it is."""
 
 
-def _most_probable(probability: NDArray[np.float32], max_voxels: float) -> NDArray[np.bool_]:
-    """Return the component around the highest probability, down to half of it and at most `max_voxels` large."""
+@Step.registry.register("components")
+class Components(Table, Step, frozen=True):
+    """Keep connected components by volume and number."""
+
+    min_mm3: NotNegative = 0.0
+    """Smaller components are dropped."""
+    max_count: Annotated[int, Meta(ge=1)] | None = None
+    """At most this many components are kept, the largest first; without it all."""
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """Drop components that are too small, or too many."""
+        kept = self._kept(prediction.mask, prediction.grid.voxel_mm3)
+        dropped = (int(prediction.mask.sum()) - int(kept.sum())) * prediction.grid.voxel_mm3
+        if not dropped:
+            return prediction
+        message = f"{dropped:.0f} mm3 in small components were dropped"
+        return prediction.changed(kept, Event(EventCode.COMPONENTS_DROPPED, message))
+
+    def _kept(self, mask: Mask, voxel_mm3: float) -> Mask:
+        from scipy import ndimage  # takes long to import, and is not needed before the networks run
+
+        components, count = ndimage.label(mask, CONNECTIVITY)
+        if not count:
+            return mask
+        sizes = np.bincount(components.ravel())
+        sizes[0] = 0  # the background
+        largest_first = np.argsort(-sizes, kind="stable")[:count]
+        keep = np.zeros(len(sizes), bool)
+        keep[largest_first[: self.max_count]] = True
+        keep &= sizes >= max(self.min_mm3 / voxel_mm3, 1)
+        kept: Mask = keep[components]
+        return kept
+
+
+@Step.registry.register("rescue")
+class Rescue(Table, Step, frozen=True):
+    """Fill an empty mask with the most probable component: in a challenge every case has a tumour."""
+
+    max_mm3: Positive = 20_000.0
+    """The component never grows beyond this volume."""
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """Fill the mask if it is empty."""
+        if prediction.mask.any():
+            return prediction
+        probability = prediction.probability(prediction.tumour_label)
+        rescued = prediction.changed(_most_probable(probability, self.max_mm3 / prediction.grid.voxel_mm3))
+        message = f"no tumour was found; the most probable {rescued.tumour_mm3:.0f} mm3 were marked"
+        return rescued.changed(rescued.mask, Event(EventCode.EMPTY_MASK_RESCUED, message))
+
+
+def _most_probable(probability: NDArray[np.float32], max_voxels: float) -> Mask:
+    """Return the component around the highest probability, down to half of it and of at most `max_voxels` voxels."""
     peak = np.unravel_index(int(probability.argmax()), probability.shape)
     component = _component_at(probability >= RESCUE_SHARE * probability[peak], peak)
     if component.sum() <= max_voxels:
         return component
-    # Too large: what is nearest the peak, of that what is still connected to it.
-    places = np.nonzero(component)
-    distance = sum((place - int(start)) ** 2 for place, start in zip(places, peak, strict=True))
+    # Too large: keep the voxels nearest to the peak, and of those the ones that are still connected to it.
+    voxels = np.nonzero(component)
+    distance = sum((axis - int(start)) ** 2 for axis, start in zip(voxels, peak, strict=True))
     nearest = np.argsort(distance, kind="stable")[: max(1, int(max_voxels))]
     near = np.zeros_like(component)
-    near[tuple(place[nearest] for place in places)] = True
+    near[tuple(axis[nearest] for axis in voxels)] = True
     return _component_at(near, peak)
 
 
-def _component_at(mask: NDArray[np.bool_], voxel: tuple[np.intp, ...]) -> NDArray[np.bool_]:
+def _component_at(mask: Mask, voxel: tuple[np.intp, ...]) -> Mask:
     from scipy import ndimage
 
-    components, _ = ndimage.label(mask, TOUCHING)
-    found: NDArray[np.bool_] = components == components[voxel]
+    components, _ = ndimage.label(mask, CONNECTIVITY)
+    found: Mask = components == components[voxel]
     return found

@@ -1,4 +1,4 @@
-"""A task's recipe: what runs on the way of one case, as data.
+"""A recipe: everything in which one task, or one published system, differs from another, as data.
 
 Recipes are TOML files. Every key is listed here with its unit; an unknown or missing key is a RecipeError.
 """
@@ -12,6 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from pantherseg.errors import RecipeError
+from pantherseg.fusion import Fusion, MeanLogits
+from pantherseg.postprocess import Rescue, Step
 from pantherseg.tables import FileName, Fraction, NotNegative, Positive, Table, read_table
 
 Folds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)] | Literal["all"]
@@ -30,7 +32,7 @@ class Member(Table, frozen=True):
     model: str
     """Name of the model below the model folder."""
     checkpoint: FileName | None = None
-    """Without it checkpoint_final.pth of an nnU-Net folder, and whichever a bundle was made of."""
+    """Default: checkpoint_final.pth of an nnU-Net folder, and whichever a bundle was packed from."""
     folds: Folds = "all"
     """Folds in the order in which they run; `all` takes every fold_* found."""
     step: Fraction = 0.5
@@ -38,14 +40,14 @@ class Member(Table, frozen=True):
     mirroring: bool = False
     """Average over mirrored inputs along the axes that the checkpoint allows."""
     min_folds: Annotated[int, Meta(ge=1)] = 3
-    """With so many folds a mask is made even if the others are missing or damaged; of fewer folds all must work."""
+    """With this many usable folds others may be missing or damaged; of fewer folds all must work."""
 
     def __post_init__(self) -> None:
         _refuse_repeated(self.folds)
 
 
 class Localizer(Table, frozen=True):
-    """Where the pancreas is searched before the members look closer."""
+    """The model that finds the pancreas before the members look closer."""
 
     model: str
     """Name of the model below the model folder, or `mrsegmentator` for that package's own weights."""
@@ -54,38 +56,27 @@ class Localizer(Table, frozen=True):
     margin_mm: NotNegative
     """Added to the pancreas's box on each side."""
     checkpoint: FileName | None = None
-    """As of a member."""
+    """As for a member."""
     folds: Folds = "all"
     spacing: tuple[Positive, Positive, Positive] | None = None
     """The localizer sees a copy at this spacing, (z, y, x) in mm; without it the volume as it is."""
     min_component_mm3: NotNegative = 0.0
-    """Components below this are no pancreas, unless there is no larger one."""
+    """Smaller components are ignored, unless there is no larger one."""
     min_side_mm: NotNegative = 10.0
-    """A pancreas whose box is shorter along any of the patient's axes is none."""
+    """Reject boxes shorter than this in any axis."""
     max_share: Fraction = 0.9
-    """A box that with its margin holds more of the volume narrows nothing."""
+    """Reject boxes that hold more than this share of the volume, margin included."""
     min_body_share: Annotated[float, Meta(ge=0, le=1)] = 0.25
-    """A box in which less is body, and not air around it, is wrong."""
+    """Reject boxes in which less than this share of the voxels is body rather than air."""
     step: Fraction = 0.5
+    """As for a member."""
 
     def __post_init__(self) -> None:
         _refuse_repeated(self.folds)
 
 
-class Postprocess(Table, frozen=True):
-    """What happens to the tumour mask after fusion."""
-
-    min_component_mm3: NotNegative = 0.0
-    max_components: Annotated[int, Meta(ge=1)] | None = None
-    """Keep at most this many components, the largest first; without it all."""
-    rescue: bool = True
-    """Fill an empty mask with the most probable component."""
-    rescue_max_mm3: Positive = 20_000.0
-    """The rescued component never grows beyond this."""
-
-
 class Recipe(Table, frozen=True):
-    """Everything in which one task or system differs from another."""
+    """What runs on the way of one case."""
 
     schema: Literal[1]
     name: str
@@ -96,8 +87,19 @@ class Recipe(Table, frozen=True):
     tumour_label: int = 1
     """The tumour in the members' label maps."""
     localizer: Localizer | None = None
-    fusion: Literal["mean_logits"] = "mean_logits"
-    postprocess: Postprocess = msgspec.field(default_factory=Postprocess)
+    fusion: Fusion = MeanLogits()
+    """How the members' logits become one prediction."""
+    postprocess: tuple[Step, ...] = (Rescue(),)
+    """Steps that change the tumour mask, in this order."""
+    allow_bfloat16: bool = False
+    """Where memory is too small for float32, compute in bfloat16 and report it; without it such a case is an error."""
+
+    def with_rescue(self, *, rescue: bool) -> Recipe:
+        """Return the recipe with a rescue of empty masks as its last step, or without any."""
+        steps = tuple(step for step in self.postprocess if not isinstance(step, Rescue))
+        if rescue and len(steps) < len(self.postprocess):
+            return self
+        return msgspec.structs.replace(self, postprocess=(*steps, Rescue()) if rescue else steps)
 
 
 def load_recipe(path: Path) -> Recipe:

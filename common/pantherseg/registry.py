@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from pantherseg.tables import Table
+from pantherseg.tables import Table, decode_registered
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Table)
@@ -68,8 +68,3 @@ class Registry(Generic[T]):
         except msgspec.ValidationError as error:
             raise ValueError(f"{self.what} '{name}': {error}") from error
         return result
-
-
-def decode_registered(kind: type[Any], value: object) -> Any:
-    """Decode a value for a field whose type owns a registry: the `dec_hook` of msgspec. Raises ValueError."""
-    return kind.registry.decode(value)

@@ -29,13 +29,18 @@ def read_table(path: Path, kind: type[T]) -> T:
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         _refuse_non_finite(path, content)
-        return msgspec.convert(content, kind)
+        return msgspec.convert(content, kind, dec_hook=decode_registered)
     except OSError as error:
         raise RecipeError(path, expected="a recipe", found=error.strerror or str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(path, expected="valid TOML", found=str(error)) from error
     except msgspec.ValidationError as error:
         raise RecipeError(path, expected=f"a valid {kind.__name__}", found=str(error)) from error
+
+
+def decode_registered(kind: type[Any], value: object) -> Any:
+    """Decode a value for a field whose type owns a Registry: the `dec_hook` of msgspec. Raises ValueError."""
+    return kind.registry.decode(value)
 
 
 def _refuse_non_finite(path: Path, value: Any) -> None:

@@ -7,18 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from pantherseg.case import read_case
+from pantherseg.case import CaseOutput, run_case
 from pantherseg.errors import InputError, OutputError, PantherSegError
-from pantherseg.events import Event
-from pantherseg.files import prepare_folder
 from pantherseg.inference.backends import Mode
 from pantherseg.io.names import case_name, mask_name, volumes_in
 from pantherseg.logs import one_line
-from pantherseg.machine.deadline import Deadline
-from pantherseg.machine.memory import begin
-from pantherseg.pipeline import DEVICE_FAILED, System, load_system, segment, write_result
 from pantherseg.recipe import load_recipe
-from pantherseg.volume import Volume
+from pantherseg.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +26,7 @@ def predict_all(
     model: Path,
     device: str,
     mode: Mode,
-    rescue: bool,
+    rescue: bool | None,
     device_memory_mb: int | None = None,
     time_budget_s: float | None = None,
 ) -> list[Path]:
@@ -40,28 +35,25 @@ def predict_all(
     A single volume that fails raises its error; in a folder the others go on. time_budget_s: for each volume, in place
     of the recipe's.
     """
-    begin()
     settings = load_recipe(recipe)
     if time_budget_s is not None:
         settings = msgspec.structs.replace(settings, time_budget_s=time_budget_s)
-    if not source.is_dir():
+    if rescue is not None:
+        settings = settings.with_rescue(rescue=rescue)
+    many = source.is_dir()
+    session = Session(settings, model, device=device, mode=mode, device_memory_mb=device_memory_mb, many_cases=many)
+    if not many:
         _check_targets([source], output)
-        deadline = Deadline.after(settings.time_budget_s)
-        image = read_case(source)  # a bad input is named before models are loaded
-        system = load_system(settings, model, device=device, mode=mode, device_memory_mb=device_memory_mb)
-        prepare_folder(output)
-        _predict_one(source, image, output, system, deadline, rescue=rescue)
+        run_case(source, session, _output_of(source, output))
         return []
     inputs = _inputs(source)
     _check_targets(inputs, output)
-    system = load_system(settings, model, device=device, mode=mode, device_memory_mb=device_memory_mb)
-    prepare_folder(output)
+    session.load()  # models that cannot be used end the run, not each case
     failed = []
     for number, path in enumerate(inputs, start=1):
         logger.info("volume %d of %d", number, len(inputs))
-        deadline = Deadline.after(settings.time_budget_s)
         try:
-            system = _predict_one(path, read_case(path), output, system, deadline, rescue=rescue)
+            run_case(path, session, _output_of(path, output))
         except Exception as error:  # whatever is wrong with one volume, the others are segmented
             logger.debug("%s", path, exc_info=not isinstance(error, PantherSegError))
             logger.error("error: %s", one_line(error, path))
@@ -70,6 +62,10 @@ def predict_all(
         names = ", ".join(path.name for path in failed)
         logger.error("error: %d of %d volumes failed: %s", len(failed), len(inputs), names)
     return failed
+
+
+def _output_of(path: Path, output: Path) -> CaseOutput:
+    return CaseOutput(output / mask_name(path), output / f"{case_name(path)}.json")
 
 
 def _inputs(source: Path) -> list[Path]:
@@ -88,22 +84,3 @@ def _check_targets(inputs: list[Path], output: Path) -> None:
     for path in inputs:
         if (output / mask_name(path)).resolve() == path.resolve():
             raise OutputError(output, expected="another folder than the volumes'", found=f"{path.name} itself there")
-
-
-def _predict_one(
-    path: Path,
-    image: tuple[Volume, tuple[Event, ...]],
-    output: Path,
-    system: System,
-    deadline: Deadline,
-    *,
-    rescue: bool,
-) -> System:
-    """Return the system to go on with: another one after a device was lost."""
-    volume, events = image
-    try:
-        result = segment(volume, system, rescue=rescue, events=events, deadline=deadline)
-    except InputError as error:
-        raise error.at(path) from error
-    write_result(result, output / mask_name(path), output / f"{case_name(path)}.json", {"input": path.name})
-    return result.system if any(event.code == DEVICE_FAILED for event in result.events) else system

@@ -6,18 +6,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pantherseg.case import read_case
-from pantherseg.errors import InputError
-from pantherseg.files import prepare_folder
+from pantherseg.case import CaseOutput, run_case
 from pantherseg.grand_challenge.job import find_input, output_path
 from pantherseg.logs import say_error, show_log
-from pantherseg.machine.deadline import Deadline
-from pantherseg.machine.memory import begin
 from pantherseg.models.find import choose_root
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.recipe import load_recipe
+from pantherseg.session import Session
 
 INPUT, OUTPUT, MODEL = Path("/input"), Path("/output"), Path("/opt/ml/model")
+REPORT = "results.json"
 
 
 def main(recipe: Path, arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +31,7 @@ def main(recipe: Path, arguments: Sequence[str] | None = None) -> int:
     try:
         run_job(recipe, options.input, options.output, model=options.model)
     except Exception as error:
-        # The platform shows the last line only; the way there is for whoever reads the whole log.
+        # The platform shows only the last line; the traceback before it is for readers of the whole log.
         say_error(error)
         return 1
     return 0
@@ -44,21 +42,8 @@ def run_job(recipe_path: Path, input_folder: Path, output_folder: Path, *, model
 
     Raises PantherSegError.
     """
-    begin()
     recipe = load_recipe(recipe_path)
-    deadline = Deadline.after(recipe.time_budget_s)
-    path = find_input(input_folder, recipe.sockets)
-    volume, events = read_case(path)
-    # After the input is known to be good: this imports what runs networks.
-    from pantherseg.pipeline import load_system, segment, write_result
-
-    system = load_system(recipe, model or choose_root(MODEL, DEMO_WEIGHTS))
-    target = output_path(output_folder, recipe.sockets, path)
-    prepare_folder(target.parent)
-    try:
-        result = segment(volume, system, events=events, deadline=deadline)
-    except InputError as error:
-        raise error.at(path) from error
-    about = {"input": path.name, "mask": str(target.relative_to(output_folder))}
-    write_result(result, target, output_folder / "results.json", about)
-    return target
+    session = Session(recipe, model or choose_root(MODEL, DEMO_WEIGHTS))
+    source = find_input(input_folder, recipe.sockets)
+    output = CaseOutput(output_path(output_folder, recipe.sockets, source), output_folder / REPORT)
+    return run_case(source, session, output).output.mask

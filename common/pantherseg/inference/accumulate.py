@@ -1,14 +1,14 @@
-"""One network over a whole volume: tiles, mirroring, and the weighted mean of what overlaps.
+"""One network over a whole volume: tiles, mirroring, and the weighted mean where tiles overlap.
 
-nnU-Net's order and precision: forward passes in the network's own, sums in float16. Sums in float32 would be
-closer to the truth and farther from nnU-Net's masks. All of it happens where the data lie, on the host or a device.
+The order and precision are nnU-Net's: forward passes in the network's own precision, sums in float16. Sums in float32
+would be more accurate, and farther from nnU-Net's masks. Everything happens where the data lies, host or device.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -16,19 +16,19 @@ from pantherseg.arrays import Array, as_type, like, namespace, to_host, zeros_li
 from pantherseg.inference.tiles import Slices, padded, padding, tile_weights, tiles
 from pantherseg.preprocessing.preprocess import CERTAIN
 
-# A copy in float16 and three of booleans: what a look for infinities takes of a voxel.
-LOOK_BYTES = 5
+# Bytes for each voxel of one class while it is searched for infinities: a copy in float16 and three of booleans.
+SEARCH_BYTES = 5
 
-# A view (1, 1, *patch) -> an array of its own on the same device, (1, class, *patch)
+# A view (1, 1, *patch) -> a new array on the same device, (1, class, *patch)
 Network = Callable[[Array], Array]
 
 
 class Sweep:
     """The tiles of one prepared volume, the same for every fold.
 
-    data: (1, z, y, x) float32, on the host or a device; patch: (z, y, x), or (y, x) for a network that sees slices;
+    data: (1, z, y, x) float32, on the host or a device; patch: (z, y, x), or (y, x) for a network of slices;
     step: distance of tiles as a fraction of the patch; mirroring_axes: spatial axes along which inputs are also
-    mirrored, 0 = z (or y for slices); nearest: begin with the tiles nearest to the middle of the body, in place of
+    mirrored, 0 = z (or y for slices); nearest: start with the tiles nearest to the middle of the body, instead of
     nnU-Net's order.
     """
 
@@ -42,98 +42,109 @@ class Sweep:
         nearest: bool = False,
     ) -> None:
         pads = padding(tuple(data.shape[1:]), patch)
-        self._inside = tuple(
+        self.inside = tuple(
             slice(before, before + size) for (before, _), size in zip(pads, data.shape[1:], strict=True)
         )
-        self._data = data
+        self.data = data
         if any(map(any, pads)):
-            self._data = zeros_like(data, (1, *padded(tuple(data.shape[1:]), patch)), "float32")
-            self._data[(slice(None), *self._inside)] = data
-        self._patch = patch
-        self._grid = tuple(self._data.shape[1:])
-        self.tiles = tiles(self._grid, patch, step)
+            self.data = zeros_like(data, (1, *padded(tuple(data.shape[1:]), patch)), "float32")
+            self.data[(slice(None), *self.inside)] = data
+        self.patch = patch
+        self.shape = tuple(self.data.shape[1:])
+        self.tiles = tiles(self.shape, patch, step)
         if nearest:
-            middle = _middle(self._data[0])
+            middle = _middle(self.data[0])
             self.tiles.sort(key=lambda tile: _distance(tile, middle))
         weights = like(data, tile_weights(patch).copy())
-        # Their values are float16's; products are computed in float32 anyway, and on the host faster from there.
-        self._weights = as_type(weights, "float32")
-        self._flips = [
+        # The values are those of float16; products are computed in float32 anyway, and on the host faster from there.
+        self.tile_weights = as_type(weights, "float32")
+        self.flips = [
             tuple(axis + 2 for axis in axes)
             for count in range(len(mirroring_axes) + 1)
             for axes in itertools.combinations(mirroring_axes, count)
         ]
-        self._total = self._weights_of(self.tiles)
+        self.weights = self.sum_of_weights(self.tiles)
 
-    def run(
-        self,
-        network: Network,
-        classes: int,
-        *,
-        on_tile: Callable[[], object],
-        go_on: Callable[[], bool] = lambda: True,
-    ) -> tuple[Array, int]:
-        """Return a network's logits (class, z, y, x), float16, and the number of tiles that they are made of.
+    def start(self, network: Network, classes: int) -> FoldSums:
+        """Return the empty sums of one fold. classes: number of the network's classes."""
+        return FoldSums(self, network, classes)
 
-        on_tile: called after each tile; go_on: asked before each tile but the first. What none reaches is background.
-        """
-        total = zeros_like(self._data, (classes, *self._grid), "float16")
-        done = 0
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by the caller
-            for tile in self.tiles:
-                if done and not go_on():
-                    break
-                logits = self._forward(network, tile)
-                logits *= self._weights
-                part = total[(slice(None), *tile)]
-                part += logits.reshape(classes, *self._shape(tile))
-                done += 1
-                on_tile()
-            if done == len(self.tiles):
-                total /= self._total
-            else:
-                weights = self._weights_of(self.tiles[:done])
-                total[0][weights == 0] = CERTAIN
-                weights[weights == 0] = 1
-                total /= weights
-        return total[(slice(None), *self._inside)], done
-
-    def _weights_of(self, tiles: list[Slices]) -> Array:
-        """Return the sum of weights of each voxel, float16."""
-        weights = as_type(self._weights, "float16")
-        total = zeros_like(self._data, self._grid, "float16")
+    def sum_of_weights(self, tiles: list[Slices]) -> Array:
+        """Return the sum of the weights of some tiles at each voxel of the padded volume, float16."""
+        weights = as_type(self.tile_weights, "float16")
+        total = zeros_like(self.data, self.shape, "float16")
         for tile in tiles:
             part = total[tile]
             part += weights
         return total
 
-    def _forward(self, network: Network, tile: Slices) -> Array:
-        """Return a tile's logits, (class, *patch), the mean over mirrored inputs."""
-        flip = namespace(self._data).flip
-        image = self._data[(slice(None), *tile)].reshape(1, 1, *self._patch)
-        logits = network(image)
-        for axes in self._flips[1:]:
-            logits += flip(network(flip(image, axis=axes)), axis=axes)
-        if len(self._flips) > 1:
-            logits /= len(self._flips)
-        return logits[0]
 
-    def _shape(self, tile: Slices) -> tuple[int, ...]:
-        return tuple(part.stop - part.start for part in tile)
+class FoldSums:
+    """The sums of one fold's logits over a sweep, forward pass after forward pass."""
+
+    def __init__(self, sweep: Sweep, network: Network, classes: int) -> None:
+        self._sweep, self._network, self._classes = sweep, network, classes
+        self._total = zeros_like(sweep.data, (classes, *sweep.shape), "float16")
+        self.tiles_done = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every tile is in the sums."""
+        return self.tiles_done == len(self._sweep.tiles)
+
+    def passes(self) -> Iterator[tuple[Array, bool]]:
+        """Run the network, and yield each pass's logits, (1, class, *patch), and whether its tile is done with it.
+
+        The caller may stop at any time; a tile whose last pass was yielded is in the sums.
+        """
+        sweep, xp = self._sweep, namespace(self._sweep.data)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for values that are not finite
+            for tile in sweep.tiles:
+                image = sweep.data[(slice(None), *tile)].reshape(1, 1, *sweep.patch)
+                logits = self._network(image)
+                for axes in sweep.flips[1:]:
+                    yield logits, False
+                    logits += xp.flip(self._network(xp.flip(image, axis=axes)), axis=axes)
+                if len(sweep.flips) > 1:
+                    logits /= len(sweep.flips)
+                self._add(tile, logits[0])
+                yield logits, True
+
+    def logits(self) -> Array:
+        """Return the mean logits (class, z, y, x), float16. Voxels that no tile has reached are background.
+
+        The sums are used up by this.
+        """
+        sweep, total = self._sweep, self._total
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.is_complete:
+                total /= sweep.weights
+            else:
+                weights = sweep.sum_of_weights(sweep.tiles[: self.tiles_done])
+                total[0][weights == 0] = CERTAIN
+                weights[weights == 0] = 1
+                total /= weights
+        return total[(slice(None), *sweep.inside)]
+
+    def _add(self, tile: Slices, logits: Array) -> None:
+        logits *= self._sweep.tile_weights
+        part = self._total[(slice(None), *tile)]
+        part += logits.reshape(self._classes, *(side.stop - side.start for side in tile))
+        self.tiles_done += 1
 
 
 def sweep_bytes(shape: tuple[int, ...], patch: tuple[int, ...], *, classes: int, folds: int) -> int:
-    """Return what sweeps over a prepared volume of a shape (z, y, x) keep where they happen.
+    """Return the bytes that sweeps over a prepared volume of a shape (z, y, x) take where they happen.
 
-    The volume, twice when it is padded; the logits of this fold and, from the second one on, of all before; weights;
-    and what a look for infinities takes, class by class.
+    The volume, twice when it is padded; the logits of this fold and, from the second one on, of all before; the
+    weights; and the search for infinities, class by class.
     """
     single, half = np.dtype(np.float32).itemsize, np.dtype(np.float16).itemsize
-    return math.prod(padded(shape, patch)) * (2 * single + (min(2, folds) * classes + 1) * half + LOOK_BYTES)
+    return math.prod(padded(shape, patch)) * (2 * single + (min(2, folds) * classes + 1) * half + SEARCH_BYTES)
 
 
 def _middle(data: Array) -> list[float]:
-    """Return the middle of the voxels (z, y, x) above 0, after a z-score the body's; of all where there are none."""
+    """Return the middle (z, y, x) of the voxels above 0, after a z-score the body's; of all voxels without any."""
     body = to_host(data > 0)
     if not body.any():
         return [(size - 1) / 2 for size in body.shape]
@@ -143,5 +154,5 @@ def _middle(data: Array) -> list[float]:
 
 
 def _distance(tile: Slices, middle: list[float]) -> float:
-    """Return how far a tile's middle lies from another, in voxels."""
+    """Return the distance of a tile's middle from a point, in voxels."""
     return math.dist([(part.start + part.stop - 1) / 2 for part in tile], middle)

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pantherseg.arrays import Array, namespace, to_host
+from pantherseg.arrays import Array, namespace, to_host, wait_for
 from pantherseg.errors import DeviceMemoryError, LostDeviceError, ModelError
-from pantherseg.events import Event
-from pantherseg.fusion import mean_logits
-from pantherseg.inference.accumulate import Network, Sweep
+from pantherseg.events import Event, EventCode
+from pantherseg.fusion import MeanLogits
+from pantherseg.inference.accumulate import FoldSums, Network, Sweep
 from pantherseg.inference.backends import Backend
-from pantherseg.inference.schedule import Plan, PlanChangedError, Schedule
+from pantherseg.inference.placement import Placement, placements
+from pantherseg.inference.schedule import Next, Schedule, SweepSettings
 from pantherseg.inference.tiles import padded, tiles
 from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.models.bundle import Bundle, Manifest, needed
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
 from pantherseg.volume import Volume
 
-# Logits, the folds that are in them, and what was left out.
-Mean = tuple[Array, tuple[str, ...], tuple[Event, ...]]
-
 
 @dataclass(frozen=True)
 class Logits:
-    """Mean logits of a model's folds, (class, z, y, x) in the network's grid, and the way back to the volume's.
+    """Mean logits of a model's folds, (class, z, y, x) on the network's grid, and the way back to the volume's.
 
     values: float16, on the host or a device; events: what a user should know about how they were computed; precision:
-    of the networks; folds: those that are in the mean.
+    of the networks; folds: those in the mean; is_complete: whether every tile was run.
     """
 
     values: Array
@@ -38,20 +37,25 @@ class Logits:
     events: tuple[Event, ...]
     precision: str
     folds: tuple[str, ...]
+    is_complete: bool = True
 
     @property
     def classes(self) -> int:
-        """Number of classes, the background's included."""
+        """Number of classes, including the background."""
         return len(self.values)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The volume's shape, (z, y, x)."""
+        """Shape of the volume, (z, y, x)."""
         return self.back.shape
 
     def slab(self, start: int, stop: int) -> Array:
         """Return the logits of the volume's slices start..stop, (class, stop - start, y, x) on its own grid."""
         return self.back.slab(self.values, start, stop)
+
+    def labels(self) -> NDArray[np.uint8]:
+        """Return the label map of the volume, (z, y, x)."""
+        return MeanLogits().fuse([self]).labels()
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Predictor:
     """A bundle's folds, ready for any number of volumes.
 
     step: distance of tiles as a fraction of the patch; mirroring: average over inputs mirrored along the axes that the
-    bundle allows; min_folds: with so many folds the others may be damaged, without it none.
+    bundle allows; min_folds: with this many usable folds others may be damaged, without it none; keep_networks,
+    allow_bfloat16: as `placements` takes them.
     """
 
     bundle: Bundle
@@ -67,6 +72,8 @@ class Predictor:
     step: float = 0.5
     mirroring: bool = False
     min_folds: int | None = None
+    keep_networks: bool = False
+    allow_bfloat16: bool = False
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -77,80 +84,89 @@ class Predictor:
         """Return a volume (float32) as the network wants it. Raises InputError where nothing of it is left."""
         return self.preprocessing.run(volume.array, volume.grid.spacing)
 
-    def labels(self, volume: Volume, deadline: Deadline = NEVER) -> tuple[NDArray[np.uint8], tuple[Event, ...]]:
-        """Return the label map of a volume, (z, y, x) on its own grid, and events; as `prepare` and `logits`."""
-        logits = self.logits(self.prepare(volume), deadline)
-        return mean_logits([logits]).labels(), logits.events
+    def predict(self, volume: Volume, deadline: Deadline = NEVER) -> Logits:
+        """Return the mean logits of a volume; raises as `prepare` and `logits` do."""
+        return self.logits(self.prepare(volume), deadline)
 
     def work(self, prepared: Prepared) -> int:
-        """Return how many voxels the networks see of a prepared volume, which is what their time goes with."""
+        """Return how many voxels the networks process for a prepared volume, to which their time is proportional."""
         manifest = self.bundle.manifest
         flips = 2 ** len(manifest.mirroring_axes) if self.mirroring else 1
         return len(self.bundle.folds) * flips * self._tiles(prepared.data.shape[1:], self.step) * prod(manifest.patch)
 
     def logits(self, prepared: Prepared, deadline: Deadline = NEVER) -> Logits:
-        """Return the mean logits of all folds, summed where the backend has room for that.
+        """Return the mean logits of all folds, summed where there is room for them.
 
-        deadline: when to be done; what there is no time for is left out, and an event. Raises ModelError where too many
-        folds are damaged, LostDeviceError where the device ends on the way or lacks the memory for a single patch.
+        deadline: when to be done; what there is no time for is left out, with an event. Raises ModelError where too
+        many folds are damaged, LostDeviceError where the device fails on the way or lacks the memory for one patch.
         """
         failure: LostDeviceError | None = None
-        for place in self.backend.placements(prepared.data, self.bundle):
+        options = {"keep_networks": self.keep_networks, "allow_bfloat16": self.allow_bfloat16}
+        for placement in placements(prepared.data, self.bundle, self.backend, **options):
             try:
-                values, used, left_out = replace(self, backend=place.backend)._mean_logits(place.data, deadline)
-                on_device = not isinstance(values, np.ndarray)
-                values = values if on_device and prepared.back.resizer.local else to_host(values)
-                return Logits(values, prepared.back, place.events + left_out, place.backend.precision, used)
+                return self._mean_logits(placement, prepared.back, deadline)
             except (LostDeviceError, RuntimeError, MemoryError) as error:
-                failure = self.backend.explained(error)
+                failure = self.backend.explain(error)
                 if failure is None:
                     raise
-            # What the failed sweep held must be free for the next one, and so nothing may lead to its frames.
-            del place
+            # The memory of the failed attempt must be free for the next one, so nothing may refer to its frames.
+            del placement
             failure = failure.at(failure.where)
             if not isinstance(failure, DeviceMemoryError):
                 break
-        assert failure is not None  # there is at least one place
+        assert failure is not None  # there is at least one placement
         try:
             raise failure
         finally:
-            del failure  # an error that is kept by its own traceback keeps everything else
+            del failure  # an error that its own traceback refers to would keep everything else alive
 
     def _tiles(self, shape: tuple[int, ...], step: float) -> int:
         patch = self.bundle.manifest.patch
         return len(tiles(padded(shape, patch), patch, step))
 
-    def _mean_logits(self, data: Array, deadline: Deadline) -> Mean:
-        """Return the mean logits (class, z, y, x) of the folds, float16, where the data lie, and what is in them.
-
-        The folds are loaded one after the other, so memory does not grow with their number.
-        """
-        folds, axes = self.bundle.folds, self.bundle.manifest.mirroring_axes
+    def _mean_logits(self, placement: Placement, back: WayBack, deadline: Deadline) -> Logits:
+        """Return the mean logits of the folds, which are loaded one after the other."""
+        axes, shape = self.bundle.manifest.mirroring_axes, tuple(placement.data.shape[1:])
         schedule = Schedule(
             deadline,
-            Plan(self.mirroring and bool(axes), self.step),
-            folds=folds,
+            SweepSettings(self.mirroring and bool(axes), self.step),
+            folds=self.bundle.folds,
             flips=2 ** len(axes),
-            tiles=lambda step: self._tiles(tuple(data.shape[1:]), step),
+            tiles=lambda step: self._tiles(shape, step),
         )
-        with Sweeps(data, self.bundle.manifest, len(folds)) as sweeps:
-            return self._over_folds(sweeps, schedule)
+        with _Sweeps(placement.data, self.bundle.manifest, len(self.bundle.folds)) as sweeps:
+            mean = _FoldMean(self, placement, schedule, sweeps)
+            values = mean.run()
+        if isinstance(values, np.ndarray) or not back.resizer.local:
+            values = to_host(values)
+        events = (*placement.events, *mean.left_out, *schedule.events)
+        return Logits(values, back, events, placement.backend.precision, tuple(mean.used), mean.is_complete)
 
-    def _over_folds(self, sweeps: Sweeps, schedule: Schedule) -> Mean:
-        folds = self.bundle.folds
+
+class _FoldMean:
+    """The mean over the folds of one member in one place."""
+
+    def __init__(self, predictor: Predictor, placement: Placement, schedule: Schedule, sweeps: _Sweeps) -> None:
+        self._bundle, self._min_folds = predictor.bundle, predictor.min_folds
+        self._placement, self._schedule, self._sweeps = placement, schedule, sweeps
+        self.used: list[str] = []
+        self.left_out: list[Event] = []
+        self.is_complete = True
+
+    def run(self) -> Array:
+        """Return the mean logits, (class, z, y, x) float16. Raises ModelError, LostDeviceError."""
+        folds = self._bundle.folds
         total: Array = None
-        used: list[str] = []
-        left_out: list[Event] = []
         for fold, upcoming in zip(folds, (*folds[1:], None), strict=True):
-            if not schedule.next_fold():
+            if not self._schedule.next_fold():
                 break
             try:
-                logits = self._fold_logits(sweeps, schedule, fold, upcoming)
+                logits = self._fold_logits(fold, upcoming)
             except ModelError as error:
-                left_out.append(Event("fold_left_out", str(error)))
-                if len(folds) - len(left_out) < needed(len(folds), self.min_folds):
+                self.left_out.append(Event(EventCode.FOLD_LEFT_OUT, str(error)))
+                if len(folds) - len(self.left_out) < needed(len(folds), self._min_folds):
                     raise
-                schedule.fold_done(used=False)
+                self._schedule.fold_done(used=False)
                 continue
             if logits is None:
                 break
@@ -158,65 +174,82 @@ class Predictor:
                 total = logits
             else:
                 total += logits
-            used.append(fold)
-            schedule.fold_done(used=True)
-        total /= len(used)
-        return total, tuple(used), (*left_out, *schedule.events)
+            self.used.append(fold)
+            self._schedule.fold_done(used=True)
+        total /= len(self.used)
+        return total
 
-    def _fold_logits(self, sweeps: Sweeps, schedule: Schedule, fold: str, upcoming: str | None) -> Array | None:
+    def _fold_logits(self, fold: str, upcoming: str | None) -> Array | None:
         """Return one fold's logits, or None where there is no time for them and another fold has given some.
 
-        Its network ends with this function, before the next one is loaded.
+        Without `keep_networks` the network is freed when this function ends, before the next one is loaded.
         """
+        placement, schedule = self._placement, self._schedule
         with schedule.loading():
-            network = schedule.timed(self.backend.network(self.bundle, fold, upcoming))
-        logits, complete = sweeps.run(network, schedule)
-        if not complete and not schedule.is_first:
-            schedule.leave_out_folds()
-            return None
-        xp = namespace(logits)
-        if not all(xp.all(xp.isfinite(one)) for one in logits):  # a class at a time: it takes memory
-            found = "NaN, or logits too large for float16"
-            if self.backend.device != "cpu":  # features are float16, too: a CPU may get through
-                raise LostDeviceError(self.backend.device, expected="finite logits", found=found)
-            raise ModelError(self.bundle.weights_path(fold), expected="weights of finite logits", found=found)
+            network = placement.backend.network(self._bundle, fold, upcoming, keep=placement.keep_networks)
+        sums, tiles = self._run_tiles(network)
+        if not sums.is_complete:
+            if not schedule.is_first:
+                schedule.leave_out_folds()
+                return None
+            schedule.leave_out_tiles(sums.tiles_done, tiles)
+            self.is_complete = False
+        logits = sums.logits()
+        self._check_finite(logits, fold)
         return logits
 
+    def _run_tiles(self, network: Network) -> tuple[FoldSums, int]:
+        """Run a network over the tiles until the schedule stops it; return the sums and the number of all tiles."""
+        schedule = self._schedule
+        while True:
+            sweep = self._sweeps.of(schedule.settings)
+            sums = sweep.start(network, self._bundle.manifest.classes)
+            schedule.start_passes()
+            follows = Next.CONTINUE
+            for logits, tile_done in sums.passes():
+                if schedule.is_timing:
+                    wait_for(logits)
+                if tile_done:
+                    self._sweeps.bar.update()
+                follows = schedule.pass_done(tile_done=tile_done)
+                if follows is not Next.CONTINUE:
+                    break
+            if follows is not Next.RESTART:
+                return sums, len(sweep.tiles)
 
-class Sweeps:
-    """The sweeps over one prepared volume, each made once for all folds, with a bar that shows their progress."""
+    def _check_finite(self, logits: Array, fold: str) -> None:
+        xp = namespace(logits)
+        if all(xp.all(xp.isfinite(one)) for one in logits):  # class by class, because it takes memory
+            return
+        found = "NaN, or logits too large for float16"
+        if self._placement.backend.device != "cpu":  # features are float16 there, too: a CPU may succeed
+            raise LostDeviceError(self._placement.backend.device, expected="finite logits", found=found)
+        raise ModelError(self._bundle.weights_path(fold), expected="weights that give finite logits", found=found)
+
+
+class _Sweeps:
+    """The sweep over one prepared volume, made once for all folds, with a progress bar."""
 
     def __init__(self, data: Array, manifest: Manifest, folds: int) -> None:
         self._data, self._manifest, self._folds = data, manifest, folds
-        self._made: tuple[Plan, Sweep] | None = None
+        self._made: tuple[SweepSettings, Sweep] | None = None
 
-    def __enter__(self) -> Sweeps:
+    def __enter__(self) -> _Sweeps:
         from tqdm import tqdm
 
-        self._bar = tqdm(unit="tile", disable=None, leave=False)
+        self.bar: Any = tqdm(unit="tile", disable=None, leave=False)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self.bar.close()
 
-    def run(self, network: Network, schedule: Schedule) -> tuple[Array, bool]:
-        """Return a network's logits by the schedule's plan, and whether every tile is in them."""
-        while True:
-            sweep = self._of(schedule.plan)
-            try:
-                logits, done = sweep.run(
-                    network, self._manifest.classes, on_tile=self._bar.update, go_on=schedule.go_on
-                )
-            except PlanChangedError:
-                continue
-            if done < len(sweep.tiles) and schedule.is_first:
-                schedule.cut_short(done, len(sweep.tiles))
-            return logits, done == len(sweep.tiles)
-
-    def _of(self, plan: Plan) -> Sweep:
-        if self._made is None or self._made[0] != plan:
-            axes = self._manifest.mirroring_axes if plan.mirroring else ()
-            sweep = Sweep(self._data, self._manifest.patch, step=plan.step, mirroring_axes=axes, nearest=plan.partly)
-            self._made = plan, sweep
-            self._bar.reset(len(sweep.tiles) * self._folds)
+    def of(self, settings: SweepSettings) -> Sweep:
+        """Return the sweep with these settings."""
+        if self._made is None or self._made[0] != settings:
+            axes = self._manifest.mirroring_axes if settings.mirroring else ()
+            sweep = Sweep(
+                self._data, self._manifest.patch, step=settings.step, mirroring_axes=axes, nearest=settings.partial
+            )
+            self._made = settings, sweep
+            self.bar.reset(len(sweep.tiles) * self._folds)
         return self._made[1]

@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from pantherseg.errors import InputError
-from pantherseg.events import Event
+from pantherseg.events import Event, EventCode
 from pantherseg.files import written_beside
 from pantherseg.io.checks import Claim, check_file
 from pantherseg.io.limits import check_origin, check_spacing
@@ -103,7 +103,7 @@ def _read(path: Path) -> tuple[Volume, tuple[Event, ...]]:
         raise InputError(path, expected="orthonormal direction cosines", found=str(direction.tolist()))
     if len(claim.size) == 3:
         return volume, ()
-    event = Event("fourth_axis_dropped", f"size {claim.size} (x, y, z, t): the axis of length 1 was dropped")
+    event = Event(EventCode.FOURTH_AXIS_DROPPED, f"size {claim.size} (x, y, z, t): the axis of length 1 was dropped")
     return volume, (event,)
 
 
@@ -150,9 +150,11 @@ def _finite(path: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple
         )
     if bad:
         image[~finite] = image[finite].min()
-        events.append(Event("non_finite_voxels", f"{bad} NaN or infinite voxels were set to the finite minimum"))
+        events.append(
+            Event(EventCode.NON_FINITE_VOXELS, f"{bad} NaN or infinite voxels were set to the finite minimum")
+        )
     if image.min() == image.max():
-        events.append(Event("constant_image", f"every voxel has the value {image.flat[0]:g}"))
+        events.append(Event(EventCode.CONSTANT_IMAGE, f"every voxel has the value {image.flat[0]:g}"))
     return image, tuple(events)
 
 

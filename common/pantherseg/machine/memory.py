@@ -31,7 +31,7 @@ GROUP_FILES = {
 }
 
 
-def begin() -> None:
+def reserve_memory() -> None:
     """Take what cannot be asked for later. Raises DeviceMemoryError where this process may take too little to begin.
 
     Where no memory is left, scipy waits for ever while it is imported: its OpenBLAS asks for 32 MB again and again. So

@@ -104,7 +104,7 @@ def _cross_validate(
         predictor = Predictor(replace(bundle, folds=(str(fold),)), backend)
         for case in cases:
             image, _ = read_image(dataset / "imagesTr" / f"{case}_0000.mha")
-            predicted, _ = predictor.labels(image)
+            predicted = predictor.predict(image).labels()
             truth = read_labels(dataset / "labelsTr" / f"{case}.mha").array
             by_case[str(case)] = {name: _dice(predicted == value, truth == value) for name, value in labels.items()}
     means = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from pantherseg.arrays import zeros_in_file
 from pantherseg.errors import DeviceMemoryError, LostDeviceError, ModelError, last_line
-from pantherseg.events import Event
+from pantherseg.events import Event, EventCode
 from pantherseg.inference.accumulate import Network
-from pantherseg.inference.backends import Mode, Placement, sum_bytes
+from pantherseg.inference.backends import Mode, VerifiedFolds
 from pantherseg.machine.cpus import usable_cpus
-from pantherseg.machine.memory import HINT, MB, room_bytes, shortage
+from pantherseg.machine.memory import MB, room_bytes, shortage
 from pantherseg.machine.openvino import ov
 from pantherseg.models.bundle import Bundle
 
@@ -28,6 +28,8 @@ class OpenVinoBackend:
     """`exact` computes in float32, `fast` in bfloat16 where the CPU has it."""
 
     device = "cpu"
+    memory_name = "memory"
+    roomier_event = EventCode.LOGITS_ON_DISK
 
     def __init__(self, mode: Mode = "exact", events: tuple[Event, ...] = ()) -> None:
         self._core = ov.Core()
@@ -40,26 +42,28 @@ class OpenVinoBackend:
                 self.precision = "bfloat16"
             else:
                 self.events += (
-                    Event("no_bfloat16", "this CPU has no bfloat16; fast computed in float32, as exact does"),
+                    Event(EventCode.NO_BFLOAT16, "this CPU has no bfloat16; fast computed in float32, as exact does"),
                 )
         self.settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": usable_cpus(),
         }
+        self._verified = VerifiedFolds()
+        self._kept: dict[tuple[Path, str], ov.InferRequest] = {}
 
-    def network(self, bundle: Bundle, fold: str, upcoming: str | None = None) -> Network:
+    def network(self, bundle: Bundle, fold: str, upcoming: str | None = None, *, keep: bool = False) -> Network:
         """Read and compile the network of one fold. Raises ModelError, and DeviceMemoryError as its tiles do.
 
         Compiling the upcoming one meanwhile was measured: on two cores it saves nothing and costs a quarter more
         memory. OpenVINO's cache of compiled models saves less than half of compiling, for as many bytes as the weights.
         """
-        bundle.check_layout(fold)  # beforehand: what a short file lacks would be looked for all the same
-        # Checking takes as long as compiling; nothing is computed with weights before both have ended.
-        with ThreadPoolExecutor(1) as beside:
-            compiled = beside.submit(self._compiled, bundle, fold)
-            bundle.check_content(fold)
-            request = compiled.result()
+        key = bundle.path, fold
+        request = self._kept.get(key)
+        if request is None:
+            request = self._verified_request(bundle, fold)
+            if keep:
+                self._kept[key] = request
 
         def run(tile: NDArray[np.float32]) -> NDArray[Any]:
             try:
@@ -68,57 +72,59 @@ class OpenVinoBackend:
                 if (short := shortage(error, f"a tile of {tile.shape[2:]} voxels (z, y, x)")) is not None:
                     raise short from error
                 raise
-            logits: NDArray[Any] = request.get_output_tensor().data.copy()  # the request's own is written to again
+            logits: NDArray[Any] = request.get_output_tensor().data.copy()  # the next tile overwrites the request's own
             return logits
 
         return run
 
-    def placements(self, data: NDArray[np.float32], bundle: Bundle) -> Iterator[Placement]:
-        """Yield the volume in memory, then in a file, for this precision and then for half of it, where they fit.
+    def make_room(self, bundle: Bundle) -> None:
+        """Do nothing: networks that are kept are of use for the next case."""
 
-        Tiles go one at a time: several would take more memory and no less time. Raises DeviceMemoryError where no
-        network fits.
-        """
-        free, sums = room_bytes(), sum_bytes(data, bundle)
-        for backend, coarser in self._coarser():
-            short: DeviceMemoryError | None = None
-            network = backend._network_bytes(bundle)
-            if network + sums <= free:
-                yield Placement(data, backend, coarser)
-            if network > free:
-                expected = f"{_mb(network)} for a patch of {bundle.shown.name} in {backend.precision}"
-                short = DeviceMemoryError("memory", expected=expected, found=f"{_mb(free)} free", hint=HINT)
-                continue
-            try:
-                filed = zeros_in_file(data.shape, data.dtype)
-            except DeviceMemoryError as error:
-                short = error
-                continue
-            filed[:] = data
-            message = f"too little memory for {_mb(sums)} beside {_mb(network)} of a network; sums went to a file"
-            yield Placement(filed, backend, (*coarser, Event("sums_in_file", message)))
-            del filed
-        if short is not None:
-            raise short
+    def keeps(self, bundle: Bundle) -> bool:
+        """Return whether networks of this bundle are kept in memory."""
+        return any(path == bundle.path for path, _ in self._kept)
 
-    def explained(self, error: Exception) -> LostDeviceError | None:
-        """Return what an error says of too little memory; a CPU does not go away."""
-        return error if isinstance(error, DeviceMemoryError) else shortage(error, "summing logits")
+    def release_networks(self) -> None:
+        """Free all networks that are kept."""
+        self._kept.clear()
 
-    def _coarser(self) -> Iterator[tuple[OpenVinoBackend, tuple[Event, ...]]]:
-        """Yield this backend and, where there is one, that of half its precision, with an event that says so."""
-        yield self, ()
-        if self.precision == "float32" and self._has_bfloat16:
-            half = OpenVinoBackend("fast")
-            yield half, (Event("less_precise", f"too little memory for {self.precision}; {half.precision} was used"),)
-
-    def _network_bytes(self, bundle: Bundle) -> int:
+    def network_bytes(self, bundle: Bundle) -> int:
         """Return about what a network takes: features, weights in OpenVINO's order and as they are read, and its code.
 
         Never below what was measured (`python -m bench --full memory`), and at most half above.
         """
         manifest = bundle.manifest
         return BYTES[self.precision] * (manifest.live_values + 2 * manifest.weights) + CODE_BYTES
+
+    def free_bytes(self) -> int:
+        """Return what this process may still take of the memory."""
+        return room_bytes()
+
+    def place(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return a prepared volume as it is: it lies in memory."""
+        return data
+
+    def place_with_more_room(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return a copy of a prepared volume in a temporary file. Raises DeviceMemoryError where no disk has room."""
+        filed = zeros_in_file(data.shape, data.dtype)
+        filed[:] = data
+        return filed
+
+    def in_bfloat16(self) -> OpenVinoBackend | None:
+        """Return the backend in bfloat16, None where this one is it or the CPU has none."""
+        return OpenVinoBackend("fast") if self.precision == "float32" and self._has_bfloat16 else None
+
+    def explain(self, error: Exception) -> LostDeviceError | None:
+        """Return what an error says of too little memory; a CPU does not go away."""
+        return error if isinstance(error, DeviceMemoryError) else shortage(error, "summing logits")
+
+    def _verified_request(self, bundle: Bundle, fold: str) -> ov.InferRequest:
+        bundle.check_layout(fold)  # first: OpenVINO would read beyond the end of a file that is too short
+        # Checking takes as long as compiling; nothing is computed with the weights before both have ended.
+        with ThreadPoolExecutor(1) as beside:
+            compiled = beside.submit(self._compiled, bundle, fold)
+            self._verified.check(bundle, fold)
+            return compiled.result()
 
     def _compiled(self, bundle: Bundle, fold: str) -> ov.InferRequest:
         try:
@@ -130,7 +136,3 @@ class OpenVinoBackend:
                 raise short from error
             reason = last_line(error)
             raise ModelError(bundle.graph_path, expected="a graph that OpenVINO can run", found=reason) from error
-
-
-def _mb(size: int) -> str:
-    return f"{size // MB} MB"

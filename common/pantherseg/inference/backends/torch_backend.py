@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from torch import nn
 from torch.nn import functional
 
 from pantherseg.errors import DeviceMemoryError, LostDeviceError
-from pantherseg.events import Event
+from pantherseg.events import Event, EventCode
 from pantherseg.inference.accumulate import Network
-from pantherseg.inference.backends import Mode, Placement, sum_bytes
+from pantherseg.inference.backends import Mode, VerifiedFolds
 from pantherseg.machine.allocator import keep_freed_memory
 from pantherseg.machine.cpus import usable_cpus
-from pantherseg.machine.memory import MB
+from pantherseg.machine.memory import MB, NO_LIMIT
 from pantherseg.models.bundle import MANIFEST, Bundle
 from pantherseg.networks import build_network, distinct_tensors
 
@@ -50,11 +49,14 @@ def cuda_problem() -> str:
 
 
 class TorchBackend:
-    """`exact` computes as nnU-Net does on that device: in float32 on a CPU, with float16 autocast on CUDA.
+    """Networks by torch on a CPU or a CUDA device.
 
-    `fast` is the same, and says so: nothing faster has been measured yet (`python -m bench.gpu` times what might be).
+    `exact` computes as nnU-Net does on that device: in float32 on a CPU, with float16 autocast on CUDA. `fast` is the
+    same, and says so: nothing faster has been measured yet (`python -m bench.gpu` times what might be).
     device_memory_mb: how much of the device's memory may be used.
     """
+
+    roomier_event = EventCode.LOGITS_ON_HOST
 
     def __init__(
         self, device: str, mode: Mode = "exact", events: tuple[Event, ...] = (), *, device_memory_mb: int | None = None
@@ -67,15 +69,17 @@ class TorchBackend:
         if device == "cuda":
             self._prepare_cuda()
         if mode == "fast":
-            self.events += (Event("fast_is_exact", f"fast computed in {self.precision} with torch, as exact does"),)
+            self.events += (Event(EventCode.FAST_IS_EXACT, f"fast computed in {self.precision}, as exact does"),)
+        self.memory_name = device
+        self._verified = VerifiedFolds()
         self._built: tuple[Path, nn.Module] | None = None
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[Path, Future[Values]] | None = None
 
-    def network(self, bundle: Bundle, fold: str, upcoming: str | None = None) -> Network:
+    def network(self, bundle: Bundle, fold: str, upcoming: str | None = None, *, keep: bool = False) -> Network:
         """Return the network of one fold: the one of the fold before, with other weights. Raises ModelError.
 
-        upcoming: a fold that is read and checked meanwhile.
+        upcoming: a fold that is read and checked meanwhile; keep: of no effect, as one network serves every fold.
         """
         values = self._values(bundle, fold)
         network = self._network_of(bundle)
@@ -85,33 +89,50 @@ class TorchBackend:
             self._ahead = bundle.weights_path(upcoming), self._reader.submit(self._read, bundle, upcoming)
         return self._runner(network)
 
-    def placements(self, data: NDArray[np.float32], bundle: Bundle) -> Iterator[Placement]:
-        """Yield a prepared volume on the device, then on the host, where logits are summed beside it.
-
-        Raises DeviceMemoryError where the network itself would not fit.
-        """
-        image = torch.from_numpy(data)
+    def make_room(self, bundle: Bundle) -> None:
+        """Free the network of another bundle."""
         if self._built is not None and self._built[0] != bundle.path:
-            self._built = None  # its room is free for this one
-        room, network, sums = self._room(), self._network_bytes(bundle), sum_bytes(data, bundle)
-        if network > room:
-            expected = f"{network // MB} MB for a patch of {bundle.shown.name}"
-            raise DeviceMemoryError(self.device, expected=expected, found=f"{max(0, room) // MB} MB free")
-        if network + sums <= room and (placed := self._placed(image)) is not None:
-            yield Placement(placed, self)
-            del placed
-        message = f"{(network + sums) // MB} MB of device memory are wanted; logits were summed in the host's"
-        yield Placement(image, self, (Event("sums_on_host", message),))
+            self._built = None
 
-    def _placed(self, image: torch.Tensor) -> torch.Tensor | None:
-        """Return a tensor on the device, or None where another process was faster to take the room."""
+    def keeps(self, bundle: Bundle) -> bool:
+        """Return False: there is one network, which gets each fold's weights in turn."""
+        return False
+
+    def release_networks(self) -> None:
+        """Do nothing, as no network is kept."""
+
+    def network_bytes(self, bundle: Bundle) -> int:
+        """Return what a forward pass takes: weights, their copies in float16, features, and what cuDNN wants."""
+        weights = bundle.manifest.weights
+        half = torch.float16.itemsize
+        is_built = self._built is not None and self._built[0] == bundle.path
+        per_weight = half if is_built else half + torch.float32.itemsize
+        return per_weight * weights + half * bundle.manifest.live_values + CONVOLUTION_BYTES
+
+    def free_bytes(self) -> int:
+        """Return what this process may still take of the device's memory."""
+        if self.device == "cuda":
+            free, _ = torch.cuda.mem_get_info()
+            free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            return free if self._limit is None else min(free, self._limit - torch.cuda.memory_allocated())
+        return NO_LIMIT if self._limit is None else self._limit
+
+    def place(self, data: NDArray[np.float32]) -> torch.Tensor | None:
+        """Return a prepared volume on the device, None where another process was faster to take the memory."""
         try:
-            return image.to(self.device)
+            return torch.from_numpy(data).to(self.device)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return None
 
-    def explained(self, error: Exception) -> LostDeviceError | None:
+    def place_with_more_room(self, data: NDArray[np.float32]) -> torch.Tensor:
+        """Return a prepared volume in the host's memory."""
+        return torch.from_numpy(data)
+
+    def in_bfloat16(self) -> None:
+        """Return None: there is no float32 to reduce on CUDA, and a CPU with torch only has no budget."""
+
+    def explain(self, error: Exception) -> LostDeviceError | None:
         """Return what an error says of the device, None where it says nothing of it."""
         if isinstance(error, LostDeviceError):
             return error
@@ -148,9 +169,14 @@ class TorchBackend:
         return self._read(bundle, fold)
 
     def _read(self, bundle: Bundle, fold: str) -> Values:
-        values = load_file(bundle.verify(fold))
+        values = self._load(bundle, fold)
         # From pinned memory the device copies by itself.
         return {name: value.pin_memory() for name, value in values.items()} if self.device == "cuda" else values
+
+    def _load(self, bundle: Bundle, fold: str) -> Values:
+        bundle.check_layout(fold)
+        self._verified.check(bundle, fold)
+        return load_file(bundle.weights_path(fold))
 
     def _runner(self, network: nn.Module) -> Network:
         cuda = self.device == "cuda"
@@ -161,21 +187,6 @@ class TorchBackend:
             return logits.to(tile.device)
 
         return run
-
-    def _room(self) -> int:
-        """Return the bytes that this process may still take on the device."""
-        if self.device == "cuda":
-            free, _ = torch.cuda.mem_get_info()
-            free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-            return free if self._limit is None else min(free, self._limit - torch.cuda.memory_allocated())
-        return 1 << 62 if self._limit is None else self._limit
-
-    def _network_bytes(self, bundle: Bundle) -> int:
-        """Return what a forward pass takes: weights, their copies in float16, features, and what cuDNN wants."""
-        weights = bundle.manifest.weights
-        there = self._built is not None and self._built[0] == bundle.path
-        half = torch.float16.itemsize
-        return (half if there else half + 4) * weights + half * bundle.manifest.live_values + CONVOLUTION_BYTES
 
 
 def _line(error: object) -> str:

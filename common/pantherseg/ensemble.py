@@ -1,0 +1,107 @@
+"""The models of a recipe, ready on a device: the members and the localizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pantherseg.errors import DeviceMemoryError, ModelError
+from pantherseg.inference.backends import Backend, Mode, choose_backend
+from pantherseg.inference.predictor import Predictor
+from pantherseg.labels import PANCREAS_NAME, find_label
+from pantherseg.logs import shown, stage
+from pantherseg.models.bundle import check_classes
+from pantherseg.models.find import Models, check_labels, find_models
+from pantherseg.packing import Packer
+from pantherseg.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A recipe's models on a device.
+
+    localizer: None where the recipe has none, or where it is missing or cannot be used, for which localizer_problem is
+    the reason.
+    """
+
+    backend: Backend
+    members: tuple[Predictor, ...]
+    localizer: Predictor | None
+    localizer_problem: str = ""
+
+    def on_cpu(self) -> Ensemble:
+        """Return the same models on the CPU, for when the device has failed."""
+        backend = choose_backend("cpu", self.backend.mode)
+        members = tuple(replace(member, backend=backend) for member in self.members)
+        localizer = None if self.localizer is None else replace(self.localizer, backend=backend)
+        return replace(self, backend=backend, members=members, localizer=localizer)
+
+    @property
+    def predictors(self) -> tuple[Predictor, ...]:
+        """The members, then the localizer if there is one."""
+        return self.members if self.localizer is None else (*self.members, self.localizer)
+
+    @property
+    def pancreas_label(self) -> int | None:
+        """The pancreas in the label map of the members, None where it has no such label."""
+        return find_label(self.members[0].bundle.manifest.labels, PANCREAS_NAME)
+
+
+def load_ensemble(
+    recipe: Recipe,
+    root: Path,
+    *,
+    device: str = "auto",
+    mode: Mode = "exact",
+    device_memory_mb: int | None = None,
+    keep_networks: bool = False,
+) -> Ensemble:
+    """Find a recipe's models below `root` and make them ready.
+
+    device, mode, device_memory_mb: as choose_backend takes them; keep_networks: keep compiled networks for the next
+    case where memory allows. Raises ModelError, RecipeError, DeviceError.
+    """
+    backend = choose_backend(device, mode, device_memory_mb=device_memory_mb)
+    with stage("models") as remarks:
+        models = find_models(root, recipe, complete=False)
+        packer = Packer(models.all)
+        members = tuple(
+            Predictor(
+                packer.bundle(model, member.min_folds),
+                backend,
+                step=member.step,
+                mirroring=member.mirroring,
+                min_folds=member.min_folds,
+                keep_networks=keep_networks,
+                allow_bfloat16=recipe.allow_bfloat16,
+            )
+            for model, member in zip(models.members, recipe.members, strict=True)
+        )
+        for predictor, member in zip(members, recipe.members, strict=True):
+            check_labels(member.model, predictor.bundle, recipe)
+        check_classes([predictor.bundle for predictor in members])
+        localizer, problem = _load_localizer(models, recipe, packer, backend, keep_networks=keep_networks)
+        used = models.all if localizer is not None else models.members
+        remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
+        remarks.append(f"{backend.device} in {backend.precision}")
+    return Ensemble(backend, members, localizer, problem)
+
+
+def _load_localizer(
+    models: Models, recipe: Recipe, packer: Packer, backend: Backend, *, keep_networks: bool
+) -> tuple[Predictor | None, str]:
+    """Return the localizer, or None and the reason: the whole volume is searched rather than the case lost."""
+    if models.localizer is None or recipe.localizer is None:
+        return None, models.problem
+    try:
+        localizer = Predictor(
+            packer.bundle(models.localizer),
+            backend,
+            step=recipe.localizer.step,
+            keep_networks=keep_networks,
+            allow_bfloat16=recipe.allow_bfloat16,
+        )
+    except (ModelError, DeviceMemoryError) as error:
+        return None, str(error)
+    check_labels(recipe.localizer.model, localizer.bundle, recipe)
+    return localizer, ""

@@ -1,0 +1,98 @@
+"""Where a member runs: the only place that decides what too little memory leaves out.
+
+Before a member's networks run, the sizes are known: of the network (from the bundle's manifest), of the sums of its
+logits, and of the memory that is free. What seems to fit comes first; each next placement is for when there was too
+little memory after all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pantherseg.arrays import Array
+from pantherseg.errors import DeviceMemoryError
+from pantherseg.events import Event, EventCode
+from pantherseg.inference.accumulate import sweep_bytes
+from pantherseg.inference.backends import Backend
+from pantherseg.machine.memory import HINT, MB
+from pantherseg.models.bundle import Bundle
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """A place for a member's data and sums, and the backend that runs its networks.
+
+    data: the prepared volume (1, z, y, x) in that place; keep_networks: whether the networks may stay in memory for the
+    next case; events: what there was too little memory for.
+    """
+
+    data: Array
+    backend: Backend
+    keep_networks: bool = False
+    events: tuple[Event, ...] = ()
+
+
+def placements(
+    data: NDArray[np.float32],
+    bundle: Bundle,
+    backend: Backend,
+    *,
+    keep_networks: bool = False,
+    allow_bfloat16: bool = False,
+) -> Iterator[Placement]:
+    """Yield the placements of a prepared volume (1, z, y, x) that seem to have enough memory, the best one first.
+
+    keep_networks: keep networks for the next case where memory allows; allow_bfloat16: compute in bfloat16 where memory
+    is too small for float32. Raises DeviceMemoryError, with the sizes, where not even the network fits.
+    """
+    manifest = bundle.manifest
+    sums = sweep_bytes(data.shape[1:], manifest.patch, classes=manifest.classes, folds=len(bundle.folds))
+    backend.make_room(bundle)
+    if backend.keeps(bundle):
+        if sums <= backend.free_bytes():
+            yield Placement(data, backend, keep_networks=True)
+        backend.release_networks()
+    free = backend.free_bytes()
+    shortage: DeviceMemoryError | None = None
+    for candidate, events in _by_precision(backend, allow_bfloat16=allow_bfloat16):
+        network = candidate.network_bytes(bundle)
+        if network > free:
+            expected = f"{_mb(network)} for a patch of {bundle.shown.name} in {candidate.precision}"
+            shortage = DeviceMemoryError(
+                candidate.memory_name, expected=expected, found=f"{_mb(free)} free", hint=_hint(candidate, bundle)
+            )
+            continue
+        # Half of the memory is left for other members and for larger volumes.
+        keep = keep_networks and len(bundle.folds) * network + sums <= free // 2
+        if network + sums <= free and (placed := candidate.place(data)) is not None:
+            yield Placement(placed, candidate, keep, events)
+            del placed
+        try:
+            roomier = candidate.place_with_more_room(data)
+        except DeviceMemoryError as error:
+            shortage = error
+            continue
+        message = f"{_mb(network)} for a network and {_mb(sums)} for logits did not fit into {_mb(free)} of free memory"
+        yield Placement(roomier, candidate, False, (*events, Event(candidate.roomier_event, message)))
+        del roomier
+    if shortage is not None:
+        raise shortage
+
+
+def _by_precision(backend: Backend, *, allow_bfloat16: bool) -> Iterator[tuple[Backend, tuple[Event, ...]]]:
+    yield backend, ()
+    if allow_bfloat16 and (half := backend.in_bfloat16()) is not None:
+        message = f"memory was too small for {backend.precision}; {half.precision} was used"
+        yield half, (Event(EventCode.LESS_PRECISE, message),)
+
+
+def _hint(backend: Backend, bundle: Bundle) -> str:
+    return f"{HINT}, or allow_bfloat16 = true in the recipe" if backend.in_bfloat16() is not None else HINT
+
+
+def _mb(size: int) -> str:
+    return f"{max(0, size) // MB} MB"

@@ -1,0 +1,62 @@
+"""A session: what one process needs for any number of cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pantherseg.machine.memory import reserve_memory
+from pantherseg.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pantherseg.ensemble import Ensemble
+    from pantherseg.inference.backends import Mode
+
+
+class Session:
+    """A recipe, its models and a device, for any number of cases.
+
+    Models are found, verified and loaded once, by the first case or by `load`. Where a GPU fails, the session goes over
+    to the CPU for good.
+
+    models: folder of models, with one for each that the recipe names; device: `auto`, `cpu` or `cuda`; mode: `exact` or
+    `fast`; device_memory_mb: how much of a GPU's memory may be used; many_cases: keep compiled networks for the next
+    case where memory allows, which a single case does not pay for. Raises DeviceMemoryError where this process may
+    take too little memory.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        models: Path,
+        *,
+        device: str = "auto",
+        mode: Mode = "exact",
+        device_memory_mb: int | None = None,
+        many_cases: bool = False,
+    ) -> None:
+        reserve_memory()
+        self.recipe = recipe
+        self.models = models
+        self._device, self._mode, self._device_memory_mb = device, mode, device_memory_mb
+        self._many_cases = many_cases
+        self._ensemble: Ensemble | None = None
+
+    def load(self) -> Ensemble:
+        """Return the models on the device; the first call loads them. Raises ModelError, RecipeError, DeviceError."""
+        if self._ensemble is None:
+            from pantherseg.ensemble import load_ensemble  # imports what runs networks
+
+            self._ensemble = load_ensemble(
+                self.recipe,
+                self.models,
+                device=self._device,
+                mode=self._mode,
+                device_memory_mb=self._device_memory_mb,
+                keep_networks=self._many_cases,
+            )
+        return self._ensemble
+
+    def use_cpu(self) -> None:
+        """Go over to the CPU, for this case and all later ones."""
+        self._ensemble = self.load().on_cpu()
