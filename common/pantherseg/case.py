@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pantherseg.events import Event
-from pantherseg.io.itk import read_image
+from pantherseg.io import read_image
 from pantherseg.logs import stage
 from pantherseg.volume import Volume
 

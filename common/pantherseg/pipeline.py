@@ -17,7 +17,7 @@ from pantherseg.files import write_text
 from pantherseg.fusion import mean_logits
 from pantherseg.inference.backends import Backend, Mode, choose_backend
 from pantherseg.inference.predictor import Logits, Predictor
-from pantherseg.io.itk import write_volume
+from pantherseg.io import write_volume
 from pantherseg.localize import localize, searched_whole
 from pantherseg.logs import shown, stage
 from pantherseg.machine.deadline import NEVER, Deadline

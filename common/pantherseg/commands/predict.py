@@ -12,7 +12,7 @@ from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.events import Event
 from pantherseg.files import prepare_folder
 from pantherseg.inference.backends import Mode
-from pantherseg.io.names import case_name, mask_name, volumes_in
+from pantherseg.io import case_name, find_sources, mask_name
 from pantherseg.logs import one_line
 from pantherseg.machine.deadline import Deadline
 from pantherseg.machine.memory import begin
@@ -73,7 +73,7 @@ def predict_all(
 
 
 def _inputs(source: Path) -> list[Path]:
-    inputs = volumes_in(source)
+    inputs = find_sources(source)
     if not inputs:
         raise InputError(source, expected="a volume or a folder of volumes", found="no volume in it")
     cases = [case_name(path) for path in inputs]
