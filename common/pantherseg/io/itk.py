@@ -14,7 +14,8 @@ import SimpleITK as sitk  # noqa: N813
 
 from pantherseg.errors import InputError
 from pantherseg.events import Event
-from pantherseg.io.limits import MAX_ORIGIN_MM, Header, check_spacing
+from pantherseg.io.header import Header
+from pantherseg.io.limits import MAX_ORIGIN_MM, check_spacing
 from pantherseg.volume import GRID_TOLERANCE, Grid, Volume, as_shape, as_triple
 
 

@@ -1,4 +1,4 @@
-"""Limits of the volumes that can be read, and checks of the numbers in a header.
+"""Limits of the volumes that can be read.
 
 The limits are far beyond any scan of a patient. Within them, reading needs at most four times MAX_VOLUME_BYTES of
 memory, and sums of squared voxels stay within float32.
@@ -7,9 +7,7 @@ memory, and sums of squared voxels stay within float32.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pantherseg.errors import InputError
@@ -27,45 +25,8 @@ LARGEST_VALUE = 1e15
 # Of a volume's voxels.
 MAX_NON_FINITE_FRACTION = 0.01
 
-MAX_HEADER_BYTES = 1 << 16
-# ITK copies the lines of a header to buffers of fixed sizes.
-MAX_LINE_BYTES = 1 << 13
 CHUNK_BYTES = 1 << 20
 DAMAGED = "the file is truncated or damaged, copy it again"
-# Python's float() and int() also take 1_000, infinity and the digits of other scripts.
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-WHOLE_NUMBER = re.compile(r"\d{1,12}", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file's header states: size in voxels and spacing in mm along (x, y, z, ...); see ItkReader."""
-
-    size: tuple[int, ...]
-    spacing: tuple[float, ...] | None = None
-
-
-def unsupported(path: Path, variant: str) -> InputError:
-    """Return the error for a variant of a format that can be told by its header but is not read."""
-    hint = "convert it, for example with SimpleITK or 3D Slicer"
-    return InputError(path, f"{variant} is not supported", hint=hint)
-
-
-def parse_size(lengths: str, axes: str) -> tuple[int, ...] | None:
-    """Return the size that a header's text gives, None unless it has a whole number for each of `axes` axes."""
-    words = lengths.split()
-    if not words or not all(map(WHOLE_NUMBER.fullmatch, [axes, *words])) or len(words) != int(axes):
-        return None
-    return tuple(map(int, words))
-
-
-def parse_numbers(path: Path, field: str, text: str, *, count: int) -> tuple[float, ...]:
-    """Return the numbers in a header's field. Raises InputError for any other text, which ITK would read as zero."""
-    words = text.split()
-    numbers = tuple(float(word) for word in words if NUMBER.fullmatch(word))
-    if not len(numbers) == len(words) == count or not all(map(math.isfinite, numbers)):
-        raise InputError(path, expected=f"{count} finite numbers as {field}", found=text or "an empty field")
-    return numbers
 
 
 def check_size(path: Path, size: Sequence[int], *, voxel_bytes: int) -> int:

@@ -10,18 +10,8 @@ import re
 from pathlib import Path
 
 from pantherseg.errors import InputError
-from pantherseg.io.limits import (
-    DAMAGED,
-    MAX_HEADER_BYTES,
-    MAX_LINE_BYTES,
-    WHOLE_NUMBER,
-    Header,
-    check_size,
-    check_spacing,
-    parse_numbers,
-    parse_size,
-    unsupported,
-)
+from pantherseg.io.header import WHOLE_NUMBER, Header, bad_line, header_lines, parse_numbers, parse_size, unsupported
+from pantherseg.io.limits import DAMAGED, check_size, check_spacing
 from pantherseg.io.streams import inflated_size
 
 BYTES = {1: "CHAR UCHAR", 2: "SHORT USHORT", 4: "INT UINT LONG ULONG FLOAT", 8: "LONG_LONG ULONG_LONG DOUBLE"}
@@ -47,9 +37,9 @@ def check_metaimage(path: Path) -> Header:
     _check_variant(path, fields)
     size = parse_size(fields.get("DimSize", ""), fields.get("NDims", ""))
     element = ELEMENT_BYTES.get(fields.get("ElementType", "").upper().removesuffix("_ARRAY"))
-    if size is None or element is None or "ElementDataFile" not in fields:
+    if size is None or element is None:
         found = ", ".join(f"{name} = {fields[name]}" for name in REQUIRED if name in fields)
-        raise InputError(path, expected=f"a MetaImage header with {', '.join(REQUIRED)}", found=found or "none of them")
+        raise InputError(path, expected=f"a MetaImage header with {', '.join(REQUIRED)}", found=found)
     volume_bytes = check_size(path, size, voxel_bytes=element)
     spacing = _check_geometry(path, fields, axes=len(size))
     local = fields["ElementDataFile"].upper() == "LOCAL"
@@ -60,16 +50,11 @@ def check_metaimage(path: Path) -> Header:
 
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
     """Return the header's fields, by one name each, and the offset of what follows the header."""
-    with path.open("rb") as file:
-        head = file.read(MAX_HEADER_BYTES)
     fields: dict[str, str] = {}
-    offset = 0
-    while "ElementDataFile" not in fields:
-        end = head.find(b"\n", offset)
-        line = head[offset : end if end >= 0 else None]
+    for line, offset in header_lines(path, "MetaImage"):
         name, *value = re.split(rb"[=:]", line, maxsplit=1)
-        if not value or len(name) > MAX_NAME_BYTES or len(line) > MAX_LINE_BYTES or b"\0" in line:
-            raise InputError(path, expected="a MetaImage header", found=f"the line {line[:40]!r}")
+        if not value or len(name) > MAX_NAME_BYTES:
+            raise bad_line(path, "MetaImage", line)
         text = name.decode("latin-1").strip()
         key = SYNONYMS.get(text, text)
         if key in fields:
@@ -77,15 +62,14 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
         if text != (spelling := SPELLINGS.get(text.lower(), text)):  # ITK would ignore the field
             raise InputError(path, expected=f"the field name {spelling}", found=text)
         fields[key] = value[0].decode("latin-1").strip()
-        if end < 0:
-            break
-        offset = end + 1
-    return fields, offset
+        if key == "ElementDataFile":
+            return fields, offset
+    raise InputError(path, "the MetaImage header does not end with ElementDataFile", hint=DAMAGED)
 
 
 def _check_variant(path: Path, fields: dict[str, str]) -> None:
     """Raise InputError for what a MetaImage may be by its definition, but no common tool writes."""
-    data_file, channels = fields.get("ElementDataFile", ""), fields.get("ElementNumberOfChannels", "1")
+    data_file, channels = fields["ElementDataFile"], fields.get("ElementNumberOfChannels", "1")
     if not _is_true(fields, "BinaryData", "True"):
         raise unsupported(path, "MetaImage with voxels as text (BinaryData = False)")
     if data_file.upper().startswith("LIST") or "%" in data_file:

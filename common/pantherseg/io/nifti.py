@@ -7,16 +7,8 @@ import struct
 from pathlib import Path
 
 from pantherseg.errors import InputError
-from pantherseg.io.limits import (
-    CHUNK_BYTES,
-    DAMAGED,
-    MAX_HEADER_BYTES,
-    MAX_VOLUME_BYTES,
-    Header,
-    check_size,
-    check_spacing,
-    unsupported,
-)
+from pantherseg.io.header import MAX_HEADER_BYTES, Header, unsupported
+from pantherseg.io.limits import CHUNK_BYTES, DAMAGED, MAX_VOLUME_BYTES, check_size, check_spacing
 from pantherseg.io.streams import gunzipped_size
 
 # By NIfTI's data type. Complex numbers and colours are refused by their names when ITK has read the header.

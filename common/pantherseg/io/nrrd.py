@@ -6,15 +6,8 @@ import re
 from pathlib import Path
 
 from pantherseg.errors import InputError
-from pantherseg.io.limits import (
-    DAMAGED,
-    MAX_HEADER_BYTES,
-    MAX_LINE_BYTES,
-    Header,
-    check_size,
-    parse_size,
-    unsupported,
-)
+from pantherseg.io.header import Header, bad_line, header_lines, parse_size, unsupported
+from pantherseg.io.limits import DAMAGED, check_size
 from pantherseg.io.streams import gunzipped_size
 
 MAGIC = re.compile(rb"NRRD000[1-5]\r?")
@@ -51,29 +44,22 @@ def check_nrrd(path: Path) -> Header:
 
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
     """Return the header's fields, their names in lower case, and the offset of the voxels behind an empty line."""
-    with path.open("rb") as file:
-        head = file.read(MAX_HEADER_BYTES)
-    magic, *lines = head.split(b"\n")
-    if not MAGIC.fullmatch(magic):
-        raise InputError(path, expected="a NRRD header", found=f"the line {magic[:40]!r}")
     fields: dict[str, str] = {}
-    offset = len(magic) + 1
-    for line in lines[:-1]:  # the last one has no line end
-        offset += len(line) + 1
+    for number, (line, offset) in enumerate(header_lines(path, "NRRD")):
         text = line.rstrip(b"\r").decode("latin-1")
-        if not text:
-            return fields, offset
-        if text.startswith("#"):
-            continue
         name, mark, value = text.partition(":")
         name = name.strip().lower()
-        if not mark or len(line) > MAX_LINE_BYTES or b"\0" in line:
-            raise InputError(path, expected="a NRRD header", found=f"the line {line[:40]!r}")
-        # `name: value` is a field, `name:=value` a note of any kind.
-        if not value.startswith("="):
-            if name in fields:
-                raise InputError(path, expected="each field of the header once", found=f"{name} twice")
-            fields[name] = value.strip()
+        if number == 0 and not MAGIC.fullmatch(line):
+            raise bad_line(path, "NRRD", line)
+        if not text:
+            return fields, offset
+        if number == 0 or text.startswith("#") or value.startswith("="):  # `name:=value` is a note of any kind
+            continue
+        if not mark:
+            raise bad_line(path, "NRRD", line)
+        if name in fields:
+            raise InputError(path, expected="each field of the header once", found=f"{name} twice")
+        fields[name] = value.strip()
     raise InputError(path, "the NRRD header does not end with an empty line", hint=DAMAGED)
 
 
