@@ -1,8 +1,9 @@
-"""Coverage-guided fuzzing of the volume reader: `python -m bench.fuzz [--seconds 300] [--corpus DIR]`.
+"""Coverage-guided fuzzing of the volume readers: `python -m bench.fuzz [--seconds 300] [--corpus DIR]`.
 
-atheris mutates the files of test/fuzz and keeps what reaches new code. Reading a file must give a valid volume or one
-PantherSegError of one line, in SECONDS_A_FILE and MEMORY_MB for the whole process. Prints the inputs tried,
-the faults and the lines reached. A fault is kept in test/fuzz, from where the tests read it ever after.
+atheris mutates the files in test/fuzz and keeps the inputs that reach new code. Reading an input must give a valid
+volume or a PantherSegError of one line, within SECONDS_A_FILE, and with MEMORY_MB for the whole process. Prints how
+many inputs were tried, the faults, and the lines reached. An input that fails is written to test/fuzz, whose files the
+tests read from then on.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import numpy as np
 
 from pantherseg import case
 from pantherseg.errors import InputError
-from pantherseg.io import checks as integrity
-from pantherseg.io.itk import LARGEST_VALUE
-from pantherseg.io.names import VOLUME_SUFFIXES, is_volume_file
+from pantherseg.io import find_sources, reader
+from pantherseg.io.limits import LARGEST_VALUE
+from pantherseg.io.reader import VOLUME_SUFFIXES
 from pantherseg.paths import ROOT
 from pantherseg.volume import Volume
 
@@ -35,31 +36,31 @@ SECONDS_A_FILE = 10
 MEMORY_MB = 1024
 MAX_BYTES = 8192
 MOST_FAULTS = 20
-# Whose lines are counted; `volume` is fuzzed too, but most of it writes, crops and compares.
-FUZZED = [Path(str(case.__file__)), *sorted(Path(str(integrity.__file__)).parent.glob("*.py"))]
+# The files whose lines are counted. `volume` is fuzzed too, but most of it crops and compares.
+FUZZED = [Path(str(case.__file__)), *sorted(Path(str(reader.__file__)).parent.glob("*.py"))]
 
 
 def outcome(path: Path) -> str:
-    """Read a file and return `volume` or `error`. Raises AssertionError where the outcome is neither in good form."""
+    """Read a file and return `volume` or `error`. Raises AssertionError for an invalid volume or error."""
     try:
         read, _ = case.read_case(path)
     except InputError as error:
-        check_error(str(error))
+        check_error(error)
         return "error"
     check_volume(read)
     return "volume"
 
 
-def check_error(text: str) -> None:
-    """Check that an error is one line that a platform and a terminal can show."""
-    assert ": expected " in text, text
-    assert ", found " in text, text
+def check_error(error: InputError) -> None:
+    """Check that an error says what is wrong, in one line that a platform and a terminal can show."""
+    text = str(error)
+    assert error.problem or (error.expected and error.found), text
     assert text.isprintable(), text
     assert len(text.encode()) < 8192, text
 
 
 def check_volume(read: Volume) -> None:
-    """Check that what was read is what the rest of the code takes for granted."""
+    """Check what the rest of the code relies on."""
     grid = read.grid
     assert read.array.dtype == np.float32
     assert read.array.shape == grid.shape
@@ -72,25 +73,25 @@ def check_volume(read: Volume) -> None:
 
 
 def as_file(data: bytes, folder: Path, name: str = "fuzz") -> Path:
-    """Write an input to a folder, the format being what its first byte picks."""
+    """Write an input to a folder as a file, whose format the first byte of the input chooses."""
     path = folder / f"{name}{VOLUME_SUFFIXES[data[0] % len(VOLUME_SUFFIXES)]}"
     path.write_bytes(data[1:])
     return path
 
 
 def as_input(path: Path) -> bytes:
-    """Return a file as an input."""
+    """Return the input that `as_file` writes as this file."""
     number = next(n for n, suffix in enumerate(VOLUME_SUFFIXES) if path.name.lower().endswith(suffix))
     return bytes([number]) + path.read_bytes()
 
 
 def kept_files() -> list[Path]:
-    """Return the seeds, and what was ever found."""
-    return sorted(path for path in KEPT.iterdir() if is_volume_file(path))
+    """Return the seeds, and the inputs that failed in the past."""
+    return find_sources(KEPT)
 
 
 def fuzz(seconds: float, corpus: Path) -> tuple[int, int]:
-    """Fuzz for so long and return the number of inputs and of faults, which are in KEPT then."""
+    """Fuzz for some seconds and return the number of inputs and of faults; the faults are written to KEPT."""
     for path in kept_files():
         (corpus / path.name).write_bytes(as_input(path))
     inputs = faults = 0
@@ -109,7 +110,7 @@ def fuzz(seconds: float, corpus: Path) -> tuple[int, int]:
 
 
 def _run_worker(corpus: Path, found: Path, seconds: int) -> str:
-    """Run atheris until its time is over or it has found something, and return what it printed."""
+    """Run atheris until the time is over or an input fails, and return its log."""
     options = [f"-max_total_time={seconds}", f"-timeout={SECONDS_A_FILE}", f"-rss_limit_mb={MEMORY_MB}"]
     options += [f"-max_len={MAX_BYTES}", f"-dict={DICTIONARY}", f"-artifact_prefix={found}/", "-print_final_stats=1"]
     command = [sys.executable, "-m", "bench.fuzz_worker", *options, str(corpus)]
@@ -126,7 +127,7 @@ def _end_of(log: str) -> str:
 
 
 def lines_reached(paths: Iterable[Path]) -> tuple[int, int]:
-    """Read files and return how many lines of what is fuzzed they reach, and how many there are."""
+    """Read files and return how many lines of FUZZED they reach, and how many lines there are."""
     reached: set[tuple[str, int]] = set()
     names = {str(path) for path in FUZZED}
 
@@ -149,7 +150,7 @@ def lines_reached(paths: Iterable[Path]) -> tuple[int, int]:
 
 
 def _lines(code: CodeType, *, top: bool) -> Iterator[int]:
-    """Yield the lines of functions; those that run on import are none that an input reaches."""
+    """Yield the lines inside functions: no input reaches those that run on import."""
     if not top:
         yield from (line for _, _, line in code.co_lines() if line is not None and line != code.co_firstlineno)
     for inner in code.co_consts:
@@ -158,10 +159,10 @@ def _lines(code: CodeType, *, top: bool) -> Iterator[int]:
 
 
 def main() -> None:
-    """Fuzz and print the figures; exit code 1 where something was found."""
+    """Fuzz and print the figures; the exit code is 1 if an input failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--corpus", type=Path, help="go on from the inputs in this folder, and keep them there")
+    parser.add_argument("--corpus", type=Path, help="start from the inputs in this folder, and keep new ones there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pantherseg-fuzz-") as folder:
         corpus = options.corpus or Path(folder, "corpus")
@@ -170,8 +171,8 @@ def main() -> None:
         files = (as_file(path.read_bytes(), Path(folder)) for path in sorted(corpus.iterdir()) if path.stat().st_size)
         reached, lines = lines_reached(files)
         kept = len(list(corpus.iterdir()))
-    print(f"{inputs} inputs, {faults} faults, {kept} inputs of different ways")
-    print(f"{reached} of {lines} lines of the checks reached")
+    print(f"{inputs} inputs, {faults} faults, {kept} inputs that reach different code")
+    print(f"{reached} of {lines} lines of the readers reached")
     sys.exit(1 if faults else 0)
 
 

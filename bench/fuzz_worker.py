@@ -1,4 +1,4 @@
-"""What `bench.fuzz` runs in a process of its own, which a fault of a library in C may end."""
+"""The process that `bench.fuzz` runs atheris in: a fault in a library in C would end it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ with atheris.instrument_imports(include=["pantherseg"]):
 
 
 def main() -> None:
-    """Fuzz as libFuzzer's options say."""
+    """Fuzz with libFuzzer's options from the command line."""
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     with tempfile.TemporaryDirectory(prefix="pantherseg-fuzz-") as folder:
 
@@ -22,7 +22,7 @@ def main() -> None:
             if data:
                 path = as_file(data, Path(folder))
                 outcome(path)
-                path.unlink()  # what ITK reads beside a file must not be the one before
+                path.unlink()  # ITK must not find the previous input beside the next one
 
         atheris.Setup(sys.argv, try_input)
         atheris.Fuzz()

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.processes import run
 from bench.side_by_side import CROP, image_on
-from pantherseg.io.itk import write_volume
+from pantherseg.io import write_volume
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.volume import Grid, Volume
 

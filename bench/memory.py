@@ -13,7 +13,7 @@ import numpy as np
 
 from bench import planned
 from bench.processes import run
-from pantherseg.io.itk import write_volume
+from pantherseg.io import write_volume
 from pantherseg.machine.memory import MB
 from pantherseg.packing import pack
 from pantherseg.paths import DEMO_WEIGHTS

@@ -19,7 +19,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
 )
 
-from pantherseg.io.itk import write_volume
+from pantherseg.io import write_volume
 from pantherseg.models.find import CHECKPOINT, ModelFolder, open_model_folder
 from pantherseg.networks import read_plan
 from pantherseg.training.nnunet import workspace

@@ -29,7 +29,8 @@ from bench.processes import machine
 from pantherseg.files import write_text
 from pantherseg.grand_challenge.check import check_output
 from pantherseg.grand_challenge.job import IMAGES, find_input, output_path
-from pantherseg.io.itk import from_itk, read_image, to_itk, write_volume
+from pantherseg.io import read_image, write_volume
+from pantherseg.io.itk import from_itk, to_itk
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import make_phantom
 from pantherseg.pipeline import System, load_system, segment, write_result

@@ -7,7 +7,7 @@ import json
 import uuid
 from pathlib import Path
 
-from pantherseg.io.itk import write_volume
+from pantherseg.io import write_volume
 from pantherseg.phantom import make_phantom
 
 HERE = Path(__file__).parent

@@ -26,7 +26,7 @@ from pantherseg.inference.backends import Backend, choose_backend, on_torch
 from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.io.itk import read_labels, write_volume
+from pantherseg.io import read_labels, write_volume
 from pantherseg.models.bundle import GRAPH, Bundle, open_bundle
 from pantherseg.models.find import ModelFolder
 from pantherseg.paths import DEMO_WEIGHTS, ROOT

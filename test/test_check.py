@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from matrix import quoted, saw
 from pantherseg.cli import main
 from pantherseg.grand_challenge.check import Verdict, check_job, check_output
-from pantherseg.io.itk import write_volume
+from pantherseg.io import write_volume
 from pantherseg.recipe import Sockets
 from pantherseg.volume import Grid, Volume
 

@@ -20,7 +20,7 @@ from matrix import ended, quoted, saw
 from pantherseg import __version__
 from pantherseg.cli import main as pantherseg
 from pantherseg.grand_challenge import main as entry_point
-from pantherseg.io.itk import read_labels, write_volume
+from pantherseg.io import read_labels, write_volume
 from pantherseg.models.bundle import open_bundle
 from pantherseg.models.find import ModelFolder
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe

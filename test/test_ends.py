@@ -22,7 +22,7 @@ import pytest
 from conftest import CopiedBundle, SmallDisk
 from matrix import ended, saw
 from pantherseg.grand_challenge.check import check_output
-from pantherseg.io.itk import read_labels, write_volume
+from pantherseg.io import read_labels, write_volume
 from pantherseg.models.bundle import MANIFEST
 from pantherseg.models.find import ModelFolder
 from pantherseg.paths import ROOT, task_recipe

@@ -30,7 +30,7 @@ from pantherseg.evaluation import (
     write_csv,
     write_json,
 )
-from pantherseg.io.itk import read_labels, write_volume
+from pantherseg.io import read_labels, write_volume
 from pantherseg.volume import Grid, Triple, Volume
 
 SHAPE = (9, 11, 13)

@@ -1,4 +1,4 @@
-"""Volumes that no scanner makes, on a job's whole way: each gets a mask that the platform takes."""
+"""Unusual volumes through a whole job: each gets a mask that the platform accepts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from matrix import saw
 from pantherseg.grand_challenge import main as entry_point
 from pantherseg.grand_challenge.check import check_output
-from pantherseg.io.itk import read_labels, write_volume
+from pantherseg.io import read_labels, write_volume
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Grid, Volume
 
 SHAPE = (16, 40, 48)
 SPACING = (5.0, 3.0, 3.0)
-# Two rotations after each other, and a reflection.
+# Two rotations in turn, and below with a reflection.
 OBLIQUE = ((0.6, -0.64, 0.48), (0.8, 0.48, -0.36), (0.0, 0.6, 0.8))
 MIRRORED = tuple(tuple(-value if column == 1 else value for column, value in enumerate(row)) for row in OBLIQUE)
 
@@ -49,7 +49,7 @@ VOLUMES: dict[str, Callable[[], Volume]] = {
     "a volume one voxel wide along z": lambda: volume(noise((1, 40, 48))),
     "a volume one voxel wide along y": lambda: volume(noise((16, 1, 48))),
     "a volume one voxel wide along x": lambda: volume(noise((16, 40, 1))),
-    "one bright voxel in nothing": lambda: volume(one_bright_voxel()),
+    "one bright voxel in an empty volume": lambda: volume(one_bright_voxel()),
     "values over 13 orders of magnitude": lambda: volume(orders_of_magnitude()),
     "denormal values": lambda: volume(noise() * 1e-42),
     "values up to 1e14": lambda: volume(noise() * 1e12),
@@ -64,12 +64,12 @@ TAKES_LONG = [name for name in VOLUMES if name.startswith("10,000")]
 
 
 @pytest.mark.slow
-@pytest.mark.fault("inputs", "{name}, a whole job of Task {task}", "a mask that the platform takes")
+@pytest.mark.fault("inputs", "{name}, a whole job of Task {task}", "a mask that the platform accepts")
 @pytest.mark.parametrize("task", [1, 2])
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.full) if name in TAKES_LONG else name for name in VOLUMES]
 )
-def test_a_volume_that_no_scanner_makes_gets_its_mask(
+def test_segments_a_volume_that_no_scanner_makes(
     tmp_path: Path, name: str, task: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = load_recipe(task_recipe(task))

@@ -19,7 +19,7 @@ from pantherseg.errors import DeviceMemoryError
 from pantherseg.inference.backends import on_openvino
 from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.io.itk import write_volume
+from pantherseg.io import write_volume
 from pantherseg.logs import one_line
 from pantherseg.machine.memory import LEAST_MB, MB, NO_LIMIT, begin, is_in_memory, room_bytes, shortage
 from pantherseg.models.bundle import Bundle, open_bundle

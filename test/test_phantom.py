@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pantherseg.io.itk import read_image, read_labels
+from pantherseg.io import read_image, read_labels
 from pantherseg.phantom import ORGANS, Phantom, Size, case_id, make_phantom, write_dataset
 from pantherseg.volume import Grid
 

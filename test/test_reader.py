@@ -1,9 +1,9 @@
-"""Any file at all: reading it gives a valid volume or one error of one line, in little time and memory."""
+"""Readers: registration, and any file at all, which gives a valid volume or an error in little time and memory."""
 
 from __future__ import annotations
 
-import bz2
 import gzip
+import json
 import re
 import subprocess
 import sys
@@ -22,47 +22,107 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from matrix import refused, saw
+from pantherseg import io
 from pantherseg.errors import InputError
-from pantherseg.io.itk import from_itk, read_image, to_itk, write_volume
-from pantherseg.io.limits import MAX_SIDE, MAX_SPACING_MM, MIN_SPACING_MM
+from pantherseg.events import Event
+from pantherseg.io import case_name, find_sources, mask_name, read_image, read_labels, write_volume
+from pantherseg.io.itk import from_itk, to_itk
+from pantherseg.io.limits import MAX_SIDE_VOXELS, MAX_SPACING_MM, MIN_SPACING_MM
 from pantherseg.paths import ROOT
 from pantherseg.volume import Grid, Volume
+from volume_files import GRID, RAW, VOXELS, compressed, metaimage, nifti, nrrd, quiet_itk, refusal
 
-# Of this process: other work on the machine counts for nothing.
+__all__ = ["quiet_itk"]
+
+pytestmark = pytest.mark.usefixtures("quiet_itk")
+
+# Processor time of this process, whatever else the machine does.
 SECONDS = 10
-# Beside the voxels themselves: chunks, headers, and what Python needs to read them.
+# Beside the voxels themselves: chunks and headers, and what Python needs to read them.
 MEMORY_BYTES = 32 << 20
 TYPES = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
 SUFFIXES = [".mha", ".nii", ".nii.gz", ".nrrd"]
-HEADER = {
-    "ObjectType": "Image",
-    "NDims": "3",
-    "TransformMatrix": "1 0 0 0 1 0 0 0 1",
-    "Offset": "0 0 0",
-    "ElementSpacing": "1 1 2",
-    "DimSize": "4 3 2",
-    "ElementType": "MET_SHORT",
-}
-VOXELS = np.arange(24, dtype=np.int16).tobytes()
-AS_SAID = {"volume": "a volume", "error": "an error of one line"}
-NRRD = (
-    b"NRRD0004\ntype: short\ndimension: 3\nsizes: 4 3 2\nspace: left-posterior-superior\nencoding: %s\nendian: little\n"
-)
+OUTCOMES = {"volume": "a volume", "error": "an error of one line"}
 
 
-@pytest.fixture(autouse=True)
-def itk_keeps_quiet() -> Iterator[None]:
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+class SliceFolderReader:
+    """Reads a folder of .npy slices, with the spacing in geometry.json."""
+
+    def accepts(self, source: Path) -> bool:
+        return (source / "geometry.json").is_file()
+
+    def read(self, source: Path) -> tuple[Volume, tuple[Event, ...]]:
+        array = np.stack([np.load(path) for path in sorted(source.glob("*.npy"))])
+        spacing = json.loads((source / "geometry.json").read_text())["spacing"]
+        return Volume(array, Grid(array.shape, tuple(spacing))), (Event("slices_stacked", f"{len(array)} slices"),)
+
+    def case_name(self, source: Path) -> str:
+        return source.name
+
+    def mask_suffix(self, source: Path) -> str:
+        return ".mha"
+
+
+@pytest.fixture
+def slice_folder_reader() -> Iterator[None]:
+    reader = SliceFolderReader()
+    io.register_reader(reader)
     yield
-    sitk.ProcessObject.SetGlobalWarningDisplay(True)
+    io.READERS.remove(reader)
 
 
-def metaimage(folder: Path, data: bytes = VOXELS, **changes: str) -> Path:
-    path = folder / "a.mha"
-    fields = HEADER | changes
-    lines = "".join(f"{key} = {value}\n" for key, value in fields.items() if key != "ElementDataFile")
-    path.write_bytes(f"{lines}ElementDataFile = {fields.get('ElementDataFile', 'LOCAL')}\n".encode() + data)
-    return path
+@pytest.mark.usefixtures("slice_folder_reader")
+def test_a_registered_reader_reads_a_folder_of_slices(tmp_path: Path) -> None:
+    folder = tmp_path / "series.1"
+    folder.mkdir()
+    (folder / "geometry.json").write_text('{"spacing": [2.0, 1.0, 1.0]}')
+    for number, voxels in enumerate(VOXELS):
+        np.save(folder / f"{number}.npy", voxels)
+    write_volume(Volume(VOXELS, GRID), tmp_path / "scan.nrrd")
+    assert find_sources(tmp_path) == [tmp_path / "scan.nrrd", folder]
+    assert find_sources(folder) == [folder]
+    volume, events = read_image(folder)
+    assert np.array_equal(volume.array, VOXELS)
+    assert volume.array.dtype == np.float32
+    assert volume.grid == GRID
+    assert [event.code for event in events] == ["slices_stacked"]
+    assert np.array_equal(read_labels(folder).array, VOXELS)
+    assert (case_name(folder), mask_name(folder)) == ("series.1", "series.1.mha")
+
+
+@pytest.mark.usefixtures("slice_folder_reader")
+def test_an_unreadable_file_of_a_registered_reader_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "geometry.json").write_text('{"spacing": [2.0, 1.0, 1.0]}')
+    (tmp_path / "0.npy").mkdir()
+    assert refusal(tmp_path) == "expected a file or folder that can be read, found Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "mask"),
+    [
+        ("a.b.nii.gz", "a.b", "a.b.nii.gz"),
+        ("A.MHA", "A", "A.mha"),
+        ("a.nii", "a", "a.nii"),
+        ("a.mhd", "a", "a.mha"),
+        ("a.nrrd", "a", "a.nrrd"),
+    ],
+)
+def test_names_the_case_and_the_mask_of_a_file(tmp_path: Path, name: str, case: str, mask: str) -> None:
+    assert (case_name(tmp_path / name), mask_name(tmp_path / name)) == (case, mask)
+    assert find_sources(tmp_path / name) == []
+    (tmp_path / name).touch()
+    assert find_sources(tmp_path / name) == find_sources(tmp_path) == [tmp_path / name]
+
+
+def test_finds_only_volumes_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder.mha").mkdir()
+    for name in ("b.nrrd", "a.mha", "a.raw", ".7.hidden.mha"):
+        (tmp_path / name).touch()
+    (tmp_path / "dangling.mha").symlink_to(tmp_path / "missing.mha")
+    assert find_sources(tmp_path) == [tmp_path / "a.mha", tmp_path / "b.nrrd"]
+    assert find_sources(tmp_path / "missing") == find_sources(tmp_path / "a.raw") == []
+    with pytest.raises(InputError, match=r"a\.raw: expected a volume in one of the formats .*, found the suffix \.raw"):
+        case_name(tmp_path / "a.raw")
 
 
 def check(path: Path, *, voxel_bytes: int = 0) -> str:
@@ -79,38 +139,35 @@ def check(path: Path, *, voxel_bytes: int = 0) -> str:
     return result
 
 
-def refusal(path: Path) -> str:
-    """Return why a file is refused."""
+def bounded_refusal(path: Path) -> str:
+    """Return why a file is refused, in a bounded time and memory."""
     assert check(path) == "error"
-    with pytest.raises(InputError) as caught:
-        read_image(path)
-    saw(caught.value)
-    return str(caught.value)
+    return refusal(path)
 
 
 @pytest.mark.parametrize("path", kept_files(), ids=lambda path: path.name)
-def test_a_file_that_the_fuzzer_starts_from_or_has_found(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_handles_every_file_of_the_fuzzer(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     check(path)
-    assert capfd.readouterr().err.isascii()  # a platform takes nothing but UTF-8
+    assert capfd.readouterr().err.isascii()  # the platform requires UTF-8
 
 
 @pytest.mark.slow
-def test_the_fuzzer_finds_nothing_in_a_short_time() -> None:
+def test_fuzzing_for_some_seconds_finds_no_fault() -> None:
     pytest.importorskip("atheris", reason="atheris has no wheel for this machine")
     done = subprocess.run(
         [sys.executable, "-m", "bench.fuzz", "--seconds", "12"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    figures = re.search(r"(\d+) inputs, 0 faults, .*\n(\d+) of (\d+) lines of the checks", done.stdout)
+    figures = re.search(r"(\d+) inputs, 0 faults, .*\n(\d+) of (\d+) lines of the readers", done.stdout)
     assert figures is not None, done.stdout
     inputs, reached, lines = map(int, figures.groups())
     assert inputs > 100
-    assert reached > 0.7 * lines, "the fuzzer does not see what it fuzzes"
+    assert reached > 0.7 * lines, "the fuzzer does not reach the readers' code"
 
 
 @st.composite
 def directions(draw: st.DrawFn) -> NDArray[np.float64]:
-    """Any rotation, as a quaternion, and any reflection."""
+    """Any rotation, drawn as a quaternion, with any reflection."""
     quaternion = np.array([draw(st.floats(-1, 1)) for _ in range(4)])
     length = np.linalg.norm(quaternion)
     w, x, y, z = quaternion / length if length > 1e-3 else np.array([1.0, 0.0, 0.0, 0.0])
@@ -125,7 +182,7 @@ def directions(draw: st.DrawFn) -> NDArray[np.float64]:
 
 
 lengths = st.one_of(st.just(1), st.integers(1, 9))
-# A little within the limits, as NIfTI keeps float32.
+# Slightly within the limits: NIfTI stores float32.
 spacings = st.floats(np.log(MIN_SPACING_MM) + 1e-6, np.log(MAX_SPACING_MM) - 1e-6).map(
     lambda power: float(np.exp(power))
 )
@@ -146,7 +203,7 @@ spacings = st.floats(np.log(MIN_SPACING_MM) + 1e-6, np.log(MAX_SPACING_MM) - 1e-
     st.sampled_from(SUFFIXES),
     st.booleans(),
 )
-def test_a_volume_of_any_geometry_comes_back(
+def test_reads_back_a_volume_of_any_geometry(
     tmp_path_factory: pytest.TempPathFactory,
     shape: tuple[int, int, int],
     spacing: tuple[float, float, float],
@@ -190,13 +247,12 @@ fields = st.one_of(
 )
 @settings(deadline=None, max_examples=400)
 @given(st.lists(fields, min_size=1, max_size=4), st.binary(max_size=64), st.booleans())
-def test_a_header_of_any_fields(
+def test_handles_a_header_with_any_fields(
     tmp_path_factory: pytest.TempPathFactory, changed: list[tuple[str, str]], data: bytes, packed: bool
 ) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    voxels = zlib.compress(VOXELS) if packed else VOXELS
-    packing = {"CompressedData": "True", "CompressedDataSize": str(len(voxels))} if packed else {}
-    saw(AS_SAID[outcome(metaimage(folder, voxels + data, **packing | dict(changed)))])
+    write = compressed if packed else metaimage
+    content = (zlib.compress(RAW) if packed else RAW) + data
+    saw(OUTCOMES[outcome(write(tmp_path_factory.getbasetemp() / "a.mha", content, dict(changed)))])
 
 
 special = st.one_of(
@@ -214,7 +270,7 @@ special = st.one_of(
 @given(
     st.lists(special, min_size=1, max_size=6), special, st.integers(1, 3000), st.sampled_from(["float32", "float64"])
 )
-def test_voxels_of_any_value(
+def test_handles_voxels_of_any_value(
     tmp_path_factory: pytest.TempPathFactory, values: list[float], background: float, size: int, dtype: str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "values.mha"
@@ -224,7 +280,7 @@ def test_voxels_of_any_value(
     sitk.WriteImage(to_itk(Volume(array, Grid(array.shape, (1.0, 1.0, 1.0)))), str(path))
     usable = np.abs(array) < 1e15
     result = outcome(path)
-    saw(AS_SAID[result])
+    saw(OUTCOMES[result])
     assert result == ("error" if (~usable).sum() > 0.01 * array.size else "volume")
     if result == "volume":
         image = read_image(path)[0].array
@@ -232,149 +288,34 @@ def test_voxels_of_any_value(
         assert np.array_equal(image[usable], array[usable].astype(np.float32))
 
 
-BOMB = 200 << 20
+BOMB = bytes(200 << 20)
 
 
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        pytest.param(
-            "a.mha",
-            lambda: zlib.compress(bytes(BOMB)),
-            marks=pytest.mark.fault(
-                "inputs",
-                "a MetaImage of a few bytes expands to 200 MB",
-                "an error, in little time and memory",
-            ),
-            id="MetaImage bomb",
-        ),
-        pytest.param(
-            "a.nii.gz",
-            lambda: gzip.compress(bytes(BOMB)),
-            marks=pytest.mark.fault(
-                "inputs",
-                "a .nii.gz of a few bytes expands to 200 MB",
-                "an error, in little time and memory",
-            ),
-            id="nii.gz bomb",
-        ),
-        pytest.param(
-            "a.nrrd",
-            lambda: NRRD % b"gzip" + b"\n" + gzip.compress(bytes(BOMB)),
-            marks=pytest.mark.fault(
-                "inputs",
-                "an NRRD with gzip of a few bytes expands to 200 MB",
-                "an error, in little time and memory",
-            ),
-            id="gzip bomb",
-        ),
-        pytest.param(
-            "b.nrrd",
-            lambda: NRRD % b"bzip2" + b"\n" + bz2.compress(bytes(BOMB)),
-            marks=pytest.mark.fault(
-                "inputs",
-                "an NRRD with bzip2 of a few bytes expands to 200 MB",
-                "an error, in little time and memory",
-            ),
-            id="bzip2 bomb",
-        ),
-    ],
-)
-def test_data_that_expand_without_end(tmp_path: Path, name: str, make: Callable[[], bytes]) -> None:
-    data, path = make(), tmp_path / name
-    if path.suffix == ".mha":
-        path = metaimage(tmp_path, data, CompressedData="True", CompressedDataSize=str(len(data)))
-    else:
-        path.write_bytes(data)
-    assert refusal(path)
+def metaimage_bomb(folder: Path) -> Path:
+    data = zlib.compress(BOMB)
+    return compressed(folder / "a.mha", data, size=len(data))
 
 
-@pytest.mark.fault(
-    "inputs", "200 MB follow the voxels of a .nii.gz, in a few bytes", "an error, in little time and memory"
-)
-def test_a_gzip_with_voxels_that_never_end_is_left_early(tmp_path: Path) -> None:
-    plain, path = tmp_path / "plain.nii", tmp_path / "a.nii.gz"
-    write_volume(Volume(np.zeros((2, 3, 4), np.int16), Grid((2, 3, 4), (1.0, 1.0, 1.0))), plain)
-    path.write_bytes(gzip.compress(plain.read_bytes() + bytes(BOMB)))
-    plain.unlink()
-    assert "expected 400 bytes with the voxels" in refusal(path)
+def nifti_bomb(folder: Path) -> Path:
+    (folder / "a.nii.gz").write_bytes(gzip.compress(BOMB))
+    return folder / "a.nii.gz"
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        pytest.param(
-            {"NDims": "1000000000"},
-            "a complete MetaImage header",
-            marks=refused("the header claims a billion dimensions"),
-        ),
-        ({"NDims": "0", "DimSize": ""}, "a complete MetaImage header"),
-        ({"NDims": "2"}, "a complete MetaImage header"),
-        ({"NDims": "4", "DimSize": "4 3 2 2", "ElementSpacing": "1 1 1 1"}, "4 numbers as Offset, found 0 0 0"),
-        ({"NDims": "9", "DimSize": "1 " * 9}, "a 3-D volume, found 9 dimensions"),
-        ({"DimSize": f"{MAX_SIDE + 1} 1 1"}, f"at most {MAX_SIDE} voxels a side"),
-        pytest.param(
-            {"DimSize": "9999 9999 9999"},
-            "MiB, found",
-            marks=refused("the header claims 9,999 voxels a side"),
-        ),
-        ({"DimSize": "4294967297 1 1"}, f"at most {MAX_SIDE} voxels a side"),
-        ({"DimSize": "4 3 " + "9" * 50}, "a complete MetaImage header"),
-        pytest.param(
-            {"ElementSpacing": "1 1 1e30"},
-            "spacing between 0.001 and 1000 mm",
-            marks=refused("a spacing of 1e30 mm"),
-        ),
-        ({"ElementSpacing": "1 1 1e-30"}, "spacing between 0.001 and 1000 mm"),
-        ({"ElementSpacing": "1 1 1_0"}, "positive spacing in mm"),
-        pytest.param(
-            {"Offset": "0 0 1e30"},
-            "an origin within 1e+06 mm",
-            marks=refused("an origin far beyond any scanner"),
-        ),
-        ({"Offset": "0 0"}, "3 numbers as Offset"),
-        ({"TransformMatrix": "1 0 0 0 1 0 0 0"}, "9 numbers as TransformMatrix"),
-        pytest.param(
-            {"dimsize": "1 1 1"},
-            "each field of the header once, found dimsize twice",
-            marks=refused("the header says the size twice, differently"),
-        ),
-        ({"Origin": "1 1 1"}, "each field of the header once, found offset and origin"),
-        ({"Comment": "a\0b"}, "a MetaImage header"),
-        pytest.param(
-            {"Comment": "long" * (10 << 18)},
-            "a MetaImage header",
-            marks=refused("a header with a field of 10 MB"),
-        ),
-        ({"C" * 1000: "x"}, "a MetaImage header"),
-        pytest.param(
-            {"ElementNumberOfChannels": "100"},
-            "one real number a voxel",
-            marks=refused("100 numbers in each voxel"),
-        ),
-        ({"ElementDataFile": "../a.raw"}, "its voxels in a file beside it, found ../a.raw"),
-        pytest.param(
-            {"ElementDataFile": "/etc/passwd"},
-            "its voxels in a file beside it, found /etc/passwd",
-            marks=refused("the header sends to a file elsewhere on the machine"),
-        ),
-        ({"ElementDataFile": "LIST 3"}, "LIST, or a pattern such as"),
-        ({"ElementDataFile": "%s%n 1 2 1"}, "LIST, or a pattern such as"),
-        ({"ElementDataFile": "LIST"}, "2 files of a slice each, found"),
-        ({"ElementDataFile": "none%d.raw 1 2 1"}, "its voxels in a file beside it, found no none1.raw"),
-        ({"HeaderSize": "-1"}, "no HeaderSize, found -1"),
-        ({"HeaderSize": "3"}, "no HeaderSize, found 3"),
-        ({"BinaryData": "False"}, "finite numbers as voxels"),
-        ({"CompressedData": "True", "CompressedDataSize": "-5"}, "CompressedDataSize in the header"),
-        pytest.param(
-            {"CompressedData": "True", "CompressedDataSize": "48"},
-            "valid compressed voxels",
-            marks=refused("voxels said to be compressed that are not"),
-        ),
-    ],
-)
-def test_a_header_that_lies(tmp_path: Path, changes: dict[str, str], expected: str) -> None:
-    assert expected in refusal(metaimage(tmp_path, **changes))
+def nrrd_bomb(folder: Path) -> Path:
+    path = nrrd(folder / "a.nrrd", b"encoding: raw", b"encoding: gzip")
+    path.write_bytes(path.read_bytes().removesuffix(RAW) + gzip.compress(BOMB))
+    return path
+
+
+def nifti_with_a_long_end(folder: Path) -> Path:
+    (folder / "a.nii.gz").write_bytes(gzip.compress(nifti(folder / "b.nii").read_bytes() + BOMB))
+    return folder / "a.nii.gz"
+
+
+@pytest.mark.fault("inputs", "{write}: a few bytes expand to 200 MB", "an error, in little time and memory")
+@pytest.mark.parametrize("write", [metaimage_bomb, nifti_bomb, nrrd_bomb, nifti_with_a_long_end])
+def test_refuses_data_that_expand_far_beyond_the_volume(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    assert re.search(r"expected \d+ bytes of|the mark b'n\+1'", bounded_refusal(write(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -387,40 +328,16 @@ def test_a_header_that_lies(tmp_path: Path, changes: dict[str, str], expected: s
         "cp037",
     ],
 )
-def test_a_header_in_another_encoding(tmp_path: Path, encoding: str) -> None:
-    path = metaimage(tmp_path)
+def test_refuses_a_header_in_another_encoding(tmp_path: Path, encoding: str) -> None:
+    path = metaimage(tmp_path / "a.mha")
     head, mark, data = path.read_bytes().partition(b"LOCAL\n")
     path.write_bytes((head + mark).decode().encode(encoding) + data)
-    assert refusal(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (b"sizes: 4 3 2\n", "each field of the header once, found sizes twice"),
-        (b"data file: /etc/passwd\n", "its voxels in the file itself, found the file /etc/passwd"),
-        (b"datafile: LIST\n", "its voxels in the file itself"),
-        (b"byte skip: -1\n", "no byte skip, found -1"),
-        (b"no colon\n", "an NRRD header, found the line b'no colon'"),
-        (b"note: a\0b\n", "an NRRD header"),
-    ],
-)
-def test_an_nrrd_header_that_lies(tmp_path: Path, text: bytes, expected: str) -> None:
-    path = tmp_path / "a.nrrd"
-    path.write_bytes(NRRD % b"raw" + text + b"\n" + VOXELS)
-    assert expected in refusal(path)
-
-
-@pytest.mark.parametrize("encoding", [b"zstd", b"none", b"text", b"hex"])
-def test_an_nrrd_of_too_few_voxels_or_no_known_encoding(tmp_path: Path, encoding: bytes) -> None:
-    path = tmp_path / "a.nrrd"
-    path.write_bytes(NRRD % encoding + b"\n1 2 3\n")
-    assert check(path) == "error"
+    assert bounded_refusal(path)
 
 
 @pytest.mark.fault("inputs", "a volume of 10,000x10,000x1 voxels, one of them bright", "the volume")
-def test_the_flattest_volume_within_the_limits(tmp_path: Path) -> None:
-    shape = (1, MAX_SIDE, MAX_SIDE)
+def test_reads_the_flattest_volume_within_the_limits(tmp_path: Path) -> None:
+    shape = (1, MAX_SIDE_VOXELS, MAX_SIDE_VOXELS)
     array = np.zeros(shape, np.uint8)
     array[0, 5000, 5000] = 1
     write_volume(Volume(array, Grid(shape, (1.0, 1.0, 1.0))), tmp_path / "a.mha")
@@ -431,20 +348,21 @@ def test_the_flattest_volume_within_the_limits(tmp_path: Path) -> None:
     assert time.process_time() - began < SECONDS
 
 
-def test_reading_takes_a_few_times_the_voxels(tmp_path: Path) -> None:
-    path = metaimage(tmp_path, bytes(64 << 20), DimSize="1024 1024 16", ElementType="MET_INT")
+def test_reading_takes_at_most_four_times_the_memory_of_the_voxels(tmp_path: Path) -> None:
+    changes = {"DimSize": "1024 1024 16", "ElementType": "MET_INT"}
+    path = metaimage(tmp_path / "a.mha", bytes(64 << 20), changes)
     assert check(path, voxel_bytes=64 << 20) == "volume"
 
 
 @refused("a picture or another format under a volume's name")
-def test_a_file_named_after_another_format(tmp_path: Path) -> None:
-    # ITK would look for a format by the content, and find one that was not checked.
+def test_refuses_another_format_under_the_name_of_a_volume(tmp_path: Path) -> None:
+    # ITK alone would choose the format by the content, and read one that was not checked.
     for suffix in (".png", ".tif", ".nrrd"):
         other = tmp_path / f"other{suffix}"
         sitk.WriteImage(sitk.Image([5, 4], sitk.sitkUInt8), str(other))
         for name in ("a.mha", "a.nii", "a.nrrd"):
             (tmp_path / name).write_bytes(other.read_bytes())
-            assert refusal(tmp_path / name)
+            assert bounded_refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -452,21 +370,21 @@ def test_a_file_named_after_another_format(tmp_path: Path) -> None:
     [
         pytest.param(
             "x" * 300 + ".mha",
-            marks=pytest.mark.fault("inputs", "a file name longer than any can be", "an error of one line"),
+            marks=pytest.mark.fault("inputs", "a file name longer than is possible", "an error of one line"),
             id="long",
         ),
         "a\0b.mha",
     ],
 )
-def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
-    assert "expected" in refusal(tmp_path / name)
+def test_refuses_an_impossible_file_name(tmp_path: Path, name: str) -> None:
+    assert "expected" in bounded_refusal(tmp_path / name)
 
 
 @pytest.mark.fault(
-    "inputs", "file names with line ends, escape codes and bytes that are no text", "an error of one printable line"
+    "inputs", "file names with line ends, escape codes and bytes that are not text", "an error of one printable line"
 )
-def test_odd_names_and_headers_stay_one_printable_line(tmp_path: Path) -> None:
+def test_an_error_is_one_printable_line_whatever_the_file_name(tmp_path: Path) -> None:
     for name in ("a\nb.mha", "\x1b[31m.mha", "ü\u202e.mha", "\udcff.mha"):
         path = tmp_path / name
         path.write_bytes(b"\x1b]0;owned\x07 = \xff\n")
-        assert refusal(path).isprintable()
+        assert bounded_refusal(path).isprintable()

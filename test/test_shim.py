@@ -20,7 +20,7 @@ import pytest
 
 from matrix import quoted, saw
 from pantherseg.grand_challenge.check import check_output
-from pantherseg.io.itk import write_volume
+from pantherseg.io import write_volume
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Grid, Volume

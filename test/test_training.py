@@ -12,7 +12,7 @@ import torch
 from pantherseg.errors import InputError, RecipeError
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.io.itk import read_image, read_labels
+from pantherseg.io import read_image, read_labels
 from pantherseg.models.bundle import PLANS, read_json
 from pantherseg.models.find import open_model_folder
 from pantherseg.packing import as_bundle

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pantherseg.errors import InputError, OutputError
 from pantherseg.events import Event
 from pantherseg.files import prepare_folder, write_text
-from pantherseg.io.itk import read_image, write_volume
+from pantherseg.io import read_image, write_volume
 from pantherseg.logs import shown, stage
 from pantherseg.machine.deadline import Deadline
 from pantherseg.session import Session

@@ -322,8 +322,7 @@ def train(recipe: Path, data: Path, output: Path, start: Path | None, work: Path
 @click.option("--reference", type=PATH, help="Draw this mask beside, label 1 = tumour.")
 def report(image: Path, mask: Path, output: Path, reference: Path | None) -> None:
     """Draw IMAGE, the tumour MASK found in it and its reference to a picture."""
-    from pantherseg.io.itk import read_image, read_labels
-    from pantherseg.io.names import case_name
+    from pantherseg.io import case_name, read_image, read_labels
     from pantherseg.report import draw_case
 
     volume, _ = read_image(image)

@@ -1,7 +1,7 @@
-"""Volumes on their grids: crop, uncrop, boxes. Reading and writing is in `io`.
+"""Volumes, their grids in space, and boxes of voxels. `io` reads and writes volumes.
 
-Arrays, shapes, spacings and boxes are in the order (z, y, x). Origin and direction are ITK's: physical (x, y, z) in
-mm (LPS), the direction's columns belonging to the index axes x, y, z. No orientation is ever assumed.
+Arrays, shapes, spacings and boxes are in the order (z, y, x). Origin and direction follow ITK: physical coordinates
+(x, y, z) in mm (LPS), and one column of the direction for each of the index axes x, y, z. No orientation is assumed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 
-# Relative to a voxel; headers are written with few digits.
+# In voxels. Headers are often written with few digits.
 GRID_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box of voxels: start inclusive, stop exclusive, both (z, y, x)."""
+    """Voxels from `start` up to but not including `stop`, both (z, y, x). Raises ValueError for an empty box."""
 
     start: Shape
     stop: Shape
@@ -34,12 +34,12 @@ class Box:
 
     @classmethod
     def whole(cls, shape: Shape) -> Box:
-        """Return the box that holds every voxel of a volume of this shape."""
+        """Return the box of all voxels of a volume of this shape."""
         return cls((0, 0, 0), shape)
 
     @classmethod
     def around(cls, mask: NDArray[np.bool_]) -> Box | None:
-        """Return the smallest box with every true voxel of a mask (z, y, x) inside it; None if there is none."""
+        """Return the smallest box around all true voxels of a mask (z, y, x), or None for an empty mask."""
         axes = ((1, 2), (0, 2), (0, 1))
         hits = [np.flatnonzero(mask.any(axis=other)) for other in axes]
         if not len(hits[0]):
@@ -48,17 +48,17 @@ class Box:
 
     @property
     def shape(self) -> Shape:
-        """Voxels along (z, y, x)."""
+        """Number of voxels along (z, y, x)."""
         return as_shape(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
-        """The box as an index into an array (z, y, x)."""
+        """Slices that index the box in an array (z, y, x)."""
         z, y, x = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 
     def expanded(self, margin_mm: float, grid: Grid) -> Box:
-        """Return the box grown by at least `margin_mm` on each side, within the grid."""
+        """Return the box enlarged by at least `margin_mm` on each side and clipped to the grid."""
         margin = np.ceil(margin_mm / np.array(grid.spacing) - 1e-6).astype(int)
         start = np.maximum(np.array(self.start) - margin, 0)
         stop = np.minimum(np.array(self.stop) + margin, grid.shape)
@@ -67,10 +67,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of a volume lie in space.
+    """The position of a volume's voxels in space.
 
-    shape: (z, y, x); spacing: mm along (z, y, x); origin: mm (x, y, z) of voxel 0; direction: 3 rows (x, y, z), its
-    columns being the unit vectors of the index axes x, y, z.
+    shape: voxels along (z, y, x). spacing: mm along (z, y, x). origin: centre of the first voxel, mm (x, y, z).
+    direction: matrix of three rows (x, y, z), whose columns are the unit vectors of the index axes x, y, z.
     """
 
     shape: Shape
@@ -80,11 +80,11 @@ class Grid:
 
     @property
     def voxel_mm3(self) -> float:
-        """Volume of one voxel in mm3."""
+        """Volume of one voxel in mm³."""
         return float(np.prod(self.spacing))
 
     def describe(self) -> str:
-        """Return size and spacing for a log line."""
+        """Return shape and spacing as text for a log line."""
         size, spacing = "x".join(map(str, self.shape)), "x".join(f"{mm:.4g}" for mm in self.spacing)
         return f"{size} voxels at {spacing} mm (z, y, x)"
 
@@ -95,7 +95,7 @@ class Grid:
         return replace(self, shape=box.shape, origin=as_triple(origin))
 
     def box_from(self, other: Grid, box: Box) -> Box:
-        """Return the smallest box of this grid's voxels that holds a box of another grid, cut to this grid."""
+        """Return the smallest box of this grid that covers a box of another grid, clipped to this grid."""
         corners = np.array(list(itertools.product(*zip(box.start, box.stop, strict=True)))) - 0.5
         world = np.array(other.origin) + (corners[:, ::-1] * other.spacing[::-1]) @ np.array(other.direction).T
         index = ((world - self.origin) @ np.array(self.direction) / self.spacing[::-1])[:, ::-1] + 0.5
@@ -104,7 +104,7 @@ class Grid:
         return Box(as_shape(start), as_shape(stop))
 
     def difference(self, other: Grid) -> str:
-        """Return what differs between two grids, or an empty string. Differences below 1e-3 voxels are none."""
+        """Return how another grid differs from this one, or an empty text if by less than GRID_TOLERANCE."""
         if self.shape != other.shape:
             return f"size {other.shape} (z, y, x) instead of {self.shape}"
         step = GRID_TOLERANCE * min(self.spacing)
@@ -117,7 +117,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Volume:
-    """An array (z, y, x) and the grid it lies on."""
+    """An array (z, y, x) on its grid. Raises ValueError if their shapes differ."""
 
     array: NDArray[Any]
     grid: Grid
@@ -127,24 +127,24 @@ class Volume:
             raise ValueError(f"an array of shape {self.array.shape} does not fit a grid of shape {self.grid.shape}")
 
     def crop(self, box: Box) -> Volume:
-        """Return the voxels in a box, as a view."""
+        """Return the volume in a box; its array is a view."""
         return Volume(self.array[box.slices], self.grid.crop(box))
 
 
 def uncrop(array: NDArray[Any], box: Box, shape: Shape) -> NDArray[Any]:
-    """Return an array of zeros of `shape` (z, y, x) that holds `array` in `box`."""
+    """Return an array of `shape` (z, y, x) with `array` in `box` and zeros outside it."""
     whole = np.zeros(shape, array.dtype)
     whole[box.slices] = array
     return whole
 
 
 def as_shape(values: Iterable[Any]) -> Shape:
-    """Return three whole numbers (z, y, x) as a shape."""
+    """Return three numbers (z, y, x) as a shape."""
     z, y, x = (int(v) for v in values)
     return z, y, x
 
 
 def as_triple(values: ArrayLike) -> Triple:
-    """Return three numbers as floats."""
+    """Return three numbers as a tuple of floats."""
     a, b, c = (float(v) for v in np.asarray(values))
     return a, b, c

@@ -10,7 +10,7 @@ import msgspec
 from pantherseg.case import CaseOutput, run_case
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.inference.backends import Mode
-from pantherseg.io.names import case_name, mask_name, volumes_in
+from pantherseg.io import case_name, find_sources, mask_name
 from pantherseg.logs import one_line
 from pantherseg.recipe import load_recipe
 from pantherseg.session import Session
@@ -69,7 +69,7 @@ def _output_of(path: Path, output: Path) -> CaseOutput:
 
 
 def _inputs(source: Path) -> list[Path]:
-    inputs = volumes_in(source)
+    inputs = find_sources(source)
     if not inputs:
         raise InputError(source, expected="a volume or a folder of volumes", found="no volume in it")
     cases = [case_name(path) for path in inputs]

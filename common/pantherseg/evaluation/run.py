@@ -11,8 +11,7 @@ from typing import Any
 
 from pantherseg.errors import InputError
 from pantherseg.evaluation.metrics import CaseScores, Totals, score_case, surface_distance_library, totals
-from pantherseg.io.itk import read_labels
-from pantherseg.io.names import case_name, volumes_in
+from pantherseg.io import case_name, find_sources, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(path, expected="a volume or a folder of volumes", found="no such file or folder")
-    files = volumes_in(path)
+    files = find_sources(path)
     if not files:
         raise InputError(path, expected="a folder of volumes", found="no volume in it")
     return files

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pantherseg.errors import JobError
-from pantherseg.io.names import case_name, volumes_in
+from pantherseg.io import case_name, find_sources
 from pantherseg.recipe import Sockets
 
 INPUTS = "inputs.json"
@@ -36,7 +36,7 @@ def _find_input(folder: Path, sockets: Sockets) -> Path:
     expected = images / sockets.input
     # Not by glob, for which a folder that may not be read is an empty one.
     folders = sorted(images.iterdir()) if images.is_dir() else []
-    holders = [path for path in folders if path.is_dir() and volumes_in(path)]
+    holders = [path for path in folders if path.is_dir() and find_sources(path)]
     if expected in holders:
         return _only_volume(expected)
     if len(holders) != 1:
@@ -87,7 +87,7 @@ def _description(entry: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _only_volume(folder: Path) -> Path:
-    volumes = volumes_in(folder)
+    volumes = find_sources(folder)
     if len(volumes) != 1:
         found = ", ".join(path.name for path in volumes) or "none"
         raise JobError(folder, expected="exactly one volume (.mha)", found=found)

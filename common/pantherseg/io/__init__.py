@@ -1,1 +1,25 @@
-"""Volumes in files."""
+"""Reading and writing volumes: one reader for each format, in an ordered list that can be extended."""
+
+from pantherseg.io.reader import (
+    READERS,
+    Reader,
+    case_name,
+    find_sources,
+    mask_name,
+    read_image,
+    read_labels,
+    register_reader,
+    write_volume,
+)
+
+__all__ = [
+    "READERS",
+    "Reader",
+    "case_name",
+    "find_sources",
+    "mask_name",
+    "read_image",
+    "read_labels",
+    "register_reader",
+    "write_volume",
+]

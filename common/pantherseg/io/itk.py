@@ -1,28 +1,91 @@
-"""Volumes read and written by SimpleITK."""
+"""Volumes as SimpleITK images, and the file formats that SimpleITK reads and writes."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from numpy.typing import NDArray
 
 from pantherseg.errors import InputError
 from pantherseg.events import Event, EventCode
-from pantherseg.files import written_beside
-from pantherseg.io.checks import Claim, check_file
-from pantherseg.io.limits import check_origin, check_spacing
+from pantherseg.io.header import Header
+from pantherseg.io.limits import MAX_ORIGIN_MM, check_spacing
 from pantherseg.volume import GRID_TOLERANCE, Grid, Volume, as_shape, as_triple
 
-MAX_NON_FINITE_FRACTION = 0.01
-# Beyond this, the squares of a volume's voxels overflow float32 in their sum, by which networks normalise.
-LARGEST_VALUE = 1e15
-# ITK looks for a format by a file's content too, and then reads others than those that were checked.
-READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO"}
+
+@dataclass(frozen=True)
+class ItkReader:
+    """Reads and writes the files of one format with SimpleITK; a `pantherseg.io.Reader`.
+
+    ITK reads damaged compressed voxels, files that end early and headers with negative spacing without an error, and
+    hands over wrong voxels or a wrong grid; other headers end the process or fill the memory. `check` finds all of
+    these before ITK reads a file, in a bounded time and in the memory of a few chunks.
+
+    suffixes: in lower case. image_io: ITK's name of the format; left alone, ITK also looks at a file's content, and
+    then reads a format that was not checked. check: returns what the header states, the spacing only for a format in
+    which ITK takes it from there as it is; raises InputError and OSError.
+    """
+
+    suffixes: tuple[str, ...]
+    image_io: str
+    check: Callable[[Path], Header]
+
+    def accepts(self, source: Path) -> bool:
+        """Return whether a file has one of the suffixes; it may be missing."""
+        return source.name.lower().endswith(self.suffixes) and not source.is_dir()
+
+    def case_name(self, source: Path) -> str:
+        """Return the file's name without its suffix."""
+        return source.name[: -len(self._suffix(source))]
+
+    def mask_suffix(self, source: Path) -> str:
+        """Return the file's own suffix; `.mha` for `.mhd`, which would be written as two files."""
+        suffix = self._suffix(source)
+        return ".mha" if suffix == ".mhd" else suffix
+
+    def read(self, source: Path) -> tuple[Volume, tuple[Event, ...]]:
+        """Return the volume with its voxels as stored; an event tells of a fourth axis. Raises InputError, OSError."""
+        header = self._checked_header(source)
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(self.image_io)
+        reader.SetFileName(name_for_itk(source))
+        try:
+            reader.ReadImageInformation()
+            _check_information(source, reader, header)
+            volume = from_itk(reader.Execute())
+        except (RuntimeError, MemoryError) as error:
+            raise InputError(source, expected="a readable volume", found=_reason(error)) from error
+        _check_grid(source, volume.grid, header)
+        if len(header.size) == 3:
+            return volume, ()
+        event = Event(
+            EventCode.FOURTH_AXIS_DROPPED, f"size {header.size} (x, y, z, t): the axis of length 1 was dropped"
+        )
+        return volume, (event,)
+
+    def write(self, volume: Volume, path: Path) -> None:
+        """Write a volume, zlib-compressed. Raises RuntimeError if the file is not complete: ITK does not say so."""
+        sitk.WriteImage(to_itk(volume), name_for_itk(path), useCompression=True)
+        try:
+            self._checked_header(path)
+        except InputError as error:
+            raise RuntimeError(f"an incomplete file ({error.expected}, {error.found}); is the disk full?") from error
+
+    def _checked_header(self, path: Path) -> Header:
+        if not path.is_file():
+            raise InputError(path, expected="a volume", found="no such file")
+        if path.stat().st_size == 0:
+            raise InputError(path, expected="a volume", found="an empty file")
+        return self.check(path)
+
+    def _suffix(self, source: Path) -> str:
+        return next(suffix for suffix in self.suffixes if source.name.lower().endswith(suffix))
 
 
 def to_itk(volume: Volume) -> Any:
@@ -49,117 +112,41 @@ def from_itk(image: Any) -> Volume:
     return Volume(array, grid)
 
 
-def read_image(path: Path) -> tuple[Volume, tuple[Event, ...]]:
-    """Read an MR volume as float32, with an event for everything that was mended on the way.
-
-    Raises InputError for a file that is missing, damaged, not a 3-D scalar volume, beyond the limits of
-    `integrity.limits` or of the memory, or has over 1 % non-finite voxels.
-    """
-    volume, events = _read(path)
-    try:
-        image, more = _finite(path, volume.array)
-    except MemoryError as error:
-        raise InputError(path, expected="a volume that fits into memory", found=volume.grid.describe()) from error
-    return Volume(image, volume.grid), events + more
-
-
-def read_labels(path: Path) -> Volume:
-    """Read a label volume as stored. Raises InputError, also for values that are not whole numbers."""
-    volume, _ = _read(path)
-    array = volume.array
-    if array.dtype.kind == "f":
-        whole = np.isfinite(array) & (array == np.rint(array))
-        if not whole.all():
-            raise InputError(path, expected="whole numbers as labels", found=f"the value {array[~whole][0]}")
-    return volume
-
-
-def write_volume(volume: Volume, path: Path) -> None:
-    """Write a volume, zlib-compressed, beside its final name and rename it. Raises OutputError."""
-    image = to_itk(volume)
-    with written_beside(path) as beside:  # ITK picks the format by the suffix, which this name keeps
-        sitk.WriteImage(image, name_for_itk(beside), useCompression=True)
-        _check_written(beside)
-
-
-def _read(path: Path) -> tuple[Volume, tuple[Event, ...]]:
-    claim = check_file(path)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(READERS.get(path.suffix.lower(), "NiftiImageIO"))
-    reader.SetFileName(name_for_itk(path))
-    try:
-        reader.ReadImageInformation()
-        _check_kind(path, reader, claim)
-        volume = from_itk(reader.Execute())
-    except (RuntimeError, MemoryError) as error:
-        raise InputError(path, expected="a readable volume", found=_reason(error)) from error
-    grid = volume.grid
-    check_origin(path, grid.origin)
-    check_spacing(path, grid.spacing)
-    if claim.spacing is not None and not np.allclose(grid.spacing[::-1], claim.spacing[:3], rtol=1e-5, atol=0):
-        raise InputError(path, expected=f"spacing {claim.spacing}, as its header says", found=str(grid.spacing[::-1]))
-    direction = np.array(grid.direction)
-    if not np.allclose(direction.T @ direction, np.eye(3), rtol=0, atol=GRID_TOLERANCE):
-        raise InputError(path, expected="orthonormal direction cosines", found=str(direction.tolist()))
-    if len(claim.size) == 3:
-        return volume, ()
-    event = Event(EventCode.FOURTH_AXIS_DROPPED, f"size {claim.size} (x, y, z, t): the axis of length 1 was dropped")
-    return volume, (event,)
-
-
-def _check_written(path: Path) -> None:
-    """Raise RuntimeError for a file that ITK has not written whole: on a full disk it says nothing."""
-    try:
-        check_file(path)
-    except InputError as error:
-        raise RuntimeError(f"an incomplete file ({error.expected}, {error.found}); is the disk full?") from error
-
-
-def _check_kind(path: Path, reader: Any, claim: Claim) -> None:
-    """Check that a file is a volume of one real number a voxel, as ITK will read it. Raises InputError."""
-    size, kind = reader.GetSize(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if len(size) != 3 and not (len(size) == 4 and size[3] == 1):
-        raise InputError(path, expected="a 3-D volume", found=f"{len(size)} dimensions, size {size} (x, y, z, ...)")
-    if reader.GetNumberOfComponents() != 1 or "complex" in kind:
-        found = f"{reader.GetNumberOfComponents()} of {kind}"
-        raise InputError(path, expected="one real number a voxel", found=found)
-    if tuple(size) != claim.size:
-        raise InputError(path, expected=f"size {claim.size}, as its header says", found=f"{size} read by ITK")
-
-
 def name_for_itk(path: Path) -> str:
-    """Return a path for ITK, which wants UTF-8 whatever the locale's encoding is. Raises InputError for other bytes."""
+    """Return a path for ITK, which takes UTF-8 whatever the locale's encoding is. Raises InputError for other bytes."""
     try:
         return os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(path, expected="a file name in UTF-8", found="another encoding", hint="rename it") from error
 
 
-def _finite(path: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[Event, ...]]:
-    """Return float32 voxels with those that are not finite, or too large, replaced by the minimum of the others."""
-    with np.errstate(over="ignore"):
-        image = array.astype(np.float32)
-    events: list[Event] = []
-    finite = np.abs(image) < LARGEST_VALUE  # False for NaN
-    bad = image.size - int(finite.sum())
-    if bad > MAX_NON_FINITE_FRACTION * image.size:
-        raise InputError(
-            path,
-            expected=f"at most {MAX_NON_FINITE_FRACTION:.0%} NaN or infinite voxels",
-            found=f"{bad} of {image.size} ({bad / image.size:.1%})",
-        )
-    if bad:
-        image[~finite] = image[finite].min()
-        events.append(
-            Event(EventCode.NON_FINITE_VOXELS, f"{bad} NaN or infinite voxels were set to the finite minimum")
-        )
-    if image.min() == image.max():
-        events.append(Event(EventCode.CONSTANT_IMAGE, f"every voxel has the value {image.flat[0]:g}"))
-    return image, tuple(events)
+def _check_information(path: Path, reader: Any, header: Header) -> None:
+    """Check that ITK will read one real number per voxel, and the size that the header states. Raises InputError."""
+    size, kind = reader.GetSize(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    if reader.GetNumberOfComponents() != 1 or "complex" in kind:
+        found = f"{reader.GetNumberOfComponents()} of the type {kind}"
+        raise InputError(path, expected="one real number per voxel", found=found)
+    if tuple(size) != header.size:
+        raise InputError(path, expected=f"size {header.size}, as its header states", found=f"{size} read by ITK")
+
+
+def _check_grid(path: Path, grid: Grid, header: Header) -> None:
+    """Check the grid that ITK has read. Raises InputError."""
+    if not all(abs(mm) <= MAX_ORIGIN_MM for mm in grid.origin):  # also false for NaN
+        expected = f"an origin within {MAX_ORIGIN_MM:g} mm of zero"
+        raise InputError(path, expected=expected, found=f"{grid.origin} (x, y, z)")
+    spacing = grid.spacing[::-1]
+    check_spacing(path, spacing)
+    if header.spacing is not None and not np.allclose(spacing, header.spacing[:3], rtol=1e-5, atol=0):
+        expected = f"spacing {header.spacing}, as its header states"
+        raise InputError(path, expected=expected, found=f"{spacing} read by ITK")
+    direction = np.array(grid.direction)
+    if not np.allclose(direction.T @ direction, np.eye(3), rtol=0, atol=GRID_TOLERANCE):
+        raise InputError(path, expected="orthonormal direction cosines", found=str(direction.tolist()))
 
 
 def _reason(error: Exception) -> str:
-    """Return what ITK's long messages say, without where in ITK it was said."""
+    """Return the reason in ITK's long messages, without the place in ITK's code."""
     text = " ".join(str(error).split())
     reason = re.split(r"\bERROR: |\[nrrd\] |:\d+: ", text)[-1]
     return re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", reason) or type(error).__name__

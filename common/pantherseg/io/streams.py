@@ -1,21 +1,21 @@
-"""How much a compressed stream holds, found out in the memory of a chunk and no further than it matters."""
+"""How many bytes a compressed stream holds, counted in the memory of one chunk and no further than needed."""
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from pantherseg.errors import InputError
 from pantherseg.io.limits import CHUNK_BYTES, DAMAGED
 
 
 def inflated_size(path: Path, data: Path, start: int, *, stored: int, limit: int) -> int:
-    """Return how many bytes the zlib stream in `stored` bytes from `start` holds, reading little beyond `limit`.
+    """Return how many bytes a zlib stream holds, counting little further than `limit`.
 
-    Raises InputError, which names `path`, for a stream that is damaged.
+    The stream is in `stored` bytes of the file `data` from `start`. Raises InputError, which names `path`, if it is
+    damaged.
     """
     stream = zlib.decompressobj()
     size = 0
@@ -35,20 +35,17 @@ def inflated_size(path: Path, data: Path, start: int, *, stored: int, limit: int
     return size
 
 
-def unpacked_size(path: Path, file: IO[bytes], kind: str, *, limit: int) -> tuple[bytes, int]:
-    """Return the first bytes of what follows in an open file, and how many there are, reading little beyond `limit`.
+def gunzipped_size(path: Path, file: IO[bytes], *, limit: int) -> tuple[bytes, int]:
+    """Return the first bytes of a gzip stream in an open file, and how many it holds, counted little beyond `limit`.
 
-    kind: `gzip`, whose length and checksum are checked at the end, `bzip2`, or `raw`. Raises InputError.
+    A stream that ends before is checked against its length and checksum. Raises InputError.
     """
-    opener: Any = {"gzip": gzip.open, "bzip2": bz2.open}.get(kind)
-    stream = opener(file) if opener else file
     try:
-        head: bytes = stream.read(min(CHUNK_BYTES, limit))
-        size = len(head)
-        while size <= limit and (chunk := stream.read(CHUNK_BYTES)):
-            size += len(chunk)
-    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise InputError(path, expected=f"a complete {kind} file", found=str(error), hint=DAMAGED) from error
+        with gzip.open(file) as stream:
+            head = stream.read(min(CHUNK_BYTES, limit))
+            size = len(head)
+            while size <= limit and (chunk := stream.read(CHUNK_BYTES)):
+                size += len(chunk)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(path, expected="a complete gzip file", found=str(error), hint=DAMAGED) from error
     return head, size

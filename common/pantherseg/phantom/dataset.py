@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pantherseg.io.itk import write_volume
+from pantherseg.io import write_volume
 from pantherseg.phantom.acquisition import Size, make_phantom
 
 # PANTHER's own numbers begin here.

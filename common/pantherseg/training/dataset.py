@@ -14,8 +14,7 @@ import numpy as np
 
 from pantherseg.errors import InputError
 from pantherseg.files import write_text
-from pantherseg.io.itk import read_image, read_labels, write_volume
-from pantherseg.io.names import volumes_in
+from pantherseg.io import find_sources, read_image, read_labels, write_volume
 from pantherseg.training.recipe import TrainingRecipe
 from pantherseg.volume import Box, Volume
 
@@ -39,7 +38,7 @@ LABELS = {
 def list_cases(data: Path, labels: str) -> list[str]:
     """Return the names of all cases of a data set folder, sorted. Raises InputError where one is incomplete."""
     label_folder = data / ("organsTr" if labels == "organs" else "labelsTr")
-    cases = [path.stem for path in volumes_in(label_folder) if path.suffix == ".mha"]
+    cases = [path.stem for path in find_sources(label_folder) if path.suffix == ".mha"]
     if not cases:
         raise InputError(label_folder, expected="label volumes <case>.mha", found="none")
     for case in cases:

@@ -18,7 +18,7 @@ from pantherseg.errors import InputError, OutputError, RecipeError
 from pantherseg.files import write_text, written_beside
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.io.itk import read_image, read_labels
+from pantherseg.io import read_image, read_labels
 from pantherseg.machine.allocator import keep_freed_memory
 from pantherseg.models.bundle import PLANS, read_json
 from pantherseg.models.find import CHECKPOINT, open_model_folder

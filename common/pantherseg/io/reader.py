@@ -1,0 +1,168 @@
+"""Readers of volumes, in an ordered list, and what is done with a volume whatever its format.
+
+A source is a file or a folder that holds one volume. The first reader that accepts a source reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pantherseg.errors import InputError, OutputError
+from pantherseg.events import Event, EventCode
+from pantherseg.files import written_beside
+from pantherseg.io.itk import ItkReader
+from pantherseg.io.limits import LARGEST_VALUE, MAX_NON_FINITE_FRACTION
+from pantherseg.io.metaimage import check_metaimage
+from pantherseg.io.nifti import check_nifti
+from pantherseg.io.nrrd import check_nrrd
+from pantherseg.volume import Volume
+
+
+class Reader(Protocol):
+    """Reads the volumes of one format."""
+
+    def accepts(self, source: Path) -> bool:
+        """Return whether a source has this format, as told by a file's name or by the content of a folder."""
+
+    def read(self, source: Path) -> tuple[Volume, tuple[Event, ...]]:
+        """Return the volume with its voxels as stored, and the events of reading it. Raises InputError and OSError."""
+
+    def case_name(self, source: Path) -> str:
+        """Return the name of the case: the source's name, without a suffix."""
+
+    def mask_suffix(self, source: Path) -> str:
+        """Return the suffix, in lower case, of the file that the mask of this source is written to."""
+
+
+FORMATS = (
+    ItkReader((".mha", ".mhd"), "MetaImageIO", check_metaimage),
+    ItkReader((".nii", ".nii.gz"), "NiftiImageIO", check_nifti),
+    ItkReader((".nrrd",), "NrrdImageIO", check_nrrd),
+)
+VOLUME_SUFFIXES = tuple(suffix for itk_reader in FORMATS for suffix in itk_reader.suffixes)
+READERS: list[Reader] = [*FORMATS]
+
+
+def register_reader(reader: Reader) -> None:
+    """Put a reader at the head of READERS: it is asked before the others."""
+    READERS.insert(0, reader)
+
+
+def find_sources(path: Path) -> list[Path]:
+    """Return a path that is a source itself, or else the sources in a folder, sorted by name.
+
+    Hidden files, such as those that are being written, are left out. A path that does not exist has no sources.
+    Raises InputError for a folder that cannot be read.
+    """
+    with _unreadable_as_input_error(path):
+        if _is_source(path):
+            return [path]
+        children = path.iterdir() if path.is_dir() else ()
+        return sorted(child for child in children if not child.name.startswith(".") and _is_source(child))
+
+
+def read_image(source: Path) -> tuple[Volume, tuple[Event, ...]]:
+    """Read an MR volume as float32, with an event for everything that was changed.
+
+    Raises InputError for a source that is missing, damaged, not a 3-D scalar volume, beyond the limits of `io.limits`
+    or of the memory, or has more than 1 % of NaN or infinite voxels.
+    """
+    volume, events = _read(source)
+    try:
+        image, more = _finite(source, volume.array)
+    except MemoryError as error:
+        raise InputError(source, expected="a volume that fits into memory", found=volume.grid.describe()) from error
+    return Volume(image, volume.grid), events + more
+
+
+def read_labels(source: Path) -> Volume:
+    """Read a label map as stored. Raises InputError, also for values that are not whole numbers."""
+    volume, _ = _read(source)
+    array = volume.array
+    if array.dtype.kind == "f":
+        whole = np.isfinite(array) & (array == np.rint(array))
+        if not whole.all():
+            raise InputError(source, expected="whole numbers as labels", found=f"the value {array[~whole][0]}")
+    return volume
+
+
+def write_volume(volume: Volume, path: Path) -> None:
+    """Write a volume in the format of the path's suffix, zlib-compressed. Raises OutputError.
+
+    The file is written beside its final name and then renamed.
+    """
+    for itk_reader in FORMATS:
+        if path.name.lower().endswith(itk_reader.suffixes):
+            with written_beside(path) as beside:
+                itk_reader.write(volume, beside)
+            return
+    expected = f"a file name that ends with one of {' '.join(VOLUME_SUFFIXES)}"
+    raise OutputError(path, expected=expected, found=path.name)
+
+
+def case_name(source: Path) -> str:
+    """Return the name of a source's case. Raises InputError if no reader accepts the source."""
+    return _reader_of(source).case_name(source)
+
+
+def mask_name(source: Path) -> str:
+    """Return the file name of a source's mask. Raises InputError if no reader accepts the source."""
+    reader = _reader_of(source)
+    return reader.case_name(source) + reader.mask_suffix(source)
+
+
+def _is_source(path: Path) -> bool:
+    return (path.is_file() or path.is_dir()) and any(reader.accepts(path) for reader in READERS)
+
+
+def _reader_of(source: Path) -> Reader:
+    with _unreadable_as_input_error(source):
+        for reader in READERS:
+            if reader.accepts(source):
+                return reader
+        found = "a folder" if source.is_dir() else f"the suffix {source.suffix}" if source.suffix else "no suffix"
+        if not source.exists():
+            found = "no such file or folder"
+    raise InputError(source, expected=f"a volume in one of the formats {' '.join(VOLUME_SUFFIXES)}", found=found)
+
+
+def _read(source: Path) -> tuple[Volume, tuple[Event, ...]]:
+    with _unreadable_as_input_error(source):
+        return _reader_of(source).read(source)
+
+
+@contextmanager
+def _unreadable_as_input_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        expected, found = "a file or folder that can be read", error.strerror or str(error)
+        raise InputError(path, expected=expected, found=found) from error
+
+
+def _finite(source: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[Event, ...]]:
+    """Return the voxels as float32; those that are NaN, infinite or too large get the minimum of the others."""
+    with np.errstate(over="ignore"):
+        image = array.astype(np.float32)
+    events: list[Event] = []
+    finite = np.abs(image) < LARGEST_VALUE  # False for NaN
+    bad = image.size - int(finite.sum())
+    if bad > MAX_NON_FINITE_FRACTION * image.size:
+        raise InputError(
+            source,
+            expected=f"at most {MAX_NON_FINITE_FRACTION:.0%} NaN or infinite voxels",
+            found=f"{bad} of {image.size} ({bad / image.size:.1%})",
+        )
+    if bad:
+        image[~finite] = image[finite].min()
+        message = f"{bad} NaN or infinite voxels were set to the finite minimum"
+        events.append(Event(EventCode.NON_FINITE_VOXELS, message))
+    if image.min() == image.max():
+        events.append(Event(EventCode.CONSTANT_IMAGE, f"every voxel has the value {image.flat[0]:g}"))
+    return image, tuple(events)
