@@ -1,4 +1,4 @@
-"""What the platform asks of an image, found in the archive that is uploaded."""
+"""The platform's rules for an image: its archive, and whether Docker can start it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import shutil
+import struct
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -23,14 +24,15 @@ from pantherseg.errors import UploadError
 from pantherseg.grand_challenge.check_image import check_image
 from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.paths import ROOT
-from saved import BASE, CODE, Member, Saved, tar
+from saved import Saved, tar
 
-ARCHIVE = "docker save's archive"
+ARCHIVE = "an archive of docker save"
+ENGINE = "an image of Docker's engine"
 ONE_IMAGE = "one image in manifest.json"
-LISTED = "USER in the image's /etc/passwd"
-ENTRY_POINT = "an entry point that USER may run"
-HIDDEN = "nothing needed below"
-RULES = 9
+NOT_ROOT = "USER set, and not root"
+ENTRY_POINT = "an entry point or a command"
+STARTS = "it starts"
+RULES = 7
 
 
 def broken(verdicts: list[Verdict]) -> dict[str, str]:
@@ -52,13 +54,13 @@ def judged(saved: Saved, tmp_path: Path, name: str = "image.tar") -> list[Verdic
 
 
 @pytest.mark.parametrize("name", ["image.tar", "image.tar.gz"])
-def test_a_good_image_keeps_every_rule(tmp_path: Path, name: str) -> None:
+def test_accepts_a_good_image(tmp_path: Path, name: str) -> None:
     verdicts = judged(Saved(), tmp_path, name)
     assert broken(verdicts) == {}
     assert len(verdicts) == RULES
 
 
-def test_xz_is_taken(tmp_path: Path) -> None:
+def test_accepts_compression_by_xz(tmp_path: Path) -> None:
     path = tmp_path / "image.tar.xz"
     path.write_bytes(lzma.compress(Saved().content(), preset=0))
     assert broken(check_image(str(path))) == {}
@@ -73,7 +75,9 @@ def test_xz_is_taken(tmp_path: Path) -> None:
         ("image.tgz", lambda content: gzip.compress(content, 1)),
     ],
 )
-def test_a_name_that_is_not_what_the_file_is(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+def test_refuses_a_suffix_that_does_not_fit_the_compression(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+) -> None:
     path = tmp_path / name
     path.write_bytes(pack(Saved().content()))
     assert name in only_fault(check_image(str(path)), ARCHIVE)
@@ -109,19 +113,19 @@ def changed_gzip(content: bytes) -> bytes:
     ],
     ids=["gzip cut", "gzip changed", "xz cut", "tar cut", "tar cut late", "empty", "text", "zstd"],
 )
-def test_a_damaged_archive_is_said_to_be_one(tmp_path: Path, name: str, spoil: Callable[[bytes], bytes]) -> None:
+def test_refuses_a_damaged_archive(tmp_path: Path, name: str, spoil: Callable[[bytes], bytes]) -> None:
     path = tmp_path / name
     path.write_bytes(spoil(Saved().content()))
     assert only_fault(check_image(str(path)), ARCHIVE).endswith("Could not decompress the container image file.")
 
 
-def test_an_archive_that_ends_between_two_members_is_truncated(tmp_path: Path) -> None:
+def test_refuses_an_archive_that_ends_between_two_members(tmp_path: Path) -> None:
     content = Saved().content()
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         last = archive.getmembers()[-1]
     path = tmp_path / "image.tar"
     path.write_bytes(content[: last.offset])
-    assert "ends before its end is marked" in only_fault(check_image(str(path)), ARCHIVE)
+    assert "a damaged or truncated archive" in only_fault(check_image(str(path)), ARCHIVE)
 
 
 def second_image(members: dict[str, bytes]) -> None:
@@ -145,7 +149,7 @@ def other_configuration(members: dict[str, bytes]) -> None:
 
 def other_layer(members: dict[str, bytes]) -> None:
     name = [name for name in members if name.endswith("layer.tar")][-1]
-    members[name] = tar(CODE[:-1])
+    members[name] = tar({"opt/code": b"other code"})
 
 
 def set_manifest(content: bytes) -> Callable[[dict[str, bytes]], object]:
@@ -161,26 +165,26 @@ def set_manifest(content: bytes) -> Callable[[dict[str, bytes]], object]:
         (drop("manifest.json"), "no manifest.json. Was this created with docker save?"),
         (set_manifest(b"{}"), "manifest.json without a list of images"),
         (set_manifest(b"[1]"), "manifest.json without a list of images"),
-        (set_manifest(b"[{"), "manifest.json that is no JSON"),
-        (set_manifest(b"[" * 100_000), "manifest.json that is no JSON"),
+        (set_manifest(b"[{"), "manifest.json, which is not valid JSON"),
+        (set_manifest(b"[" * 100_000), "manifest.json, which is not valid JSON"),
         (set_manifest(b'[{"Config": 3}]'), "no 3, the image's configuration"),
         (set_manifest(b'[{"Config": "x.json"}]'), "no x.json, the image's configuration"),
-        (other_configuration, "a configuration with another SHA-256"),
-        (drop("layer.tar"), "no layer "),
-        (other_layer, "layers whose SHA-256 the configuration does not name"),
+        (other_configuration, "a configuration whose SHA-256 is not its name"),
+        (drop("layer.tar"), "/layer.tar, no such file"),
+        (other_layer, "layers whose SHA-256 is not in the configuration"),
     ],
 )
-def test_an_archive_without_its_one_image(
+def test_refuses_an_archive_without_exactly_one_image(
     tmp_path: Path, change: Callable[[dict[str, bytes]], object], said: str
 ) -> None:
     assert said in only_fault(judged(Saved(change=change), tmp_path), ONE_IMAGE)
 
 
-def test_an_image_without_layers(tmp_path: Path) -> None:
+def test_refuses_an_image_without_layers(tmp_path: Path) -> None:
     assert only_fault(judged(Saved(layers=[]), tmp_path), ONE_IMAGE) == "no layers"
 
 
-def test_layers_may_be_compressed_by_gzip(tmp_path: Path) -> None:
+def test_accepts_layers_compressed_by_gzip(tmp_path: Path) -> None:
     assert broken(judged(Saved(pack=gzip.compress), tmp_path)) == {}
 
 
@@ -191,18 +195,18 @@ def zstd(layer: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("pack", "said"),
     [
-        (zstd, "in a layer: zstd, which is not looked into"),
-        (truncated_gzip, "a damaged layer"),
-        (lambda layer: layer[:700], "in a layer: an archive that ends before its end is marked"),
+        (zstd, "/layer.tar, compression by zstd, which is not supported"),
+        (lambda layer: gzip.compress(layer)[:-20], "/layer.tar, a damaged or truncated archive"),
+        (lambda layer: layer[:700], "layers whose SHA-256 is not in the configuration"),
     ],
 )
-def test_layers_that_cannot_be_read(tmp_path: Path, pack: Callable[[bytes], bytes], said: str) -> None:
+def test_refuses_layers_that_cannot_be_read(tmp_path: Path, pack: Callable[[bytes], bytes], said: str) -> None:
     if pack is zstd and shutil.which("zstd") is None:
         pytest.skip("zstd is not installed")
     assert said in only_fault(judged(Saved(pack=pack), tmp_path), ONE_IMAGE)
 
 
-def test_docker_25_keeps_layers_as_blobs(tmp_path: Path) -> None:
+def test_accepts_the_layout_of_docker_25(tmp_path: Path) -> None:
     def as_blobs(members: dict[str, bytes]) -> None:
         (entry,) = json.loads(members["manifest.json"])
         moved = {name: f"blobs/sha256/{name.split('/')[0].removesuffix('.json')}" for name in entry["Layers"]}
@@ -216,18 +220,17 @@ def test_docker_25_keeps_layers_as_blobs(tmp_path: Path) -> None:
     assert broken(judged(Saved(change=as_blobs), tmp_path)) == {}
 
 
-def test_equal_layers_may_be_links_to_one(tmp_path: Path) -> None:
-    saved = Saved()
-    saved.layers.append(tar([]))
-    members: list[Member] = [(name, 0o644, content) for name, content in saved.members().items()]
-    first = next(name for name, _, _ in members if name.endswith("layer.tar"))
-    members = [
-        ("moved/layer.tar", mode, content) if name == first else (name, mode, content)
-        for name, mode, content in members
-    ]
-    members.append((first, 0o777, "../moved/layer.tar"))
+def test_accepts_a_link_in_place_of_an_equal_layer(tmp_path: Path) -> None:
+    members = Saved().members()
+    first = next(name for name in members if name.endswith("layer.tar"))
+    members["moved/layer.tar"] = members.pop(first)
+    buffer = io.BytesIO(tar(members))
+    with tarfile.open(fileobj=buffer, mode="a") as archive:
+        link = tarfile.TarInfo(first)
+        link.type, link.linkname = tarfile.SYMTYPE, "../moved/layer.tar"
+        archive.addfile(link)
     path = tmp_path / "image.tar"
-    path.write_bytes(tar(members))
+    path.write_bytes(buffer.getvalue())
     assert broken(check_image(str(path))) == {}
 
 
@@ -235,41 +238,37 @@ def test_equal_layers_may_be_links_to_one(tmp_path: Path) -> None:
     "outputs", "an image's {where} of a few bytes that expands to 200 MB", "the rule that it breaks, before the upload"
 )
 @pytest.mark.parametrize("where", ["archive", "layer"])
-def test_a_bomb_is_read_no_further_than_was_allowed(
+def test_stops_reading_an_archive_that_was_made_to_fill_a_disk(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pantherseg.grand_challenge.saved_image.ALWAYS_ALLOWED", 1 << 20)
+    monkeypatch.setattr("pantherseg.grand_challenge.check_image.MIN_ALLOWED_BYTES", 1 << 20)
     saved = Saved()
-    saved.layers.append(tar([("zeros", 0o644, bytes(200 << 20))]))
+    saved.layers.append(tar({"zeros": bytes(200 << 20)}))
     name = "image.tar"
     if where == "archive":
         name = "image.tar.gz"
     else:
         saved.pack = lambda layer: gzip.compress(layer, 1)
-    assert "made to fill disks" in only_fault(judged(saved, tmp_path, name), ARCHIVE)
+    assert "made to fill a disk" in only_fault(judged(saved, tmp_path, name), ARCHIVE)
 
 
-def test_an_archive_of_endless_names_is_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pantherseg.grand_challenge.saved_image.MAX_ENTRIES", 100)
-    saved = Saved(layers=[tar(BASE), tar(CODE), tar([(f"f{i}", 0o644, b"") for i in range(200)])])
-    assert "more entries than any image" in only_fault(judged(saved, tmp_path), ARCHIVE)
+def test_refuses_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pantherseg.archives.MAX_MEMBERS", 5)
+    assert "more than 5 members" in only_fault(judged(Saved(), tmp_path), ARCHIVE)
 
 
-def test_a_header_larger_than_any_is_not_read_into_memory(tmp_path: Path) -> None:
+def test_refuses_a_header_that_states_more_than_the_archive_has(tmp_path: Path) -> None:
     info = tarfile.TarInfo("././@LongLink")
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
     path = tmp_path / "image.tar"
     path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(100_000))
-    assert "a header of 1073741824 bytes" in only_fault(check_image(str(path)), ARCHIVE)
+    only_fault(check_image(str(path)), ARCHIVE)
 
 
 def with_config(**changes: Any) -> Saved:
     saved = Saved()
     saved.config |= changes
     return saved
-
-
-ROOT_SAID = "The container runs as root."
 
 
 @pytest.mark.parametrize(
@@ -287,185 +286,63 @@ ROOT_SAID = "The container runs as root."
         "0",
         "0:0",
         "root:user",
-        "toor",
         "00",
         ":1000",
     ],
 )
-def test_root_is_root_under_any_name(tmp_path: Path, user: str | None) -> None:
-    assert ROOT_SAID in only_fault(judged(with_config(User=user), tmp_path), "USER set, and not root")
+def test_refuses_root(tmp_path: Path, user: str | None) -> None:
+    assert "The container runs as root." in only_fault(judged(with_config(User=user), tmp_path), NOT_ROOT)
 
 
 @pytest.mark.parametrize("user", ["user", "user:staff", "user:50", "1000", "1000:1000"])
-def test_users_that_the_image_knows(tmp_path: Path, user: str) -> None:
+def test_accepts_other_users(tmp_path: Path, user: str) -> None:
     assert broken(judged(with_config(User=user), tmp_path)) == {}
 
 
-@pytest.mark.parametrize(
-    ("user", "said"),
-    [
-        pytest.param(
-            "nobody",
-            "no 'nobody' in /etc/passwd: the container does not start",
-            marks=pytest.mark.fault(
-                "outputs", "an image whose user it does not know", "the rule that it breaks, before the upload"
-            ),
-        ),
-        ("user:nobody", "no group 'nobody' in /etc/group"),
-        ("12345", "no uid 12345: it has no name, and /root as its home"),
-        ("12345:12345", "no uid 12345"),
-    ],
-)
-def test_users_that_the_image_does_not_know(tmp_path: Path, user: str, said: str) -> None:
-    assert said in only_fault(judged(with_config(User=user), tmp_path), LISTED)
-
-
-def test_an_image_without_passwd(tmp_path: Path) -> None:
-    saved = Saved(layers=[tar([member for member in BASE if member[0] != "etc/passwd"]), tar(CODE)])
-    assert "no 'user' in /etc/passwd" in only_fault(judged(saved, tmp_path), LISTED)
-
-
 @pytest.mark.fault("outputs", "an image for other processors", "the rule that it breaks, before the upload")
-def test_another_architecture(tmp_path: Path) -> None:
+def test_refuses_another_architecture(tmp_path: Path) -> None:
     saved = Saved(about={"architecture": "arm64", "os": "linux"})
     found = only_fault(judged(saved, tmp_path), "for linux/amd64")
     assert found == "linux/arm64. Architecture type 'arm64' is not supported."
 
 
 @pytest.mark.parametrize(("tag", "kept"), [("Mine:latest", False), ("host:5000/a/mine:V1", True), ("a/Mine", False)])
-def test_names_are_in_lower_case(tmp_path: Path, tag: str, kept: bool) -> None:
+def test_refuses_capitals_in_the_name(tmp_path: Path, tag: str, kept: bool) -> None:
     verdicts = judged(Saved(tags=[tag]), tmp_path)
     assert (only_fault(verdicts, "a name in lower case") == tag) if not kept else broken(verdicts) == {}
 
 
-def test_an_image_may_have_no_name(tmp_path: Path) -> None:
+def test_accepts_an_image_without_a_name(tmp_path: Path) -> None:
     assert broken(judged(Saved(tags=None), tmp_path)) == {}
 
 
-START = ["/opt/app/start.sh"]
+@pytest.mark.parametrize("config", [{"Entrypoint": None}, {"Entrypoint": [], "Cmd": []}, {"Entrypoint": "run"}])
+def test_refuses_an_image_without_an_entry_point(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert only_fault(judged(with_config(**config), tmp_path), ENTRY_POINT) == "neither ENTRYPOINT nor CMD"
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"Entrypoint": START},
-        {"Entrypoint": ["start.sh"], "Env": ["PATH=/usr/bin:/opt/app"]},
-        {"Entrypoint": ["./start.sh"]},
-        {"Entrypoint": None, "Cmd": ["python3", "run.py"]},
-        {"Entrypoint": ["python3"], "Cmd": ["-u", "run.py"]},
-        {"Entrypoint": ["/bin/python3", "-m", "app"]},
-        {"Entrypoint": ["python3", "-c", "print()"]},
-        {"Entrypoint": ["python3", "-W", "ignore", "gone.py"]},
-        {"Entrypoint": ["python3"], "Env": []},
-    ],
-)
-def test_entry_points_that_run(tmp_path: Path, config: dict[str, Any]) -> None:
-    assert broken(judged(with_config(**config), tmp_path)) == {}
+def test_accepts_a_command_without_an_entry_point(tmp_path: Path) -> None:
+    assert broken(judged(with_config(Entrypoint=None, Cmd=["run"]), tmp_path)) == {}
 
 
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({"Entrypoint": None}, "neither ENTRYPOINT nor CMD"),
-        ({"Entrypoint": []}, "neither ENTRYPOINT nor CMD"),
-        ({"Entrypoint": ["/opt/app/gone"]}, "/opt/app/gone: no such file"),
-        ({"Entrypoint": ["gone"]}, "gone: no such file in PATH (/opt/venv/bin:/usr/bin)"),
-        ({"Entrypoint": ["/opt/app"]}, "/opt/app: no such file"),
-        ({"Entrypoint": ["/opt/app/run.py"]}, "/opt/app/run.py: mode 0644, not for user to run"),
-        ({"Entrypoint": ["python3", "gone.py"]}, "gone.py, which python3 is to run: no such file in /opt/app"),
-        ({"Entrypoint": ["python3", "gone.py", "-c"]}, "gone.py, which python3 is to run: no such file in /opt/app"),
-        ({"Entrypoint": ["python3", "-u", "/gone.py"]}, "/gone.py, which python3 is to run: no such file"),
-    ],
-)
-def test_entry_points_that_do_not_run(tmp_path: Path, config: dict[str, Any], said: str) -> None:
-    assert said in only_fault(judged(with_config(**config), tmp_path), ENTRY_POINT)
-
-
-def test_a_configuration_of_other_types_is_judged_all_the_same(tmp_path: Path) -> None:
-    odd = {"User": 5, "Entrypoint": "run.py", "Cmd": {}, "Env": 3, "WorkingDir": [], "Volumes": [{}]}
-    assert list(broken(judged(with_config(**odd), tmp_path))) == [LISTED, ENTRY_POINT]
+def test_judges_a_configuration_with_unexpected_types(tmp_path: Path) -> None:
+    odd = {"User": 5, "Entrypoint": "run.py", "Cmd": {}, "Volumes": [{}]}
+    assert list(broken(judged(with_config(**odd), tmp_path))) == [ENTRY_POINT]
     saved = Saved(about={})
     saved.config.clear()
-    assert list(broken(judged(saved, tmp_path))) == ["for linux/amd64", "USER set, and not root", ENTRY_POINT]
-
-
-def top_layer(*members: Member, uid: int = 0, **config: Any) -> Saved:
-    saved = with_config(**config)
-    saved.layers.append(tar(members, uid=uid))
-    return saved
-
-
-@pytest.mark.parametrize(
-    ("saved", "said"),
-    [
-        (top_layer(("opt/app/.wh.run.py", 0o644, b"")), "run.py, which /opt/venv/bin/python is to run"),
-        (top_layer(("opt/.wh.app", 0o644, b"")), "no such file"),
-        (top_layer(("opt/app/.wh..wh..opq", 0o644, b"")), "no such file"),
-        (top_layer(("usr/bin/.wh.python3.11", 0o644, b"")), "/opt/venv/bin/python: no such file"),
-        (top_layer(("opt/app/", 0o700, None)), "/opt/app/run.py: mode 0644, not for user to read"),
-        (top_layer(("opt/app/run.py", 0o600, b"x")), "/opt/app/run.py: mode 0600, not for user to read"),
-        (top_layer(("opt/app", 0o644, b"a file")), "no such file"),
-        (top_layer(("opt/venv/bin/python", 0o777, "/opt/venv/bin/python")), "no such file"),
-        (top_layer(("opt/app/start.sh", 0o755, b"#!/bin/gone -x\n"), Entrypoint=START), "'/bin/gone -x' is missing"),
-        (top_layer(("opt/app/start.sh", 0o755, b"#!/bin/env\r\n"), Entrypoint=START), "Windows' line ends"),
-        (top_layer(("opt/app/start.sh", 0o755, b"#!/bin/env gone\n"), Entrypoint=START), "gone: no such file in PATH"),
-    ],
-)
-def test_what_a_later_layer_takes_away(tmp_path: Path, saved: Saved, said: str) -> None:
-    assert said in only_fault(judged(saved, tmp_path), ENTRY_POINT)
-
-
-def test_a_layer_hides_only_what_lies_below_it(tmp_path: Path) -> None:
-    opaque: list[Member] = [("opt/app/run.py", 0o644, b"new"), ("opt/app/.wh..wh..opq", 0o644, b"")]
-    assert broken(judged(top_layer(*opaque), tmp_path)) == {}
-    back = top_layer(("opt/.wh.app", 0o644, b""))
-    back.layers.append(tar([("opt/app/run.py", 0o644, b"again")]))
-    assert broken(judged(back, tmp_path)) == {}
-
-
-def test_rights_are_those_of_the_user_and_of_every_group(tmp_path: Path) -> None:
-    private: list[Member] = [("opt/app/", 0o700, None), ("opt/app/run.py", 0o400, b"x")]
-    assert broken(judged(top_layer(*private, uid=1000), tmp_path)) == {}
-    shared: list[Member] = [("opt/app/run.py", 0o640, b"x")]
-    assert broken(judged(top_layer(*shared, uid=50), tmp_path)) == {}
-    assert "mode 0640" in only_fault(judged(top_layer(*shared, uid=51), tmp_path), ENTRY_POINT)
-    assert "mode 0640" in only_fault(judged(top_layer(*shared, uid=50, User="user:user"), tmp_path), ENTRY_POINT)
+    assert list(broken(judged(saved, tmp_path))) == ["for linux/amd64", NOT_ROOT, ENTRY_POINT]
 
 
 @pytest.mark.parametrize("volume", ["/input", "/output", "/tmp", "/opt/ml", "/opt/ml/model", "/opt"])
-def test_volumes_on_the_platforms_paths(tmp_path: Path, volume: str) -> None:
+def test_refuses_volumes_on_the_platforms_paths(tmp_path: Path, volume: str) -> None:
     assert only_fault(judged(with_config(Volumes={volume: {}}), tmp_path), "no VOLUME on") == volume
 
 
-def test_volumes_elsewhere(tmp_path: Path) -> None:
+def test_accepts_volumes_elsewhere(tmp_path: Path) -> None:
     assert broken(judged(with_config(Volumes={"/data": {}, "/outputs": {}}), tmp_path)) == {}
 
 
-@pytest.mark.parametrize(
-    ("saved", "said"),
-    [
-        (top_layer(("opt/ml/model/fold_0.pth", 0o644, b"x")), "/opt/ml/model/fold_0.pth"),
-        (top_layer(("input/a.mha", 0o644, b"x")), "/input/a.mha"),
-        (top_layer(("output/a", 0o777, "/etc")), "/output/a"),
-        (top_layer(("tmp/run.py", 0o644, b"x"), Entrypoint=["python3", "/tmp/run.py"]), "its script (/tmp/run.py)"),
-        (top_layer(WorkingDir="/tmp/work"), "WORKDIR (/tmp/work)"),
-        (top_layer(("tmp/nnunet/x", 0o644, b"x"), Env=["R=/tmp/nnunet"]), "R (/tmp/nnunet)"),
-    ],
-)
-def test_what_lies_where_the_platform_puts_its_own(tmp_path: Path, saved: Saved, said: str) -> None:
-    found = only_fault(judged(saved, tmp_path), HIDDEN)
-    assert said in found
-    assert "hidden or emptied when it runs" in found
-
-
-def test_leftovers_in_tmp_are_named_and_no_fault(tmp_path: Path) -> None:
-    saved = top_layer(*((f"tmp/left{i}", 0o644, b"x") for i in range(7)), Env=["PATH=/usr/bin", "MPLCONFIGDIR=/tmp"])
-    verdicts = judged(saved, tmp_path)
-    assert broken(verdicts) == {}
-    assert verdicts[-1].found.endswith("/tmp/left4 and 2 more, which is removed")
-
-
-def test_the_command_says_the_same_as_lines_and_as_json(tmp_path: Path) -> None:
+def test_the_command_prints_lines_or_json(tmp_path: Path) -> None:
     path = str(with_config(User="root").write(tmp_path / "image.tar"))
     lines = CliRunner().invoke(main, ["check", "image", path])
     assert lines.exit_code == 1
@@ -476,73 +353,156 @@ def test_the_command_says_the_same_as_lines_and_as_json(tmp_path: Path) -> None:
     assert (good.exit_code, len(good.stdout.splitlines())) == (0, RULES)
 
 
-def test_what_is_neither_a_file_nor_a_tag_is_an_error_of_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refuses_what_is_neither_a_file_nor_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UploadError, match="expected an archive of docker save, found a folder"):
         check_image(str(tmp_path))
     with pytest.raises(UploadError, match="expected a file, or the tag of an image, found neither"):
         check_image("--all")
-    assert broken(check_image("Mine:latest")) == {
-        "an image of Docker's engine": "Mine:latest: Docker takes names in lower case only"
-    }
+    assert broken(check_image("Mine:latest")) == {ENGINE: "Mine:latest: Docker takes names in lower case only"}
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UploadError, match="no such file and no docker"):
         check_image("mine:latest")
 
 
-@pytest.mark.parametrize("size", [0, 3000, None])
-def test_an_engine_that_fails_on_the_way_says_why(
-    tmp_path: Path, size: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such as one whose disk is full: it writes a whole image to a folder of its own before it sends it."""
-    engine, part = tmp_path / "docker", tmp_path / "part"
-    part.write_bytes(Saved().content()[:size])
-    engine.write_text(f"#!/bin/sh\n[ $1 = image ] || {{ cat {part}; echo no space left on device >&2; exit 1; }}\n")
-    engine.chmod(0o755)
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put a `docker` into PATH that saves the default image and does the rest as it is told."""
+    program, image = tmp_path / "docker", Saved().write(tmp_path / "image.tar")
+
+    def write(*, save: str = "true", run: str = "true", kill: str = "false") -> None:
+        cases = f"image) ;;\nsave) cat {image}\n{save} ;;\nrun) {run} ;;\nkill) {kill} ;;"
+        program.write_text(f"#!/bin/sh\ncase $1 in\n{cases}\nesac\n")
+        program.chmod(0o755)
+
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return write
+
+
+@pytest.mark.parametrize("size", [0, 3000, None])
+def test_names_the_engines_error_while_it_saves(tmp_path: Path, engine: Callable[..., None], size: int | None) -> None:
+    """Such as a full disk: the engine writes the whole image to a folder of its own before it sends it."""
+    (tmp_path / "image.tar").write_bytes(Saved().content()[:size])
+    engine(save="echo no space left on device >&2; exit 1")
     with pytest.raises(UploadError, match="expected docker save to write the image, found no space left on device"):
         check_image("mine:latest")
 
 
+def test_refuses_a_damaged_image_of_the_engine(tmp_path: Path, engine: Callable[..., None]) -> None:
+    (tmp_path / "image.tar").write_bytes(Saved().content()[:3000])
+    engine()
+    assert "docker save wrote a damaged or truncated archive" in only_fault(check_image("mine:latest"), ENGINE)
+
+
+USAGE = "echo >&2; echo Run docker run --help >&2; exit 125"
+
+
+@pytest.mark.parametrize(
+    ("run", "starts", "found"),
+    [
+        ("exit 0", True, "exit code 0 with an empty /input"),
+        ("echo no volume >&2; exit 1", True, "exit code 1 with an empty /input: no volume"),
+        ("echo open x: no such file or directory >&2; exit 1", True, "no such file or directory"),
+        (f"echo docker: unable to find user nobody >&2; {USAGE}", False, "docker: unable to find user nobody"),
+        ("echo docker: permission denied >&2; exit 126", False, "exit code 126: docker: permission denied"),
+        ("exit 127", False, "exit code 127"),
+        ("echo exec /run.sh: no such file or directory >&2; exit 255", False, "/run.sh: no such file or directory"),
+        ("echo exec /run: exec format error >&2; exit 1", False, "exit code 1: exec /run: exec format error"),
+    ],
+)
+def test_tells_a_program_that_fails_from_one_that_does_not_start(
+    engine: Callable[..., None], run: str, starts: bool, found: str
+) -> None:
+    engine(run=run)
+    verdict = check_image("mine:latest")[-1]
+    assert (verdict.rule, verdict.kept) == (STARTS, starts)
+    assert verdict.found.endswith(found)
+
+
+def test_stops_a_container_that_still_runs(engine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pantherseg.grand_challenge.check_image.START_SECONDS", 0.2)
+    engine(run="exec sleep 60", kill="true")
+    verdicts = check_image("mine:latest")
+    assert broken(verdicts) == {}
+    assert verdicts[-1].found == "still running after 0.2 s, then stopped"
+    engine(run="exec sleep 60", kill="false")
+    with pytest.raises(UploadError, match=r"expected a started container, found none within 0\.2 s"):
+        check_image("mine:latest")
+
+
+def needs_docker() -> None:
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        pytest.skip("no Docker engine answers")
+
+
 @pytest.mark.docker
-def test_the_engines_images_are_looked_at_by_their_tags(tmp_path: Path) -> None:
+def test_accepts_the_projects_own_image() -> None:
+    needs_docker()
     image = "pantherseg-task1-cpu"
-    if (
-        shutil.which("docker") is None
-        or subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode
-    ):
-        pytest.skip(f"no Docker engine answers, or ./do_build.sh has not built {image}")
+    if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode:
+        pytest.skip(f"./do_build.sh has not built {image}")
     verdicts = check_image(image)
     assert broken(verdicts) == {}
-    assert len(verdicts) == RULES
+    assert len(verdicts) == RULES + 1
     with pytest.raises(UploadError, match="No such image"):
         check_image("pantherseg-no-such-image")
 
 
+def program_that_exits_with_its_user() -> bytes:
+    """A tiny x86-64 Linux program whose exit code is the number of the user that runs it."""
+    address, headers = 0x400000, 64 + 56
+    getuid, move, exit_ = b"\xb8\x66\0\0\0\x0f\x05", b"\x89\xc7", b"\xb8\x3c\0\0\0\x0f\x05"
+    code = getuid + move + exit_
+    size = headers + len(code)
+    elf = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, address + headers, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    return elf + struct.pack("<IIQQQQQQ", 1, 5, 0, address, address, size, size, 4096) + code
+
+
 @pytest.mark.docker
-def test_what_docker_saves_is_judged_as_what_is_made_here(tmp_path: Path) -> None:
-    """An image that the engine itself built of the same files, with one fault."""
-    if (
-        shutil.which("docker") is None
-        or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("no Docker engine answers")
+@pytest.mark.parametrize(
+    ("user", "entry_point", "fault"),
+    [
+        ("user", "/run", ""),
+        pytest.param(
+            "nobody",
+            "/run",
+            "unable to find user nobody",
+            marks=pytest.mark.fault(
+                "outputs", "an image with an unknown user", "the rule that it breaks, before the upload"
+            ),
+            id="unknown user",
+        ),
+        pytest.param(
+            "user",
+            "/gone",
+            "no such file or directory",
+            marks=pytest.mark.fault(
+                "outputs", "an image without its entry point", "the rule that it breaks, before the upload"
+            ),
+            id="missing entry point",
+        ),
+    ],
+)
+def test_starts_images_that_docker_built(tmp_path: Path, user: str, entry_point: str, fault: str) -> None:
+    needs_docker()
     name = "pantherseg-check-test"
-    dockerfile = (
-        'FROM scratch\nADD base.tar /\nADD code.tar /\nUSER user\nVOLUME /output\nENTRYPOINT ["/opt/app/start.sh"]\n'
-    )
+    (tmp_path / "passwd").write_text("user:x:42:42::/:/run\n")
+    (tmp_path / "run").write_bytes(program_that_exits_with_its_user())
+    (tmp_path / "run").chmod(0o755)
+    dockerfile = f'FROM scratch\nCOPY passwd /etc/passwd\nCOPY run /run\nUSER {user}\nENTRYPOINT ["{entry_point}"]\n'
     (tmp_path / "Dockerfile").write_text(dockerfile)
-    (tmp_path / "base.tar").write_bytes(tar(BASE))
-    (tmp_path / "code.tar").write_bytes(tar(CODE))
     subprocess.run(["docker", "build", "--quiet", "--tag", name, str(tmp_path)], check=True, capture_output=True)
     try:
-        assert only_fault(check_image(name), "no VOLUME on") == "/output"
+        verdicts = check_image(name)
     finally:
-        subprocess.run(["docker", "rmi", name], check=True, capture_output=True)
+        subprocess.run(["docker", "rmi", "--force", name], check=True, capture_output=True)
+    if fault:
+        assert fault in only_fault(verdicts, STARTS)
+    else:
+        assert broken(verdicts) == {}
+        assert verdicts[-1].found == "exit code 42 with an empty /input"
 
 
-def test_the_repositorys_own_dockerfiles_keep_the_rules_that_a_dockerfile_decides() -> None:
+def test_the_projects_dockerfiles_keep_the_rules() -> None:
     for task in ("task1", "task2"):
         text = (ROOT / f"Dockerfile.{task}").read_text()
         assert "VOLUME" not in text

@@ -1,4 +1,4 @@
-"""What the platform asks of a model archive, and whether what is in it would run."""
+"""The platform's rules for a model archive, and whether its models would run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def models(tmp_path: Path) -> Path:
 
 
 def packed(folder: Path, change: Change = lambda archive: None, *, name: str = "model.tar.gz") -> Path:
-    """The archive of a folder's models, to which `change` adds something."""
+    """Return the archive of a folder's models, to which `change` may add members."""
     path = folder.parent / name
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         for child in sorted(folder.iterdir()):
@@ -65,15 +65,15 @@ def packed(folder: Path, change: Change = lambda archive: None, *, name: str = "
     return path
 
 
-def test_a_good_archive_and_its_folder_keep_every_rule(models: Path) -> None:
+def test_accepts_a_good_archive_and_its_folder(models: Path) -> None:
     for path, rules in ((packed(models), 5), (models, 4)):
         verdicts = check_model(path, TASK1)
         assert broken(verdicts) == {}
         assert len(verdicts) == rules
-        assert verdicts[-1].found == "a bundle, folds 0 1 2 3 4 as their checksums say"
+        assert verdicts[-1].found == "a bundle, folds 0 1 2 3 4 match their checksums"
 
 
-def test_a_recipe_of_two_models(tmp_path: Path) -> None:
+def test_accepts_a_recipe_of_two_models_and_a_missing_localizer(tmp_path: Path) -> None:
     for role in ("task2", "localizer"):
         shutil.copytree(DEMO_WEIGHTS / role, tmp_path / "models" / role)
     verdicts = check_model(packed(tmp_path / "models"), TASK2)
@@ -85,7 +85,7 @@ def test_a_recipe_of_two_models(tmp_path: Path) -> None:
     assert "no localizer: the whole volume would be searched" in verdicts[-2].found
 
 
-def test_the_archive_that_is_saved_keeps_every_rule(tmp_path: Path) -> None:
+def test_accepts_the_archive_that_the_script_packs(tmp_path: Path) -> None:
     path = packed_by_the_script(tmp_path)
     assert broken(check_model(path, TASK1)) == {}
 
@@ -115,15 +115,15 @@ def cut_between_members(content: bytes) -> bytes:
     [
         pytest.param(
             lambda content: content[:-1000],
-            "a damaged archive",
+            "a damaged or truncated archive",
             marks=pytest.mark.fault(
                 "outputs", "a model archive cut short", "the rule that it breaks, before the upload"
             ),
             id="cut short",
         ),
-        (lambda content: content[:1000], "a damaged archive"),
-        (middle_changed, "a damaged archive"),
-        (cut_between_members, "before its end is marked"),
+        (lambda content: content[:1000], "a damaged or truncated archive"),
+        (middle_changed, "a damaged or truncated archive"),
+        (cut_between_members, "a damaged or truncated archive"),
         pytest.param(
             gzip.decompress,
             "no compression: the platform takes gzip only",
@@ -133,11 +133,11 @@ def cut_between_members(content: bytes) -> bytes:
         ),
         (lambda content: bz2.compress(gzip.decompress(content)[:9000]), "bzip2: the platform takes gzip only"),
         (lambda content: b"", "no compression"),
-        (lambda content: gzip.compress(b"text" * 1000), "a damaged archive"),
-        (lambda content: gzip.compress(b""), "a damaged archive"),
+        (lambda content: gzip.compress(b"text" * 1000), "a damaged or truncated archive"),
+        (lambda content: gzip.compress(b""), "a damaged or truncated archive"),
         pytest.param(
             lambda content: gzip.compress(bytes(300 << 20), 1),
-            "made to fill disks",
+            "made to fill a disk",
             marks=pytest.mark.fault(
                 "outputs",
                 "a model archive of a few bytes that expands to 300 MB",
@@ -147,20 +147,20 @@ def cut_between_members(content: bytes) -> bytes:
         ),
     ],
 )
-def test_what_is_no_complete_archive(models: Path, spoil: Callable[[bytes], bytes], said: str) -> None:
+def test_refuses_an_incomplete_archive(models: Path, spoil: Callable[[bytes], bytes], said: str) -> None:
     path = packed(models)
     path.write_bytes(spoil(path.read_bytes()))
     assert said in only_fault(check_model(path, TASK1), ARCHIVE)
 
 
-def test_the_platform_takes_one_suffix(models: Path) -> None:
+def test_refuses_another_suffix(models: Path) -> None:
     found = only_fault(check_model(packed(models, name="model.tgz"), TASK1), ARCHIVE)
     assert found == "model.tgz: the platform takes no other name"
 
 
-def test_more_members_than_any_model_has(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pantherseg.grand_challenge.check_model.MAX_ENTRIES", 5)
-    assert "more entries" in only_fault(check_model(packed(models), TASK1), ARCHIVE)
+def test_refuses_too_many_members(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pantherseg.archives.MAX_MEMBERS", 5)
+    assert "more than 5 members" in only_fault(check_model(packed(models), TASK1), ARCHIVE)
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, *, target: str = "", mode: int = 0o644, size: int = 0) -> Change:
@@ -212,7 +212,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, *, target: str = "", mode: 
         (member("task1/a", tarfile.FIFOTYPE), "task1/a (a device or pipe)"),
     ],
 )
-def test_members_that_the_platform_does_not_unpack(models: Path, change: Change, said: str) -> None:
+def test_refuses_members_that_the_platform_does_not_unpack(models: Path, change: Change, said: str) -> None:
     path = packed(models, change)
     before = sorted(models.parent.rglob("*"))
     assert only_fault(check_model(path, TASK1), INSIDE) == said
@@ -220,8 +220,8 @@ def test_members_that_the_platform_does_not_unpack(models: Path, change: Change,
     assert not Path("/etc/evil").exists()
 
 
-def test_python_itself_refuses_the_same_members(models: Path) -> None:
-    """The platform unpacks with Python's filter `data`; a link to a file that is not there is taken by it."""
+def test_refuses_what_the_platforms_own_filter_refuses(models: Path) -> None:
+    """The platform unpacks with Python's filter `data`, which alone accepts a link to a missing file."""
     names = {"../evil": None, "task1/a": "/etc/passwd", "task1/b": "../../x", "task1/c": "gone"}
     for name, target in names.items():
         kind = tarfile.REGTYPE if target is None else tarfile.SYMTYPE
@@ -236,14 +236,14 @@ def test_python_itself_refuses_the_same_members(models: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_links_to_files_of_the_archive_are_followed(models: Path, kind: bytes) -> None:
+def test_follows_links_to_files_of_the_archive(models: Path, kind: bytes) -> None:
     (models / "task1" / "fold_4.safetensors").rename(models / "weights")
     target = "../weights" if kind == tarfile.SYMTYPE else "weights"
     path = packed(models, member("task1/fold_4.safetensors", kind, target=target))
     assert broken(check_model(path, TASK1)) == {}
 
 
-def test_a_file_that_is_a_folder_too(models: Path) -> None:
+def test_refuses_a_name_of_a_file_and_of_a_folder(models: Path) -> None:
     assert "as a file and as a folder" in only_fault(check_model(packed(models, member("task1")), TASK1), ARCHIVE)
 
 
@@ -263,11 +263,11 @@ def test_a_file_that_is_a_folder_too(models: Path) -> None:
         (member("task1/notes", tarfile.DIRTYPE, mode=0o744), "task1/notes (mode 0744)"),
     ],
 )
-def test_rights_for_the_owner_alone(models: Path, change: Change, said: str) -> None:
+def test_refuses_permissions_for_the_owner_alone(models: Path, change: Change, said: str) -> None:
     assert only_fault(check_model(packed(models, change), TASK1), READABLE) == said
 
 
-def test_a_folders_rights_and_links(models: Path) -> None:
+def test_refuses_permissions_and_links_in_a_folder(models: Path) -> None:
     (models / "task1" / "plans.json").chmod(0o600)
     assert only_fault(check_model(models, TASK1), READABLE) == "task1/plans.json (mode 0600)"
     (models / "task1" / "plans.json").chmod(0o644)
@@ -309,7 +309,7 @@ def not_a_number(task1: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("form", ["archive", "folder"])
-def test_models_that_would_not_run(
+def test_refuses_models_that_would_not_run(
     models: Path, spoil: Callable[[Path], object], rule: str, said: str, form: str
 ) -> None:
     spoil(models / "task1")
@@ -323,7 +323,7 @@ def test_models_that_would_not_run(
     assert said in found
 
 
-def test_members_that_share_a_model_are_checked_in_all_their_folds(models: Path, tmp_path: Path) -> None:
+def test_checks_all_folds_of_members_that_share_a_model(models: Path, tmp_path: Path) -> None:
     member = '[[members]]\nmodel = "task1"\nfolds = [{}]\n'
     text = task_recipe(1).read_text()
     first, last = text.index("[[members]]"), text.index("[postprocess]")
@@ -335,26 +335,26 @@ def test_members_that_share_a_model_are_checked_in_all_their_folds(models: Path,
 
 @pytest.mark.fault(
     "outputs",
-    "a model archive with another model in the localizer's place",
+    "a model archive with another model in place of the localizer",
     "the rule that it breaks, before the upload",
 )
-def test_a_model_in_anothers_place(tmp_path: Path) -> None:
+def test_refuses_another_model_in_place_of_the_localizer(tmp_path: Path) -> None:
     shutil.copytree(DEMO_WEIGHTS / "task2", tmp_path / "models" / "task2")
     shutil.copytree(DEMO_WEIGHTS / "task1", tmp_path / "models" / "localizer")
     found = only_fault(check_model(packed(tmp_path / "models"), TASK2), "localizer would run")
     assert "expected label between 1 and 2, found 7" in found
 
 
-def test_an_nnunet_folder_is_named_as_one(tmp_path: Path) -> None:
+def test_names_an_nnunet_folder(tmp_path: Path) -> None:
     from bench.unpack import unpack
 
     unpack(open_bundle(DEMO_WEIGHTS / "task1", folds=[0, 1]), tmp_path / "models" / "task1")
     verdicts = check_model(packed(tmp_path / "models"), TASK1)
     assert broken(verdicts) == {}
-    assert verdicts[-1].found.startswith("an nnU-Net folder: only the cuda runtime's image runs it")
+    assert verdicts[-1].found.startswith("an nnU-Net folder: only the image of the cuda runtime can run it")
 
 
-def test_every_checkpoint_of_an_nnunet_folder_must_be_sound(demo_folder: ModelFolder, tmp_path: Path) -> None:
+def test_refuses_a_damaged_checkpoint_of_an_nnunet_folder(demo_folder: ModelFolder, tmp_path: Path) -> None:
     import torch
 
     shutil.copytree(demo_folder.path, tmp_path / "models" / "task1")
@@ -363,9 +363,12 @@ def test_every_checkpoint_of_an_nnunet_folder_must_be_sound(demo_folder: ModelFo
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     for content, said in (
-        (whole[:-5000], "a truncated checkpoint"),
-        (b"", "a truncated checkpoint, or none"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a truncated checkpoint, or none"),
+        (whole[:-5000], "expected a complete checkpoint, found a truncated one"),
+        (b"", "expected a complete checkpoint"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "expected a complete checkpoint, found a truncated one, or another file",
+        ),
         (flipped, "expected an nnU-Net checkpoint, found a damaged part"),
     ):
         path.write_bytes(content)
@@ -374,8 +377,8 @@ def test_every_checkpoint_of_an_nnunet_folder_must_be_sound(demo_folder: ModelFo
     assert broken(check_model(tmp_path / "models", TASK1)) == {}
 
 
-def test_the_weights_of_this_machine_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recipe may name the mrsegmentator package's own weights, which the platform's machine has not."""
+def test_ignores_the_weights_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe may name the mrsegmentator package's own weights, which are missing on the platform's machines."""
     shutil.copytree(DEMO_WEIGHTS / "task2", tmp_path / "models" / "task2")
     shutil.copytree(DEMO_WEIGHTS / "localizer", tmp_path / "home")
     monkeypatch.setenv("MRSEG_WEIGHTS_PATH", str(tmp_path / "home"))
@@ -387,16 +390,14 @@ def test_the_weights_of_this_machine_do_not_count(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.fault("outputs", "no room to unpack a model archive", "an error that says so")
-def test_a_full_disk_is_said_to_be_one(
-    models: Path, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_a_full_disk(models: Path, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(small_disk(1 << 20)))
-    with pytest.raises(OutputError, match="expected room to unpack 2 MB, found") as caught:
+    with pytest.raises(OutputError, match="expected room to unpack 9 MB, found") as caught:
         check_model(packed(models), TASK1)
     saw(caught.value)
 
 
-def test_nothing_is_left_behind(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_removes_what_it_unpacked(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     check_model(packed(models), TASK1)
@@ -419,7 +420,7 @@ def test_the_command(models: Path, tmp_path: Path) -> None:
         check_model(tmp_path / "gone", TASK1)
 
 
-def test_a_line_a_rule_whatever_the_names(models: Path) -> None:
+def test_prints_one_line_for_each_rule_whatever_the_names(models: Path) -> None:
     path = packed(models, member("../two\nlines\udcff"))
     result = CliRunner().invoke(main, ["check", "model", str(path), "--task", "1"])
     assert result.exit_code == 1

@@ -433,15 +433,6 @@ def with_link(content: Files) -> bytes:
     return buffer.getvalue()
 
 
-def tar_with(content: Files, name: str, kind: bytes, target: str = "") -> bytes:
-    buffer = io.BytesIO(tarred(content, "w"))
-    with tarfile.open(fileobj=buffer, mode="a") as archive:
-        member = tarfile.TarInfo(name)
-        member.type, member.linkname = kind, target
-        archive.addfile(member)
-    return buffer.getvalue()
-
-
 def bomb(content: Files) -> Files:
     return {**content, "bomb": bytes(300_000_000)}
 
@@ -454,38 +445,26 @@ def deflated(files: Files) -> bytes:
     return buffer.getvalue()
 
 
-def damaged(content: bytes) -> bytes:
-    """In the middle, where a checkpoint is."""
-    middle = len(content) // 2
-    return content[:middle] + bytes(byte ^ 255 for byte in content[middle : middle + 9]) + content[middle + 9 :]
-
-
 @pytest.mark.parametrize(
     ("make", "found"),
     [
         pytest.param(
             lambda files: zipped({**files, "../evil": b"-"}),
-            "'../evil'",
+            "found ../evil",
             marks=pytest.mark.fault(
                 "downloads", "an archive with a file that lands outside", "an error that names it; no model placed"
             ),
             id="outside",
         ),
-        (lambda files: zipped({**files, "/tmp/evil": b"-"}), "'/tmp/evil'"),
-        (lambda files: tarred({**files, "a/../../evil": b"-"}), "'a/../../evil'"),
-        (lambda files: tarred({**files, "/evil": b"-"}), "'/evil'"),
         pytest.param(
             with_link,
-            "a link or device",
+            "(a link to /etc)",
             marks=pytest.mark.fault("downloads", "an archive with a link", "an error that names it; no model placed"),
             id="link",
         ),
-        (lambda files: tar_with(files, "l", tarfile.SYMTYPE, "/etc"), "a link or device ('l')"),
-        (lambda files: tar_with(files, "l", tarfile.LNKTYPE, "plans.json"), "a link or device ('l')"),
-        (lambda files: tar_with(files, "l", tarfile.CHRTYPE), "a link or device ('l')"),
         pytest.param(
             lambda files: deflated(bomb(files)),
-            "found more",
+            "made to fill a disk",
             marks=pytest.mark.fault(
                 "downloads",
                 "an archive of few bytes that expands without end",
@@ -493,25 +472,15 @@ def damaged(content: bytes) -> bytes:
             ),
             id="end",
         ),
-        (lambda files: tarred(bomb(files)), "found more"),
-        (lambda files: zipped({**files, "./a": b"-", "a": b"-"}), "twice"),
-        (lambda files: b"<!doctype html><title>Log in</title>", "beginning with b'<!doctype html>"),
-        (lambda files: b"", "0 bytes beginning with"),
         pytest.param(
             lambda files: tarred(files)[:-3000],
             "EOFError",
             marks=pytest.mark.fault("downloads", "an archive cut short", "an error that names it; no model placed"),
             id="short",
         ),
-        (lambda files: zipped(files).replace(b"weights", b"wEIGHTS"), "BadZipFile"),
-        (lambda files: damaged(tarred(files, "w:bz2")), "a sound archive"),
-        (lambda files: damaged(tarred(files, "w:gz")), "a sound archive"),
-        (lambda files: damaged(tarred(files, "w:xz")), "a sound archive"),
-        (lambda files: damaged(deflated(files)), "a sound archive"),
-        (lambda files: b"?star".join(tarred(files, "w").rsplit(b"ustar", 1)), "a sound archive"),
     ],
 )
-def test_archives_that_are_no_good(
+def test_removes_an_archive_that_cannot_be_used(
     client: Client, server: Served, demo_folder: ModelFolder, tmp_path: Path, make: Any, found: str
 ) -> None:
     content = make(model_files(demo_folder, f"{TASK1}/", {"0": "0"}))
@@ -745,7 +714,7 @@ def test_a_disk_without_room_to_unpack_is_named_and_the_download_kept(
     root = small_disk(len(winner) * 3 // 2)
     source = root / ".fetch" / "winner-task1" / ".place" / "source"
     text = refused(source, OutputError, client, "winner-task1", root, zenodo=zenodo)
-    assert "expected room for " in text
+    assert "expected room to unpack " in text
     small_disk(len(winner) * 4)
     assert get(client, "winner-task1", root, zenodo=zenodo)[-1].endswith(f"of {BEST}, labels 1 tumour, 2 pancreas")
     assert len(server.pages[f"/api/records/{RECORD}/files/Dataset901_PANTHER.zip/content"].asked) == 1

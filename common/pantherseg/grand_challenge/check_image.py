@@ -1,36 +1,73 @@
-"""The platform's rules for a container image, checked before minutes go into an upload."""
+"""The platform's rules for a container image, checked before an upload that takes minutes.
+
+An archive of `docker save` is read in one pass, without unpacking it. Where the platform has words of its own for a
+broken rule, they are in the verdict; they are in grandchallenge/components/tasks.py.
+"""
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import json
+import posixpath
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 
+from pantherseg.archives import (
+    CHUNK_BYTES,
+    ArchiveError,
+    Budget,
+    compression,
+    damage_reported,
+    decompressed,
+    tar_members,
+)
 from pantherseg.errors import UploadError
-from pantherseg.grand_challenge.file_system import EXECUTE, READ, FileSystem, Found, User, find_user
-from pantherseg.grand_challenge.saved_image import Image, Saved, layer_fault, read_saved, the_image
-from pantherseg.grand_challenge.stream import Refused
-from pantherseg.grand_challenge.verdict import Verdict, first_few
+from pantherseg.grand_challenge.verdict import Verdict
 
-SUFFIXES = (".tar", ".tar.gz", ".tar.xz")
 COMPRESSIONS = {"none": ".tar", "gzip": ".tar.gz", "xz": ".tar.xz"}
-# What the platform mounts, links or empties: an image's own files there are gone.
-HIDDEN = ("/input", "/output", "/opt/ml")
-EMPTIED = "/tmp"
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Whose first argument is a file to run, behind flags that take no argument of their own.
-INTERPRETER = re.compile(r"(python|bash|dash|sh)[0-9.]*")
-PLAIN_FLAG = re.compile(r"-[bBdEhiIOPqsSuvxel]+")
-ENGINE_SECONDS = 60
+MANIFEST, OCI_INDEX = "manifest.json", "index.json"
+MAX_DOCUMENT_BYTES = 4 << 20
+# A small image may unpack to this much, however small its archive is.
+MIN_ALLOWED_BYTES = 1 << 30
+# The platform mounts its own folders here, so that the image's volumes would be hidden or get in the way.
+RESERVED = ("/input", "/output", "/opt/ml", "/tmp")
+ENGINE_SECONDS, START_SECONDS = 60, 60
+# Exit codes of `docker run`: an error of the engine, an entry point that cannot be executed, and one that is missing.
+NOT_STARTED_CODES = (125, 126, 127)
+# What a container prints where the kernel refuses to execute its entry point, such as a script without interpreter.
+NOT_EXECUTED = re.compile(
+    r"(standard_init_linux\.go:\d+: )?exec .*: (exec format error|no such file or directory|permission denied)"
+)
+MAX_OUTPUT_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An archive of `docker save`.
+
+    size: of its members in bytes. documents: its JSON files by name. layers: by name, the SHA-256 of each other file
+    after decompression, or why there is none.
+    """
+
+    size: int
+    documents: dict[str, bytes]
+    layers: dict[str, str | ArchiveError]
 
 
 def check_image(source: str) -> list[Verdict]:
-    """Check an archive of `docker save`, or an image of Docker's engine by its tag. Raises UploadError."""
+    """Check an archive of `docker save`, or an image of Docker's engine by its tag, which is also started once.
+
+    Raises UploadError.
+    """
     path = Path(source)
     if path.is_file():
         return list(_archive_verdicts(path))
@@ -40,21 +77,21 @@ def check_image(source: str) -> list[Verdict]:
 
 
 def _archive_verdicts(path: Path) -> Iterator[Verdict]:
-    rule = f"docker save's archive as {', '.join(SUFFIXES)}"
-    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
+    rule = f"an archive of docker save as {', '.join(COMPRESSIONS.values())}"
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            saved = read_saved(file, size=size)
+            kind = compression(file)
+            saved = _read_saved(file, Budget.of(size, at_least=MIN_ALLOWED_BYTES))
     except OSError as error:
         raise UploadError(path, expected="a readable archive", found=error.strerror or str(error)) from error
-    except Refused as refusal:
-        yield Verdict(rule, False, f"{refusal}. Could not decompress the container image file.")
+    except ArchiveError as error:
+        yield Verdict(rule, False, f"{error}. Could not decompress the container image file.")
         return
-    kept = suffix is not None and suffix == COMPRESSIONS.get(saved.compressed_by)
-    kind = "not compressed" if saved.compressed_by == "none" else saved.compressed_by
-    found = f"{path.name}, {kind}, {size / 1e6:.0f} MB, {saved.bytes_read / 1e6:.0f} MB unpacked"
-    yield Verdict(rule, kept, found)
+    suffix = next((suffix for suffix in COMPRESSIONS.values() if path.name.endswith(suffix)), None)
+    compressed = "not compressed" if kind == "none" else kind
+    found = f"{path.name}, {compressed}, {size / 1e6:.0f} MB, {saved.size / 1e6:.0f} MB unpacked"
+    yield Verdict(rule, suffix is not None and suffix == COMPRESSIONS.get(kind), found)
     yield from _saved_verdicts(saved)
 
 
@@ -67,185 +104,202 @@ def _tag_verdicts(tag: str) -> Iterator[Verdict]:
         raise UploadError(repr(tag), expected="a file, or the tag of an image", found="neither")
     if shutil.which("docker") is None:
         raise UploadError(tag, expected="a file, or Docker's engine for a tag", found="no such file and no docker")
-    try:
-        command = ["docker", "image", "inspect", "--format", "{{.Id}}", tag]
-        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ENGINE_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        found = f"no answer in {ENGINE_SECONDS} s"
-        raise UploadError(tag, expected="Docker's engine to answer", found=found) from error
-    if asked.returncode:
-        lines = asked.stderr.strip().splitlines() or ["no reason"]
-        raise UploadError(tag, expected="a file, or an image of Docker's engine", found=lines[-1])
+    if (answer := _ask_engine(tag, "image", "inspect", "--format", "{{.Id}}", tag)).returncode:
+        found = _last_line(answer.stderr) or "an error without a message"
+        raise UploadError(tag, expected="a file, or an image of Docker's engine", found=found)
     try:
         saved = _saved_by_engine(tag)
-    except Refused as refusal:
-        yield Verdict(rule, False, f"{refusal}, from docker save")
+    except ArchiveError as error:
+        yield Verdict(rule, False, f"docker save wrote {error}")
         return
-    yield Verdict(rule, True, f"{tag}, {saved.bytes_read / 1e6:.0f} MB unpacked")
+    yield Verdict(rule, True, f"{tag}, {saved.size / 1e6:.0f} MB unpacked")
     yield from _saved_verdicts(saved)
+    yield _start(tag)
+
+
+def _ask_engine(tag: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of docker. Raises UploadError, about an image, where it does not end."""
+    try:
+        return subprocess.run(
+            ["docker", *arguments], capture_output=True, text=True, check=False, timeout=ENGINE_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        found = f"none within {ENGINE_SECONDS} s"
+        raise UploadError(tag, expected="an answer of Docker's engine", found=found) from error
 
 
 def _saved_by_engine(tag: str) -> Saved:
-    """Read what the engine saves as it comes. Raises Refused; UploadError where the engine fails on the way."""
-    command = ["docker", "save", tag]
-    result: Saved | Refused
+    """Read an image while the engine writes it. Raises ArchiveError; UploadError where the engine fails."""
+    result: Saved | ArchiveError
     with (
-        tempfile.TemporaryFile() as complaints,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as engine,
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(["docker", "save", tag], stdout=subprocess.PIPE, stderr=errors) as engine,
     ):
         try:
-            result = read_saved(engine.stdout, size=None)
-        except Refused as error:
+            result = _read_saved(cast(BufferedReader, engine.stdout), Budget(sys.maxsize))
+        except ArchiveError as error:
             result = error
-            engine.kill()  # where it has not ended: what follows is not wanted
-        failed = engine.wait() > 0  # below 0: killed
-        complaints.seek(0)
-        lines = complaints.read().decode("utf-8", errors="replace").strip().splitlines()
+            engine.kill()  # without effect on an engine that has failed already
+        failed = engine.wait() > 0  # negative where it was killed
+        message = _last_line(_text(errors))
     if failed:
-        raise UploadError(tag, expected="docker save to write the image", found=lines[-1] if lines else "a failure")
-    if isinstance(result, Refused):
+        raise UploadError(tag, expected="docker save to write the image", found=message or "an error without a message")
+    if isinstance(result, ArchiveError):
         raise result
     return result
 
 
+def _start(tag: str) -> Verdict:
+    """Start an image once as the platform does, but with an empty input. Raises UploadError."""
+    rule = "it starts"
+    name = f"pantherseg-check-{uuid.uuid4().hex}"
+    command = ["docker", "run", "--rm", "--name", name, "--network", "none", "--tmpfs", "/input:ro", tag]
+    null = subprocess.DEVNULL
+    with tempfile.TemporaryFile() as errors:
+        try:
+            code = subprocess.run(command, stdin=null, stdout=null, stderr=errors, timeout=START_SECONDS).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            # No container is left behind after an interruption either. The command fails where it has ended already.
+            running = _ask_engine(tag, "kill", name).returncode == 0
+        output = _text(errors)
+    if code is None:
+        if running:
+            return Verdict(rule, True, f"still running after {START_SECONDS} s, then stopped")
+        raise UploadError(tag, expected="a started container", found=f"none within {START_SECONDS} s")
+    # Help on usage may follow Docker's own message.
+    message = next((line for line in output.splitlines() if line.startswith("docker: ")), _last_line(output))
+    started = code not in NOT_STARTED_CODES and not NOT_EXECUTED.match(output)
+    found = f"exit code {code} with an empty /input" if started else f"exit code {code}"
+    return Verdict(rule, started, f"{found}: {message}" if message else found)
+
+
+def _read_saved(file: BufferedReader, budget: Budget) -> Saved:
+    """Read an archive of `docker save`. Its manifest comes last, so every file may be a layer. Raises ArchiveError."""
+    size = 0
+    documents: dict[str, bytes] = {}
+    layers: dict[str, str | ArchiveError] = {}
+    links: dict[str, str] = {}
+    with damage_reported():
+        for member, content in tar_members(file, budget):
+            size += member.size
+            if content is None:
+                links[member.name] = member.target  # between equal layers
+            elif content.peek(1)[:1] in (b"{", b"[") and member.size <= MAX_DOCUMENT_BYTES:
+                documents[member.name] = content.read()
+            else:
+                layers[member.name] = _digest(content, budget)
+    layers |= {name: layers[target] for name, target in links.items() if target in layers}
+    return Saved(size, documents, layers)
+
+
+def _digest(content: BufferedReader, budget: Budget) -> str | ArchiveError:
+    """Return the SHA-256 of a layer after decompression, as in the configuration's diff_ids, or why there is none."""
+    digest = hashlib.sha256()
+    try:
+        with damage_reported():
+            layer = decompressed(content, budget)
+            while data := layer.read(CHUNK_BYTES):
+                digest.update(data)
+    except ArchiveError as error:  # where the budget is spent, the archive itself cannot be read on either
+        return error
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _find_image(saved: Saved) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration and the tags of the one image in an archive. Raises ArchiveError."""
+    if MANIFEST not in saved.documents:
+        also = f" but {OCI_INDEX}: an OCI layout" if OCI_INDEX in saved.documents else ""
+        raise ArchiveError(f"no {MANIFEST}{also}. Was this created with docker save?")
+    manifest = _json(saved, MANIFEST)
+    if not isinstance(manifest, list) or not all(isinstance(entry, dict) for entry in manifest):
+        raise ArchiveError(f"{MANIFEST} without a list of images")
+    if len(manifest) != 1:
+        raise ArchiveError(f"The container image file should only have 1 image. This file contains {len(manifest)}.")
+    name, layers, tags = (manifest[0].get(key) for key in ("Config", "Layers", "RepoTags"))
+    if not isinstance(name, str) or (name := posixpath.normpath(name)) not in saved.documents:
+        raise ArchiveError(f"no {name}, the image's configuration. Was this created with docker save?")
+    if not _is_strings(layers or []) or not _is_strings(tags or []):
+        raise ArchiveError(f"{MANIFEST} with layers {layers!r} and tags {tags!r}")
+    configuration = _json(saved, name)
+    digest = posixpath.basename(name).removesuffix(".json").removeprefix("sha256:")
+    if digest != hashlib.sha256(saved.documents[name]).hexdigest() or not isinstance(configuration, dict):
+        raise ArchiveError(f"{name}, a configuration whose SHA-256 is not its name")
+    if not layers:
+        raise ArchiveError("no layers")
+    _check_layers(saved, layers, configuration.get("rootfs"))
+    return configuration, tags or []
+
+
+def _check_layers(saved: Saved, names: list[str], rootfs: Any) -> None:
+    """Raise ArchiveError unless every layer is there and has the SHA-256 that the configuration states."""
+    digests = []
+    for name in names:
+        digest = saved.layers.get(posixpath.normpath(name), ArchiveError("no such file"))
+        if isinstance(digest, ArchiveError):
+            raise ArchiveError(f"for the layer {name}, {digest}")
+        digests.append(digest)
+    if not isinstance(rootfs, dict) or rootfs.get("diff_ids") != digests:
+        raise ArchiveError("layers whose SHA-256 is not in the configuration: damaged, or of another image")
+
+
 def _saved_verdicts(saved: Saved) -> Iterator[Verdict]:
-    rule = "one image in manifest.json, with its configuration and layers"
+    rule = f"one image in {MANIFEST}, with its configuration and layers"
     try:
-        image = the_image(saved)
-        fault = layer_fault(image)
-        if fault:
-            raise Refused(fault)
-    except Refused as refusal:
-        yield Verdict(rule, False, str(refusal))
+        configuration, tags = _find_image(saved)
+    except ArchiveError as error:
+        yield Verdict(rule, False, str(error))
         return
-    yield Verdict(rule, True, f"{len(image.layers)} layers, as their SHA-256 say")
-    yield from _image_verdicts(image)
-
-
-def _image_verdicts(image: Image) -> Iterator[Verdict]:
-    tags = ", ".join(image.tags) or "untagged"
-    yield Verdict("a name in lower case", not any(map(_has_capitals, image.tags)), tags)
-    about = image.configuration
-    place = f"{about.get('os')}/{about.get('architecture')}"
-    refusal = "" if place == "linux/amd64" else f". Architecture type {about.get('architecture')!r} is not supported."
-    yield Verdict("for linux/amd64", not refusal, place + refusal)
-    config = about.get("config")
+    layers = len(configuration["rootfs"]["diff_ids"])
+    yield Verdict(rule, True, f"{layers} layers that match their SHA-256")
+    yield Verdict("a name in lower case", not any(map(_has_capitals, tags)), ", ".join(tags) or "untagged")
+    system, architecture = configuration.get("os"), configuration.get("architecture")
+    supported = (system, architecture) == ("linux", "amd64")
+    refusal = "" if supported else f". Architecture type {architecture!r} is not supported."
+    yield Verdict("for linux/amd64", supported, f"{system}/{architecture}{refusal}")
+    config = configuration.get("config")
     config = config if isinstance(config, dict) else {}
-    files = FileSystem(layer.entries for layer in image.layers)
-    spec = str(config.get("User") or "")
-    user = find_user(files, spec) if spec else "no USER"
-    root = spec.partition(":")[0].lower() in ("", "root") or (isinstance(user, User) and user.uid == 0)
-    said = f"{spec or 'no USER'}. The container runs as root."
-    yield Verdict("USER set, and not root", not root, said if root else spec)
-    if not root:
-        yield _listed(user)
-    # Where there is no such user, what anybody may do is what counts.
-    anybody = User("anybody", -1, frozenset())
-    yield from _file_verdicts(files, config, user if isinstance(user, User) else anybody)
+    user = str(config.get("User") or "")
+    name = user.partition(":")[0].lower()
+    root = name == "root" or not name.strip("0")
+    found = f"{user or 'no USER'}. The container runs as root." if root else user
+    yield Verdict("USER set, and not root", not root, found)
+    words = [word for key in ("Entrypoint", "Cmd") if _is_strings(config.get(key)) for word in config[key]]
+    yield Verdict("an entry point or a command", bool(words), " ".join(words) or "neither ENTRYPOINT nor CMD")
+    volumes = sorted(config["Volumes"]) if isinstance(config.get("Volumes"), dict) else []
+    wrong = [volume for volume in volumes if any(_overlap(volume, path) for path in RESERVED)]
+    yield Verdict(f"no VOLUME on {', '.join(RESERVED)}", not wrong, ", ".join(wrong or volumes) or "none")
 
 
-def _listed(user: User | str) -> Verdict:
-    rule = "USER in the image's /etc/passwd"
-    if isinstance(user, str):
-        return Verdict(rule, False, user)
-    if not user.listed:
-        return Verdict(rule, False, f"no uid {user.uid}: it has no name, and /root as its home")
-    return Verdict(rule, True, f"uid {user.uid}, home {user.home}")
-
-
-def _file_verdicts(files: FileSystem, config: dict[str, Any], user: User) -> Iterator[Verdict]:
-    command = [*_words(config.get("Entrypoint")), *_words(config.get("Cmd"))]
-    variables = dict(word.partition("=")[::2] for word in _words(config.get("Env")))
-    folder = str(config.get("WorkingDir") or "/")
-    needed: dict[str, str] = {"WORKDIR": folder}
-    rule = "an entry point that USER may run"
+def _json(saved: Saved, name: str) -> Any:
     try:
-        program = _program(files, command, variables.get("PATH", DEFAULT_PATH), folder, user)
-        script = _script(files, command, folder, user)
-    except Refused as refusal:
-        yield Verdict(rule, False, str(refusal))
-    else:
-        yield Verdict(rule, True, " ".join(command))
-        needed["the entry point"] = program.path
-        if script is not None:
-            needed["its script"] = script.path
-    named = config.get("Volumes")
-    volumes = sorted(named) if isinstance(named, dict) else []
-    over = [volume for volume in volumes if any(_overlap(volume, path) for path in (*HIDDEN, EMPTIED))]
-    places = ", ".join((*HIDDEN, EMPTIED))
-    yield Verdict(f"no VOLUME on {places}", not over, ", ".join(over or volumes) or "none")
-    for name, value in variables.items():
-        for part in value.split(":"):
-            if part.startswith("/") and files.find(part) is not None:
-                needed[name] = part
-    yield _below(files, needed)
+        return json.loads(saved.documents[name])
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"{name}, which is not valid JSON") from error
 
 
-def _below(files: FileSystem, needed: dict[str, str]) -> Verdict:
-    """Whether something is lost where the platform's own folders lie; what is left over in /tmp is no loss."""
-    rule = f"nothing needed below {', '.join((*HIDDEN, EMPTIED))}"
-    lost = [path for place in HIDDEN for path in files.below(place)]
-    lost += [f"{name} ({path})" for name, path in needed.items() if _is_below(path)]
-    left = list(files.below(EMPTIED))
-    if lost:
-        return Verdict(rule, False, f"{first_few(lost)}: hidden or emptied when it runs")
-    return Verdict(rule, True, f"only {first_few(left)}, which is removed" if left else "nothing there")
-
-
-def _program(files: FileSystem, command: list[str], search: str, folder: str, user: User) -> Found:
-    """Return what a command starts, interpreters of scripts included. Raises Refused where it cannot be."""
-    if not command:
-        raise Refused("neither ENTRYPOINT nor CMD: the upload is taken, and nothing can be started")
-    name = command[0]
-    places = [name] if "/" in name else [f"{place or '.'}/{name}" for place in search.split(":")]
-    found = [one for place in places if (one := files.find(place, start=folder)) and one.node.kind == "file"]
-    if not found:
-        raise Refused(f"{name}: no such file" + ("" if "/" in name else f" in PATH ({search})"))
-    runnable = [one for one in found if one.open_to(user, EXECUTE)]
-    if not runnable:
-        raise Refused(f"{found[0].path}: mode {found[0].node.mode:04o}, not for {user.name} to run")
-    line = runnable[0].node.content.split(b"\n")[0]
-    if line.startswith(b"#!"):
-        if line.endswith(b"\r"):
-            raise Refused(f"{runnable[0].path}: a script with Windows' line ends")
-        words = line[2:].decode("utf-8", errors="replace").split()
-        if not words or files.find(words[0]) is None:
-            raise Refused(f"{runnable[0].path}: its interpreter {' '.join(words)!r} is missing")
-        if PurePosixPath(words[0]).name == "env" and len(words) == 2:
-            _program(files, words[1:], search, folder, user)
-    return runnable[0]
-
-
-def _script(files: FileSystem, command: list[str], folder: str, user: User) -> Found | None:
-    """Return the file that an interpreter is given to run, None where it is given none. Raises Refused."""
-    if not INTERPRETER.fullmatch(PurePosixPath(command[0]).name):
-        return None
-    words = list(itertools.dropwhile(PLAIN_FLAG.fullmatch, command[1:]))
-    if not words or words[0].startswith("-"):
-        return None
-    found = files.find(words[0], start=folder)
-    if found is None or found.node.kind == "other":
-        raise Refused(f"{words[0]}, which {command[0]} is to run: no such file in {folder}")
-    if found.node.kind == "file" and not found.open_to(user, READ):
-        raise Refused(f"{found.path}: mode {found.node.mode:04o}, not for {user.name} to read")
-    return found
-
-
-def _words(value: object) -> list[str]:
-    return [str(word) for word in value] if isinstance(value, list) else []
+def _is_strings(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _has_capitals(tag: str) -> bool:
-    """Return whether the name, which is all before the tag proper, has capitals."""
+    """Return whether an image's name, which is what comes before the tag proper, has capitals."""
     head, _, last = tag.rpartition("/")
     name = f"{head}/{last.partition(':')[0]}"
     return name != name.lower()
 
 
-def _is_below(path: str) -> bool:
-    return any(path.startswith(f"{place}/") for place in (*HIDDEN, EMPTIED))
-
-
 def _overlap(one: str, other: str) -> bool:
     first, second = PurePosixPath(one), PurePosixPath(other)
     return first.is_relative_to(second) or second.is_relative_to(first)
+
+
+def _text(file: IO[bytes]) -> str:
+    """Return the beginning of what was written to a file."""
+    file.seek(0)
+    return file.read(MAX_OUTPUT_BYTES).decode("utf-8", errors="replace")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from pantherseg.archives import opened
 from pantherseg.errors import DownloadError, ModelError, printable
 from pantherseg.models.bundle import DATASET, PLANS
 from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.packing import pack, read_checkpoint, read_origin
-from pantherseg.weights.archive import opened
 from pantherseg.weights.zoo import Weights
 
 logger = logging.getLogger(__name__)
