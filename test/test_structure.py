@@ -12,43 +12,16 @@ import pantherseg
 
 PACKAGE = Path(pantherseg.__file__).parent
 # From the bottom up: each may import those above it in this list. Packages count as one, and so do their modules.
-LAYERS = [
-    "errors",
-    "events",
-    "labels",
-    "volume",
-    "paths",
-    "machine",
-    "files",
-    "logs",
-    "tables",
-    "registry",
-    "arrays",
-    "archives",
-    "io",
-    "preprocessing",
-    "fusion",
-    "postprocess",
-    "recipe",
-    "models",
-    "networks",
-    "packing",
-    "inference",
-    "localize",
-    "ensemble",
-    "session",
-    "pipeline",
-    "case",
-    "phantom",
-    "evaluation",
-    "report",
-    "sbom",
-    "weights",
-    "training",
-    "grand_challenge",
-    "api",
-    "cli",
-]
+LAYERS = (
+    *("errors", "events", "labels", "volume", "paths", "machine", "files", "logs", "tables", "registry", "arrays"),
+    *("archives", "io"),
+    *("preprocessing", "fusion", "postprocess", "recipe"),
+    *("models", "networks", "packing"),
+    *("inference", "localize"),
+    *("phantom", "evaluation", "report", "sbom", "weights", "training"),
+    *("ensemble", "session", "pipeline", "case"),
+    *("grand_challenge", "api", "cli"),
+)
 # The package itself (its version) and the entry points that only call another module.
 FREE = {"__init__", "__main__"}
 MAX_FUNCTION_LINES = 60
