@@ -1,13 +1,16 @@
-"""`pantherseg predict`: a volume or a folder of volumes into a folder of masks."""
+"""`pantherseg predict`: segment a volume, or every volume of a folder."""
 
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
+import click
 import msgspec
 
 from pantherseg.case import read_case
+from pantherseg.cli.options import DEVICE, PATH, TASK, chosen_recipe
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.events import Event
 from pantherseg.files import prepare_folder
@@ -16,11 +19,77 @@ from pantherseg.io.names import case_name, mask_name, volumes_in
 from pantherseg.logs import one_line
 from pantherseg.machine.deadline import Deadline
 from pantherseg.machine.memory import begin
+from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.pipeline import DEVICE_FAILED, System, load_system, segment, write_result
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Volume
 
 logger = logging.getLogger(__name__)
+
+
+@click.command()
+@click.argument("source", metavar="INPUT", type=PATH)
+@click.argument("output", type=PATH)
+@click.option("--task", type=TASK, help="Use the recipe of this task.")
+@click.option("--recipe", type=PATH, help="Use this recipe.")
+@click.option(
+    "--model", type=PATH, help="Folder of models  [default: the demo models, which were trained on phantoms only]."
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="exact: the masks of nnU-Net's own predictor; fast: in bfloat16 if the CPU supports it, on a GPU as exact.",
+)
+@DEVICE
+@click.option("--device-memory", metavar="MB", type=click.IntRange(min=1), help="Use at most this much GPU memory.")
+@click.option(
+    "--time-budget",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds for each volume  [default: as in the recipe].",
+)
+@click.option(
+    "--rescue/--no-rescue",
+    default=None,
+    help="Whether to fill an empty mask with the most probable component  [default: as in the recipe].",
+)
+def predict(
+    source: Path,
+    output: Path,
+    task: str | None,
+    recipe: Path | None,
+    model: Path | None,
+    mode: Mode,
+    device: str,
+    device_memory: int | None,
+    time_budget: float | None,
+    rescue: bool | None,
+) -> None:
+    """Segment a volume, or every volume of a folder.
+
+    INPUT is a volume or a folder of volumes. The folder OUTPUT gets a mask in the format of each volume, and a report
+    <case>.json.
+    """
+    path = chosen_recipe(task, recipe)
+    if device_memory and device == "cpu":
+        raise click.UsageError("--device-memory applies to GPUs only")
+    if time_budget is not None and not math.isfinite(time_budget):
+        raise click.UsageError("--time-budget: expected a finite number of seconds")
+    failed = predict_all(
+        source,
+        output,
+        recipe=path,
+        model=model or DEMO_WEIGHTS,
+        device=device,
+        mode=mode,
+        rescue=rescue,
+        device_memory_mb=device_memory,
+        time_budget_s=time_budget,
+    )
+    if failed:
+        raise SystemExit(1)
 
 
 def predict_all(
@@ -31,14 +100,14 @@ def predict_all(
     model: Path,
     device: str,
     mode: Mode,
-    rescue: bool,
+    rescue: bool | None,
     device_memory_mb: int | None = None,
     time_budget_s: float | None = None,
 ) -> list[Path]:
     """Segment a volume, or every volume of a folder, and return the inputs that failed.
 
     A single volume that fails raises its error; in a folder the others go on. time_budget_s: for each volume, in place
-    of the recipe's.
+    of the recipe's. rescue: fill an empty mask with the most probable component; None: as in the recipe.
     """
     begin()
     settings = load_recipe(recipe)
@@ -97,7 +166,7 @@ def _predict_one(
     system: System,
     deadline: Deadline,
     *,
-    rescue: bool,
+    rescue: bool | None,
 ) -> System:
     """Return the system to go on with: another one after a device was lost."""
     volume, events = image
