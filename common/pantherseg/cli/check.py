@@ -33,7 +33,10 @@ def check() -> None:
 @REQUIRED_TASK
 @AS_JSON
 def job(folder: Path, task: str, as_json: bool) -> None:
-    """Check that a job FOLDER, laid out as the platform's /input, contains the volume of the task."""
+    """Check a job folder.
+
+    FOLDER is laid out as the platform's /input and must contain the volume of the task.
+    """
     _print(check_job(folder, _sockets(task)), as_json)
 
 
@@ -43,7 +46,10 @@ def job(folder: Path, task: str, as_json: bool) -> None:
 @click.option("--job", type=PATH, help="Job folder to compare with: the mask must have the grid of its volume.")
 @AS_JSON
 def output(folder: Path, task: str, job: Path | None, as_json: bool) -> None:
-    """Check an output FOLDER, laid out as the platform's /output."""
+    """Check an output folder.
+
+    FOLDER is laid out as the platform's /output.
+    """
     _print(check_output(folder, _sockets(task), job=job), as_json)
 
 
@@ -51,7 +57,10 @@ def output(folder: Path, task: str, job: Path | None, as_json: bool) -> None:
 @click.argument("image", metavar="PATH_OR_TAG")
 @AS_JSON
 def image(image: str, as_json: bool) -> None:
-    """Check a container image: an archive written by `docker save`, or the tag of a local image."""
+    """Check a container image.
+
+    PATH_OR_TAG is an archive written by `docker save`, or the tag of a local image.
+    """
     _print(check_image(image), as_json)
 
 
@@ -61,7 +70,10 @@ def image(image: str, as_json: bool) -> None:
 @click.option("--recipe", type=PATH, help="Use this recipe.")
 @AS_JSON
 def model(path: Path, task: str | None, recipe: Path | None, as_json: bool) -> None:
-    """Check a model archive (PATH is a .tar.gz file), or a folder of models before it is packed."""
+    """Check a model archive or a folder of models.
+
+    PATH is a .tar.gz file, or the folder before it is packed.
+    """
     _print(check_model(path, load_recipe(chosen_recipe(task, recipe))), as_json)
 
 

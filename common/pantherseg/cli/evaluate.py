@@ -15,7 +15,9 @@ from pantherseg.cli.options import PATH
 @click.argument("references", metavar="REF", type=PATH)
 @click.option("--json", "json_file", type=PATH, help="Write all figures to this file.")
 @click.option("--csv", "csv_file", type=PATH, help="Write one row per case and convention to this file.")
-@click.option("--leaderboard", type=click.Choice(["task1", "task2"]), help="Compare with the final leaderboard.")
+@click.option(
+    "--leaderboard", type=click.Choice(["task1", "task2"]), help="Compare with the leaderboard of the test phase."
+)
 @click.option("--compare", "other", metavar="PRED_B", type=PATH, help="Compare with these masks, case by case.")
 def evaluate(
     predictions: Path,

@@ -35,7 +35,10 @@ def weights() -> None:
 @weights.command("list")
 @TO
 def list_weights(root: Path | None) -> None:
-    """Print a table of the known published weights and whether they are installed."""
+    """List the published weights.
+
+    Prints a table of the known weights, with the folder of those that are installed.
+    """
     rows = [HEADER, *map(_row, states(load_zoo(ZOO), root or own_weights()))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -48,9 +51,9 @@ def list_weights(root: Path | None) -> None:
 @click.option("--file", "files", metavar="NAME", multiple=True, help="File of the Zenodo record; may be repeated.")
 @click.option("--zenodo", metavar="URL", default=ZENODO, show_default=True, help="Where the Zenodo records are.")
 def fetch(name: str, root: Path | None, files: tuple[str, ...], zenodo: str) -> None:
-    """Download the weights NAME, check them and install them, packed, as DIR/<role>.
+    """Download, check and install weights.
 
-    An interrupted download is continued by the same command.
+    The weights NAME are packed and become DIR/<role>. The same command continues an interrupted download.
     """
     zoo = load_zoo(ZOO)
     entry = named(zoo, name)
@@ -63,9 +66,9 @@ def fetch(name: str, root: Path | None, files: tuple[str, ...], zenodo: str) -> 
 @click.argument("name", required=False)
 @TO
 def verify(name: str | None, root: Path | None) -> None:
-    """Compare the installed weights, or only NAME, with their checksums.
+    """Verify the checksums of installed weights.
 
-    Prints one line for each model; the exit code is 1 if any is damaged.
+    Prints one line for each model, or only for NAME; the exit code is 1 if any is damaged.
     """
     all_intact = True
     for line, intact in _verify_each(name, root or own_weights()):
