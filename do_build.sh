@@ -10,12 +10,12 @@ usage() {
 usage: ./do_build.sh [--tag NAME] [--base-image IMAGE] [--runtime cuda|cpu] [task1|task2|all]
 
   --tag NAME          the image's name, for one task (default pantherseg-task1, pantherseg-task2)
-  --base-image IMAGE  Debian with Python 3.11 to build on (default BASE_IMAGE, else python:3.11-slim-bookworm)
-  --runtime RUNTIME   cuda (default): torch with its CUDA libraries, runs on the CPU too;
+  --base-image IMAGE  image of Debian with Python 3.11 (default $BASE_IMAGE, else python:3.11-slim-bookworm)
+  --runtime RUNTIME   cuda (default): torch with its CUDA libraries, also runs on the CPU;
                       cpu: no torch, a tenth of the size, named pantherseg-task1-cpu, pantherseg-task2-cpu
   task                task1, task2 or all (default)
 
-DOCKER_BUILD_OPTIONS holds further options of docker build, such as "--network host".
+DOCKER_BUILD_OPTIONS may hold further options for docker build, such as "--network host".
 EOF
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes what is uploaded: the image and the models of each task.
+# Writes the files to upload: the image and the models of each task.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=scripts/containers.sh
@@ -9,13 +9,13 @@ usage() {
   cat <<'EOF'
 usage: ./do_save.sh [--tag NAME] [--runtime cuda|cpu] [--model DIR] [task1|task2|all]
 
-  --tag NAME   the image, for one task (default pantherseg-task1, pantherseg-task2; built if it is not there)
-  --runtime    which of the images, as ./do_build.sh --runtime (default cuda)
-  --model DIR  folder of models (default weights/own if it has the task's, else weights/demo)
+  --tag NAME   the image, for one task (default pantherseg-task1, pantherseg-task2; built if it does not exist)
+  --runtime    cuda (default) or cpu, as for ./do_build.sh
+  --model DIR  folder of models (default weights/own if it has a folder for the task, else weights/demo)
   task         task1, task2 or all (default)
 
-Writes build/<image>.tar.gz, build/<image>.cdx.json with what is installed in it (CycloneDX), and
-build/<image>-model.tar.gz, which has the same bytes for the same models.
+Writes build/<image>.tar.gz, build/<image>.cdx.json with the list of packages installed in it (CycloneDX), and
+build/<image>-model.tar.gz, whose bytes depend only on the models.
 EOF
 }
 
@@ -23,7 +23,7 @@ parse_shared_arguments "$@"
 require_engine
 mkdir -p build
 
-# Prints size and checksum of a file that is ready, and where it is uploaded.
+# Prints the size and checksum of a finished file, and where to upload it.
 announce() {
   local size sum
   size=$(du --apparent-size --block-size=1000000 "$1" | cut -f1)
@@ -31,7 +31,7 @@ announce() {
   printf '%s  %s MB  sha256 %s\n    upload it as %s\n' "$1" "$size" "$sum" "$2"
 }
 
-# Prints the beginning of the names of a task's files.
+# Prints the common prefix of a task's files.
 target_of() {
   local image
   image=$(image_of "$1")
@@ -51,7 +51,7 @@ remove_parts() {
 }
 trap remove_parts EXIT
 
-# Every task's models first: what could not be run is refused before minutes go into an image.
+# The models of all tasks first, so that faulty ones are refused before minutes are spent on an image.
 for task in "${tasks[@]}"; do
   [[ -x .venv/bin/pantherseg ]] || ensure_image "$task"
   pack_model "$task" "$(target_of "$task")-model.tar.gz.part"
@@ -67,5 +67,5 @@ for task in "${tasks[@]}"; do
   mv "$target-model.tar.gz.part" "$target-model.tar.gz"
   announce "$target.tar.gz" "the algorithm's container image"
   announce "$target-model.tar.gz" "the algorithm's model"
-  echo "$target.cdx.json  what is installed in the image (CycloneDX)"
+  echo "$target.cdx.json  packages installed in the image (CycloneDX)"
 done

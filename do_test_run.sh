@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the sample case of each task from the job folder to the scored mask, as the platform would.
+# Runs the sample case of each task as the platform would, and scores the mask.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=scripts/containers.sh
@@ -12,24 +12,24 @@ usage() {
 usage: ./do_test_run.sh [--native] [--model DIR] [--tag NAME] [--runtime cuda|cpu] [--no-build]
                         [--no-model] [--hardened] [--user UID:GID] [task1|task2|all]
 
-  --native        without Docker, in .venv in the project's root, made and filled on first use; so it also runs where no
-                  Docker engine answers
+  --native        run without Docker, in .venv in the project's root, which is created on first use; this is also the
+                  fallback if no Docker engine is running
   --model DIR     folder of models with one for each role (task1, task2, localizer), or one nnU-Net model folder
-                  (default weights/own if it has the task's, else weights/demo)
-  --tag NAME      the image, for one task (default pantherseg-task1, pantherseg-task2); each run builds it first
-  --runtime       which of the images, as ./do_build.sh --runtime (default cuda)
-  --no-build      take the image as it is
-  --no-model      nothing in /opt/ml/model: the demo weights in the image are used
-  --hardened      --read-only, --cap-drop ALL and no-new-privileges on top
-  --user UID:GID  run as this user in place of the image's own
+                  (default weights/own if it has a folder for the task, else weights/demo)
+  --tag NAME      the image, for one task (default pantherseg-task1, pantherseg-task2); it is built first
+  --runtime       cuda (default) or cpu, as for ./do_build.sh
+  --no-build      do not build the image first
+  --no-model      leave /opt/ml/model empty, so that the demo models in the image are used
+  --hardened      run with --read-only, --cap-drop ALL and no-new-privileges
+  --user UID:GID  run as this user instead of the image's
   task            task1, task2 or all (default)
 
-The masks lie in test/output/<task>/images/pancreatic-tumor-segmentation/, with results.json and a picture beside.
-PYTHON names the interpreter that makes .venv (default python3; 3.11 or later).
+The masks are written to test/output/<task>/images/pancreatic-tumor-segmentation/; results.json, scores and a picture
+to test/output/<task>/. PYTHON is the interpreter that creates .venv (default python3; 3.11 or later).
 EOF
 }
 
-# Conditions of the platform: 16 GB machine, RLIMIT_DATA 1 GB below, half the memory in /dev/shm, 20 minutes a case.
+# The platform's limits: 16 GB of memory, RLIMIT_DATA 1 GB less, half the memory for /dev/shm, 20 minutes for each case.
 readonly MEMORY=16g DATA_BYTES=16106127360 SHARED_MEMORY=8g MAX_CPUS=4 TIME_LIMIT=20m
 
 native=false
@@ -61,7 +61,7 @@ while (($#)); do
 done
 check_arguments
 
-# Runs the pantherseg command: natively, or in the task's image with the project's test folder in its place.
+# Runs the pantherseg command: natively, or in the task's image with the project's test folder mounted.
 tool() {
   local task=$1
   shift
@@ -82,14 +82,14 @@ run_native() {
   seconds=$((SECONDS - began))
 }
 
-# Runs a task's image on its sample job and returns with the output in $2, owned by the caller, whatever happened.
-# Sets `seconds` to the time from start-up to exit.
+# Runs a task's image on its sample job. The output is moved to $2 and owned by the caller, even after a failure.
+# Sets `seconds` to the time from start to exit.
 run_container() {
   local task=$1 output=$2 image work status=0
   image=$(image_of "$task")
   work=$(mktemp -d)
   container=pantherseg-test-$$
-  # shellcheck disable=SC2064  # the names as they are now
+  # shellcheck disable=SC2064  # expand the names now
   trap "docker rm --force $container >/dev/null 2>&1 || true; rm -rf '$work'" EXIT
   mkdir -p "$work/model" "$work/output"
   chmod 0755 "$work" && chmod 0777 "$work/output"
@@ -99,9 +99,9 @@ run_container() {
     chmod -R a+rX "$work/model"
   fi
   local gpus=()
-  # Only where Docker knows NVIDIA's runtime and a GPU answers.
+  # GPUs, if Docker has NVIDIA's runtime and a GPU responds.
   ! docker info --format '{{.Runtimes}}' | grep -q nvidia || ! nvidia-smi >/dev/null 2>&1 || gpus=(--gpus all)
-  # The platform's /input is a link to the data; in a read-only container there is no place for one.
+  # The platform's /input is a link to the data, which cannot be created in a read-only container.
   local input=/opt/job
   ! $hardened || input=/input
   docker create --name "$container" --network none --memory "$MEMORY" --memory-swap "$MEMORY" \
@@ -111,11 +111,11 @@ run_container() {
     --volume "$work/model:/opt/ml/model" "$image" >/dev/null
   $hardened || { ln -s "$input" "$work/input" && tar -C "$work" -c input | docker cp --quiet - "$container:/"; }
   local began=$SECONDS
-  # In the background, because bash answers Ctrl-C only after a command in the foreground has ended.
+  # In the background, because bash handles Ctrl-C only after a foreground command has ended.
   timeout --signal TERM --kill-after 5 "$TIME_LIMIT" docker start --attach "$container" &
   wait $! || status=$?
   seconds=$((SECONDS - began))
-  # What the container's user wrote belongs to that user: hand it to the caller.
+  # The files belong to the container's user: give them to the caller.
   docker run --rm --network none --user 0 --entrypoint chown --volume "$work/output:/output" "$image" \
     -R "$(id -u):$(id -g)" /output
   rm -rf "$output"
@@ -127,7 +127,7 @@ run_container() {
   return "$status"
 }
 
-# Draws and scores a task's mask and remembers the line that says how it went.
+# Checks, draws and scores a task's mask, and adds a line to the summary.
 score() {
   local task=$1 output=$2 mask image reference
   mask=$(echo "$output"/images/pancreatic-tumor-segmentation/*.mha)
@@ -142,16 +142,16 @@ score() {
   summary+=("$(printf '%s: Dice %.3f, %s s, %s MB  %s' "$task" "$dice" "$seconds" "$memory" "$mask")")
 }
 
-# Prints the first number under a key of a JSON file that has one key a line.
+# Prints the first number with this key in a JSON file that has one key per line.
 figure() {
   sed -n "s/^ *\"$1\": \([0-9.]*\),*$/\1/p" "$2" | head -n 1
 }
 
-# An end from outside is an end like any other: what was made is removed.
+# Exit normally when interrupted, so that the exit traps remove what was created.
 trap 'exit 130' INT
 trap 'exit 143' TERM
 if ! $native && ! engine_answers; then
-  echo "no Docker engine answers: running natively"
+  echo "no Docker engine is running: running natively"
   native=true
 fi
 summary=()

@@ -1,4 +1,4 @@
-"""Entry point of Task 2's container: /input -> /output, with --input, --output and --model elsewhere."""
+"""Entry point of Task 2's container: reads /input, writes /output; see --help for other folders."""
 
 import sys
 from pathlib import Path

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pantherseg.commands.predict import predict_all
+from pantherseg.cli.predict import predict_all
 from pantherseg.evaluation import evaluate
 from pantherseg.files import write_text
 from pantherseg.logs import show_log

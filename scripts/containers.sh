@@ -1,9 +1,9 @@
-# What do_build.sh, do_test_run.sh and do_save.sh share; sourced with the project's root as the working directory.
+# Functions of do_build.sh, do_test_run.sh and do_save.sh; sourced with the project's root as the working directory.
 
 # shellcheck source=scripts/errors.sh
 source scripts/errors.sh
 
-# Weights of one's own, found here, take the place of the demo's.
+# The user's models, if there are any, are used instead of the demo models.
 readonly OWN_WEIGHTS=weights/own
 readonly DEMO_WEIGHTS=weights/demo
 
@@ -13,7 +13,7 @@ weights=
 base_image=${BASE_IMAGE:-python:3.11-slim-bookworm}
 runtime=cuda
 
-# Reads one argument that every script knows; sets `taken` to the number of words that it was, 0 for an unknown one.
+# Reads an argument that all scripts have in common; sets `taken` to its number of words, 0 for any other argument.
 shared_argument() {
   taken=1
   case $1 in
@@ -34,15 +34,15 @@ shared_argument() {
   esac
 }
 
-# Checks what cannot be checked argument by argument.
+# Checks the arguments after all have been read.
 check_arguments() {
-  [[ -z $tag || ${#tasks[@]} -eq 1 ]] || fail "--tag: expected one task beside it, found all" 2
-  [[ $tag != *[A-Z]* ]] || fail "--tag: expected lower case, as Docker asks for, found $tag" 2
+  [[ -z $tag || ${#tasks[@]} -eq 1 ]] || fail "--tag: expected a single task, found all" 2
+  [[ $tag != *[A-Z]* ]] || fail "--tag: expected lower case, which Docker requires, found $tag" 2
   [[ $runtime == cuda || $runtime == cpu ]] || fail "--runtime: expected cuda or cpu, found $runtime" 2
   [[ -z $weights || -d $weights ]] || fail "--model: expected a folder, found $weights" 2
 }
 
-# Reads the arguments of a script that has none of its own.
+# Reads the arguments of a script that has only the common ones.
 parse_shared_arguments() {
   while (($#)); do
     shared_argument "$@"
@@ -63,10 +63,10 @@ engine_answers() {
 }
 
 require_engine() {
-  engine_answers || fail "docker: expected an engine that answers, found none"
+  engine_answers || fail "docker: expected a running Docker engine, found none"
 }
 
-# Prints the commit of this checkout, with `-dirty` where files differ from it; `unknown` without git.
+# Prints the commit of this checkout, with `-dirty` if files have changed since; `unknown` without git.
 revision() {
   local commit
   commit=$(is_checkout && git rev-parse --verify --quiet HEAD) || { echo unknown && return; }
@@ -74,12 +74,12 @@ revision() {
   echo "$commit"
 }
 
-# Whether git knows this very folder: a copy inside of another checkout has none of its own.
+# Whether this folder is the root of a git checkout; a copy inside another checkout is not.
 is_checkout() {
   [[ $(git rev-parse --show-toplevel 2>/dev/null) -ef . ]]
 }
 
-# Prints the address that this checkout was cloned from, without a password; `unknown` if it is not on the web.
+# Prints the web address that this checkout was cloned from, without a password; `unknown` if there is none.
 source_address() {
   local address
   address=$(is_checkout && git remote get-url origin 2>/dev/null) || address=
@@ -97,7 +97,7 @@ build_image() {
   local options=() commit
   read -ra options <<<"${DOCKER_BUILD_OPTIONS:-}"
   commit=$(revision)
-  # The time of the commit, so that the same commit has the same labels; of other files nobody knows one.
+  # The time of the commit, so that the same commit gives the same labels.
   [[ $commit == unknown || $commit == *-dirty ]] ||
     options+=(--label "org.opencontainers.image.created=$(git show --no-patch --format=%cI)")
   echo "== building $(image_of "$1")"
@@ -107,7 +107,7 @@ build_image() {
     --file "Dockerfile.$1" --tag "$(image_of "$1")" .
 }
 
-# Writes what is installed in a task's image to a file, as CycloneDX; the image says so itself.
+# Lists the packages that are installed in a task's image in a file (CycloneDX).
 list_contents() {
   local image
   image=$(image_of "$1")
@@ -115,20 +115,20 @@ list_contents() {
     --image-id "$(docker image inspect --format '{{.Id}}' "$image")" >"$2"
 }
 
-# Prints the folder whose models are packed for a task: --model, else one's own, else the demo's.
+# Prints the folder of a task's models: --model, else the user's models, else the demo models.
 weights_of() {
   if [[ -n $weights ]]; then
     echo "$weights"
   elif [[ -d $OWN_WEIGHTS/$1 ]]; then
     echo "$OWN_WEIGHTS"
   else
-    [[ ! -d $OWN_WEIGHTS ]] || echo "$OWN_WEIGHTS has no folder $1: the demo models are taken" >&2
+    [[ ! -d $OWN_WEIGHTS ]] || echo "$OWN_WEIGHTS has no folder $1: using the demo models" >&2
     echo "$DEMO_WEIGHTS"
   fi
 }
 
-# Packs a task's models from one folder into another's folder `models`: with .venv if it is there, else with the task's
-# image, the large one if it is there, as only that can read checkpoints.
+# Packs a task's models from one folder into the subfolder `models` of another: with .venv if it exists, else with the
+# task's image, preferably the cuda image, because only that can read checkpoints.
 packer() {
   local task=$1 models=$2 packed=$3 image=pantherseg-$1
   if [[ -x .venv/bin/pantherseg ]]; then
@@ -141,8 +141,8 @@ packer() {
   fi
 }
 
-# Packs the models that a task's recipe names into a model.tar.gz whose bytes depend on nothing but the models. What
-# the folder <target>.packed holds meanwhile is the caller's to remove after an interruption.
+# Packs the models that a task's recipe names into a model.tar.gz whose bytes depend only on the models. After an
+# interruption, the caller must remove the working folder <target>.packed.
 pack_model() {
   local task=$1 target=$2 root packed=$2.packed
   root=$(weights_of "$task")

@@ -1,4 +1,4 @@
-# How a script ends with an error; sourced.
+# Prints an error and exits, by default with code 1; sourced.
 
 fail() {
   echo "error: $1" >&2

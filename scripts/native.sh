@@ -1,6 +1,7 @@
-# Installs what runs without a container; sourced after scripts/errors.sh with the project's root as the working directory.
+# Sets up .venv to run without a container; sourced after scripts/errors.sh with the project's root as the working
+# directory.
 
-# Installs what requirements.lock says, once for each content of it.
+# Installs the packages of requirements.lock, again whenever the file has changed.
 install() {
   local stamp=.venv/requirements.lock python=${PYTHON:-python3}
   cmp -s requirements.lock "$stamp" && return

@@ -1,8 +1,7 @@
-"""The command line and the container's entry point on bad inputs: exit code, one line, and nothing in the output."""
+"""The command line, and the container's entry point with bad inputs: exit codes, one-line errors, and no output."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import subprocess
@@ -10,14 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from conftest import ChangedModel
 from matrix import ended, quoted, saw
-from pantherseg import __version__
+from pantherseg import __version__, cli
 from pantherseg.cli import main as pantherseg
 from pantherseg.grand_challenge import main as entry_point
 from pantherseg.io import read_labels, write_volume
@@ -32,10 +30,6 @@ SLUG = "abdominal-t1-mri"
 def good(path: Path) -> Path:
     write_volume(Volume(np.arange(60, dtype=np.int16).reshape(3, 4, 5), Grid((3, 4, 5), (2.0, 1.0, 1.0))), path)
     return path
-
-
-def sound(path: Path) -> None:
-    good(path)
 
 
 def empty(path: Path) -> None:
@@ -66,7 +60,7 @@ def folder(path: Path) -> None:
 
 
 BAD_VOLUMES = [empty, text, truncated, negative_spacing, not_a_number]
-Bad = Callable[[Path], None]
+MakesVolume = Callable[[Path], object]
 
 
 @pytest.fixture
@@ -88,8 +82,8 @@ def check_one_line(stderr: str, named: Path) -> None:
     assert ", found " in lines[0]
 
 
-def job(tmp_path: Path, volume: Bad | None, *, slug: str = SLUG) -> Path:
-    """A job folder as the platform lays it out, its volume made by the function."""
+def job(tmp_path: Path, volume: MakesVolume | None, *, slug: str = SLUG) -> Path:
+    """Make a job folder with the platform's layout. volume: writes the volume at a path."""
     path = tmp_path / "input"
     place = path / "images" / slug
     place.mkdir(parents=True)
@@ -109,7 +103,7 @@ def run_job(path: Path, tmp_path: Path, models: Path, recipe: Path | None = None
 
 
 @pytest.mark.parametrize("bad", BAD_VOLUMES)
-def test_predict_refuses_a_bad_volume(tmp_path: Path, models: Path, bad: Bad) -> None:
+def test_predict_refuses_a_bad_volume(tmp_path: Path, models: Path, bad: MakesVolume) -> None:
     path = tmp_path / "a.mha"
     bad(path)
     result = predict(path, tmp_path / "out", "--task", 1, "--model", models)
@@ -119,7 +113,7 @@ def test_predict_refuses_a_bad_volume(tmp_path: Path, models: Path, bad: Bad) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_predict_without_a_volume(tmp_path: Path, models: Path) -> None:
+def test_predict_refuses_a_missing_volume_and_an_empty_folder(tmp_path: Path, models: Path) -> None:
     missing = tmp_path / "missing.mha"
     result = predict(missing, tmp_path / "out", "--task", 2, "--model", models)
     assert result.exit_code == 1
@@ -163,6 +157,7 @@ def test_predict_names_a_bad_recipe_and_missing_models(tmp_path: Path, models: P
         ["predict", "a.mha", "out", "--task", "1", "--mode", "magic"],
         ["predict", "a.mha", "out", "--task", "1", "--device", "tpu"],
         ["predict", "a.mha", "out", "--task", "1", "--colour"],
+        ["predict", "a.mha", "out", "--task", "1", "--time-budget", "inf"],
         ["phantom", "out", "--task", "1", "--cases", "0", "--seed", "1"],
         ["evaluate", "a.mha"],
         ["pack"],
@@ -175,7 +170,7 @@ def test_predict_names_a_bad_recipe_and_missing_models(tmp_path: Path, models: P
         ["nothing"],
     ],
 )
-def test_wrong_usage(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(pantherseg, arguments)
     assert result.exit_code == 2
@@ -202,7 +197,9 @@ def test_other_commands_name_a_missing_file(tmp_path: Path, arguments: list[str]
 
 @pytest.mark.fault("jobs", "the job's volume: {bad}", "an error that names the file, and no result")
 @pytest.mark.parametrize("bad", BAD_VOLUMES)
-def test_a_job_with_a_bad_volume(tmp_path: Path, models: Path, bad: Bad, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_with_a_bad_volume(
+    tmp_path: Path, models: Path, bad: MakesVolume, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = job(tmp_path, bad)
     assert run_job(path, tmp_path, models) == (1, [])
     captured = capsys.readouterr()
@@ -220,7 +217,7 @@ def test_a_job_with_a_bad_volume(tmp_path: Path, models: Path, bad: Bad, capsys:
     ],
 )
 def test_a_job_without_a_volume(
-    tmp_path: Path, models: Path, volume: Bad | None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, models: Path, volume: MakesVolume | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = job(tmp_path, volume)
     assert run_job(path, tmp_path, models) == (1, [])
@@ -229,7 +226,7 @@ def test_a_job_without_a_volume(
 
 @pytest.mark.fault("jobs", "the job of the other task", "an error that says so, and no result")
 def test_a_job_of_the_other_task(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = job(tmp_path, sound, slug="abdominal-t2-mri")
+    path = job(tmp_path, good, slug="abdominal-t2-mri")
     assert run_job(path, tmp_path, models) == (1, [])
     error = capsys.readouterr().err
     check_one_line(error, path / "inputs.json")
@@ -238,7 +235,7 @@ def test_a_job_of_the_other_task(tmp_path: Path, models: Path, capsys: pytest.Ca
 
 @pytest.mark.fault("jobs", "no recipe; then no models", "an error that names where they were looked for, and no result")
 def test_a_job_without_models_or_recipe(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = job(tmp_path, sound)
+    path = job(tmp_path, good)
     recipe = tmp_path / "missing.toml"
     assert run_job(path, tmp_path / "a", models, recipe) == (1, [])
     check_one_line(capsys.readouterr().err, recipe)
@@ -272,7 +269,7 @@ def test_masks_never_take_the_place_of_their_volumes(tmp_path: Path) -> None:
     assert volume.read_bytes() == before
 
 
-def test_a_link_to_the_output_folder_does_not_lose_its_volume(tmp_path: Path) -> None:
+def test_predict_does_not_overwrite_a_volume_behind_a_link(tmp_path: Path) -> None:
     store, links = tmp_path / "store", tmp_path / "links"
     links.mkdir()
     write_volume(Volume(np.ones((2, 3, 4), np.int16), Grid((2, 3, 4), (1.0, 1.0, 1.0))), store / "scan.mha")
@@ -333,7 +330,7 @@ def pack(*arguments: object) -> Result:
     return CliRunner().invoke(pantherseg, ["pack", *map(str, arguments)])
 
 
-def test_pack_writes_a_bundle_and_says_so(changed_model: ChangedModel, tmp_path: Path) -> None:
+def test_pack_writes_a_bundle_and_prints_its_contents(changed_model: ChangedModel, tmp_path: Path) -> None:
     folder, target = changed_model(folds=2, checkpoint="checkpoint_best.pth"), tmp_path / "bundle"
     result = pack(folder, target)
     assert result.exit_code == 1
@@ -351,7 +348,7 @@ def test_pack_writes_a_bundle_and_says_so(changed_model: ChangedModel, tmp_path:
 
 
 @pytest.mark.parametrize("option", [["--task", "2"], ["--recipe", str(task_recipe(2))]])
-def test_pack_with_a_recipe_packs_every_model_of_it(tmp_path: Path, option: list[str]) -> None:
+def test_pack_with_a_recipe_packs_every_model(tmp_path: Path, option: list[str]) -> None:
     result = pack(DEMO_WEIGHTS, tmp_path / "bundles", *option)
     assert result.exit_code == 0
     assert [line.partition(":")[0] for line in result.stdout.splitlines()] == [
@@ -360,7 +357,7 @@ def test_pack_with_a_recipe_packs_every_model_of_it(tmp_path: Path, option: list
     assert sorted(path.name for path in (tmp_path / "bundles").iterdir()) == ["localizer", "task2"]
 
 
-def test_pack_names_what_it_cannot_pack(tmp_path: Path, models: Path) -> None:
+def test_pack_refuses_sources_that_are_not_model_folders(tmp_path: Path, models: Path) -> None:
     for source in (tmp_path / "missing", models, DEMO_WEIGHTS / "task1"):
         result = pack(source, tmp_path / "bundle")
         assert result.exit_code == 1
@@ -375,7 +372,7 @@ def test_pack_names_what_it_cannot_pack(tmp_path: Path, models: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_predict_says_in_which_precision_it_computed(tmp_path: Path, pancreas: Volume, mode: str) -> None:
+def test_predict_reports_its_precision(tmp_path: Path, pancreas: Volume, mode: str) -> None:
     scan, output = tmp_path / "scan.mha", tmp_path / "out"
     write_volume(pancreas, scan)
     result = predict(scan, output, "--task", 1, "--device", "cpu", "--mode", mode)
@@ -412,15 +409,45 @@ def test_an_nnunet_folder_is_packed_on_use_and_gives_the_bundles_mask(
     assert list(temporary.iterdir()) == [], "the temporary bundle goes with the process"
 
 
-def commands(group: click.Group = pantherseg, prefix: str = "") -> dict[str, click.Command]:
-    found: dict[str, click.Command] = {}
-    for name, command in group.commands.items():
-        found |= commands(command, f"{name} ") if isinstance(command, click.Group) else {prefix + name: command}
-    return found
+def test_the_help_lists_every_command_with_its_first_line() -> None:
+    listed = CliRunner().invoke(pantherseg, ["--help"]).stdout.partition("Commands:\n")[2].splitlines()
+    names = [line.split()[0] for line in listed]
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("[!_]*.py")}
+    assert set(names) == modules - {"options"}
+    for name, line in zip(names, listed, strict=True):
+        usage = CliRunner().invoke(pantherseg, [name, "--help"]).stdout
+        assert usage.split("\n\n")[1].strip() == line.strip().removeprefix(name).strip()
 
 
-@pytest.mark.parametrize("name", commands())
-def test_every_command_takes_its_own_options(name: str) -> None:
-    command = commands()[name]
-    assert command.callback is not None
-    assert {parameter.name for parameter in command.params} == set(inspect.signature(command.callback).parameters)
+def test_the_help_imports_no_command() -> None:
+    script = """
+import sys
+from pantherseg.cli import main
+main(["--help"], standalone_mode=False)
+print([name for name in ("numpy", "msgspec", "pantherseg.cli.predict") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "options", "rescued"),
+    [
+        ("true", [], True),
+        ("false", [], False),
+        ("true", ["--no-rescue"], False),
+        ("false", ["--rescue"], True),
+    ],
+)
+def test_predict_rescues_an_empty_mask_as_in_the_recipe_or_as_asked(
+    tmp_path: Path, setting: str, options: list[str], rescued: bool
+) -> None:
+    text = task_recipe(1).read_text()
+    assert "rescue = true" in text
+    recipe, scan = tmp_path / "recipe.toml", tmp_path / "scan.mha"
+    recipe.write_text(text.replace("rescue = true", f"rescue = {setting}"))
+    write_volume(Volume(np.zeros((9, 40, 40), np.int16), Grid((9, 40, 40), (5.0,) * 3)), scan)
+    result = predict(scan, tmp_path / "out", "--recipe", recipe, "--device", "cpu", *options)
+    assert result.exit_code == 0, result.stderr
+    assert read_labels(tmp_path / "out" / "scan.mha").array.any() == rescued

@@ -301,7 +301,7 @@ def test_a_memory_limit_is_for_gpus(tmp_path: Path) -> None:
     options = ["--task", "1", "--device", "cpu", "--device-memory", "100"]
     result = CliRunner().invoke(main, ["predict", str(tmp_path), str(tmp_path / "out"), *options])
     assert result.exit_code == 2
-    assert result.output.splitlines()[-1] == "Error: --device-memory: it is for GPUs"
+    assert result.output.splitlines()[-1] == "Error: --device-memory applies to GPUs only"
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 from conftest import ChangedModel, CopiedBundle, one_line_about
 from matrix import saw
+from pantherseg.cli.pack import summary
 from pantherseg.errors import ModelError, OutputError, RecipeError
 from pantherseg.models.bundle import DATASET, PLANS, Bundle, open_bundle
 from pantherseg.models.find import CHECKPOINT, ModelFolder, find_models, open_model_folder
@@ -564,7 +565,7 @@ def test_a_link_that_leads_nowhere_is_no_target(demo_folder: ModelFolder, tmp_pa
 
 
 def test_the_line_of_a_bundle_names_its_labels() -> None:
-    line = import_module("pantherseg.commands.pack")._line(open_bundle(DEMO_WEIGHTS / "task1"))
+    line = summary(open_bundle(DEMO_WEIGHTS / "task1"))
     assert f"of {CHECKPOINT}, labels 1 tumour, 2 pancreas, " in line
     manifest = open_bundle(DEMO_WEIGHTS / "task1").manifest
     many = msgspec.structs.replace(manifest, labels={f"part {number}": number for number in range(41)})

@@ -1,4 +1,4 @@
-"""The scripts at the root: usage, and model archives that depend on nothing but the files."""
+"""The scripts in the project's root: usage, and model archives whose bytes depend only on the models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_comes_from_any_folder(script: str, tmp_path: Path) -> None:
+def test_the_help_works_from_any_folder(script: str, tmp_path: Path) -> None:
     result = run(script, "--help", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout.startswith(f"usage: ./{script} ")
@@ -37,19 +37,21 @@ def test_help_comes_from_any_folder(script: str, tmp_path: Path) -> None:
     [
         (["task3"], "task3: expected an option above"),
         (["--tag"], "--tag: expected a value, found nothing"),
-        (["--tag", "x"], "--tag: expected one task beside it, found all"),
-        (["--tag", "Big", "task1"], "--tag: expected lower case, as Docker asks for, found Big"),
+        (["--tag", "x"], "--tag: expected a single task, found all"),
+        (["--tag", "Big", "task1"], "--tag: expected lower case, which Docker requires, found Big"),
         (["--model", "/nowhere", "task1"], "--model: expected a folder, found /nowhere"),
     ],
 )
-def test_wrong_usage_ends_with_2_and_its_reason(script: str, arguments: list[str], reason: str, tmp_path: Path) -> None:
+def test_wrong_usage_exits_with_2_and_the_reason(
+    script: str, arguments: list[str], reason: str, tmp_path: Path
+) -> None:
     result = run(script, *arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == f"error: {reason}"
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "test/docker_engine.sh", ".ci/run", "weights/demo/make.sh"])
-def test_shellcheck_has_nothing_to_say(script: str) -> None:
+def test_shellcheck_finds_no_problem(script: str) -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
     result = subprocess.run(
@@ -63,14 +65,14 @@ def pack(task: str, weights: Path, target: Path) -> subprocess.CompletedProcess[
     return subprocess.run(["bash", "-euc", command], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_a_model_archive_has_the_same_bytes_for_the_same_models(tmp_path: Path) -> None:
+def test_model_archives_of_the_same_models_have_the_same_bytes(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, umask in ((first, 0o022), (second, 0o077)):
         before = os.umask(umask)
         shutil.copytree(ROOT / "weights" / "demo", folder, copy_function=shutil.copyfile)
         os.umask(before)
     os.utime(second / "task2" / "plans.json", (0, 1))
-    (second / "task2" / "training.json").write_bytes(b"not a model's file")
+    (second / "task2" / "training.json").write_bytes(b"not part of the model")
     digests = set()
     for folder in (first, second):
         target = tmp_path / f"{folder.name}.tar.gz"
@@ -85,7 +87,7 @@ def test_a_model_archive_has_the_same_bytes_for_the_same_models(tmp_path: Path) 
     assert all(member.isfile() and member.mode == 0o644 and member.uid == 0 for member in members)
 
 
-def test_a_folder_without_the_tasks_models_is_not_packed(tmp_path: Path) -> None:
+def test_refuses_a_folder_without_the_models_of_the_task(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     result = pack("task1", tmp_path / "weights", tmp_path / "model.tar.gz")
     assert result.returncode == 1
@@ -94,7 +96,7 @@ def test_a_folder_without_the_tasks_models_is_not_packed(tmp_path: Path) -> None
 
 
 ENGINE = """#!/bin/sh
-# Answers as an engine that has every image; what was asked for is noted.
+# Acts as a Docker engine that has every image, and logs its arguments.
 echo "$*" >>"{log}"
 case $1 in
   save) echo image ;;
@@ -109,14 +111,14 @@ exec "{python}" -m pantherseg "$@"
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout of the scripts with models of one's own, an environment, and a stand-in for Docker's engine."""
+    """Copy the scripts and some models, with a .venv and a fake Docker engine."""
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     shutil.copy(ROOT / "do_save.sh", folder)
     ignored = shutil.ignore_patterns("make.sh", "*.md", "*.toml", "training.json")
     shutil.copytree(DEMO_WEIGHTS, folder / "weights" / "own", ignore=ignored)
     for path, text in (
-        (tmp_path / "bin" / "docker", ENGINE.format(log=tmp_path / "asked", python=sys.executable)),
+        (tmp_path / "bin" / "docker", ENGINE.format(log=tmp_path / "received", python=sys.executable)),
         (folder / ".venv" / "bin" / "pantherseg", COMMAND.format(python=sys.executable)),
     ):
         path.parent.mkdir(parents=True)
@@ -126,17 +128,17 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def save(checkout: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], str]:
-    """Run do_save.sh, and return what was asked of the engine, too."""
+    """Run do_save.sh. Return its result and the commands that the Docker engine received."""
     tools = checkout.parent / "bin"
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
     result = subprocess.run(
         [checkout / "do_save.sh", *arguments], env=environment, capture_output=True, text=True, check=False
     )
-    return result, (checkout.parent / "asked").read_text()
+    return result, (checkout.parent / "received").read_text()
 
 
-def test_what_is_saved_are_the_models_of_ones_own(checkout: Path) -> None:
-    result, asked = save(checkout)
+def test_saves_the_models_of_the_user(checkout: Path) -> None:
+    result, received = save(checkout)
     assert result.returncode == 0, result.stderr
     names = ("pantherseg-task1", "pantherseg-task2")
     assert sorted(path.name for path in (checkout / "build").iterdir()) == sorted(
@@ -148,7 +150,7 @@ def test_what_is_saved_are_the_models_of_ones_own(checkout: Path) -> None:
         assert contents["metadata"]["component"]["properties"][0]["value"] == "sha256:0123"
     with tarfile.open(checkout / "build" / "pantherseg-task2-model.tar.gz") as archive:
         assert {name.split("/")[0] for name in archive.getnames()} == {"task2", "localizer"}
-    assert [line for line in asked.splitlines() if line.startswith("save")] == [f"save {name}" for name in names]
+    assert [line for line in received.splitlines() if line.startswith("save")] == [f"save {name}" for name in names]
 
 
 def without_a_fold(root: Path) -> None:
@@ -164,7 +166,7 @@ def without_a_manifest(root: Path) -> None:
     (root / "task2" / "manifest.json").unlink()
 
 
-def with_the_localizer_of_another(root: Path) -> None:
+def with_another_model_as_localizer(root: Path) -> None:
     shutil.rmtree(root / "localizer")
     shutil.copytree(root / "task1", root / "localizer")
 
@@ -175,23 +177,23 @@ def without_models(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("damage", "reason"),
     [
         (without_a_fold, "found no fold_3.safetensors"),
         (with_a_damaged_fold, "task2/fold_3.safetensors: expected SHA-256"),
         (without_a_manifest, "task2/manifest.json: expected a bundle's manifest"),
-        (with_the_localizer_of_another, "localizer: expected label between 1 and 2, found 7"),
+        (with_another_model_as_localizer, "localizer: expected label between 1 and 2, found 7"),
         (without_models, "weights/own: expected one bundle or nnU-Net model folder"),
     ],
 )
-def test_what_would_not_run_is_refused_before_any_image_is_saved(
-    checkout: Path, spoil: Callable[[Path], None], reason: str
+def test_refuses_faulty_models_before_it_saves_an_image(
+    checkout: Path, damage: Callable[[Path], None], reason: str
 ) -> None:
-    spoil(checkout / "weights" / "own")
-    result, asked = save(checkout)
+    damage(checkout / "weights" / "own")
+    result, received = save(checkout)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: weights/own")
     assert reason in line
-    assert "save" not in asked
+    assert "save" not in received
     assert list((checkout / "build").iterdir()) == []

@@ -1,4 +1,4 @@
-"""`python -m pantherseg`: the same as the command `pantherseg`, where the package is only on the path."""
+"""`python -m pantherseg` runs the command `pantherseg`, also where the package is not installed."""
 
 from pantherseg.cli import main
 

@@ -1,22 +1,48 @@
-"""Where recipes and demo weights lie: in the checkout (or image) that this package was installed from."""
+"""Where the recipes and weights are: in the installed package, or in the checkout or image that it runs from."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from pantherseg.errors import RecipeError
+from pantherseg.errors import PantherSegError, RecipeError
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parent
+
+
+def data_root() -> Path:
+    """Return the folder that holds Task1, Task2 and weights: the data of an installed wheel, else the checkout."""
+    data = PACKAGE / "data"
+    return data if (data / "weights").is_dir() else PACKAGE.parents[1]
+
+
+ROOT = data_root()
 DEMO_WEIGHTS = ROOT / "weights" / "demo"
-OWN_WEIGHTS = ROOT / "weights" / "own"
 ZOO = ROOT / "weights" / "zoo.toml"
 
 
+def own_weights() -> Path:
+    """Return the folder for fetched weights: weights/own in a checkout, else below the user's data folder.
+
+    The latter is $XDG_DATA_HOME/pantherseg/weights, by default ~/.local/share/pantherseg/weights. Raises
+    PantherSegError if the user has no home folder.
+    """
+    if not ROOT.is_relative_to(PACKAGE):
+        return ROOT / "weights" / "own"
+    data_home = os.environ.get("XDG_DATA_HOME", "")
+    if Path(data_home).is_absolute():  # the specification ignores relative paths
+        return Path(data_home, "pantherseg", "weights")
+    try:
+        return Path.home() / ".local" / "share" / "pantherseg" / "weights"
+    except RuntimeError as error:
+        raise PantherSegError(
+            "weights", "this user has no home folder to install weights in", hint="name a folder with --to"
+        ) from error
+
+
 def task_recipe(task: int) -> Path:
-    """Return the recipe of Task 1 or 2. Raises RecipeError where the package was installed without its checkout."""
+    """Return the recipe of Task 1 or 2. Raises RecipeError for another task."""
     path = ROOT / f"Task{task}" / "recipe.toml"
     if not path.is_file():
-        raise RecipeError(
-            path, expected="the recipe in the checkout", found="no such file", hint="name one with --recipe"
-        )
+        raise RecipeError(path, "there is no recipe for this task", hint="name one with --recipe")
     return path

@@ -1,0 +1,66 @@
+"""The Python interface: load the models of a recipe once, then segment any number of volumes.
+
+>>> session = pantherseg.load(task=1)
+>>> volume = pantherseg.read_volume(Path("scan.mha"))
+>>> mask = pantherseg.segment(volume, session).mask
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pantherseg.inference.backends import Mode
+from pantherseg.io import read_image
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
+from pantherseg.pipeline import Segmentation
+from pantherseg.pipeline import segment as segment_volume
+from pantherseg.recipe import load_recipe
+from pantherseg.session import Session
+from pantherseg.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    task: int | None = None,
+    *,
+    recipe: Path | None = None,
+    models: Path | None = None,
+    device: str = "auto",
+    mode: Mode = "exact",
+) -> Session:
+    """Load the models of a recipe.
+
+    task: 1 or 2, for the recipe of that task of PANTHER; or recipe: the path of another recipe.
+    models: folder of models, by default the demo models, which were trained on phantoms only.
+    device: "auto", "cpu" or "cuda". mode: "exact" for the masks of nnU-Net's own predictor, "fast" for bfloat16 on
+    CPUs that support it.
+
+    Raises RecipeError, ModelError and DeviceError, and ValueError unless exactly one of task and recipe is given.
+    """
+    if (task is None) == (recipe is None):
+        raise ValueError("load needs either a task or a recipe")
+    path = recipe if recipe is not None else task_recipe(task or 0)
+    session = Session(load_recipe(path), models or DEMO_WEIGHTS, device=device, mode=mode, many_cases=True)
+    session.load()
+    return session
+
+
+def segment(volume: Volume, session: Session) -> Segmentation:
+    """Segment the tumour in a volume (z, y, x; arbitrary MR units), with the models that `load` returned.
+
+    The result's `mask` is a Volume on the same grid (uint8, 1 = tumour). Raises InputError.
+    """
+    return segment_volume(volume, session)
+
+
+def read_volume(path: Path) -> Volume:
+    """Read an MR volume from a .mha, .mhd, .nii, .nii.gz or .nrrd file as float32 (z, y, x).
+
+    Logs a warning for everything that was corrected, such as NaN voxels. Raises InputError.
+    """
+    volume, events = read_image(path)
+    for event in events:
+        logger.warning("%s: %s", event.code, event.message)
+    return volume

@@ -1,0 +1,91 @@
+"""`pantherseg check`: check files that are exchanged with the platform."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from pantherseg.cli.options import PATH, TASK, chosen_recipe
+from pantherseg.grand_challenge.check import check_job, check_output
+from pantherseg.grand_challenge.check_image import check_image
+from pantherseg.grand_challenge.check_model import check_model
+from pantherseg.grand_challenge.verdict import Verdict
+from pantherseg.paths import task_recipe
+from pantherseg.recipe import Sockets, load_recipe
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+REQUIRED_TASK = click.option("--task", type=TASK, required=True, help="Use the recipe of this task.")
+
+
+@click.group()
+def check() -> None:
+    """Check files that are exchanged with the platform.
+
+    Prints one line for each rule; the exit code is 1 if any is broken.
+    """
+
+
+@check.command()
+@click.argument("folder", type=PATH)
+@REQUIRED_TASK
+@AS_JSON
+def job(folder: Path, task: str, as_json: bool) -> None:
+    """Check a job folder.
+
+    FOLDER is laid out as the platform's /input and must contain the volume of the task.
+    """
+    _print(check_job(folder, _sockets(task)), as_json)
+
+
+@check.command()
+@click.argument("folder", type=PATH)
+@REQUIRED_TASK
+@click.option("--job", type=PATH, help="Job folder to compare with: the mask must have the grid of its volume.")
+@AS_JSON
+def output(folder: Path, task: str, job: Path | None, as_json: bool) -> None:
+    """Check an output folder.
+
+    FOLDER is laid out as the platform's /output.
+    """
+    _print(check_output(folder, _sockets(task), job=job), as_json)
+
+
+@check.command()
+@click.argument("image", metavar="PATH_OR_TAG")
+@AS_JSON
+def image(image: str, as_json: bool) -> None:
+    """Check a container image.
+
+    PATH_OR_TAG is an archive written by `docker save`, or the tag of a local image.
+    """
+    _print(check_image(image), as_json)
+
+
+@check.command()
+@click.argument("path", type=PATH)
+@click.option("--task", type=TASK, help="Use the recipe of this task.")
+@click.option("--recipe", type=PATH, help="Use this recipe.")
+@AS_JSON
+def model(path: Path, task: str | None, recipe: Path | None, as_json: bool) -> None:
+    """Check a model archive or a folder of models.
+
+    PATH is a .tar.gz file, or the folder before it is packed.
+    """
+    _print(check_model(path, load_recipe(chosen_recipe(task, recipe))), as_json)
+
+
+def _sockets(task: str) -> Sockets:
+    return load_recipe(task_recipe(int(task))).sockets
+
+
+def _print(verdicts: Sequence[Verdict], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
+    else:
+        for verdict in verdicts:
+            click.echo(f"{'ok    ' if verdict.kept else 'BROKEN'}  {verdict.as_line()}")
+    if not all(verdict.kept for verdict in verdicts):
+        raise SystemExit(1)

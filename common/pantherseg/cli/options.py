@@ -1,0 +1,25 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pantherseg.paths import task_recipe
+
+# Whether a path exists is checked by the library, whose errors say more than click's.
+PATH = click.Path(path_type=Path, readable=False)
+TASK = click.Choice(["1", "2"])
+DEVICE = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+)
+
+
+def chosen_recipe(task: str | None, recipe: Path | None) -> Path:
+    """Return the recipe of the options --task and --recipe. Raises UsageError unless exactly one of them is given."""
+    if recipe is not None and task is None:
+        return recipe
+    if task is not None and recipe is None:
+        return task_recipe(int(task))
+    raise click.UsageError("give either --task or --recipe")

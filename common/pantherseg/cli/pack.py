@@ -1,0 +1,55 @@
+"""`pantherseg pack`: turn nnU-Net model folders into bundles."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from pantherseg.cli.options import PATH, TASK, chosen_recipe
+from pantherseg.errors import ModelError
+from pantherseg.models.bundle import Bundle
+from pantherseg.models.find import open_model
+from pantherseg.packing import pack as pack_model
+from pantherseg.packing import pack_models
+from pantherseg.recipe import load_recipe
+
+logger = logging.getLogger(__name__)
+
+
+@click.command()
+@click.argument("source", type=PATH)
+@click.argument("bundle", type=PATH)
+@click.option("--checkpoint", metavar="NAME", help="Checkpoint to pack  [default: checkpoint_final.pth].")
+@click.option("--task", type=TASK, help="Pack every model that the recipe of this task names.")
+@click.option("--recipe", type=PATH, help="Pack every model that this recipe names.")
+def pack(source: Path, bundle: Path, checkpoint: str | None, task: str | None, recipe: Path | None) -> None:
+    """Pack an nnU-Net model folder into a bundle.
+
+    SOURCE is the model folder and BUNDLE a new folder, of half its size, which runs without torch. With a recipe,
+    SOURCE is a folder of models, and each model that the recipe names is packed into BUNDLE/<role>.
+    """
+    if task is None and recipe is None:
+        model = open_model(source, checkpoint=checkpoint)
+        if isinstance(model, Bundle):
+            raise ModelError(source, expected="an nnU-Net model folder", found="a bundle, which is packed already")
+        click.echo(summary(pack_model(model, bundle)))
+        return
+    path = chosen_recipe(task, recipe)
+    if checkpoint:
+        raise click.UsageError("--checkpoint cannot be combined with a recipe, which names the checkpoint itself")
+    settings = load_recipe(path)
+    bundles = pack_models(source, bundle, settings)
+    for packed in bundles:
+        click.echo(summary(packed))
+    localizer = settings.localizer
+    if localizer is not None and all(packed.path.name != localizer.model for packed in bundles):
+        logger.warning("%s has no model '%s': the members will search the whole volume", source, localizer.model)
+
+
+def summary(bundle: Bundle) -> str:
+    """Return one line about a bundle: its folds, checkpoint, labels and size."""
+    size = sum(path.stat().st_size for path in bundle.path.iterdir())
+    folds = f"folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}"
+    return f"{bundle.path}: {folds}, {bundle.said_labels()}, {size / 1e6:.1f} MB"

@@ -1,1 +1,0 @@
-"""What the longer commands do; their arguments and help are in `cli`."""

@@ -1,0 +1,74 @@
+"""The Python interface of the package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pantherseg
+from pantherseg.io import write_volume
+from pantherseg.phantom import make_phantom
+from pantherseg.volume import Grid, Volume
+
+
+@pytest.mark.slow
+def test_segments_a_volume(tmp_path: Path) -> None:
+    image = make_phantom(5004, task=2, size="small").image
+    write_volume(image, tmp_path / "scan.mha")
+    session = pantherseg.load(task=2, device="cpu")
+    volume = pantherseg.read_volume(tmp_path / "scan.mha")
+    mask = pantherseg.segment(volume, session).mask
+    assert mask.grid == image.grid
+    assert mask.array.dtype == np.uint8
+    assert mask.array.any()
+
+
+def test_load_needs_one_recipe() -> None:
+    with pytest.raises(ValueError, match="either a task or a recipe"):
+        pantherseg.load()
+    with pytest.raises(ValueError, match="either a task or a recipe"):
+        pantherseg.load(1, recipe=Path("recipe.toml"))
+    with pytest.raises(pantherseg.RecipeError, match=r"other\.toml"):
+        pantherseg.load(recipe=Path("other.toml"))
+
+
+def test_read_volume_logs_what_it_corrected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    array = np.arange(1000, dtype=np.float32).reshape(10, 10, 10)
+    array[0, 0, 0] = np.nan
+    write_volume(Volume(array, Grid(array.shape, (1.0, 1.0, 1.0))), tmp_path / "scan.nrrd")
+    volume = pantherseg.read_volume(tmp_path / "scan.nrrd")
+    assert volume.array[0, 0, 0] == 1
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["non_finite_voxels"]
+
+
+def test_every_exported_name_is_documented() -> None:
+    assert set(pantherseg.__all__) <= set(dir(pantherseg))
+    for name in pantherseg.__all__:
+        assert getattr(pantherseg, name).__doc__, name
+
+
+def test_every_error_is_exported() -> None:
+    errors = vars(import_module("pantherseg.errors")).values()
+    names = {error.__name__ for error in errors if isinstance(error, type) and issubclass(error, Exception)}
+    assert names <= set(pantherseg.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'pantherseg' has no attribute 'segmentation'"):
+        _ = pantherseg.segmentation
+
+
+def test_importing_the_package_imports_no_library() -> None:
+    script = """
+import sys
+import pantherseg
+dir(pantherseg)
+print([name for name in ("numpy", "torch", "openvino", "SimpleITK", "msgspec") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
