@@ -109,14 +109,14 @@ def predict_all(
         settings = msgspec.structs.replace(settings, time_budget_s=time_budget_s)
     if rescue is not None:
         settings = settings.with_rescue(rescue=rescue)
-    options = {"device": device, "mode": mode, "device_memory_mb": device_memory_mb}
-    if not source.is_dir() or find_sources(source) == [source]:
+    many = source.is_dir() and find_sources(source) != [source]
+    session = Session(settings, model, device=device, mode=mode, device_memory_mb=device_memory_mb, many_cases=many)
+    if not many:
         _check_targets([source], output)
-        run_case(source, Session(settings, model, **options), _output_of(source, output))
+        run_case(source, session, _output_of(source, output))
         return []
     sources = _sources(source)
     _check_targets(sources, output)
-    session = Session(settings, model, **options, many_cases=True)
     session.load()  # models that cannot be used end the run, rather than each case
     failed = []
     for number, path in enumerate(sources, start=1):
