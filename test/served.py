@@ -19,7 +19,7 @@ class Page:
     """The response to a path.
 
     cuts: for each request in turn, the number of bytes after which the connection is cut, None for never; the last
-    one holds for all further requests. announced: the Content-Length to send, False for none, None for the true one.
+    one holds for all further requests. announced: the Content-Length to send, "" for none, None for the true one.
     statuses: errors to answer the first requests with. pause: seconds between two chunks.
     """
 
@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_error(416)
                 return
             status, content_range = 206, f"bytes {start}-{size - 1}/{size}"
-        length = {None: str(size - start), False: None}.get(page.announced, str(page.announced))  # type: ignore[call-overload]
+        length = str(size - start if page.announced is None else page.announced) or None
         headers = {"ETag": page.etag, "Content-Type": page.content_type, "Content-Length": length}
         self.send_headers(status, headers | {"Content-Range": content_range})
         cut = page.cuts.pop(0) if len(page.cuts) > 1 else page.cuts[0]

@@ -319,7 +319,7 @@ def test_refuses_a_file_larger_than_the_disk(downloads: Downloads, tmp_path: Pat
 @fault("the disk fills up during the download; then it has room", "an error; then the whole file, continued")
 def test_continues_after_the_disk_was_full(downloads: Downloads, small_disk: SmallDisk) -> None:
     downloads.folder = small_disk(600_000)
-    page = downloads.serve(announced=False)
+    page = downloads.serve(announced="")
     part = downloads.folder / "w.zip.part"
     text = downloads.fails(part, left=PARTIAL, size=None)
     assert "found No space left on device; what was received is kept" in text

@@ -32,7 +32,7 @@ CHUNK_BYTES = 1 << 16
 
 
 class Client:
-    """Downloads files. pause: seconds before the second retry, doubled for each further one; the first is immediate."""
+    """Downloads files. pause: the unit of the seconds between retries, which are 0, 2, 4, 8, ... times as long."""
 
     def __init__(self, *, retries: int = RETRIES, pause: float = 1.0) -> None:
         self._retry = Retry(
