@@ -1,4 +1,4 @@
-"""A web server for tests, as unreliable as real ones: files with ranges, and what goes wrong with them."""
+"""A web server for tests that serves files with ranges, and fails in the ways that real servers do."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
-PIECE = 1 << 16
+CHUNK_BYTES = 1 << 16
 
 
 @dataclass
 class Page:
-    """One address.
+    """The response to a path.
 
-    breaks: for each request in turn after how many bytes the connection ends, the last for all further ones; None =
-    never. sized: whether there is a Content-Length; length: what it says in place of the truth. statuses: for each of
-    the first requests an error. pause: seconds between two pieces.
+    cuts: for each request in turn, the number of bytes after which the connection is cut, None for never; the last
+    one holds for all further requests. announced: the Content-Length to send, "" for none, None for the true one.
+    statuses: errors to answer the first requests with. pause: seconds between two chunks.
     """
 
     content: bytes = b""
     etag: str | None = '"1"'
     ranges: bool = True
-    breaks: list[int | None] = field(default_factory=lambda: [None])
-    length: int | None = None
-    sized: bool = True
+    cuts: list[int | None] = field(default_factory=lambda: [None])
+    announced: int | str | None = None
     statuses: list[int] = field(default_factory=list)
+    retry_after: str | None = None
     location: str | None = None
-    kind: str = "application/octet-stream"
+    content_type: str = "application/octet-stream"
     pause: float = 0.0
-    asked: list[str | None] = field(default_factory=list)
-    """The Range of each request that came."""
+    requests: list[str | None] = field(default_factory=list)
+    """The Range header of each request so far."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Served
+    server: FileServer
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -48,45 +48,43 @@ class Handler(BaseHTTPRequestHandler):
         if page is None:
             self.send_error(404)
             return
-        page.asked.append(self.headers["Range"])
+        page.requests.append(self.headers["Range"])
         self.close_connection = True
         if page.statuses:
-            self.send_error(page.statuses.pop(0))
+            self.send_headers(page.statuses.pop(0), {"Retry-After": page.retry_after})
         elif page.location is not None:
-            self.send_response(302)
-            self.send_header("Location", page.location)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.send_headers(302, {"Location": page.location, "Content-Length": "0"})
         else:
-            self.answer(page)
+            self.send_file(page)
 
-    def answer(self, page: Page) -> None:
-        start, asked = 0, self.headers["Range"]
-        same = self.headers["If-Range"] in (None, page.etag)
-        if asked and page.ranges and same:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(page.content):
+    def send_headers(self, status: int, headers: dict[str, str | None]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+
+    def send_file(self, page: Page) -> None:
+        status, start, size, content_range = 200, 0, len(page.content), None
+        requested = self.headers["Range"]
+        if requested and page.ranges and self.headers["If-Range"] in (None, page.etag):
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
+            if start >= size:
                 self.send_error(416)
                 return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(page.content) - 1}/{len(page.content)}")
-        else:
-            self.send_response(200)
-        if page.etag:
-            self.send_header("ETag", page.etag)
-        self.send_header("Content-Type", page.kind)
-        if page.sized:
-            self.send_header("Content-Length", str(len(page.content) - start if page.length is None else page.length))
-        self.end_headers()
-        limit = page.breaks.pop(0) if len(page.breaks) > 1 else page.breaks[0]
-        content = page.content[start:] if limit is None else page.content[start : start + limit]
-        for place in range(0, len(content), PIECE):
-            self.wfile.write(content[place : place + PIECE])
+            status, content_range = 206, f"bytes {start}-{size - 1}/{size}"
+        length = str(size - start if page.announced is None else page.announced) or None
+        headers = {"ETag": page.etag, "Content-Type": page.content_type, "Content-Length": length}
+        self.send_headers(status, headers | {"Content-Range": content_range})
+        cut = page.cuts.pop(0) if len(page.cuts) > 1 else page.cuts[0]
+        content = page.content[start:] if cut is None else page.content[start : start + cut]
+        for offset in range(0, len(content), CHUNK_BYTES):
+            self.wfile.write(content[offset : offset + CHUNK_BYTES])
             time.sleep(page.pause)
 
 
-class Served(ThreadingHTTPServer):
-    """Pages by their path, served while the block runs."""
+class FileServer(ThreadingHTTPServer):
+    """Serves pages by their path while the `with` block runs."""
 
     daemon_threads = True
 
@@ -95,7 +93,7 @@ class Served(ThreadingHTTPServer):
         self.pages: dict[str, Page] = {}
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> FileServer:
         self._thread.start()
         return self
 
@@ -105,21 +103,21 @@ class Served(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: Any) -> None:
-        """A client that was killed is no error of the server's."""
+        """Ignore clients that were killed."""
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
 
-    def record(self, number: int, files: dict[str, Page], licence: str | None = "cc-by-4.0") -> str:
-        """Serve a Zenodo record, and return the address of all records."""
+    def add_record(self, number: int, files: dict[str, Page], licence: str | None = "cc-by-4.0") -> str:
+        """Serve a Zenodo record, and return the URL of all records."""
         entries = []
         for name, page in files.items():
             path = f"/api/records/{number}/files/{name}/content"
             self.pages[path] = page
             checksum = f"md5:{hashlib.md5(page.content).hexdigest()}"
-            entry = {"id": name, "key": name, "size": len(page.content), "checksum": checksum}
-            entries.append({**entry, "links": {"self": self.url(path)}})
-        metadata: dict[str, Any] = {"title": "weights"} | ({"license": {"id": licence}} if licence else {})
+            link = {"self": self.url(path)}
+            entries.append({"key": name, "size": len(page.content), "checksum": checksum, "links": link})
+        metadata = {"title": "weights"} | ({"license": {"id": licence}} if licence else {})
         content = json.dumps({"id": number, "files": entries, "metadata": metadata}).encode()
-        self.pages[f"/api/records/{number}"] = Page(content, kind="application/json")
+        self.pages[f"/api/records/{number}"] = Page(content, content_type="application/json")
         return self.url("/api/records")

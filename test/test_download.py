@@ -1,430 +1,330 @@
-"""Downloads come whole or not at all, whatever the server does, and go on where they ended."""
+"""Downloads arrive complete or not at all, whatever the server does, and continue where they ended."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-import resource
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from conftest import SmallDisk, one_line_about
 from matrix import saw
-from pantherseg.errors import DownloadError, OutputError, PantherSegError
-from pantherseg.weights.downloads import Client, _length, check_still_safe
-from pantherseg.weights.partial import Wanted
-from served import Page, Served
+from pantherseg.errors import DownloadError, PantherSegError
+from pantherseg.weights.downloads import Client
+from pantherseg.weights.partial import RemoteFile, check_secure
+from published import RETRIES, fault
+from served import FileServer, Page
 
 CONTENT = random.Random(0).randbytes(1_000_000)
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-MD5 = hashlib.md5(CONTENT).hexdigest()
+SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 HALF = 500_000
-
-
-@pytest.fixture
-def client() -> Iterator[Client]:
-    made = Client(retries=2, pause=0.01)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def wanted(server: Served) -> Wanted:
-    return Wanted("w.zip", server.url("/w.zip"), len(CONTENT), f"sha256:{SHA256}")
-
-
-def refused(client: Client, wanted: Wanted, folder: Path, *, where: object = None) -> str:
-    with pytest.raises(PantherSegError) as caught:
-        client.download(wanted, folder)
-    return one_line_about(where or wanted.url, caught.value)
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def check(client: Client, wanted: Wanted, folder: Path) -> None:
-    file = client.download(wanted, folder)
-    assert file.path.read_bytes() == CONTENT
-    saw(f"the file, {file.path.stat().st_size} bytes")
-    assert (file.size, file.sha256) == (len(CONTENT), SHA256)
-    assert names(folder) == ["w.zip", "w.zip.json"]
+class Downloads:
+    """Downloads w.zip of the server into a folder, and expects success or an error."""
+
+    def __init__(self, server: FileServer, client: Client, folder: Path) -> None:
+        self.server, self.client, self.folder = server, client, folder
+        self.remote = RemoteFile("w.zip", server.url("/w.zip"), len(CONTENT), SHA256)
+
+    def serve(self, content: bytes = CONTENT, **behaviour: Any) -> Page:
+        page = self.server.pages["/w.zip"] = Page(content, **behaviour)
+        return page
+
+    def succeeds(self, **changes: Any) -> None:
+        path = self.client.download(replace(self.remote, **changes), self.folder)
+        assert path.read_bytes() == CONTENT
+        assert names(self.folder) == ["w.zip", "w.zip.json"]
+        saw(f"the file, {path.stat().st_size} bytes")
+
+    def fails(self, where: object = None, *, left: Any = (), **changes: Any) -> str:
+        """Return the error. left: the names of the files that must be left in the folder."""
+        remote = replace(self.remote, **changes)
+        with pytest.raises(PantherSegError) as caught:
+            self.client.download(remote, self.folder)
+        assert names(self.folder) == list(left)
+        return one_line_about(where or remote.url, caught.value)
 
 
-@pytest.mark.parametrize("checksum", [None, f"sha256:{SHA256}", f"md5:{MD5}"])
+PARTIAL = ["w.zip.json", "w.zip.part"]
+
+
+@pytest.fixture
+def downloads(server: FileServer, client: Client, tmp_path: Path) -> Downloads:
+    return Downloads(server, client, tmp_path)
+
+
+@pytest.mark.parametrize("checksum", [None, SHA256, MD5, MD5.upper()])
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
-def test_a_file_comes_whole(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path, checksum: str | None, size: int | None
-) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT)
-    wanted = replace(wanted, checksum=checksum, size=size)
-    check(client, wanted, tmp_path)
-    check(client, wanted, tmp_path)
-    assert page.asked == [None], "what has come is not asked for again"
+def test_downloads_a_file_once(downloads: Downloads, checksum: str | None, size: int | None) -> None:
+    page = downloads.serve()
+    downloads.succeeds(checksum=checksum, size=size)
+    downloads.succeeds(checksum=checksum, size=size)
+    assert page.requests == [None]
 
 
-@pytest.mark.fault("downloads", "the connection breaks", "the whole file, taken up where it ended")
-def test_a_connection_that_breaks_once_is_taken_up_where_it_ended(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path
-) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT, breaks=[HALF, None])
-    check(client, wanted, tmp_path)
-    offset = int((page.asked[1] or "").removeprefix("bytes=").removesuffix("-"))
-    assert page.asked[0] is None
-    assert HALF - (1 << 16) <= offset <= HALF
+@fault("the connection breaks", "the whole file, continued where it ended")
+def test_continues_a_broken_transfer(downloads: Downloads) -> None:
+    page = downloads.serve(cuts=[HALF, None])
+    downloads.succeeds()
+    assert page.requests == [None, f"bytes={HALF}-"]
 
 
-def test_one_that_breaks_again_and_again_but_goes_on_arrives(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path
-) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT, breaks=[150_000])
-    check(client, wanted, tmp_path)
-    assert len(page.asked) > 1 + 2, "more often than retries without progress are allowed"
+def test_does_not_limit_attempts_that_make_progress(downloads: Downloads) -> None:
+    page = downloads.serve(cuts=[150_000])
+    downloads.succeeds()
+    assert len(page.requests) > 1 + RETRIES
 
 
 @pytest.mark.parametrize(
-    ("ranges", "breaks"),
+    ("ranges", "cut"),
     [
         pytest.param(
             *(False, HALF),
-            marks=pytest.mark.fault(
-                "downloads",
-                "the connection breaks every time; then no more",
-                "an error after some tries; then the whole file",
-            ),
+            marks=fault("the connection breaks every time; then no longer", "an error after retries; then the file"),
         ),
         (True, 0),
     ],
 )
-def test_one_that_never_gets_further_is_given_up_after_the_stated_retries(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path, ranges: bool, breaks: int
-) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT, ranges=ranges, breaks=[breaks])
-    text = refused(client, wanted, tmp_path)
-    assert "after 2 retries; what has come is kept: fetch again to go on" in text
-    assert len(page.asked) == 3
-    assert names(tmp_path) == ["w.zip.json", "w.zip.part"]
-    server.pages["/w.zip"] = Page(CONTENT, ranges=ranges)
-    check(client, wanted, tmp_path)
+def test_gives_up_after_retries_without_progress(downloads: Downloads, ranges: bool, cut: int) -> None:
+    page = downloads.serve(ranges=ranges, cuts=[cut])
+    text = downloads.fails(left=PARTIAL)
+    assert text.endswith("after 2 retries; run the command again to continue")
+    assert len(page.requests) == 1 + RETRIES
+    downloads.serve(ranges=ranges)
+    downloads.succeeds()
 
 
-@pytest.mark.fault("downloads", "the connection breaks, and the server cannot go on where it ended", "the whole file")
-def test_a_server_without_ranges_starts_again_cleanly(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path
-) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT, ranges=False, breaks=[HALF, None])
-    check(client, wanted, tmp_path)
-    assert len(page.asked) == 2
-    assert page.asked[1] is not None
-
-
-@pytest.mark.parametrize("checksum", [None, f"sha256:{SHA256}"])
-def test_a_file_that_was_changed_meanwhile_is_not_put_together_of_two(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path, checksum: str | None
-) -> None:
-    wanted = replace(wanted, checksum=checksum)
-    other = bytes(len(CONTENT))
-    page = server.pages["/w.zip"] = Page(other, etag='"0"', breaks=[HALF])
-    hasty = Client(retries=0, pause=0)
-    refused(hasty, wanted, tmp_path)
-    hasty.close()
-    assert (tmp_path / "w.zip.part").stat().st_size > 0
-    page = server.pages["/w.zip"] = Page(CONTENT)
-    check(client, wanted, tmp_path)
-    assert page.asked[0] is not None
-
-
-def test_a_part_without_a_mark_or_checksum_is_not_gone_on_with(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path
-) -> None:
-    wanted = replace(wanted, checksum=None)
-    server.pages["/w.zip"] = Page(CONTENT, etag=None, breaks=[HALF])
-    hasty = Client(retries=0, pause=0)
-    refused(hasty, wanted, tmp_path)
-    hasty.close()
-    page = server.pages["/w.zip"] = Page(CONTENT, etag=None)
-    check(client, wanted, tmp_path)
-    assert page.asked == [None]
-
-
-def test_a_weak_mark_does_not_count(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT, etag='W/"1"', breaks=[HALF, None])
-    check(client, wanted, tmp_path)
-    assert page.asked[1] is not None, "the checksum tells whether the halves fit"
-
-
-@pytest.mark.fault(
-    "downloads", "the file changes between two halves of a download", "an error, and no file; then the whole file"
-)
-def test_halves_that_do_not_fit_are_removed(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
-    server.pages["/w.zip"] = Page(bytes(len(CONTENT)), etag=None, breaks=[HALF])
-    hasty = Client(retries=0, pause=0)
-    refused(hasty, wanted, tmp_path)
-    hasty.close()
-    server.pages["/w.zip"] = Page(CONTENT, etag=None)
-    assert "it was removed" in refused(client, wanted, tmp_path)
-    assert names(tmp_path) == []
-    check(client, wanted, tmp_path)
-
-
-@pytest.mark.fault(
-    "downloads", "the server has {length} bytes where 1000000 are wanted", "an error, before anything comes"
-)
-@pytest.mark.parametrize("length", [len(CONTENT) + 7, len(CONTENT) - 7])
-def test_a_length_other_than_the_one_wanted_is_refused_at_once(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path, length: int
-) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT, length=length)
-    text = refused(client, wanted, tmp_path)
-    assert f"expected {len(CONTENT)} bytes, found an answer of {length}" in text
-    assert names(tmp_path) == []
-    assert len(page.asked) == 1
-
-
-@pytest.mark.fault("downloads", "less comes than was promised", "an error that says so, and no file")
-def test_a_length_that_promises_more_than_comes_is_noticed(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path
-) -> None:
-    server.pages["/w.zip"] = Page(CONTENT, length=len(CONTENT) + 100_000, ranges=False)
-    assert "after 2 retries" in refused(client, replace(wanted, size=None, checksum=None), tmp_path)
-    assert "w.zip" not in names(tmp_path)
-
-
-def test_a_length_that_hides_the_end_is_noticed_by_the_checksum(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path
-) -> None:
-    server.pages["/w.zip"] = Page(CONTENT, length=HALF)
-    assert f"expected {HALF} bytes, sha256:{SHA256}, found {HALF} bytes, sha256:" in refused(
-        client, replace(wanted, size=None), tmp_path
-    )
-    assert names(tmp_path) == []
+@fault("the connection breaks, and the server cannot continue", "the whole file")
+def test_restarts_where_the_server_has_no_ranges(downloads: Downloads) -> None:
+    page = downloads.serve(ranges=False, cuts=[HALF, None])
+    downloads.succeeds()
+    assert len(page.requests) == 2
 
 
 @pytest.mark.parametrize(
-    "checksum",
+    ("before", "after", "checksum", "requests"),
     [
-        pytest.param(
-            f"sha256:{SHA256}",
-            marks=pytest.mark.fault("downloads", "another file comes than the checksum says", "an error, and no file"),
-        ),
-        f"md5:{MD5}",
+        pytest.param('"0"', '"1"', None, [f"bytes={HALF}-"], id="another ETag"),
+        pytest.param('"0"', '"1"', SHA256, [f"bytes={HALF}-"], id="another ETag, checksum"),
+        pytest.param(None, None, None, [None], id="neither ETag nor checksum"),
+        pytest.param(None, '"1"', None, [None], id="new ETag"),
     ],
 )
-def test_a_wrong_file_is_refused_and_removed(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path, checksum: str
+def test_restarts_unless_the_version_is_the_same(
+    downloads: Downloads, before: str | None, after: str | None, checksum: str | None, requests: list[str | None]
 ) -> None:
-    server.pages["/w.zip"] = Page(bytes(len(CONTENT)))
-    assert f"{checksum}, found" in refused(client, replace(wanted, checksum=checksum), tmp_path)
-    assert names(tmp_path) == []
+    downloads.serve(bytes(len(CONTENT)), etag=before, cuts=[HALF, 0])
+    downloads.fails(left=PARTIAL, checksum=checksum)
+    page = downloads.serve(etag=after)
+    downloads.succeeds(checksum=checksum)
+    assert page.requests == requests
 
 
-@pytest.mark.fault("downloads", "a web page comes in the file's place", "an error that says so, and no file")
-def test_a_web_page_in_a_files_place_is_refused(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
-    server.pages["/w.zip"] = Page(b"<!doctype html>log in first", kind="text/html; charset=utf-8")
-    text = refused(client, replace(wanted, size=None, checksum=None), tmp_path)
-    assert text.endswith("expected a file, found a web page")
-    assert names(tmp_path) == []
+def test_continues_with_a_weak_etag_and_a_checksum(downloads: Downloads) -> None:
+    page = downloads.serve(etag='W/"1"', cuts=[HALF, None])
+    downloads.succeeds()
+    assert page.requests == [None, f"bytes={HALF}-"]
 
 
-@pytest.mark.fault("downloads", "the file is not there, or not for everybody", "an error that says so, and no file")
-def test_a_missing_file_is_named_and_not_asked_for_again(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path
-) -> None:
-    assert refused(client, wanted, tmp_path).endswith("expected a file, found HTTP 404 Not Found")
-    page = server.pages["/w.zip"] = Page(CONTENT, statuses=[403])
-    assert "HTTP 403" in refused(client, wanted, tmp_path)
-    assert len(page.asked) == 1
+@fault("the file changes between two halves of a download", "an error, and no file; then the whole file")
+def test_removes_halves_of_two_versions(downloads: Downloads) -> None:
+    downloads.serve(bytes(len(CONTENT)), etag=None, cuts=[HALF, 0])
+    downloads.fails(left=PARTIAL)
+    downloads.serve(etag=None)
+    assert "it was removed" in downloads.fails()
+    downloads.succeeds()
 
 
-@pytest.mark.fault("downloads", "the server is busy: for a while, then for good", "the whole file; then an error")
-def test_a_server_that_is_busy_is_asked_again(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT, statuses=[503, 429])
-    check(client, wanted, tmp_path)
-    assert len(page.asked) == 3
-    page = server.pages["/other"] = Page(CONTENT, statuses=[503] * 9)
-    assert "HTTP 503" in refused(client, Wanted("other", server.url("/other")), tmp_path)
-    assert len(page.asked) == 3
+@fault("the server has {size} bytes where 1000000 are expected", "an error, before anything is received")
+@pytest.mark.parametrize("size", [len(CONTENT) + 7, len(CONTENT) - 7])
+def test_refuses_another_size_at_once(downloads: Downloads, size: int) -> None:
+    page = downloads.serve(announced=size)
+    assert downloads.fails().endswith(f"expected 1000000 bytes, found {size} bytes on the server")
+    assert len(page.requests) == 1
 
 
-@pytest.mark.fault("downloads", "no network, or no server", "an error that says so, and no file")
-def test_a_server_that_is_not_there_is_named(client: Client, tmp_path: Path) -> None:
-    with Served() as gone:
-        url = gone.url("/w.zip")
-    assert "a connection that broke (ConnectionError" in refused(client, Wanted("w.zip", url), tmp_path)
+@fault("the server sends less than it announced", "an error that says so, and no file")
+def test_refuses_less_than_announced(downloads: Downloads) -> None:
+    downloads.serve(announced=len(CONTENT) + 100_000, ranges=False)
+    assert "100000 more expected" in downloads.fails(left=PARTIAL, size=None, checksum=None)
 
 
-@pytest.mark.fault(
-    "downloads",
-    "the server sends elsewhere: twice, in a circle, to a file of this machine",
-    "the whole file; an error for the others",
+@pytest.mark.parametrize(
+    ("checksum", "page"),
+    [
+        pytest.param(
+            *(SHA256, Page(bytes(len(CONTENT)))),
+            marks=fault("the file received has another checksum", "an error, and no file"),
+            id="sha256",
+        ),
+        pytest.param(MD5, Page(bytes(len(CONTENT))), id="md5"),
+        pytest.param(SHA256, Page(CONTENT, announced=HALF), id="cut by its announced size"),
+    ],
 )
-def test_redirects_are_followed(server: Served, client: Client, wanted: Wanted, tmp_path: Path) -> None:
-    server.pages["/a"] = Page(location="/b")
-    server.pages["/b"] = Page(location=server.url("/w.zip"))
-    server.pages["/w.zip"] = Page(CONTENT, breaks=[HALF, None])
-    check(client, replace(wanted, url=server.url("/a")), tmp_path)
-    server.pages["/loop"] = Page(location="/loop")
-    assert "more than 10 redirects" in refused(client, Wanted("loop", server.url("/loop")), tmp_path)
-    server.pages["/away"] = Page(location="file:///etc/passwd")
-    assert "found file:///etc/passwd" in refused(client, Wanted("away", server.url("/away")), tmp_path)
+def test_removes_a_file_with_another_checksum(downloads: Downloads, checksum: str, page: Page) -> None:
+    downloads.server.pages["/w.zip"] = page
+    text = downloads.fails(size=None, checksum=checksum)
+    assert f" bytes with {checksum}, found " in text
 
 
-def test_no_redirect_leads_from_https_to_http() -> None:
-    check_still_safe("http://a/x", "http://b/x")
-    check_still_safe("http://a/x", "https://b/x")
-    check_still_safe("https://a/x", "https://b/x")
-    for after in ("http://a/x", "ftp://a/x"):
-        with pytest.raises(DownloadError) as caught:
-            check_still_safe("https://a/x", after)
-        assert one_line_about("https://a/x", caught.value).endswith(f"found {after}")
+def test_ignores_an_invalid_content_length(downloads: Downloads) -> None:
+    downloads.serve(announced="\xb2")  # str.isdigit() is true, int() fails
+    downloads.succeeds()
 
 
-@pytest.mark.parametrize("location", ["http://[::1", "//[::1/x"])
-def test_a_redirect_to_no_address_is_refused(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path, location: str
-) -> None:
-    server.pages["/w.zip"] = Page(location=location)
-    assert refused(client, wanted, tmp_path).endswith("expected addresses that are some, found Invalid IPv6 URL")
+@fault("the server sends a web page instead of the file", "an error that says so, and no file")
+def test_refuses_a_web_page(downloads: Downloads) -> None:
+    downloads.serve(b"<!doctype html>log in first", content_type="text/html; charset=utf-8")
+    assert downloads.fails(size=None, checksum=None).endswith("expected a file, found a web page")
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "http://.a/x", "http://a:99999999/x"])
-def test_what_is_no_address_is_refused(client: Client, tmp_path: Path, url: str) -> None:
-    refused(client, Wanted("w.zip", url), tmp_path)
-    with pytest.raises(DownloadError):
-        check_still_safe("https://a/x", "http://[::1")
+@fault("the file does not exist, or is not public", "an error that says so, and no file")
+def test_does_not_retry_a_refusal(downloads: Downloads) -> None:
+    assert downloads.fails().endswith("expected a file, found HTTP 404 Not Found")
+    page = downloads.serve(statuses=[403])
+    assert downloads.fails().endswith("expected a file, found HTTP 403 Forbidden")
+    assert len(page.requests) == 1
 
 
-def test_a_length_that_is_no_number_is_no_length() -> None:
-    # isdigit, but int() does not take it.
-    assert _length(SimpleNamespace(headers={"Content-Length": "\xb2"})) is None
+@fault("the server is busy for a while, then always", "the whole file; then an error")
+def test_retries_when_the_server_is_busy(downloads: Downloads, tmp_path: Path) -> None:
+    page = downloads.serve(statuses=[503, 429])
+    downloads.succeeds()
+    assert len(page.requests) == 3
+    downloads.folder = tmp_path / "other"
+    page = downloads.serve(statuses=[503] * 9)
+    assert downloads.fails().endswith("found HTTP 503 Service Unavailable; try again later")
+    assert len(page.requests) == 1 + RETRIES
 
 
-def test_without_a_network_a_short_text_is_an_answer_that_did_not_come(client: Client) -> None:
-    with Served() as gone:
-        url = gone.url("/record")
+def test_waits_as_long_as_the_server_asks(downloads: Downloads) -> None:
+    downloads.serve(statuses=[429], retry_after="1")
+    start = time.monotonic()
+    downloads.succeeds()
+    assert time.monotonic() - start >= 1
+
+
+@fault("no network, or no server", "an error that says so, and no file")
+def test_names_a_server_that_does_not_answer(downloads: Downloads) -> None:
+    with FileServer() as stopped:
+        url = stopped.url("/w.zip")
+    assert downloads.fails(url=url).endswith("Connection refused); check the network")
     with pytest.raises(DownloadError) as caught:
-        client.read(url)
-    assert one_line_about(url, caught.value).startswith(f"{url}: expected an answer, found a connection that broke")
+        downloads.client.read(url)
+    assert one_line_about(url, caught.value).endswith("Connection refused); check the network")
 
 
-def test_errors_do_nothing_to_a_terminal() -> None:
+def test_reads_a_document_again_after_a_broken_transfer(server: FileServer, client: Client) -> None:
+    server.pages["/record"] = Page(b"{}" * 1000, cuts=[10, None])
+    assert client.read(server.url("/record")) == b"{}" * 1000
+
+
+@fault("the server redirects: twice, in a circle, to a local file", "the whole file; an error for the others")
+def test_follows_redirects(downloads: Downloads, server: FileServer, tmp_path: Path) -> None:
+    server.pages |= {"/a": Page(location="/b"), "/b": Page(location=server.url("/w.zip"))}
+    downloads.serve(cuts=[HALF, None])
+    downloads.succeeds(url=server.url("/a"))
+    downloads.folder = tmp_path / "other"
+    server.pages |= {"/loop": Page(location="/loop"), "/local": Page(location="file:///etc/passwd")}
+    assert "Exceeded 10 redirects" in downloads.fails(url=server.url("/loop"))
+    assert "file:///etc/passwd" in downloads.fails(url=server.url("/local"))
+
+
+@pytest.mark.parametrize("after", ["http://a/x", "ftp://a/x", "file:///x"])
+def test_refuses_to_go_from_https_to_another_scheme(after: str) -> None:
+    for before in ("https://a/x", "HTTPS://a/x"):
+        check_secure(before, "HTTPS://b/x")
+        with pytest.raises(DownloadError) as caught:
+            check_secure(before, after)
+        assert one_line_about(before, caught.value).endswith(f"expected a link to an https URL, found {after}")
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "//[::1/x", "http://.a/x", "http://a:99999999/x"])
+def test_refuses_an_invalid_url(downloads: Downloads, url: str) -> None:
+    downloads.server.pages["/w.zip"] = Page(location=url)
+    assert ": the URL cannot be followed (" in downloads.fails()
+    assert ": the URL cannot be followed (" in downloads.fails(url=url)
+
+
+def test_escapes_control_characters_in_errors() -> None:
     error = DownloadError("a", expected="b\nb", found="\x1b[2J\x00\x9b", hint="ü")
     assert str(error) == "a: expected b b, found \\x1b[2J\\x00\\x9b; ü"
-
-
-@pytest.mark.parametrize("checksum", [f"MD5:{MD5.upper()}", f"sha256:{SHA256.upper()}"])
-def test_a_checksum_in_capitals_is_the_same(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path, checksum: str
-) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT, breaks=[HALF, None])
-    wanted = replace(wanted, checksum=checksum)
-    check(client, wanted, tmp_path)
-    check(client, wanted, tmp_path)
-    assert len(page.asked) == 2
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            "../w.zip", marks=pytest.mark.fault("downloads", "the file's name leads elsewhere", "an error, and no file")
-        ),
-        "a/w.zip",
-        "..",
-        ".w",
-        "",
-        "a\0b",
-        "a\nb",
-        "\x1b[2Jw.zip",
+        pytest.param("../w.zip", marks=fault("the file name leads to another folder", "an error, and no file")),
+        *("a/w.zip", "..", ".w", "", "a\0b", "a\nb", "\x1b[2Jw.zip"),
     ],
 )
-def test_a_name_that_leads_elsewhere_is_refused(client: Client, wanted: Wanted, tmp_path: Path, name: str) -> None:
-    assert "a file's plain name" in refused(client, replace(wanted, name=name), tmp_path)
-    assert names(tmp_path) == []
+def test_refuses_a_name_with_a_path_or_control_characters(name: str) -> None:
+    with pytest.raises(DownloadError) as caught:
+        RemoteFile(name, "http://a/x")
+    assert "expected a plain file name" in one_line_about("http://a/x", caught.value)
 
 
-def test_a_checksum_of_an_unknown_kind_is_refused(client: Client, wanted: Wanted, tmp_path: Path) -> None:
-    assert "found crc:1" in refused(client, replace(wanted, checksum="crc:1"), tmp_path)
+def test_refuses_an_unknown_checksum() -> None:
+    with pytest.raises(DownloadError, match="expected a checksum by md5 or sha256, found crc:1"):
+        RemoteFile("w.zip", "http://a/x", checksum="crc:1")
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        "end",
+        lambda folder: (folder / "w.zip").write_bytes(CONTENT[:-1]),
         pytest.param(
-            "middle",
-            marks=pytest.mark.fault(
-                "downloads", "the file is damaged after it has come", "the whole file, asked for again"
-            ),
+            lambda folder: (folder / "w.zip").write_bytes(CONTENT[:9] + b"?" + CONTENT[10:]),
+            marks=fault("a complete file is damaged later", "the whole file, downloaded again"),
+            id="middle",
         ),
-        "note",
+        lambda folder: (folder / "w.zip.json").write_text("{"),
     ],
 )
-def test_a_file_that_was_damaged_after_it_came_is_asked_for_again(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path, damage: str
-) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT)
-    check(client, wanted, tmp_path)
-    if damage == "note":
-        (tmp_path / "w.zip.json").write_text("{")
-    else:
-        (tmp_path / "w.zip").write_bytes(CONTENT[:-1] if damage == "end" else CONTENT[:9] + b"?" + CONTENT[10:])
-    check(client, wanted, tmp_path)
-    assert len(page.asked) == 2
+def test_downloads_a_damaged_file_again(downloads: Downloads, damage: Callable[[Path], None], tmp_path: Path) -> None:
+    page = downloads.serve()
+    downloads.succeeds()
+    damage(tmp_path)
+    downloads.succeeds()
+    assert page.requests == [None, None]
 
 
-def test_a_file_that_came_but_had_no_name_yet_is_not_asked_for_again(
-    server: Served, client: Client, wanted: Wanted, tmp_path: Path
-) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT)
-    check(client, wanted, tmp_path)
+def test_does_not_request_a_complete_file_that_was_not_renamed(downloads: Downloads, tmp_path: Path) -> None:
+    page = downloads.serve()
+    downloads.succeeds()
     (tmp_path / "w.zip").rename(tmp_path / "w.zip.part")
-    check(client, wanted, tmp_path)
-    assert len(page.asked) == 1
+    downloads.succeeds()
+    assert len(page.requests) == 1
 
 
-@pytest.mark.fault("downloads", "no room on the disk", "an error that says how much is wanted, before anything comes")
-def test_a_disk_without_room_is_named_beforehand(client: Client, server: Served, tmp_path: Path) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT, length=1 << 60)
-    text = refused(client, Wanted("w.zip", server.url("/w.zip")), tmp_path, where=tmp_path / "w.zip.part")
-    assert "expected room for 1152921504607 MB, found " in text
-    assert len(page.asked) == 1
+@fault("no room on the disk", "an error that says how much is needed, before anything is received")
+def test_refuses_a_file_larger_than_the_disk(downloads: Downloads, tmp_path: Path) -> None:
+    page = downloads.serve(announced=1 << 60)
+    text = downloads.fails(tmp_path / "w.zip.part", left=PARTIAL, size=None, checksum=None)
+    assert "expected 1152921504607 MB of disk space, found " in text
+    assert len(page.requests) == 1
 
 
-@pytest.mark.fault(
-    "downloads", "the disk fills up on the way; then there is room", "an error, what came is kept; then the whole file"
-)
-def test_a_disk_that_fills_up_is_named_and_what_came_is_kept(
-    client: Client, server: Served, wanted: Wanted, small_disk: SmallDisk
-) -> None:
-    folder = small_disk(600_000)
-    page = server.pages["/w.zip"] = Page(CONTENT, sized=False)
-    wanted = replace(wanted, size=None)
-    text = refused(client, wanted, folder, where=folder / "w.zip.part")
-    assert "found No space left on device; what has come is kept" in text
-    came = (folder / "w.zip.part").stat().st_size
-    assert came > HALF
+@fault("the disk fills up during the download; then it has room", "an error; then the whole file, continued")
+def test_continues_after_the_disk_was_full(downloads: Downloads, small_disk: SmallDisk) -> None:
+    downloads.folder = small_disk(600_000)
+    page = downloads.serve(announced="")
+    part = downloads.folder / "w.zip.part"
+    text = downloads.fails(part, left=PARTIAL, size=None)
+    assert "found No space left on device; what was received is kept" in text
+    received = part.stat().st_size
+    assert received > HALF
     small_disk(2_000_000)
-    check(client, wanted, folder)
-    assert page.asked == [None, f"bytes={came}-"]
-
-
-def test_a_write_that_fails_half_way_keeps_what_came(
-    client: Client, server: Served, wanted: Wanted, tmp_path: Path
-) -> None:
-    page = server.pages["/w.zip"] = Page(CONTENT)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, limits[1]))
-    try:
-        with pytest.raises(OutputError) as caught:
-            client.download(wanted, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "File too large; what has come is kept" in one_line_about(tmp_path / "w.zip.part", caught.value)
-    assert (tmp_path / "w.zip.part").stat().st_size == HALF
-    check(client, wanted, tmp_path)
-    assert page.asked == [None, f"bytes={HALF}-"]
+    downloads.succeeds(size=None)
+    assert page.requests == [None, f"bytes={received}-"]

@@ -9,15 +9,15 @@ from pathlib import Path
 import click
 
 from pantherseg.cli.options import PATH
-from pantherseg.errors import ModelError, PantherSegError
+from pantherseg.errors import DownloadError, ModelError, PantherSegError
 from pantherseg.logs import shown
 from pantherseg.paths import ZOO, own_weights
-from pantherseg.weights import Client, State, load_zoo, named, states
+from pantherseg.weights import Installation, find_weights, installations, load_zoo
 from pantherseg.weights import fetch as fetch_weights
-from pantherseg.weights import verify as verify_weights
+from pantherseg.weights import verify as verify_installation
 from pantherseg.weights.zoo import ZENODO
 
-HEADER = ("name", "role", "MB", "licence", "from", "recipe", "here")
+HEADER = ("name", "role", "MB", "licence", "from", "recipe", "installed")
 TO = click.option(
     "--to",
     "root",
@@ -39,7 +39,7 @@ def list_weights(root: Path | None) -> None:
 
     Prints a table of the known weights, with the folder of those that are installed.
     """
-    rows = [HEADER, *map(_row, states(load_zoo(ZOO), root or own_weights()))]
+    rows = [HEADER, *map(_row, installations(load_zoo(ZOO), root or own_weights()))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
@@ -55,8 +55,13 @@ def fetch(name: str, root: Path | None, files: tuple[str, ...], zenodo: str) -> 
 
     The weights NAME are packed and become DIR/<role>. The same command continues an interrupted download.
     """
+    try:
+        from pantherseg.weights.downloads import Client
+    except ImportError as error:
+        hint = "pip install 'pantherseg[fetch]'"
+        raise DownloadError(name, "the package requests is not installed", hint=hint) from error
     zoo = load_zoo(ZOO)
-    entry = named(zoo, name)
+    entry = find_weights(zoo, name)
     with closing(Client()) as client:
         for line in fetch_weights(entry, root or own_weights(), zoo=zoo, client=client, zenodo=zenodo, files=files):
             click.echo(line)
@@ -84,31 +89,30 @@ def _verify_each(name: str | None, root: Path) -> Iterator[tuple[str, bool]]:
     name: only this one. Raises ModelError if it is not installed.
     """
     zoo = load_zoo(ZOO)
-    wanted = states(zoo if name is None else [named(zoo, name)], root)
-    if name is not None and wanted[0].problem is None and not wanted[0].present:
-        found = "another model" if wanted[0].taken else "nothing"
-        raise ModelError(wanted[0].folder, expected=name, found=found, hint=f"run `pantherseg weights fetch {name}`")
+    found = installations(zoo if name is None else [find_weights(zoo, name)], root)
+    if name is not None and found[0].problem is None and not found[0].installed:
+        there = "another model" if found[0].occupied else "nothing"
+        raise ModelError(found[0].folder, expected=name, found=there, hint=f"run `pantherseg weights fetch {name}`")
     # Several weights may be for the same folder.
-    installed = {state.folder: state for state in wanted if state.taken or state.problem is not None}
-    if not installed:
-        yield f"{shown(root)}: no weights there; see `pantherseg weights list`", True
-    for state in installed.values():
-        source = state.record.name if state.record is not None else "not fetched"
+    by_folder = {one.folder: one for one in found if one.occupied or one.problem is not None}
+    if not by_folder:
+        yield f"{shown(root)}: no weights are installed; `pantherseg weights list` names those to fetch", True
+    for installation in by_folder.values():
+        source = installation.record.name if installation.record is not None else "not fetched"
         try:
-            yield f"{shown(state.folder)} ({source}): {verify_weights(state)}", True
+            yield f"{shown(installation.folder)} ({source}): {verify_installation(installation)}", True
         except PantherSegError as error:
             yield str(error), False
 
 
-def _row(state: State) -> tuple[str, ...]:
-    entry, record = state.entry, state.record
-    here = "-"
-    if state.problem is not None:
-        here = f"damaged: {state.problem}"
-    elif state.present:
-        here = shown(state.folder)
-    elif state.taken:
-        here = f"no: {state.folder.name} is {'another model' if record is None else record.name}"
-    licence = record.licence if state.present and record is not None else entry.licence
-    megabytes = "?" if state.size is None else f"{state.size / 1e6:.0f}"
-    return entry.name, entry.role or "-", megabytes, licence, str(entry.source), entry.recipe or "-", here
+def _row(found: Installation) -> tuple[str, ...]:
+    entry, record, size = found.entry, found.record, found.download_size
+    where, licence = "-", entry.licence
+    if found.problem is not None:
+        where = f"damaged: {found.problem}"
+    elif found.installed and record is not None:
+        where, licence = shown(found.folder), record.licence
+    elif found.occupied:
+        where = f"no: {found.folder.name} is {record.name if record is not None else 'another model'}"
+    megabytes = "?" if size is None else f"{size / 1e6:.0f}"
+    return entry.name, entry.role or "-", megabytes, licence, str(entry.source), entry.recipe or "-", where

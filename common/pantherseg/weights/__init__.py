@@ -1,8 +1,7 @@
-"""Published weights: which there are, how they are fetched, and where they are placed."""
+"""Published weights: the catalogue, fetching, and what is installed."""
 
-from pantherseg.weights.downloads import Client
 from pantherseg.weights.fetch import fetch
-from pantherseg.weights.installed import State, states, verify
-from pantherseg.weights.zoo import Weights, load_zoo, named
+from pantherseg.weights.installed import Installation, installations, verify
+from pantherseg.weights.zoo import Weights, find_weights, load_zoo
 
-__all__ = ["Client", "State", "Weights", "fetch", "load_zoo", "named", "states", "verify"]
+__all__ = ["Installation", "Weights", "fetch", "find_weights", "installations", "load_zoo", "verify"]

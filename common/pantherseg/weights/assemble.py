@@ -1,4 +1,4 @@
-"""What was downloaded into a model folder: the one that an archive holds, or one made of loose checkpoints."""
+"""Turns downloaded files into a model: the model folder in an archive, or one built from loose checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -20,14 +20,14 @@ from pantherseg.weights.zoo import Weights
 logger = logging.getLogger(__name__)
 
 FOLD = re.compile(r"fold_(\d+|all)(?![0-9a-z])")
-HINT = "the patterns are in weights/zoo.toml"
+HINT = "the expected name is in weights/zoo.toml"
 
 
 def build(entry: Weights, files: Sequence[Path], target: Path, *, zoo: Sequence[Weights]) -> None:
-    """Make the new folder `target` of an entry's files: a bundle, or nnU-Net's folder for a start for training.
+    """Make the new folder `target` from an entry's files: a bundle, or an nnU-Net folder if it is not to be packed.
 
-    The folder around it is this function's own: what an earlier attempt left there is removed.
-    zoo: all that are known, to tell one's folder from another's. Raises DownloadError, ModelError, OutputError.
+    Clears the parent folder first, which is used for intermediate files.
+    zoo: all entries, to recognise the model of another one. Raises DownloadError, ModelError, OutputError.
     """
     source = target.with_name("source")
     shutil.rmtree(target.parent, ignore_errors=True)
@@ -44,98 +44,94 @@ def build(entry: Weights, files: Sequence[Path], target: Path, *, zoo: Sequence[
 
 
 def check_files(entry: Weights, names: Sequence[str]) -> None:
-    """Raise DownloadError, before anything is downloaded, unless a model can be made of files of these names."""
+    """Raise DownloadError, before anything is downloaded, unless files of these names can make up a model."""
     if entry.layout == "model folder":
         if len(names) != 1:
             raise DownloadError(entry.name, expected="one archive", found=f"{len(names)} files: {', '.join(names)}")
         return
-    known: dict[str, str] = {}
+    by_fold: dict[str, str] = {}
     for name in names:
-        fold = _fold(name)
-        if fold in known:
-            raise DownloadError(entry.name, expected=f"one file of {fold}", found=f"{known[fold]} and {name}")
-        known[fold] = name
+        if (other := by_fold.setdefault(_fold(name), name)) != name:
+            raise DownloadError(entry.name, expected=f"one file for {_fold(name)}", found=f"{other} and {name}")
 
 
 def _fold(name: str) -> str:
-    """Return the fold that a loose checkpoint's name states. Raises DownloadError where there is none."""
+    """Return the fold in a loose checkpoint's name, such as fold_0. Raises DownloadError where there is none."""
     if (found := FOLD.search(name)) is None:
-        raise DownloadError(name, expected="a fold's number in the name (fold_0)", found="none")
+        raise DownloadError(name, expected="a fold in the file name, such as fold_0", found="none")
     return found[0]
 
 
 def _from_archive(entry: Weights, files: Sequence[Path], target: Path, zoo: Sequence[Weights]) -> ModelFolder:
     with opened(files[0]) as archive:
         folder = _choose_folder(entry, files[0], archive.sizes, zoo)
-        inside = {PurePosixPath(name): name for name in archive.sizes}
-        below = {path.relative_to(folder): name for path, name in inside.items() if path.is_relative_to(folder)}
-        checkpoint = _choose_checkpoint(entry, files[0], below)
-        wanted = {path: name for path, name in below.items() if str(path) in (PLANS, DATASET) or _is(path, checkpoint)}
-        archive.unpack({name: target / path for path, name in wanted.items()})
+        paths = {PurePosixPath(name): name for name in archive.sizes}
+        inside = {path.relative_to(folder): name for path, name in paths.items() if path.is_relative_to(folder)}
+        checkpoint = _choose_checkpoint(entry, files[0], inside)
+        needed = [
+            path for path in inside if str(path) in (PLANS, DATASET) or (_in_fold(path) and path.name == checkpoint)
+        ]
+        archive.unpack({inside[path]: target / path for path in needed})
     return open_model_folder(target, checkpoint=checkpoint)
 
 
-def _is(path: PurePosixPath, checkpoint: str) -> bool:
-    """Return whether a path below a model folder is a fold's checkpoint of this name."""
-    return len(path.parts) == 2 and FOLD.fullmatch(path.parts[0]) is not None and path.name == checkpoint
+def _in_fold(path: PurePosixPath) -> bool:
+    """Return whether a path relative to the model folder is that of a file in a fold's folder."""
+    return len(path.parts) == 2 and FOLD.fullmatch(path.parts[0]) is not None
 
 
-def _choose_folder(entry: Weights, file: Path, names: Mapping[str, int], zoo: Sequence[Weights]) -> PurePosixPath:
-    """Return the only model folder of an archive, or the only one of the entry's name."""
+def _choose_folder(entry: Weights, file: Path, names: Iterable[str], zoo: Sequence[Weights]) -> PurePosixPath:
+    """Return the model folder in an archive that matches the entry, or else the only one. Raises ModelError."""
     paths = [PurePosixPath(name) for name in names]
     trained = {path.parent.parent for path in paths if FOLD.fullmatch(path.parent.name) and path.suffix == ".pth"}
     found = sorted(trained & {path.parent for path in paths if path.name == PLANS})
-    fitting = [folder for folder in found if entry.folder and fnmatchcase(folder.name, entry.folder)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if len(found) != 1 or fitting:
-        shown = ", ".join(map(str, fitting or found)) or "none"
-        raise ModelError(
-            file, expected=f"one model folder{f' like {entry.folder}' if entry.folder else ''}", found=shown, hint=HINT
-        )
+    matching = [folder for folder in found if entry.folder and fnmatchcase(folder.name, entry.folder)]
+    if len(matching) == 1:
+        return matching[0]
+    if len(found) != 1 or matching:
+        expected = "one model folder" + (f" named {entry.folder}" if entry.folder else "")
+        shown = ", ".join(map(str, matching or found)) or "none"
+        raise ModelError(file, expected=expected, found=shown, hint=HINT)
     if entry.folder and (name := found[0].name):
-        others = (other for other in zoo if other.name != entry.name and other.folder)
-        if other := next((other for other in others if fnmatchcase(name, other.folder or "")), None):
-            raise ModelError(file, expected=f"the model folder of {entry.name}", found=f"that of {other.name} ({name})")
-        logger.warning(
-            "%s: expected a model folder like %s, found %s, which is taken", file.name, entry.folder, printable(name)
-        )
+        for other in zoo:
+            if other.name != entry.name and other.folder and fnmatchcase(name, other.folder):
+                found_text = f"that of {other.name} ({name})"
+                raise ModelError(file, expected=f"the model folder of {entry.name}", found=found_text)
+        logger.warning("%s: using %s, which is not named %s", file.name, printable(name), entry.folder)
     return found[0]
 
 
-def _choose_checkpoint(entry: Weights, file: Path, paths: Mapping[PurePosixPath, str]) -> str:
-    """Return the entry's checkpoint if every fold has it, else one that every fold has, and say so."""
+def _choose_checkpoint(entry: Weights, file: Path, paths: Iterable[PurePosixPath]) -> str:
+    """Return the entry's checkpoint if every fold has it, otherwise one that they all have, with a warning."""
     folds: dict[str, set[str]] = {}
     for path in paths:
-        if len(path.parts) != 2 or not FOLD.fullmatch(path.parts[0]) or not path.name.isprintable():
-            continue
-        if path.suffix == ".pth" and path.name[0] != ".":
+        if _in_fold(path) and path.suffix == ".pth" and path.name.isprintable() and path.name[0] != ".":
             folds.setdefault(path.parts[0], set()).add(path.name)
     common = set.intersection(*folds.values()) if folds else set()
     if entry.checkpoint in common:
         return entry.checkpoint
     if not common:
         held = "; ".join(f"{fold}: {', '.join(sorted(names))}" for fold, names in sorted(folds.items()))
-        raise ModelError(file, expected="a checkpoint that every fold has", found=held or "no fold")
+        raise ModelError(file, expected="a checkpoint that every fold has", found=held or "no folds")
     chosen = min(common)  # checkpoint_best before checkpoint_final before checkpoint_latest
-    logger.warning("%s: not every fold has %s: %s is taken", entry.name, entry.checkpoint, chosen)
+    logger.warning("%s: using %s, because not every fold has %s", entry.name, chosen, entry.checkpoint)
     return chosen
 
 
 def _from_checkpoints(entry: Weights, files: Sequence[Path], target: Path) -> ModelFolder:
-    """Make a model folder of loose checkpoints, each of which holds the plans that it was trained with."""
+    """Make a model folder from loose checkpoints, each of which contains the plans that it was trained with."""
     origin: list[str] | None = None
     for file in files:
         try:
             found = [json.dumps(content, indent=4) for content in read_origin(file)]
         except (TypeError, ValueError) as error:
-            raise ModelError(file, expected="plans and dataset_json of plain values", found=str(error)) from error
+            raise ModelError(file, expected="plans and dataset_json as plain values", found=str(error)) from error
         if origin is not None and found != origin:
-            raise ModelError(file, expected=f"the plans and dataset_json of {files[0].name}", found="others")
+            raise ModelError(file, expected=f"the same plans and dataset_json as {files[0].name}", found="others")
         origin = found
         folder = target / _fold(file.name)
         folder.mkdir(parents=True)
-        # A second name for the same bytes: the download is still there if what follows fails.
+        # A hard link, so that the download is still there if a later step fails.
         (folder / entry.checkpoint).hardlink_to(file)
     for name, content in zip((PLANS, DATASET), origin or (), strict=True):
         (target / name).write_text(content, encoding="utf-8")

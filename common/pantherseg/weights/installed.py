@@ -1,4 +1,4 @@
-"""What was fetched: <place>.fetched.json beside each folder, and what is found there later."""
+"""Which weights are installed: <name>.fetched.json beside each model records what was fetched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pantherseg.weights.zoo import Weights
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A file as it was downloaded. size: in bytes."""
+    """A downloaded file. size: in bytes."""
 
     name: str
     url: str
@@ -32,14 +32,14 @@ class Record(msgspec.Struct, frozen=True):
     date: str
     sources: tuple[Source, ...]
     placed: dict[str, str]
-    """SHA-256 of the files placed; of a bundle the manifest's, which names the others'."""
+    """SHA-256 of the installed files; for a bundle only that of its manifest, which lists the others."""
 
 
 @dataclass(frozen=True)
-class State:
-    """One of the zoo, and what lies in its place.
+class Installation:
+    """The folder where weights are installed, and what it contains.
 
-    record: None where nothing was fetched to it, or where its record is damaged, for which problem is the error.
+    record: None where nothing was fetched to the folder, or where its record is damaged; `problem` is then the error.
     """
 
     entry: Weights
@@ -48,54 +48,53 @@ class State:
     problem: ModelError | None = None
 
     @property
-    def taken(self) -> bool:
-        """Whether anything lies in its place."""
-        return holds_something(self.folder)
+    def occupied(self) -> bool:
+        """Whether the folder holds anything. A link counts, wherever it leads: no folder can be renamed to it."""
+        if self.folder.is_symlink():
+            return True
+        try:
+            return self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir()))
+        except OSError:  # not readable by this user
+            return True
 
     @property
-    def present(self) -> bool:
-        """Whether it lies in its place itself."""
-        return self.taken and self.record is not None and self.record.name == self.entry.name
+    def installed(self) -> bool:
+        """Whether the folder holds these weights."""
+        return self.occupied and self._fetched is not None
 
     @property
-    def size(self) -> int | None:
-        """Bytes to download, if they are known."""
-        if self.record is not None and self.record.name == self.entry.name:
-            return sum(source.size for source in self.record.sources)
+    def download_size(self) -> int | None:
+        """Bytes to download, None where unknown."""
+        if self._fetched is not None:
+            return sum(source.size for source in self._fetched.sources)
         return getattr(self.entry.source, "size", None)
 
+    @property
+    def _fetched(self) -> Record | None:
+        return self.record if self.record is not None and self.record.name == self.entry.name else None
 
-def states(zoo: Sequence[Weights], root: Path) -> list[State]:
-    """Return what lies below a folder of each of the zoo. Raises ModelError where it is no folder."""
+
+def installations(zoo: Sequence[Weights], root: Path) -> list[Installation]:
+    """Return, for each entry, what is installed in a folder of models. Raises ModelError if that is not a folder."""
     if root.exists() and not root.is_dir():
         raise ModelError(root, expected="a folder of models", found="a file")
-    return [_state(entry, root / entry.place) for entry in zoo]
-
-
-def _state(entry: Weights, folder: Path) -> State:
-    try:
-        return State(entry, folder, read_record(folder))
-    except ModelError as error:
-        return State(entry, folder, None, error)
-
-
-def holds_something(folder: Path) -> bool:
-    """Return whether a path is anything but an empty folder; a link is, wherever it leads: it cannot be renamed to."""
-    if folder.is_symlink():
-        return True
-    try:
-        return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
-    except OSError:  # a folder of others
-        return True
+    found = []
+    for entry in zoo:
+        folder = root / entry.install_name
+        try:
+            found.append(Installation(entry, folder, read_record(folder)))
+        except ModelError as error:
+            found.append(Installation(entry, folder, None, error))
+    return found
 
 
 def record_path(folder: Path) -> Path:
-    """Return where the record of a folder lies."""
+    """Return the path of a model folder's record."""
     return folder.with_name(folder.name + FETCHED)
 
 
 def read_record(folder: Path) -> Record | None:
-    """Return the record of what was fetched to a folder. Raises ModelError if it is damaged."""
+    """Return a model folder's record, None if it has none. Raises ModelError if the record is damaged."""
     path = record_path(folder)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Record)
@@ -106,24 +105,24 @@ def read_record(folder: Path) -> Record | None:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write the record of a folder. Raises OutputError."""
+    """Write a model folder's record. Raises OutputError."""
     write_text(record_path(folder), msgspec.json.format(msgspec.json.encode(record), indent=1).decode() + "\n")
 
 
-def sums(folder: Path) -> dict[str, str]:
-    """Return the checksums of a folder that is to be placed."""
+def checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files of a model that is about to be installed, as `Record.placed` has them."""
     paths = [folder / MANIFEST] if is_bundle(folder) else sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): sha256_of(path) for path in paths}
 
 
-def verify(state: State) -> str:
-    """Compare what lies in a place with its checksums, every fold's too, and say what was found. Raises ModelError."""
-    folder, record = state.folder, state.record
-    if state.problem is not None:
-        raise state.problem
+def verify(installation: Installation) -> str:
+    """Compare an installed model with its checksums, including every fold's, and describe it. Raises ModelError."""
+    folder, record = installation.folder, installation.record
+    if installation.problem is not None:
+        raise installation.problem
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "a link that leads nowhere" if folder.is_symlink() else "nothing"
-        raise ModelError(folder, expected="a model's folder", found=found)
+        found = "a file" if folder.exists() else "a dangling link" if folder.is_symlink() else "nothing"
+        raise ModelError(folder, expected="a model folder", found=found)
     for name, expected in (record.placed if record is not None else {}).items():
         try:
             found = sha256_of(folder / name)
@@ -134,12 +133,12 @@ def verify(state: State) -> str:
     if is_bundle(folder):
         return _verify_bundle(open_bundle(folder))
     if record is None or not record.placed:
-        return _verify_own(folder)
+        return _check_own_model(folder)
     return f"{len(record.placed)} files"
 
 
-def _verify_own(folder: Path) -> str:
-    """Look at a model that was put in its place by hand; as find_models does, further down too."""
+def _check_own_model(folder: Path) -> str:
+    """Describe a model that the user put there, at any depth, as find_models looks for it. Raises ModelError."""
     found = [path.parent for path in sorted(folder.rglob(PLANS)) if path.is_file()]
     if len(found) != 1:
         names = ", ".join(str(path.relative_to(folder)) for path in found)
@@ -147,11 +146,13 @@ def _verify_own(folder: Path) -> str:
         raise ModelError(folder, expected=expected, found=names or f"no {PLANS}")
     if is_bundle(found[0]):
         return _verify_bundle(open_bundle(found[0]))
-    held = [{path.name for path in fold.glob("*.pth")} for fold in found[0].glob("fold_*") if fold.is_dir()]
-    # Of several that every fold has any will do here; the recipe says which one is run.
-    common = sorted(set.intersection(*held)) if held else []
+    names_by_fold = [{path.name for path in fold.glob("*.pth")} for fold in found[0].glob("fold_*") if fold.is_dir()]
+    # Any checkpoint that all folds have serves to describe the folder; the recipe says which one is used.
+    common = sorted(set.intersection(*names_by_fold)) if names_by_fold else []
     model = open_model_folder(found[0], checkpoint=common[-1]) if common else open_model_folder(found[0])
-    return f"folds {' '.join(model.folds)} of {model.checkpoint}; nothing to compare with: it was not fetched"
+    return (
+        f"folds {' '.join(model.folds)} of {model.checkpoint}; not fetched, so there are no checksums to compare with"
+    )
 
 
 def _verify_bundle(bundle: Bundle) -> str:
