@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from pantherseg.inference.backends import choose_backend
-from pantherseg.training.recipe import load_training_recipe
 from pantherseg.training.run import train
+from pantherseg.training.training_recipe import load_training_recipe
 
 logger = logging.getLogger(__name__)
 
