@@ -6,6 +6,7 @@ python -m bench.first_tile ARGUMENTS OF pantherseg
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,27 @@ def seconds_since_start() -> float:
 def main() -> None:
     """Run pantherseg up to the first forward pass."""
     from pantherseg.cli import main as command
-    from pantherseg.inference import accumulate
+
+    backend: Any
+    if "cuda" in sys.argv:  # importing the backend that is not used would take time
+        from pantherseg.inference.backends.torch_backend import TorchBackend
+
+        backend = TorchBackend
+    else:
+        from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
+
+        backend = OpenVinoBackend
+    load_network = backend.network
 
     def stop(*_: Any) -> None:
         print(f"{seconds_since_start():.3f}", flush=True)
         os._exit(0)
 
-    accumulate.Sweep._forward = stop  # type: ignore[assignment,method-assign]
+    def network(*arguments: Any, **options: Any) -> Any:
+        load_network(*arguments, **options)
+        return stop
+
+    backend.network = network
     command()
 
 

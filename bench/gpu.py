@@ -59,11 +59,11 @@ class Clock:
     began: float = field(default_factory=time.monotonic)
     left_out: list[str] = field(default_factory=list)
 
-    def allows(self, what: str) -> bool:
+    def allows(self, label: str) -> bool:
         """Return whether there is time left for a measurement; otherwise add it to `left_out`."""
         if time.monotonic() - self.began < self.seconds:
             return True
-        self.left_out.append(what)
+        self.left_out.append(label)
         return False
 
 
@@ -116,34 +116,34 @@ def time_network(name: str, network: Network, device: str, clock: Clock, work: P
         f"{PREDICTOR}, mirroring": lambda: bench.predictor(*folds, mirroring=True),
     }
     measured: dict[str, Any] = {}
-    for what, one in runs.items():
-        if clock.allows(f"{name}: {what}"):
-            measured[what] = measured_run(one)
+    for label, run in runs.items():
+        if clock.allows(f"{name}: {label}"):
+            measured[label] = measured_run(run)
     if clock.allows(f"{name}: first tile"):
         measured["first_tile_s"] = min(bench.first_tile("exact") for _ in range(2))
-    for what, mode, mirroring in (
+    for label, mode, mirroring in (
         ("exact", "exact", False),
         ("fast", "fast", False),
         ("exact, mirroring", "exact", True),
     ):
-        if "seconds" in measured.get(what, {}):
+        if "seconds" in measured.get(label, {}):
             report = bench.report(mode, mirroring=mirroring)
-            measured[what] |= {"stages": report["seconds"], "events": report["events"]}
+            measured[label] |= {"stages": report["seconds"], "events": report["events"]}
             if report["device"] != device:  # the fallback to another device must not count as a measurement
-                measured[what] = {"failed": f"ran on {report['device']}", "events": report["events"]}
+                measured[label] = {"failed": f"ran on {report['device']}", "events": report["events"]}
     shutil.rmtree(work)  # several GB
     return measured
 
 
-def measured_run(one: Callable[[], Run]) -> dict[str, Any]:
+def measured_run(run: Callable[[], Run]) -> dict[str, Any]:
     """Return the time and memory of a run, or the reason of its failure, so that the other results are not lost."""
     try:
         with device_peak() as peak:
-            run = one()
+            result = run()
     except RuntimeError as error:
         logger.warning("%s", error)
         return {"failed": str(error)[-LOG_END:]}
-    return {**run.as_dict(), "device_peak_mb": round(peak[0])}
+    return {**result.as_dict(), "device_peak_mb": round(peak[0])}
 
 
 def time_candidates(network: Network, device: str, clock: Clock, work: Path) -> dict[str, dict[str, Any]]:
@@ -199,11 +199,13 @@ def candidates_table(results: dict[str, dict[str, Any]]) -> str:
         "| forward pass of one patch | first call, s | later calls, s | largest difference of a logit |",
         "|---|---|---|---|",
     ]
-    for name, one in results.items():
-        if "failed" in one:
-            lines.append(f"| {name} | failed: {one['failed'].splitlines()[0]} | | |")
+    for name, result in results.items():
+        if "failed" in result:
+            lines.append(f"| {name} | failed: {result['failed'].splitlines()[0]} | | |")
             continue
-        lines.append(f"| {name} | {one['first_s']:.2f} | {one['seconds']:.4f} | {one['largest_difference']:.4f} |")
+        lines.append(
+            f"| {name} | {result['first_s']:.2f} | {result['seconds']:.4f} | {result['largest_difference']:.4f} |"
+        )
     return "\n".join(lines)
 
 
@@ -233,14 +235,14 @@ def times_table(results: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, measured in results.items():
-        for what, run in ((what, run) for what, run in measured.items() if isinstance(run, dict)):
+        for label, run in ((label, run) for label, run in measured.items() if isinstance(run, dict)):
             if "failed" in run:
-                lines.append(f"| {name} | {what} | failed: {run['failed'].splitlines()[-1]} | | | |")
+                lines.append(f"| {name} | {label} | failed: {run['failed'].splitlines()[-1]} | | | |")
                 continue
-            against = [other for other in pairs.get(what, ()) if "seconds" in measured.get(other, {})]
+            against = [other for other in pairs.get(label, ()) if "seconds" in measured.get(other, {})]
             ratios = ", ".join(f"{other}: {measured[other]['seconds'] / run['seconds']:.1f}" for other in against)
             figures = f"{run['seconds']:.1f} | {run['peak_mb']:.0f} | {run['device_peak_mb']}"
-            lines.append(f"| {name} | {what} | {figures} | {ratios} |")
+            lines.append(f"| {name} | {label} | {figures} | {ratios} |")
         for mode in ("exact", "fast"):
             stages = measured.get(mode, {}).get("stages", {})
             lines.append(f"| {name} | {mode}: {', '.join(f'{k} {v:.1f} s' for k, v in stages.items())} | | | | |")

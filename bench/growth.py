@@ -49,6 +49,6 @@ def measure(work: Path) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Return a Markdown table with one row per step."""
     lines = ["| `exact`, demo model of Task 1 | voxels | seconds | peak MB |", "|---|---|---|---|"]
-    for name, one in results.items():
-        lines.append(f"| {name} | {one['voxels'] / 1e6:.1f} M | {one['seconds']:.1f} | {one['peak_mb']:.0f} |")
+    for name, result in results.items():
+        lines.append(f"| {name} | {result['voxels'] / 1e6:.1f} M | {result['seconds']:.1f} | {result['peak_mb']:.0f} |")
     return "\n".join(lines)

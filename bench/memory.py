@@ -113,9 +113,9 @@ def table(results: dict[str, Any]) -> str:
     """Return a Markdown table with one row per network and precision, and the run of the large case."""
     lines = ["| network | precision | estimated | used | ratio |", "|---|---|---|---|---|"]
     for name, precisions in results["networks"].items():
-        for one in precisions:
-            estimated, used = one["expected_mb"], one["taken_mb"]
-            lines.append(f"| {name} | {one['precision']} | {estimated} MB | {used} MB | {estimated / used:.2f} |")
+        for row in precisions:
+            estimated, used = row["expected_mb"], row["taken_mb"]
+            lines.append(f"| {name} | {row['precision']} | {estimated} MB | {used} MB | {estimated / used:.2f} |")
     if large := results.get("large"):
         voxels, limit = large["voxels"] / 1e6, large["limit_mb"]
         lines += ["", f"{LARGE_NETWORK}, five folds, {voxels:.1f} M voxels, limit {limit} MB:"]

@@ -60,10 +60,10 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for mode in ("exact", "fast"):
-        one = results[mode]
+        result = results[mode]
         lines.append(
-            f"| `{mode}` | {one['precision']} | {one['seconds_a_tile']:.2f} | {one['gflop_s']} | {one['best_gflop_s']} "
-            f"| {one['share']:.0%} |"
+            f"| `{mode}` | {result['precision']} | {result['seconds_a_tile']:.2f} | {result['gflop_s']} "
+            f"| {result['best_gflop_s']} | {result['share']:.0%} |"
         )
     return "\n".join(lines)
 

@@ -75,11 +75,11 @@ def _measure_case(case: Case) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Return a Markdown table with one row per case."""
     lines = ["| resampling | nnU-Net | ours | ratio | different values |", "|---|---|---|---|---|"]
-    for name, one in results.items():
-        ratio = one["nnunet_seconds"] / one["seconds"]
+    for name, result in results.items():
+        ratio = result["nnunet_seconds"] / result["seconds"]
         lines.append(
-            f"| {name} | {one['nnunet_seconds']:.2f} s | {one['seconds']:.2f} s | {ratio:.1f}x "
-            f"| {one['different']} of {one['voxels'] / 1e6:.0f} M |"
+            f"| {name} | {result['nnunet_seconds']:.2f} s | {result['seconds']:.2f} s | {ratio:.1f}x "
+            f"| {result['different']} of {result['voxels'] / 1e6:.0f} M |"
         )
     return "\n".join(lines)
 

@@ -115,7 +115,7 @@ class Bench:
         runs = [self.command(fold) for fold in range(FOLDS)]
         masks = np.stack([read_labels(self._masks((fold,)) / "case.mha").array for fold in range(FOLDS)])
         np.argmax([(masks == label).sum(axis=0) for label in planned.LABELS.values()], axis=0)
-        return Run(sum(one.seconds for one in runs), max(one.peak_mb for one in runs))
+        return Run(sum(run.seconds for run in runs), max(run.peak_mb for run in runs))
 
     def predictor(self, *folds: int, mirroring: bool) -> Run:
         """Run nnU-Net's predictor in one process."""

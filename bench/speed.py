@@ -29,10 +29,10 @@ def measure(network: str, work: Path, *, repeats: int, slow: bool) -> dict[str, 
         "fast": lambda: bench.ours("fast"),
         "nnUNetv2_predict --disable_tta": lambda: bench.command(*range(FOLDS)),
     }
-    measured = {name: [one()] for name, one in runs.items()}
+    measured = {name: [run()] for name, run in runs.items()}
     for _ in range(repeats - 1):
-        for name, one in runs.items():
-            measured[name].append(one())
+        for name, run in runs.items():
+            measured[name].append(run())
     if slow:  # only once, because each takes minutes
         measured |= {
             "five processes, label voting": [bench.five_processes()],
@@ -41,9 +41,11 @@ def measure(network: str, work: Path, *, repeats: int, slow: bool) -> dict[str, 
         }
     bench.first_tile("exact")  # so that the files are cached
     result = {
-        "seconds": {name: round(statistics.median(one.seconds for one in many), 2) for name, many in measured.items()},
-        "peak_mb": {name: round(max(one.peak_mb for one in many)) for name, many in measured.items()},
-        "all": {name: [one.as_dict() for one in many] for name, many in measured.items()},
+        "seconds": {
+            name: round(statistics.median(r.seconds for r in repeated), 2) for name, repeated in measured.items()
+        },
+        "peak_mb": {name: round(max(r.peak_mb for r in repeated)) for name, repeated in measured.items()},
+        "all": {name: [r.as_dict() for r in repeated] for name, repeated in measured.items()},
         "first_tile_s": round(min(bench.first_tile("exact") for _ in range(3)), 3),
     }
     shutil.rmtree(work)  # several GB

@@ -32,7 +32,7 @@ def mask(*regions: tuple[slice | int, ...], grid: Grid = GRID, label: int = 1) -
     return Volume(array, grid)
 
 
-TUMOUR = (slice(4, 8), slice(10, 18), slice(20, 30))
+REGION = (slice(4, 8), slice(10, 18), slice(20, 30))
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:
@@ -57,7 +57,7 @@ def scene(predicted: Volume, **changes: Any) -> Scene:
 
 def test_draws_mask_and_reference_in_different_colours(tmp_path: Path) -> None:
     path = tmp_path / "new" / "case.png"
-    draw_case(image(), mask(TUMOUR), mask(TUMOUR), path, title="10000_0001")
+    draw_case(image(), mask(REGION), mask(REGION), path, title="10000_0001")
     shown = pixels(path)
     assert shown.shape[1] == WIDTH
     assert 400 < shown.shape[0] < 2 * MAX_PANEL_HEIGHT + 300
@@ -66,8 +66,8 @@ def test_draws_mask_and_reference_in_different_colours(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["case.png"]
 
 
-@pytest.mark.parametrize("reference", [None, mask(TUMOUR), mask()])
-@pytest.mark.parametrize("predicted", [mask(TUMOUR), mask(), mask(TUMOUR, label=2)])
+@pytest.mark.parametrize("reference", [None, mask(REGION), mask()])
+@pytest.mark.parametrize("predicted", [mask(REGION), mask(), mask(REGION, label=2)])
 def test_uses_a_colour_only_if_there_is_a_tumour(tmp_path: Path, predicted: Volume, reference: Volume | None) -> None:
     path = tmp_path / "case.png"
     draw_case(image(), predicted, reference, path, title="case")
@@ -97,7 +97,7 @@ def test_a_single_slice_has_no_orthogonal_cuts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0.0, 7.0])
 def test_draws_a_constant_image(tmp_path: Path, value: float) -> None:
     constant = Volume(np.full(SHAPE, value, np.float32), GRID)
-    draw_case(constant, mask(TUMOUR), None, tmp_path / "case.png", title="x" * 300)
+    draw_case(constant, mask(REGION), None, tmp_path / "case.png", title="x" * 300)
     assert has(pixels(tmp_path / "case.png"), PREDICTED)
 
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# The labels of PANTHER's masks.
+# The labels of PANTHER's masks, and their names in label maps.
 BACKGROUND, TUMOUR, PANCREAS = 0, 1, 2
+BACKGROUND_NAME, TUMOUR_NAME, PANCREAS_NAME = "background", "tumour", "pancreas"
 
 # The first seven of MRSegmentator's 40 labels.
 ORGANS = {"spleen": 1, "right_kidney": 2, "left_kidney": 3, "gallbladder": 4, "liver": 5, "stomach": 6, "pancreas": 7}
@@ -17,9 +18,9 @@ ORGANS = {"spleen": 1, "right_kidney": 2, "left_kidney": 3, "gallbladder": 4, "l
 LabelMapName = Literal["tumour+pancreas", "tumour", "organs"]
 # The label maps that models are trained on, by the name that a training recipe uses for them.
 LABEL_MAPS: dict[LabelMapName, dict[str, int]] = {
-    "tumour+pancreas": {"background": BACKGROUND, "tumour": TUMOUR, "pancreas": PANCREAS},
-    "tumour": {"background": BACKGROUND, "tumour": TUMOUR},
-    "organs": {"background": BACKGROUND, **ORGANS},
+    "tumour+pancreas": {BACKGROUND_NAME: BACKGROUND, TUMOUR_NAME: TUMOUR, PANCREAS_NAME: PANCREAS},
+    "tumour": {BACKGROUND_NAME: BACKGROUND, TUMOUR_NAME: TUMOUR},
+    "organs": {BACKGROUND_NAME: BACKGROUND, **ORGANS},
 }
 
 

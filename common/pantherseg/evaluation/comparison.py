@@ -12,18 +12,12 @@ import numpy as np
 from pantherseg.errors import PantherSegError
 from pantherseg.evaluation.metrics import METRICS
 from pantherseg.evaluation.run import Evaluation
-from pantherseg.evaluation.tables import CONVENTIONS, FORMATS, aligned
+from pantherseg.evaluation.tables import CONVENTIONS, FORMATS, HEADINGS, aligned
 
 # Smaller differences are due to rounding.
 EQUAL = 1e-9
 # For a single case, the RMSE of the volume is the absolute error.
-CASE_HEADINGS = {
-    "dice": "Dice",
-    "surface_dice_5mm": "sDice 5 mm",
-    "hd95_mm": "HD95 mm",
-    "masd_mm": "MASD mm",
-    "volume_rmse_mm3": "|volume error| mm3",
-}
+CASE_HEADINGS = HEADINGS | {"volume_rmse_mm3": "|volume error| mm3"}
 
 
 @dataclass(frozen=True)

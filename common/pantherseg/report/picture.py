@@ -47,14 +47,14 @@ ML_PER_MM3 = 1e-3
 
 @dataclass(frozen=True)
 class Panel:
-    """One plane on the page: its caption, which masks are drawn and whether filled, and its scale bar in mm."""
+    """One plane on the page: its caption, which masks to draw, whether to fill them, and its scale bar in mm."""
 
     caption: str
     plane: Plane
-    predicted: bool
-    reference: bool
-    filled: bool
-    bar_mm: int
+    predicted: bool = False
+    reference: bool = False
+    filled: bool = False
+    bar_mm: int = 50
 
 
 def draw_case(image: Volume, mask: Volume, reference: Volume | None, path: Path, *, title: str) -> None:
@@ -105,30 +105,20 @@ def fitted_size(shape: tuple[int, int], spacing: tuple[float, float]) -> tuple[i
 def _panels(scene: Scene) -> list[Panel]:
     """Return the panels of the page in reading order."""
     main = cut(scene, 0)
-    both = scene.reference is not None
     position = f"{main.name} slice {main.index + 1} of {main.count}"
     panels = [
-        Panel(f"Input, {position}", main, predicted=False, reference=False, filled=False, bar_mm=50),
-        Panel(
-            _mask_caption("Predicted mask", main.predicted),
-            main,
-            predicted=True,
-            reference=False,
-            filled=True,
-            bar_mm=50,
-        ),
+        Panel(f"Input, {position}", main),
+        Panel(_mask_caption("Predicted mask", main.predicted), main, predicted=True, filled=True),
     ]
     if main.reference is not None:
-        caption = _mask_caption("Reference mask", main.reference)
-        panels.append(Panel(caption, main, predicted=False, reference=True, filled=True, bar_mm=50))
+        panels.append(Panel(_mask_caption("Reference mask", main.reference), main, reference=True, filled=True))
     close_up = main.zoomed()
     if close_up:
-        panels.append(Panel(f"Close-up, {position}", close_up, predicted=True, reference=both, filled=False, bar_mm=10))
+        panels.append(Panel(f"Close-up, {position}", close_up, predicted=True, reference=True, bar_mm=10))
     if main.count > 1:
-        for axis in (1, 2):
-            plane = cut(scene, axis)
+        for plane in (cut(scene, 1), cut(scene, 2)):
             caption = f"{plane.name.capitalize()} cut {plane.index + 1} of {plane.count}"
-            panels.append(Panel(caption, plane, predicted=True, reference=both, filled=False, bar_mm=50))
+            panels.append(Panel(caption, plane, predicted=True, reference=True))
     return panels
 
 
