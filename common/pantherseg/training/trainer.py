@@ -1,35 +1,28 @@
-"""What a trainer is, and the trainers that a training recipe chooses from by `[trainer] kind`."""
+"""The interface of trainers, and the trainers that a training recipe can choose by `[trainer] kind`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 from pantherseg.errors import RecipeError
 from pantherseg.training.training_recipe import TrainingRecipe
-
-
-class Split(TypedDict):
-    """The case names of one fold of the cross-validation."""
-
-    train: list[str]
-    val: list[str]
 
 
 @dataclass(frozen=True)
 class TrainingJob:
     """Everything that a trainer needs for one model.
 
-    data: data set folder in PANTHER's layout; splits: the cases of every fold of the cross-validation; output: folder
-    for the model; work: folder for the trainer's own files; start: model folder to fine-tune, where fold k starts from
-    its fold k, or None; device: `cpu` or `cuda`.
+    data: data set folder in PANTHER's layout; splits: the cases of each fold of the cross-validation, those to `train`
+    on and those for validation (`val`); output: folder for the model; work: folder for the trainer's own files; start:
+    model folder to fine-tune, where fold k starts from its fold k, or None; device: `cpu` or `cuda`.
     """
 
     recipe: TrainingRecipe
     data: Path
-    splits: Sequence[Split]
+    splits: Sequence[Mapping[str, Sequence[str]]]
     output: Path
     work: Path
     start: Path | None = None
