@@ -1,1 +1,1 @@
-"""What is measured, and the results as data in bench/results."""
+"""Benchmarks. Their results are in bench/results."""

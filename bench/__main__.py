@@ -1,8 +1,8 @@
-"""What the inference engine is worth: `python -m bench [--full] [PART ...]`.
+"""Benchmarks of the inference engine: `python -m bench [--full] [PART ...]`.
 
-Parts: parity, speed, rates, sizes, resampling, growth, memory (default all). Without --full, what fits into ten minutes
-on two cores: fewer phantoms, one network, no repetition. Each part prints a table; with --full it also writes
-bench/results/<part>.json, as the short form is for looking.
+Parts: parity, speed, rates, sizes, resampling, growth, memory (default all). Without --full, they take ten minutes on
+two cores: fewer phantoms, one network, no repetitions. Each part prints a table; with --full it also writes
+bench/results/<part>.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pantherseg.packing import pack
 RESULTS = Path(__file__).parent / "results"
 CASES, SHORT_CASES = {1: 20, 2: 20}, {2: 1}
 MIRRORED_CASES = 1
-# How often each network's comparison is repeated.
+# How often each network is measured.
 REPEATS, SHORT_REPEATS = {"plain": 2, "residual_l_1mm": 1}, {"plain": 1}
 
 
@@ -35,7 +35,7 @@ def measure_parity(work: Path, *, full: bool) -> tuple[Any, str]:
 
 
 def measure_speed(work: Path, *, full: bool) -> tuple[Any, str]:
-    """Time whole processes."""
+    """Measure the time of whole processes."""
     networks = REPEATS if full else SHORT_REPEATS
     slow = {"plain"} if full else set()
     results = {name: speed.measure(name, work / name, repeats=n, slow=name in slow) for name, n in networks.items()}
@@ -43,7 +43,7 @@ def measure_speed(work: Path, *, full: bool) -> tuple[Any, str]:
 
 
 def measure_rates(work: Path, *, full: bool) -> tuple[Any, str]:
-    """Compare a forward pass with the machine's best convolutions."""
+    """Compare the speed of a forward pass with the fastest convolutions of the machine."""
     network = speed.NETWORKS["plain"]
     folder = planned.make_folder(network.plans(work), work / "model", folds=1)
     results = rates.measure(pack(folder, work / "bundle").path)
@@ -51,8 +51,8 @@ def measure_rates(work: Path, *, full: bool) -> tuple[Any, str]:
 
 
 def measure_sizes(work: Path, *, full: bool) -> tuple[Any, str]:
-    """Compare the bytes of a fold's checkpoint, which has an optimizer's state, with those of its bundle."""
-    results, lines = {}, ["| network | checkpoint | bundle | share |", "|---|---|---|---|"]
+    """Compare the size of a fold's checkpoint, with the state of the optimizer, with that of its bundle."""
+    results, lines = {}, ["| network | checkpoint | bundle | ratio |", "|---|---|---|---|"]
     for name, network in speed.NETWORKS.items():
         folder = planned.make_folder(network.plans(work / name), work / name / "model", folds=1)
         packed = sum(path.stat().st_size for path in pack(folder, work / name / "bundle").path.iterdir())
@@ -63,19 +63,19 @@ def measure_sizes(work: Path, *, full: bool) -> tuple[Any, str]:
 
 
 def measure_resampling(work: Path, *, full: bool) -> tuple[Any, str]:
-    """Time resampling."""
+    """Measure the time of resampling."""
     results = resampling.measure()
     return results, resampling.table(results)
 
 
 def measure_growth(work: Path, *, full: bool) -> tuple[Any, str]:
-    """Follow time and memory."""
+    """Measure how time and memory grow."""
     results = growth.measure(work)
     return results, growth.table(results)
 
 
 def measure_memory(work: Path, *, full: bool) -> tuple[Any, str]:
-    """Compare the memory of networks with what is expected of them."""
+    """Compare the memory that networks use with the estimate."""
     results = memory.measure(work, full=full)
     return results, memory.table(results)
 
@@ -92,13 +92,13 @@ PARTS: dict[str, Callable[..., tuple[Any, str]]] = {
 
 
 def main() -> None:
-    """Measure the wanted parts."""
+    """Run the selected parts."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without one")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--full", action="store_true", help="all cases, networks and repetitions; write the results")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("bench").setLevel(logging.INFO)
     about = machine()

@@ -1,7 +1,7 @@
-"""The demo models on unseen full-size phantoms: `python -m bench.demo [--tasks 1 2] [--cases 20] [--work DIR]`.
+"""Accuracy of the demo models on full-size phantoms: `python -m bench.demo [--tasks 1 2] [--cases 20] [--work DIR]`.
 
-Makes phantoms that no demo model was trained on, segments them as `pantherseg predict --rescue` does, scores them,
-prints the distribution of tumour Dice for each task, and writes bench/results/demo-task<k>.json.
+Makes phantoms that were not used for training, segments them as `pantherseg predict --rescue` does, scores the masks,
+prints the distribution of the tumour Dice for each task, and writes bench/results/demo-task<k>.json.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pantherseg.logs import show_log
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import write_dataset
 
-# Far from the seeds of weights/demo/make.sh and test/make_samples.py.
+# Not among the seeds of weights/demo/make.sh and test/make_samples.py.
 FIRST_SEED = 9000
 RESULTS = Path(__file__).parent / "results"
 QUANTILES = {"min": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "max": 1.0}
 
 
 def measure(task: int, cases: int, work: Path) -> dict[str, Any]:
-    """Return totals and distribution of one task's demo models."""
+    """Return the totals and the distribution of the scores of one task."""
     data, masks = work / f"task{task}", work / f"task{task}-masks"
     write_dataset(data, task=task, cases=cases, seed=FIRST_SEED)
     failed = predict_all(
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", choices=(1, 2), default=(1, 2))
     parser.add_argument("--cases", type=int, default=20)
-    parser.add_argument("--work", type=Path, help="keep phantoms and masks here")
+    parser.add_argument("--work", type=Path, help="folder in which phantoms and masks are kept")
     options = parser.parse_args()
     show_log()
     rows = []

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures the GPU path from a fresh checkout: installs what is missing, then `python -m bench.gpu` with these arguments.
+# Benchmarks inference on a GPU in a fresh checkout: installs the environment and runs `python -m bench.gpu` with these arguments.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/errors.sh

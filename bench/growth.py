@@ -1,4 +1,4 @@
-"""How time and memory of `pantherseg predict` grow with voxels, folds and members."""
+"""Measures how time and memory of `pantherseg predict` grow with the number of voxels, folds and members."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pantherseg.volume import Grid, Volume
 
 HEAD = 'schema = 1\nname = "growth"\n[sockets]\ninput = "image"\noutput = "mask"\n'
 MEMBER = '[[members]]\nmodel = "task1"\nfolds = {folds}\nstep = {step}\n'
-# Name, times along y and x, folds, members; the others are as in the first.
+# Name, factor on the size along y and along x, number of folds, number of members.
 STEPS = (
     ("1 fold", 1, 1, 1),
     ("3 folds", 1, 3, 1),
@@ -29,12 +29,12 @@ STEPS = (
 
 
 def measure(work: Path) -> dict[str, Any]:
-    """Return seconds and peak memory for each step, with the demo model of Task 1."""
+    """Return the seconds and the peak memory of each step, with the demo model of Task 1."""
     work.mkdir(parents=True, exist_ok=True)
     results = {}
-    for name, times, folds, members in STEPS:
+    for name, factor, folds, members in STEPS:
         volume = image_on(CROP)
-        larger = np.tile(volume.array, (1, times, times))
+        larger = np.tile(volume.array, (1, factor, factor))
         image = work / "image.mha"
         write_volume(Volume(larger, Grid(larger.shape, volume.grid.spacing)), image)
         recipe = work / "recipe.toml"
@@ -47,8 +47,8 @@ def measure(work: Path) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return a line a step as Markdown."""
+    """Return a Markdown table with one row per step."""
     lines = ["| `exact`, demo model of Task 1 | voxels | seconds | peak MB |", "|---|---|---|---|"]
-    for name, one in results.items():
-        lines.append(f"| {name} | {one['voxels'] / 1e6:.1f} M | {one['seconds']:.1f} | {one['peak_mb']:.0f} |")
+    for name, result in results.items():
+        lines.append(f"| {name} | {result['voxels'] / 1e6:.1f} M | {result['seconds']:.1f} | {result['peak_mb']:.0f} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What networks take of memory on a CPU, beside what is expected beforehand, and a large case on a small machine."""
+"""Compares the memory that networks use on a CPU with its estimate, and runs a large case under a memory limit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NETWORKS = {
 }
 SHORT_NETWORKS = ("plain, T2",)
 LARGE_NETWORK = "residual L, T1 at 1 mm"
-# Prints what a network was expected to take in MB, and what of RLIMIT_DATA it took.
+# Prints the precision, the estimated memory of a network in MB, and the memory used, as limited by RLIMIT_DATA.
 PROBE = """
 import json, sys, threading, time
 from pathlib import Path
@@ -36,24 +36,24 @@ import numpy as np
 from pantherseg.models.bundle import open_bundle
 from pantherseg.inference.backends import choose_backend
 
-def taken():
+def used():
     return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmData"))
 
 def watch():
     while True:
-        peaks.append(taken())
+        peaks.append(used())
         time.sleep(0.01)
 
 bundle, backend = open_bundle(Path(sys.argv[1]), folds=[0]), choose_backend("cpu", sys.argv[2])
-before, peaks = taken(), []
+before, peaks = used(), []
 threading.Thread(target=watch, daemon=True).start()
 backend.network(bundle, bundle.folds[0])(np.zeros((1, 1, *bundle.manifest.patch), np.float32))
-peaks.append(taken())
+peaks.append(used())
 print(json.dumps([backend.precision, backend._network_bytes(bundle) >> 20, max(peaks) - before]))
 """
-# The platform's smallest machine has 8 GB, of which a process may take all but one.
+# The platform's smallest machine has 8 GB, of which a process may use all but one.
 LIMIT_MB = 7 << 10
-# The most voxels of a training volume of Task 1, on a body of a usual size.
+# As many voxels as the largest training volume of Task 1, with a typical field of view.
 LARGE = Grid((96, 400, 498), (3.0, 0.9, 0.9))
 RECIPE = """schema = 1
 name = "memory"
@@ -68,7 +68,7 @@ step = 1.0
 
 
 def measure(work: Path, *, full: bool) -> dict[str, Any]:
-    """Return the expected and the measured memory of each network in each precision, and the large case's run."""
+    """Return the estimated and the used memory of each network in each mode, and the run of the large case."""
     work.mkdir(parents=True)
     results: dict[str, Any] = {"networks": {"demo, T1": _probe(DEMO_WEIGHTS / "task1")}}
     for name, (planner, data) in NETWORKS.items():
@@ -86,19 +86,19 @@ def measure(work: Path, *, full: bool) -> dict[str, Any]:
 
 
 def _probe(bundle: Path) -> list[dict[str, Any]]:
-    found = []
+    results = []
     for mode in ("exact", "fast"):
         command = [sys.executable, "-c", PROBE, str(bundle), mode]
         printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        found.append(dict(zip(("precision", "expected_mb", "taken_mb"), json.loads(printed), strict=True)))
-    return found
+        results.append(dict(zip(("precision", "expected_mb", "taken_mb"), json.loads(printed), strict=True)))
+    return results
 
 
 def _large(work: Path) -> dict[str, Any]:
     image, recipe, masks = work / "image.mha", work / "recipe.toml", work / "masks"
     phantom = make_phantom(0, task=1).image
-    times = [-(-wanted // there) for wanted, there in zip(LARGE.shape, phantom.grid.shape, strict=True)]
-    larger = np.tile(phantom.array, times)[tuple(slice(size) for size in LARGE.shape)]
+    repeats = [-(-size // given) for size, given in zip(LARGE.shape, phantom.grid.shape, strict=True)]
+    larger = np.tile(phantom.array, repeats)[tuple(slice(size) for size in LARGE.shape)]
     write_volume(Volume(np.ascontiguousarray(larger), LARGE), image)
     recipe.write_text(RECIPE)
     command: list[str | Path] = ["prlimit", f"--data={LIMIT_MB * MB}", sys.executable, "-m", "pantherseg", "predict"]
@@ -110,12 +110,12 @@ def _large(work: Path) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return a line a network and precision as Markdown."""
-    lines = ["| network | precision | expected | taken | ratio |", "|---|---|---|---|---|"]
+    """Return a Markdown table with one row per network and precision, and the run of the large case."""
+    lines = ["| network | precision | estimated | used | ratio |", "|---|---|---|---|---|"]
     for name, precisions in results["networks"].items():
-        for one in precisions:
-            expected, taken = one["expected_mb"], one["taken_mb"]
-            lines.append(f"| {name} | {one['precision']} | {expected} MB | {taken} MB | {expected / taken:.2f} |")
+        for row in precisions:
+            estimated, used = row["expected_mb"], row["taken_mb"]
+            lines.append(f"| {name} | {row['precision']} | {estimated} MB | {used} MB | {estimated / used:.2f} |")
     if large := results.get("large"):
         voxels, limit = large["voxels"] / 1e6, large["limit_mb"]
         lines += ["", f"{LARGE_NETWORK}, five folds, {voxels:.1f} M voxels, limit {limit} MB:"]

@@ -1,4 +1,4 @@
-"""Our masks against those of nnU-Net's own predictor, voxel for voxel, on phantoms that no demo model has seen."""
+"""Compares our masks with those of nnU-Net's own predictor, voxel by voxel, on phantoms not used for training."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from bench.demo import FIRST_SEED
 from bench.unpack import unpack
 from pantherseg.inference.backends import Mode, choose_backend
 from pantherseg.inference.predictor import Predictor
+from pantherseg.labels import tumour_of
 from pantherseg.localize import localize
 from pantherseg.models.bundle import open_bundle
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
@@ -29,18 +30,18 @@ from pantherseg.volume import Box, Volume
 
 logger = logging.getLogger(__name__)
 
-TUMOUR = 1
-# The Dice from which `fast` may be called the same.
-ENOUGH = 0.999
+# The tumour Dice that `fast` should reach against nnU-Net's mask.
+REQUIRED_DICE = 0.999
 MODES: tuple[Mode, ...] = ("exact", "fast")
 
 
 def measure(
     task: int, cases: int, work: Path, *, mirroring: bool = False, device: Literal["cpu", "cuda"] = "cpu"
 ) -> dict[str, Any]:
-    """Compare the members' masks in the box that the task's recipe searches, in both modes, nnU-Net's on that device.
+    """Compare the masks of a task's demo model with nnU-Net's on the same device, in both modes.
 
-    With mirroring, one fold is mirrored along all axes, in both; the demo models themselves were trained without.
+    Masks are computed in the region that the task's recipe gives to its members. mirroring: compare one fold, mirrored
+    along all axes, although the demo models were trained without mirroring.
     """
     bundle = open_bundle(DEMO_WEIGHTS / f"task{task}")
     if mirroring:
@@ -51,7 +52,7 @@ def measure(
     by_case = {}
     for seed in range(FIRST_SEED, FIRST_SEED + cases):
         image = make_phantom(seed, task=task).image
-        volume = _searched(Volume(image.array.astype(np.float32), image.grid), task)
+        volume = _member_input(Volume(image.array.astype(np.float32), image.grid), task)
         masks: dict[str, NDArray[np.uint8]] = {}
         seconds: dict[str, float] = {}
         for mode, predictor in predictors.items():
@@ -65,7 +66,9 @@ def measure(
         by_case[str(seed)] = {
             "voxels": expected.size,
             "different": {mode: int((mask != expected).sum()) for mode, mask in masks.items()},
-            "tumour_dice": {mode: round(_dice(mask == TUMOUR, expected == TUMOUR), 6) for mode, mask in masks.items()},
+            "tumour_dice": {
+                mode: round(_dice(tumour_of(mask), tumour_of(expected)), 6) for mode, mask in masks.items()
+            },
             "seconds": seconds,
         }
         logger.info("task %d, mirroring %s, %d: %s", task, mirroring, seed, by_case[str(seed)])
@@ -73,10 +76,10 @@ def measure(
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return a line a comparison as Markdown."""
+    """Return a Markdown table with one row per comparison."""
     lines = [
         "| demo model | cases | voxels | differ in `exact` | differ in `fast` "
-        f"| its lowest tumour Dice | below {ENOUGH} |",
+        f"| lowest tumour Dice of `fast` | below {REQUIRED_DICE} |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -84,7 +87,7 @@ def table(results: list[dict[str, Any]]) -> str:
         voxels = sum(case["voxels"] for case in cases)
         different = [sum(case["different"][mode] for case in cases) for mode in MODES]
         dice = [case["tumour_dice"]["fast"] for case in cases]
-        below = sum(value < ENOUGH for value in dice)
+        below = sum(value < REQUIRED_DICE for value in dice)
         count = f"{result['folds']} fold{'s' if result['folds'] > 1 else ''}"
         name = f"Task {result['task']}, {count}{', mirroring' if result['mirroring'] else ''}"
         lines.append(
@@ -94,8 +97,8 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _searched(volume: Volume, task: int) -> Volume:
-    """Return what the members of a task's recipe look at."""
+def _member_input(volume: Volume, task: int) -> Volume:
+    """Return the part of a volume that the members of a task's recipe get."""
     settings = load_recipe(task_recipe(task)).localizer
     if settings is None:
         return volume

@@ -1,4 +1,4 @@
-"""Whole processes, timed from start to exit, with the memory of the largest one."""
+"""Measures the time and the peak memory of whole processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# A process's peak begins with that of the process that started it, so a small one stands between.
+# The peak of a new process is at least that of the process that started it, so a small process starts the command.
 LAUNCHER = """
 import json, os, subprocess, sys, time
 began = time.monotonic()
@@ -26,7 +26,7 @@ with open(sys.argv[1], "w") as file:
 
 @dataclass(frozen=True)
 class Run:
-    """seconds: from start to exit; peak_mb: resident memory of the largest process among it and its children."""
+    """seconds: from start to exit; peak_mb: resident memory of the largest among the process and its children."""
 
     seconds: float
     peak_mb: float
@@ -37,7 +37,7 @@ class Run:
 
 
 def run(command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None) -> Run:
-    """Run a command; what it prints goes to a file. Raises RuntimeError with the file's end where it fails."""
+    """Run a command and write its output to a file. Raises RuntimeError with the end of the output if it fails."""
     figures = log.with_suffix(".json")
     with log.open("w") as file:
         subprocess.run(
@@ -49,12 +49,12 @@ def run(command: Sequence[str | Path], *, log: Path, environment: Mapping[str, s
         )
     code, seconds, peak_mb = json.loads(figures.read_text())
     if code != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} ended with {code}: {log.read_text()[-2000:]}")
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with exit code {code}: {log.read_text()[-2000:]}")
     return Run(seconds, peak_mb)
 
 
 def machine() -> dict[str, Any]:
-    """Return what a reader must know about the machine on which something was measured."""
+    """Return a description of this machine and of the versions of the libraries."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(fields.get("flags", "").split())

@@ -1,4 +1,4 @@
-"""How much of this machine's convolution rate a network's forward pass reaches."""
+"""Compares the FLOP/s of a network's forward pass with those of the fastest single convolutions on this machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pantherseg.machine.openvino import ov
 from pantherseg.models.bundle import open_bundle
 
 REPEATS = 5
-# Convolutions of 3x3x3 in sizes that suit a CPU best: channels in and out, then (z, y, x).
+# Sizes for which 3x3x3 convolutions are fastest on CPUs: number of input and output channels, and (z, y, x).
 BEST_SHAPES = ((128, (32, 56, 80)), (256, (16, 28, 40)))
 
 
 def measure(bundle_path: Path) -> dict[str, Any]:
-    """Return, for both modes, GFLOP a tile, seconds a tile, and the rate against the best of single convolutions."""
+    """Return GFLOP per tile, and for each mode seconds per tile and GFLOP/s relative to the fastest convolution."""
     bundle = open_bundle(bundle_path)
     core = ov.Core()
     gflop = operations(core.read_model(bundle.graph_path, bundle.weights_path(bundle.folds[0]))) / 1e9
@@ -27,7 +27,7 @@ def measure(bundle_path: Path) -> dict[str, Any]:
     for mode in ("exact", "fast"):
         backend = OpenVinoBackend(mode)
         network = backend.network(bundle, bundle.folds[0])
-        seconds = _fastest(lambda: network(tile))  # noqa: B023  (called at once)
+        seconds = _fastest(lambda: network(tile))  # noqa: B023  (called immediately)
         best = max(_single_convolution(core, backend, channels, shape) for channels, shape in BEST_SHAPES)
         results[mode] = {
             "precision": backend.precision,
@@ -40,12 +40,12 @@ def measure(bundle_path: Path) -> dict[str, Any]:
 
 
 def operations(model: ov.Model) -> int:
-    """Return the floating-point operations of a graph's convolutions, two a multiplication and addition."""
+    """Return the floating-point operations of a graph's convolutions, two per multiplication and addition."""
     total = 0
     for node in model.get_ops():
-        if node.get_type_name() == "Convolution":  # every output voxel sees the kernel and all input channels
+        if node.get_type_name() == "Convolution":  # each output voxel: kernel times input channels
             voxels = node.output(0).get_shape()
-        elif node.get_type_name() == "ConvolutionBackpropData":  # every input voxel meets the kernel and all outputs
+        elif node.get_type_name() == "ConvolutionBackpropData":  # each input voxel: kernel times output channels
             voxels = node.input_value(0).get_shape()
         else:
             continue
@@ -54,22 +54,22 @@ def operations(model: ov.Model) -> int:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return a line a mode as Markdown."""
+    """Return a Markdown table with one row per mode."""
     lines = [
-        "| mode | precision | seconds a tile | GFLOP/s | best of one convolution | share |",
+        "| mode | precision | seconds per tile | GFLOP/s | fastest single convolution | ratio |",
         "|---|---|---|---|---|---|",
     ]
     for mode in ("exact", "fast"):
-        one = results[mode]
+        result = results[mode]
         lines.append(
-            f"| `{mode}` | {one['precision']} | {one['seconds_a_tile']:.2f} | {one['gflop_s']} | {one['best_gflop_s']} "
-            f"| {one['share']:.0%} |"
+            f"| `{mode}` | {result['precision']} | {result['seconds_a_tile']:.2f} | {result['gflop_s']} "
+            f"| {result['best_gflop_s']} | {result['share']:.0%} |"
         )
     return "\n".join(lines)
 
 
 def _single_convolution(core: ov.Core, backend: OpenVinoBackend, channels: int, shape: tuple[int, ...]) -> float:
-    """Return GFLOP/s."""
+    """Return the GFLOP/s of one convolution."""
     from openvino import opset13 as op
 
     data = op.parameter([1, channels, *shape], np.float32)
@@ -83,7 +83,7 @@ def _single_convolution(core: ov.Core, backend: OpenVinoBackend, channels: int, 
 
 def _fastest(call: Any) -> float:
     seconds = []
-    call()  # the first is slower
+    call()  # the first call is slower
     for _ in range(REPEATS):
         began = time.perf_counter()
         call()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What takes too long for .ci/run: the images, the table of faults, 200 odd cases in one process, five minutes of fuzzing.
-# As root, where a Docker engine answers or can be started.
+# The tests that take too long for .ci/run: both images, all fault tests, 200 random cases in one process, and fuzzing.
+# Run it as root on a machine with Docker, or on which Docker can be started.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/errors.sh

@@ -1,4 +1,4 @@
-"""Resampling as nnU-Net does it and as we do, in one process, in turns."""
+"""Compares our resampling with nnU-Net's, alternately in one process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """An array (channel, *shape) that goes from one grid to another; spacings in mm (z, y, x)."""
+    """An array (channel, *shape) to be resampled from one spacing to another, both in mm (z, y, x)."""
 
     channels: int
     shape: Shape
@@ -31,7 +31,7 @@ class Case:
 
     @property
     def new_shape(self) -> Shape:
-        """The shape that covers the same volume."""
+        """The shape that covers the same extent."""
         z, y, x = (round(n * a / b) for n, a, b in zip(self.shape, self.spacing, self.new_spacing, strict=True))
         return z, y, x
 
@@ -48,7 +48,7 @@ CASES = {
 
 
 def measure() -> dict[str, Any]:
-    """Return seconds and differences for every case."""
+    """Return the seconds and the differences for each case."""
     return {name: _measure_case(case) for name, case in CASES.items()}
 
 
@@ -57,29 +57,29 @@ def _measure_case(case: Case) -> dict[str, Any]:
     keywords: dict[str, Any] = {"is_seg": False, "order": case.order, "order_z": 0, "force_separate_z": None}
     grids = (case.shape, case.new_shape, case.spacing, case.new_spacing)
     resizer = Resampling.from_plans("resample_data_or_seg_to_shape", keywords).resizer(*grids)
-    ours, theirs = [], []
+    our_seconds, nnunet_seconds = [], []
     for _ in range(REPEATS):
-        mine, seconds = _timed(lambda: resizer.resize(data))
-        ours.append(seconds)
+        ours, seconds = _timed(lambda: resizer.resize(data))
+        our_seconds.append(seconds)
         reference, seconds = _timed(lambda: resample_data_or_seg_to_shape(data.copy(), *grids[1:], **keywords))
-        theirs.append(seconds)
+        nnunet_seconds.append(seconds)
     return {
-        "seconds": round(statistics.median(ours), 3),
-        "nnunet_seconds": round(statistics.median(theirs), 3),
-        "voxels": mine.size,
-        "different": int((mine != reference).sum()),
-        "largest_difference": float(np.abs(mine.astype(np.float64) - reference).max()),
+        "seconds": round(statistics.median(our_seconds), 3),
+        "nnunet_seconds": round(statistics.median(nnunet_seconds), 3),
+        "voxels": ours.size,
+        "different": int((ours != reference).sum()),
+        "largest_difference": float(np.abs(ours.astype(np.float64) - reference).max()),
     }
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return a line a case as Markdown."""
-    lines = ["| resampling | nnU-Net | ours | ratio | values that differ |", "|---|---|---|---|---|"]
-    for name, one in results.items():
-        ratio = one["nnunet_seconds"] / one["seconds"]
+    """Return a Markdown table with one row per case."""
+    lines = ["| resampling | nnU-Net | ours | ratio | different values |", "|---|---|---|---|---|"]
+    for name, result in results.items():
+        ratio = result["nnunet_seconds"] / result["seconds"]
         lines.append(
-            f"| {name} | {one['nnunet_seconds']:.2f} s | {one['seconds']:.2f} s | {ratio:.1f}x "
-            f"| {one['different']} of {one['voxels'] / 1e6:.0f} M |"
+            f"| {name} | {result['nnunet_seconds']:.2f} s | {result['seconds']:.2f} s | {ratio:.1f}x "
+            f"| {result['different']} of {result['voxels'] / 1e6:.0f} M |"
         )
     return "\n".join(lines)
 

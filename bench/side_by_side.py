@@ -1,6 +1,6 @@
-"""Whole processes on one image with one network: ours, and nnU-Net's in the ways in which people call it.
+"""Runs whole processes with one network on one image: ours, and nnU-Net's as they are commonly used.
 
-The networks are untrained: their speed is that of trained ones, their masks mean nothing (bench.parity looks at those).
+The networks are untrained, which does not change their speed; bench.parity compares masks of trained networks.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ folds = {folds}
 
 @dataclass(frozen=True)
 class Network:
-    """What a planner is asked for, and the grid of the image that its network sees."""
+    """Arguments for nnU-Net's planner, and the grid of the image to segment."""
 
     planner: str
     data: planned.Data
@@ -51,13 +51,13 @@ class Network:
     base_features: int = 32
 
     def plans(self, work: Path) -> dict[str, Any]:
-        """Return the planner's plans."""
+        """Return the plans of the network."""
         return planned.make_plans(self.planner, self.data, work, base_features=self.base_features)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One network's model folder, its bundle, an image, and a folder for everything else."""
+    """The model folder and the bundle of one network, an image, and a folder for all other files."""
 
     work: Path
     folder: Path
@@ -81,13 +81,13 @@ class Bench:
         return self._run(recipe.stem, ["-m", "pantherseg", *self.arguments(recipe, mode)])
 
     def report(self, mode: str, *, folds: int = FOLDS, mirroring: bool = False) -> dict[str, Any]:
-        """Return what the last such run reported."""
+        """Return the report of the last run of `ours` with these arguments."""
         path = self.work / f"masks-{mode}-{folds}-{mirroring}" / "case_0000.json"
         report: dict[str, Any] = json.loads(path.read_text())
         return report
 
     def arguments(self, recipe: Path, mode: str) -> list[str | Path]:
-        """Return the arguments of `pantherseg` that segment the image."""
+        """Return the arguments for `pantherseg` to segment the image."""
         output = self.work / f"masks-{recipe.stem}"
         return [
             *("predict", self.image, output, "--recipe", recipe),
@@ -102,28 +102,20 @@ class Bench:
         return float((self.work / "first.log").read_text().splitlines()[-1])
 
     def command(self, *folds: int) -> Run:
-        """Run `nnUNetv2_predict --disable_tta` with some folds."""
+        """Run `nnUNetv2_predict --disable_tta` with these folds."""
         script = Path(sys.executable).parent / "nnUNetv2_predict"
         arguments = [
-            "-i",
-            self.image.parent,
-            "-o",
-            self._masks(folds),
-            "-d",
-            DATASET_ID,
-            "-c",
-            "3d_fullres",
-            "-f",
-            *folds,
+            *("-i", self.image.parent, "-o", self._masks(folds), "-d", DATASET_ID, "-c", "3d_fullres", "-f", *folds),
+            *("--disable_tta", "-device", self.device),
         ]
-        return self._run("nnunet", [script, *arguments, "--disable_tta", "-device", self.device])
+        return self._run("nnunet", [script, *arguments])
 
     def five_processes(self) -> Run:
-        """Run nnU-Net's command once a fold and vote on the labels, as system C of the challenge did."""
+        """Run nnU-Net's command once per fold and take the majority label, as system C of the challenge did."""
         runs = [self.command(fold) for fold in range(FOLDS)]
         masks = np.stack([read_labels(self._masks((fold,)) / "case.mha").array for fold in range(FOLDS)])
         np.argmax([(masks == label).sum(axis=0) for label in planned.LABELS.values()], axis=0)
-        return Run(sum(one.seconds for one in runs), max(one.peak_mb for one in runs))
+        return Run(sum(run.seconds for run in runs), max(run.peak_mb for run in runs))
 
     def predictor(self, *folds: int, mirroring: bool) -> Run:
         """Run nnU-Net's predictor in one process."""
@@ -145,7 +137,7 @@ class Bench:
 
 
 def image_on(grid: Grid) -> Volume:
-    """Return a phantom stretched onto a grid."""
+    """Return a phantom stretched to fill a grid."""
     image = make_phantom(SEED, task=2).image.array.astype(np.float32)
     zoom = [size / given for size, given in zip(grid.shape, image.shape, strict=True)]
     return Volume(ndimage.zoom(image, zoom, order=1), grid)

@@ -1,4 +1,4 @@
-"""Whole processes side by side: ours against nnU-Net's, on a Task 2 crop, with networks of nnU-Net's planners."""
+"""Compares the time and memory of our process and nnU-Net's on a crop of Task 2, with nnU-Net's planned networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NETWORKS = {
 
 
 def measure(network: str, work: Path, *, repeats: int, slow: bool) -> dict[str, Any]:
-    """Return seconds, memory and ratios of one network; what is compared runs in turns.
+    """Return the seconds and the peak memory of one network. The runs to compare alternate.
 
     slow: also compare with five processes, and with mirroring.
     """
@@ -29,21 +29,23 @@ def measure(network: str, work: Path, *, repeats: int, slow: bool) -> dict[str, 
         "fast": lambda: bench.ours("fast"),
         "nnUNetv2_predict --disable_tta": lambda: bench.command(*range(FOLDS)),
     }
-    measured = {name: [one()] for name, one in runs.items()}
+    measured = {name: [run()] for name, run in runs.items()}
     for _ in range(repeats - 1):
-        for name, one in runs.items():
-            measured[name].append(one())
-    if slow:  # minutes each, so once
+        for name, run in runs.items():
+            measured[name].append(run())
+    if slow:  # only once, because each takes minutes
         measured |= {
             "five processes, label voting": [bench.five_processes()],
             "exact, mirroring, one fold": [bench.ours("exact", folds=1, mirroring=True)],
             "nnUNetPredictor, mirroring, one fold": [bench.predictor(0, mirroring=True)],
         }
-    bench.first_tile("exact")  # so that files are in memory
+    bench.first_tile("exact")  # so that the files are cached
     result = {
-        "seconds": {name: round(statistics.median(one.seconds for one in many), 2) for name, many in measured.items()},
-        "peak_mb": {name: round(max(one.peak_mb for one in many)) for name, many in measured.items()},
-        "all": {name: [one.as_dict() for one in many] for name, many in measured.items()},
+        "seconds": {
+            name: round(statistics.median(r.seconds for r in repeated), 2) for name, repeated in measured.items()
+        },
+        "peak_mb": {name: round(max(r.peak_mb for r in repeated)) for name, repeated in measured.items()},
+        "all": {name: [r.as_dict() for r in repeated] for name, repeated in measured.items()},
         "first_tile_s": round(min(bench.first_tile("exact") for _ in range(3)), 3),
     }
     shutil.rmtree(work)  # several GB
@@ -51,7 +53,7 @@ def measure(network: str, work: Path, *, repeats: int, slow: bool) -> dict[str, 
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Return the ratios as Markdown."""
+    """Return the ratios as a Markdown table."""
     lines = ["| network | | ratio | seconds |", "|---|---|---|---|"]
     for network, result in results.items():
         seconds, peak = result["seconds"], result["peak_mb"]

@@ -1,6 +1,6 @@
-"""Make the sample job of each task: a small phantom in the platform's folder layout, and its reference.
+"""Makes the sample job of each task: a small phantom in the platform's folder layout, and its reference mask.
 
-Run as `python test/make_samples.py`; the files that it writes are in git.
+Run as `python test/make_samples.py`. The files that it writes are in git.
 """
 
 import json
@@ -17,8 +17,8 @@ SAMPLES = {
 }
 
 
-def describe(slug: str, title: str, key: str) -> list[dict[str, object]]:
-    """Return inputs.json as the platform writes it, with the socket under its new and its older name."""
+def inputs_json(slug: str, title: str, key: str) -> list[dict[str, object]]:
+    """Return inputs.json as the platform writes it, with the new and the old key for the socket."""
     socket = {
         "title": title,
         "description": title,
@@ -42,7 +42,7 @@ def main() -> None:
         job = HERE / "input" / f"task{task}"
         write_volume(phantom.image, job / "images" / slug / f"{key}.mha")
         write_volume(phantom.labels, HERE / "reference" / f"task{task}" / f"{key}.mha")
-        (job / "inputs.json").write_text(json.dumps(describe(slug, title, key), indent=2) + "\n", encoding="utf-8")
+        (job / "inputs.json").write_text(json.dumps(inputs_json(slug, title, key), indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The phantoms: what the tests, the demo models and the sample cases are made of."""
+"""Phantoms, which the tests, the demo models and the sample cases use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from scipy import ndimage
 
 from pantherseg.io import read_image, read_labels
-from pantherseg.phantom import ORGANS, Phantom, Size, case_id, make_phantom, write_dataset
+from pantherseg.labels import ORGANS, PANCREAS, TUMOUR, tumour_of
+from pantherseg.phantom import Phantom, Size, case_id, make_phantom, write_dataset
 from pantherseg.volume import Grid
 
 SEEDS = range(6)
@@ -22,8 +23,8 @@ def phantom(seed: int, task: int, size: Size = "small") -> Phantom:
     return make_phantom(seed, task=task, size=size)
 
 
-def world(grid: Grid, mask: np.ndarray) -> np.ndarray:
-    """Return the centroid of a mask in the world, mm (x, y, z)."""
+def centroid(grid: Grid, mask: np.ndarray) -> np.ndarray:
+    """Return the centroid of a mask in world coordinates, mm (x, y, z)."""
     index = np.argwhere(mask).mean(axis=0)[::-1]
     return np.array(grid.origin) + np.array(grid.direction) @ (index * grid.spacing[::-1])
 
@@ -36,7 +37,7 @@ def test_the_same_seed_gives_the_same_voxels(task: int) -> None:
         np.testing.assert_array_equal(getattr(again, name).array, getattr(phantom(0, task), name).array)
 
 
-def test_seeds_and_tasks_differ() -> None:
+def test_seeds_and_tasks_give_different_phantoms() -> None:
     first = phantom(0, 1)
     for other in (phantom(1, 1), phantom(0, 2)):
         assert other.image.grid != first.image.grid
@@ -44,7 +45,7 @@ def test_seeds_and_tasks_differ() -> None:
 
 
 @both_tasks
-def test_types_and_values(task: int) -> None:
+def test_volumes_have_the_documented_types_and_values(task: int) -> None:
     case = phantom(0, task)
     assert case.image.array.dtype == np.int16
     assert case.labels.array.dtype == case.organs.array.dtype == np.uint8
@@ -56,7 +57,7 @@ def test_types_and_values(task: int) -> None:
 
 @both_tasks
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_organ_is_there_in_a_plausible_size(seed: int, task: int) -> None:
+def test_every_organ_has_a_plausible_volume(seed: int, task: int) -> None:
     case = phantom(seed, task)
     ml = np.bincount(case.organs.array.ravel(), minlength=8) * case.organs.grid.voxel_mm3 / 1000
     assert len(ml) == 8
@@ -68,20 +69,20 @@ def test_every_organ_is_there_in_a_plausible_size(seed: int, task: int) -> None:
 
 @both_tasks
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_tumour_is_one_piece_of_3_to_40_ml_at_the_pancreas(seed: int, task: int) -> None:
+def test_the_tumour_is_one_component_of_3_to_40_ml_at_the_pancreas(seed: int, task: int) -> None:
     case = phantom(seed, task)
-    tumour, pancreas = case.labels.array == 1, case.labels.array == 2
+    tumour, pancreas = tumour_of(case.labels.array), case.labels.array == PANCREAS
     assert 3 < tumour.sum() * case.labels.grid.voxel_mm3 / 1000 < 40
     assert (case.organs.array[tumour] == ORGANS["pancreas"]).all()
     np.testing.assert_array_equal(case.organs.array == ORGANS["pancreas"], tumour | pancreas)
-    pieces, count = ndimage.label(tumour)
-    assert np.bincount(pieces.ravel())[1:].max() > 0.95 * tumour.sum(), f"{count} pieces"
+    components, count = ndimage.label(tumour)
+    assert np.bincount(components.ravel())[1:].max() > 0.95 * tumour.sum(), f"{count} components"
     assert (ndimage.binary_dilation(tumour) & pancreas).any()
 
 
 @both_tasks
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_grid_is_oblique_and_off_centre(seed: int, task: int) -> None:
+def test_the_grid_is_oblique_with_an_origin(seed: int, task: int) -> None:
     grid = phantom(seed, task).image.grid
     direction = np.array(grid.direction)
     np.testing.assert_allclose(direction.T @ direction, np.eye(3), atol=1e-9)
@@ -98,7 +99,7 @@ def test_the_grid_is_oblique_and_off_centre(seed: int, task: int) -> None:
 @pytest.mark.parametrize(
     ("task", "slices", "plane"), [(1, (2.5, 4.0), (0.69, 1.31)), (2, (1.6, 2.4), (0.83, 1.2))], ids=["task1", "task2"]
 )
-def test_full_size_has_the_challenges_sampling_and_the_same_anatomy(
+def test_full_size_has_the_spacing_of_the_challenge_and_the_anatomy_of_the_small_size(
     task: int, slices: tuple[float, float], plane: tuple[float, float]
 ) -> None:
     full, small = make_phantom(2, task=task), phantom(2, task)
@@ -107,19 +108,22 @@ def test_full_size_has_the_challenges_sampling_and_the_same_anatomy(
     assert y == x
     assert plane[0] <= x <= plane[1]
     assert full.image.array.size <= 19.1e6
-    for value in (1, 2):
-        centres = [world(case.labels.grid, case.labels.array == value) for case in (full, small)]
+    for value in (TUMOUR, PANCREAS):
+        centres = [centroid(case.labels.grid, case.labels.array == value) for case in (full, small)]
         assert np.linalg.norm(centres[0] - centres[1]) < 3
         volumes = [(case.labels.array == value).sum() * case.labels.grid.voxel_mm3 for case in (full, small)]
         assert volumes[1] == pytest.approx(volumes[0], rel=0.15)
 
 
-def test_the_tumour_is_darker_than_the_pancreas_in_task_1_and_not_in_task_2() -> None:
+def test_the_tumour_is_darker_than_the_pancreas_in_task_1_only() -> None:
     ratios = {}
     for task in (1, 2):
         cases = [phantom(seed, task) for seed in SEEDS]
         ratios[task] = np.array(
-            [c.image.array[c.labels.array == 1].mean() / c.image.array[c.labels.array == 2].mean() for c in cases]
+            [
+                c.image.array[tumour_of(c.labels.array)].mean() / c.image.array[c.labels.array == PANCREAS].mean()
+                for c in cases
+            ]
         )
     assert (ratios[1] < 0.9).all()
     assert ratios[2].mean() > 1
@@ -128,7 +132,7 @@ def test_the_tumour_is_darker_than_the_pancreas_in_task_1_and_not_in_task_2() ->
 @pytest.mark.parametrize(
     ("task", "expected"), [(1, ["10000_0001", "10001_0001"]), (2, ["10000", "10001"])], ids=["task1", "task2"]
 )
-def test_a_data_set_reads_back_under_the_challenges_names(task: int, expected: list[str], tmp_path: Path) -> None:
+def test_a_data_set_has_the_names_of_the_challenge(task: int, expected: list[str], tmp_path: Path) -> None:
     seen: list[str] = []
     names = write_dataset(tmp_path, task=task, cases=2, seed=0, size="small", organs=True, on_case=seen.append)
     assert names == seen == expected
@@ -142,24 +146,24 @@ def test_a_data_set_reads_back_under_the_challenges_names(task: int, expected: l
         np.testing.assert_array_equal(read_labels(tmp_path / "organsTr" / f"{name}.mha").array, case.organs.array)
 
 
-def test_organs_are_written_only_on_demand(tmp_path: Path) -> None:
+def test_organ_labels_are_optional(tmp_path: Path) -> None:
     (name,) = write_dataset(tmp_path, task=2, cases=1, seed=303, size="small")
     assert name == "10303"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["imagesTr", "labelsTr"]
 
 
-def test_each_seed_has_a_name_of_its_own() -> None:
+def test_each_seed_has_a_unique_name() -> None:
     for task in (1, 2):
         assert len({case_id(seed, task=task) for seed in (0, 1, 99_999, 100_000)}) == 4
 
 
 @pytest.mark.parametrize("arguments", [{"task": 3}, {"task": 1, "size": "tiny"}, {"task": 1, "seed": -1}])
-def test_wrong_arguments_are_named(arguments: dict[str, object]) -> None:
+def test_refuses_invalid_arguments(arguments: dict[str, object]) -> None:
     value = list(arguments.values())[-1]
     with pytest.raises(ValueError, match=str(value)):
         make_phantom(**{"seed": 0, **arguments})  # type: ignore[arg-type]
 
 
-def test_a_data_set_needs_a_case(tmp_path: Path) -> None:
+def test_refuses_a_data_set_without_cases(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         write_dataset(tmp_path, task=1, cases=0, seed=0)

@@ -1,4 +1,4 @@
-"""The picture of a case: its size, its colours, its proportions and how the patient lies."""
+"""The picture of a case: its size, its colours, its proportions and the orientation of the patient."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pantherseg.errors import InputError, OutputError
+from pantherseg.labels import tumour_of
 from pantherseg.report import draw_case
 from pantherseg.report.picture import MAX_PANEL_HEIGHT, PANEL_WIDTH, PREDICTED, REFERENCE, WIDTH, fitted_size
 from pantherseg.report.planes import Scene, cut, windowed
@@ -24,14 +25,14 @@ def image(grid: Grid = GRID) -> Volume:
     return Volume(np.random.default_rng(0).normal(100, 20, grid.shape).astype(np.float32), grid)
 
 
-def mask(*voxels: tuple[slice | int, ...], grid: Grid = GRID, label: int = 1) -> Volume:
+def mask(*regions: tuple[slice | int, ...], grid: Grid = GRID, label: int = 1) -> Volume:
     array = np.zeros(grid.shape, np.uint8)
-    for where in voxels:
-        array[where] = label
+    for region in regions:
+        array[region] = label
     return Volume(array, grid)
 
 
-TUMOUR = (slice(4, 8), slice(10, 18), slice(20, 30))
+REGION = (slice(4, 8), slice(10, 18), slice(20, 30))
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:
@@ -47,16 +48,16 @@ def has(shown: NDArray[np.uint8], colour: tuple[int, int, int]) -> bool:
 def scene(predicted: Volume, **changes: Any) -> Scene:
     values: dict[str, Any] = {
         "grey": windowed(image(predicted.grid)),
-        "predicted": predicted.array == 1,
+        "predicted": tumour_of(predicted.array),
         "reference": None,
         "grid": predicted.grid,
     }
     return Scene(**(values | changes))
 
 
-def test_a_case_with_reference_shows_both_colours(tmp_path: Path) -> None:
+def test_draws_mask_and_reference_in_different_colours(tmp_path: Path) -> None:
     path = tmp_path / "new" / "case.png"
-    draw_case(image(), mask(TUMOUR), mask(TUMOUR), path, title="10000_0001")
+    draw_case(image(), mask(REGION), mask(REGION), path, title="10000_0001")
     shown = pixels(path)
     assert shown.shape[1] == WIDTH
     assert 400 < shown.shape[0] < 2 * MAX_PANEL_HEIGHT + 300
@@ -65,26 +66,24 @@ def test_a_case_with_reference_shows_both_colours(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["case.png"]
 
 
-@pytest.mark.parametrize("reference", [None, mask(TUMOUR), mask()])
-@pytest.mark.parametrize("predicted", [mask(TUMOUR), mask(), mask(TUMOUR, label=2)])
-def test_a_colour_is_there_if_and_only_if_its_tumour_is(
-    tmp_path: Path, predicted: Volume, reference: Volume | None
-) -> None:
+@pytest.mark.parametrize("reference", [None, mask(REGION), mask()])
+@pytest.mark.parametrize("predicted", [mask(REGION), mask(), mask(REGION, label=2)])
+def test_uses_a_colour_only_if_there_is_a_tumour(tmp_path: Path, predicted: Volume, reference: Volume | None) -> None:
     path = tmp_path / "case.png"
     draw_case(image(), predicted, reference, path, title="case")
     shown = pixels(path)
-    assert has(shown, PREDICTED) == bool((predicted.array == 1).any())
+    assert has(shown, PREDICTED) == bool(tumour_of(predicted.array).any())
     assert has(shown, REFERENCE) == (reference is not None and bool(reference.array.any()))
 
 
-def test_a_single_voxel_of_a_large_slice_is_seen(tmp_path: Path) -> None:
+def test_a_single_voxel_of_a_large_slice_is_visible(tmp_path: Path) -> None:
     grid = Grid((1, 700, 700), (3.0, 0.5, 0.5))
     draw_case(image(grid), mask((0, 333, 444), grid=grid), None, tmp_path / "case.png", title="case")
     panels = pixels(tmp_path / "case.png")[110 : 110 + PANEL_WIDTH, WIDTH // 3 : 2 * WIDTH // 3]
     assert has(panels, PREDICTED)
 
 
-def test_one_slice_has_no_cuts_across(tmp_path: Path) -> None:
+def test_a_single_slice_has_no_orthogonal_cuts(tmp_path: Path) -> None:
     heights = []
     for slices in (1, 2):
         grid = Grid((slices, 40, 48), (5.0, 2.0, 2.0))
@@ -96,9 +95,9 @@ def test_one_slice_has_no_cuts_across(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0])
-def test_a_constant_image_can_be_drawn(tmp_path: Path, value: float) -> None:
+def test_draws_a_constant_image(tmp_path: Path, value: float) -> None:
     constant = Volume(np.full(SHAPE, value, np.float32), GRID)
-    draw_case(constant, mask(TUMOUR), None, tmp_path / "case.png", title="x" * 300)
+    draw_case(constant, mask(REGION), None, tmp_path / "case.png", title="x" * 300)
     assert has(pixels(tmp_path / "case.png"), PREDICTED)
 
 
@@ -106,7 +105,7 @@ def test_a_constant_image_can_be_drawn(tmp_path: Path, value: float) -> None:
     ("shape", "spacing", "ratio"),
     [((100, 100), (1.0, 1.0), 1.0), ((31, 256), (7.7, 1.25), 320 / 238.7), ((256, 31), (1.25, 7.7), 238.7 / 320)],
 )
-def test_proportions_are_those_in_mm(shape: tuple[int, int], spacing: tuple[float, float], ratio: float) -> None:
+def test_proportions_follow_the_spacing(shape: tuple[int, int], spacing: tuple[float, float], ratio: float) -> None:
     width, height = fitted_size(shape, spacing)
     assert width / height == pytest.approx(ratio, rel=0.01)
     assert width == PANEL_WIDTH or height == MAX_PANEL_HEIGHT
@@ -114,15 +113,15 @@ def test_proportions_are_those_in_mm(shape: tuple[int, int], spacing: tuple[floa
     assert height <= MAX_PANEL_HEIGHT
 
 
-def test_the_slice_has_most_tumour_of_the_reference_else_of_the_mask_else_is_the_middle() -> None:
+def test_shows_the_slice_with_the_most_tumour() -> None:
     predicted, reference = mask((3, 5, 5)), mask((2, 5, 5), (9, slice(5, 8), 5))
-    assert cut(scene(predicted, reference=reference.array == 1), 0).index == 9
-    assert cut(scene(predicted, reference=mask().array == 1), 0).index == 3
+    assert cut(scene(predicted, reference=tumour_of(reference.array)), 0).index == 9
+    assert cut(scene(predicted, reference=tumour_of(mask().array)), 0).index == 3
     assert cut(scene(predicted), 0).index == 3
     assert cut(scene(mask()), 0).index == 6
 
 
-def test_an_lps_volume_lies_as_its_array_with_the_head_up_in_cuts() -> None:
+def test_an_lps_volume_is_flipped_only_along_z() -> None:
     predicted = mask((2, 5, 7))
     axial, coronal, sagittal = (cut(scene(predicted), axis) for axis in range(3))
     assert (axial.name, coronal.name, sagittal.name) == ("axial", "coronal", "sagittal")
@@ -135,21 +134,21 @@ def test_an_lps_volume_lies_as_its_array_with_the_head_up_in_cuts() -> None:
     assert (axial.spacing, coronal.spacing) == ((2.0, 2.0), (5.0, 2.0))
 
 
-def test_a_volume_that_runs_the_other_way_is_turned_round() -> None:
+def test_flips_axes_to_the_radiological_convention() -> None:
     grid = Grid(SHAPE, (5.0, 2.0, 2.0), direction=((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0)))
     axial = cut(scene(mask((2, 5, 7), grid=grid)), 0)
     assert axial.ends == ("R", "L", "A", "P")
     assert axial.predicted[SHAPE[1] - 1 - 5, SHAPE[2] - 1 - 7]
 
 
-def test_slices_of_a_coronal_volume_are_called_coronal() -> None:
+def test_names_the_slices_of_a_coronal_volume_coronal() -> None:
     grid = Grid(SHAPE, (5.0, 2.0, 2.0), direction=((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0)))
-    own = cut(scene(mask((2, 5, 7), grid=grid)), 0)
-    assert own.name == "coronal"
-    assert own.ends == ("R", "L", "S", "I")
+    plane = cut(scene(mask((2, 5, 7), grid=grid)), 0)
+    assert plane.name == "coronal"
+    assert plane.ends == ("R", "L", "S", "I")
 
 
-def test_the_window_leaves_outliers_out() -> None:
+def test_the_window_ignores_outliers() -> None:
     array = np.arange(1000, dtype=np.float32).reshape(10, 10, 10)
     array[0, 0, 0], array[9, 9, 9] = -1e6, 1e6
     shown = windowed(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))))
@@ -157,13 +156,13 @@ def test_the_window_leaves_outliers_out() -> None:
     assert shown[5, 0, 0] == pytest.approx(0.5, abs=0.02)
 
 
-def test_another_grid_is_an_error(tmp_path: Path) -> None:
+def test_refuses_a_reference_on_another_grid(tmp_path: Path) -> None:
     other = mask(grid=Grid(SHAPE, (5.0, 2.0, 2.5)))
     with pytest.raises(InputError, match=r"reference of case.*spacing"):
         draw_case(image(), mask(), other, tmp_path / "case.png", title="case")
 
 
-def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_reports_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="to write this file"):
         draw_case(image(), mask(), None, tmp_path / "file" / "case.png", title="case")

@@ -10,7 +10,7 @@ import pytest
 from pantherseg.errors import RecipeError
 from pantherseg.paths import task_recipe
 from pantherseg.recipe import load_recipe
-from pantherseg.training.recipe import load_training_recipe
+from pantherseg.training.training_recipe import load_training_recipe
 
 ROOT = Path(__file__).parents[1]
 TRAINING_RECIPES = sorted(ROOT.glob("Task*/training/*.toml"))

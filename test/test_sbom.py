@@ -1,4 +1,4 @@
-"""What is said to be installed in an image is what is, in a form that tools for it read."""
+"""The software bill of materials: valid CycloneDX that lists exactly the installed packages."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Document = dict[str, Any]
 
 
 def pypi(document: Document) -> dict[str, str]:
-    """The Python packages of a document, by their normalised names."""
-    packages = [one for one in document["components"] if one["purl"].startswith("pkg:pypi/")]
-    return {sbom.normalised(one["name"]): one["version"] for one in packages}
+    """Return the versions of the Python packages of a document by their normalised names."""
+    packages = [package for package in document["components"] if package["purl"].startswith("pkg:pypi/")]
+    return {sbom.normalised(package["name"]): package["version"] for package in packages}
 
 
 def check_schema(text: str) -> None:
@@ -33,10 +33,10 @@ def check_schema(text: str) -> None:
 
     validator = cyclonedx.JsonStrictValidator(SchemaVersion.V1_6)
     assert validator.validate_str(text) is None
-    assert validator.validate_str(text.replace('"library"', '"book"', 1)) is not None, "it finds what is wrong"
+    assert validator.validate_str(text.replace('"library"', '"book"', 1)) is not None, "the validator must find errors"
 
 
-def test_the_list_is_cyclonedx_and_names_what_is_installed_here() -> None:
+def test_lists_the_installed_python_packages_as_cyclonedx() -> None:
     result = CliRunner().invoke(main, ["sbom", "--name", "some-image", "--image-id", "sha256:0"])
     assert result.exit_code == 0
     check_schema(result.stdout)
@@ -46,14 +46,14 @@ def test_the_list_is_cyclonedx_and_names_what_is_installed_here() -> None:
     assert subject["properties"] == [{"name": "docker:image:id", "value": "sha256:0"}]
     found = pypi(document)
     assert found["numpy"] == version("numpy")
-    names = {sbom.normalised(one.name) for one in distributions() if one.name}
+    names = {sbom.normalised(package.name) for package in distributions() if package.name}
     assert found.keys() == names - {"pantherseg"}
 
 
-def test_the_same_contents_are_the_same_bytes() -> None:
+def test_the_same_packages_give_the_same_bytes() -> None:
     assert sbom.contents("a") == sbom.contents("a")
-    numbers = {json.loads(sbom.contents(name))["serialNumber"] for name in ("a", "b")}
-    assert len(numbers) == 2
+    serial_numbers = {json.loads(sbom.contents(name))["serialNumber"] for name in ("a", "b")}
+    assert len(serial_numbers) == 2
 
 
 STATUS = """Package: libc6
@@ -81,20 +81,20 @@ Version: 1:12.2.0-14
 
 @pytest.fixture
 def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    """Return the addresses of the packages that a status file of dpkg's names."""
+    """Return a function that gives the package URLs for the content of a status file of dpkg."""
     (tmp_path / "os-release").write_text('PRETTY_NAME="Debian"\nID=debian\nVERSION_ID="12"\n')
     monkeypatch.setattr(sbom, "OS_RELEASE", tmp_path / "os-release")
     monkeypatch.setattr(sbom, "DPKG_STATUS", tmp_path / "status")
 
-    def addresses(status: str) -> list[str]:
+    def purls(status: str) -> list[str]:
         (tmp_path / "status").write_text(status)
         components = json.loads(sbom.contents("a"))["components"]
-        return [one["purl"] for one in components if one["purl"].startswith("pkg:deb/")]
+        return [package["purl"] for package in components if package["purl"].startswith("pkg:deb/")]
 
-    return addresses
+    return purls
 
 
-def test_debians_packages_are_those_that_dpkg_has_installed(debian: Callable[[str], list[str]]) -> None:
+def test_lists_the_debian_packages_with_the_status_installed(debian: Callable[[str], list[str]]) -> None:
     assert debian(STATUS) == [
         "pkg:deb/debian/libc6@2.36-9%2Bdeb12u10?arch=amd64&distro=debian-12",
         "pkg:deb/debian/libstdc%2B%2B6@1%3A12.2.0-14?arch=amd64&distro=debian-12",
@@ -102,14 +102,14 @@ def test_debians_packages_are_those_that_dpkg_has_installed(debian: Callable[[st
     assert debian("") == []
 
 
-def test_what_dpkg_says_is_what_is_listed() -> None:
+def test_lists_the_packages_that_dpkg_query_shows() -> None:
     if shutil.which("dpkg-query") is None:
-        pytest.skip("no Debian")
+        pytest.skip("dpkg-query is not available")
     command = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package} ${Version}\n"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     expected = {tuple(line.split()[1:]) for line in lines if line.startswith("installed ")}
     components = json.loads(sbom.contents("a"))["components"]
-    found = {(one["name"], one["version"]) for one in components if one["purl"].startswith("pkg:deb/")}
+    found = {(entry["name"], entry["version"]) for entry in components if entry["purl"].startswith("pkg:deb/")}
     assert found == expected
 
 
@@ -123,7 +123,7 @@ def test_what_dpkg_says_is_what_is_listed() -> None:
         ("", None),
     ],
 )
-def test_licences_as_packages_say_them(
+def test_finds_the_licence_of_a_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: str, expected: list[str] | None
 ) -> None:
     folder = tmp_path / "Some_Thing-1.0+x.dist-info"
@@ -134,7 +134,7 @@ def test_licences_as_packages_say_them(
     monkeypatch.setattr(sbom, "DPKG_STATUS", tmp_path / "none")
     text = sbom.contents("a")
     check_schema(text)
-    (component,) = [one for one in json.loads(text)["components"] if one["type"] == "library"]
+    (component,) = [entry for entry in json.loads(text)["components"] if entry["type"] == "library"]
     assert component["purl"] == "pkg:pypi/some-thing@1.0%2Bx"
     licences = component.get("licenses")
     assert (licences and [entry["license"]["name"] for entry in licences]) == expected
@@ -142,36 +142,22 @@ def test_licences_as_packages_say_them(
 
 @pytest.mark.docker
 @pytest.mark.parametrize("runtime", ["cuda", "cpu"])
-def test_an_images_list_names_every_package_of_its_lock_file(runtime: str) -> None:
+def test_lists_every_package_of_an_images_lock_file(runtime: str) -> None:
     image = "pantherseg-task1" + ("" if runtime == "cuda" else "-cpu")
-    if (
-        shutil.which("docker") is None
-        or subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode
-    ):
-        pytest.skip(f"no Docker engine answers, or ./do_build.sh has not built {image}")
-    command = [
-        "docker",
-        "run",
-        "--rm",
-        "--network",
-        "none",
-        "--entrypoint",
-        "python",
-        image,
-        "-m",
-        "pantherseg",
-        "sbom",
-    ]
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "image", "inspect", image], capture_output=True).returncode:
+        pytest.skip(f"Docker is not available, or ./do_build.sh has not built {image}")
+    command = [docker, "run", "--rm", "--network", "none", "--entrypoint", "python", image, "-m", "pantherseg", "sbom"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     check_schema(text)
     document = json.loads(text)
     found = pypi(document)
-    (python,) = [one["version"] for one in document["components"] if one["type"] == "platform"]
+    (python,) = [entry["version"] for entry in document["components"] if entry["type"] == "platform"]
     expected = {
         requirement.name: requirement.version
         for requirement in locked(ROOT / f"requirements-{runtime}.lock")
         if requirement.is_for(python)
     }
     assert {name: found.get(name) for name in expected} == expected
-    assert found.keys() - expected.keys() <= {"setuptools"}, "what is in the image and not in the lock file"
-    assert any(one["name"] == "libc6" for one in document["components"])
+    assert found.keys() - expected.keys() <= {"setuptools"}, "packages in the image that are not in the lock file"
+    assert any(entry["name"] == "libc6" for entry in document["components"])

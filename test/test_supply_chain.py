@@ -1,4 +1,4 @@
-"""Where what is in the images comes from: locked, with checksums, and said by the images' labels."""
+"""The origin of the images' content: packages locked with checksums, and the labels of the images."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_every_requirement_is_pinned_with_checksums(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOCKS[1:])
-def test_images_get_what_was_tested(name: str) -> None:
-    """The images' packages are those of the development environment, version for version, checksum for checksum."""
-    tested = {(one.name, one.version): set(one.hashes) for one in locked(ROOT / LOCKS[0])}
+def test_images_get_the_tested_packages(name: str) -> None:
+    """Their versions and checksums are those of the development environment."""
+    tested = {(package.name, package.version): set(package.hashes) for package in locked(ROOT / LOCKS[0])}
     for requirement in locked(ROOT / name):
         assert set(requirement.hashes) <= tested[requirement.name, requirement.version]
 
@@ -40,11 +40,11 @@ def test_images_get_what_was_tested(name: str) -> None:
 def test_every_dependency_is_in_its_lock_file() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = {LOCKS[0]: list(extras), LOCKS[1]: ["cuda", "evaluate"], LOCKS[2]: ["evaluate"]}
-    for name, chosen in wanted.items():
-        pinned = {one.name for one in locked(ROOT / name)}
-        asked = [*project["dependencies"], *(text for extra in chosen for text in extras[extra])]
-        names = {normalised(re.split(r"[^A-Za-z0-9._-]", text)[0]) for text in asked}
+    installed_extras = {LOCKS[0]: list(extras), LOCKS[1]: ["cuda", "evaluate"], LOCKS[2]: ["evaluate"]}
+    for name, chosen in installed_extras.items():
+        pinned = {package.name for package in locked(ROOT / name)}
+        dependencies = [*project["dependencies"], *(text for extra in chosen for text in extras[extra])]
+        names = {normalised(re.split(r"[^A-Za-z0-9._-]", text)[0]) for text in dependencies}
         assert names <= pinned, name
 
 
@@ -56,27 +56,26 @@ def test_every_dependency_is_in_its_lock_file() -> None:
         ("scripts/native.sh", "requirements.lock"),
     ],
 )
-def test_pip_installs_nothing_without_its_checksum(file: str, lock: str) -> None:
+def test_pip_installs_only_packages_with_checksums(file: str, lock: str) -> None:
     text = (ROOT / file).read_text().replace("\\\n", " ")
     commands = [line for line in text.splitlines() if "pip install" in line]
     assert lock in text
     assert commands
     for command in commands:
-        # The checkout itself is installed as it lies there, and nothing with it.
+        # The checkout itself has no checksum, and is installed without dependencies.
         assert ("--require-hashes" in command and "requirements.lock" in command) or "--no-deps" in command, command
 
 
-def test_pip_refuses_what_has_another_checksum(tmp_path: Path) -> None:
-    """What --require-hashes is for, with a package that lies on disk."""
+def test_pip_refuses_a_package_with_another_checksum(tmp_path: Path) -> None:
     wheel = tmp_path / "thing-1.0-py3-none-any.whl"
     make_wheel(wheel)
     requirements = tmp_path / "requirements.lock"
     requirements.write_text(f"thing==1.0 --hash=sha256:{'0' * 64}\n")
     python = shutil.which("python3") or "python3"
     command = [python, "-m", "pip", "download", "--no-index", "--find-links", tmp_path, "--require-hashes"]
-    command += ["--dest", tmp_path / "there", "--requirement", requirements]
+    command += ["--dest", tmp_path / "downloads", "--requirement", requirements]
     if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
-        pytest.skip("no pip")
+        pytest.skip("pip is not available")
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "DO NOT MATCH THE HASHES" in result.stderr
@@ -100,7 +99,7 @@ def git(folder: Path, *arguments: str, date: str = "2026-01-02T03:04:05+00:00") 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What do_build.sh needs of a checkout, without git, and a docker that notes what is asked of it."""
+    """Copy the files that do_build.sh needs, without git, and make a `docker` that records its arguments."""
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     shutil.copy(ROOT / "do_build.sh", folder)
@@ -108,15 +107,15 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "common" / "pantherseg" / "__init__.py", folder / "common" / "pantherseg")
     docker = tmp_path / "bin" / "docker"
     docker.parent.mkdir()
-    docker.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >>"{tmp_path}/asked"\n')
+    docker.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >>"{tmp_path}/arguments"\n')
     docker.chmod(0o755)
     return folder
 
 
 def build(checkout: Path) -> list[str]:
-    """Build one image and return the words that docker build got."""
-    asked = checkout.parent / "asked"
-    asked.unlink(missing_ok=True)
+    """Build one image and return the arguments of `docker build`."""
+    arguments = checkout.parent / "arguments"
+    arguments.unlink(missing_ok=True)
     path = f"{checkout.parent / 'bin'}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "GIT_CEILING_DIRECTORIES": str(checkout.parent)}
     result = subprocess.run(
@@ -124,42 +123,42 @@ def build(checkout: Path) -> list[str]:
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    return asked.read_text().splitlines()
+    return arguments.read_text().splitlines()
 
 
-def test_without_git_the_revision_is_unknown(checkout: Path) -> None:
-    words = build(checkout)
-    assert {"REVISION=unknown", "SOURCE=unknown", f"VERSION={__version__}"} <= set(words)
-    assert not [word for word in words if "created" in word]
+def test_the_revision_is_unknown_without_git(checkout: Path) -> None:
+    arguments = build(checkout)
+    assert {"REVISION=unknown", "SOURCE=unknown", f"VERSION={__version__}"} <= set(arguments)
+    assert not [argument for argument in arguments if "created" in argument]
 
 
-def test_the_revision_is_gits(checkout: Path) -> None:
+def test_the_revision_is_the_commit_if_nothing_has_changed(checkout: Path) -> None:
     git(checkout, "init", "--quiet")
-    assert "REVISION=unknown" in build(checkout), "no commit yet"
+    assert "REVISION=unknown" in build(checkout), "there is no commit yet"
     git(checkout, "add", ".")
     git(checkout, "commit", "--quiet", "--message", "first")
     commit = git(checkout, "rev-parse", "HEAD")
-    words = build(checkout)
-    assert f"REVISION={commit}" in words
-    assert [word for word in words if "created" in word] in (
+    arguments = build(checkout)
+    assert f"REVISION={commit}" in arguments
+    assert [argument for argument in arguments if "created" in argument] in (
         [[f"{IMAGE_LABEL}created=2026-01-02T03:04:05{zone}"] for zone in ("+00:00", "Z")]
     )
-    (checkout / "new").write_text("a file that git does not know")
-    words = build(checkout)
-    assert f"REVISION={commit}-dirty" in words
-    assert not [word for word in words if "created" in word]
+    (checkout / "new").write_text("a file that is not in git")
+    arguments = build(checkout)
+    assert f"REVISION={commit}-dirty" in arguments
+    assert not [argument for argument in arguments if "created" in argument]
 
 
-def test_a_copy_inside_of_another_checkout_has_no_revision(checkout: Path) -> None:
-    around = checkout.parent
-    git(around, "init", "--quiet")
-    git(around, "add", "checkout")
-    git(around, "commit", "--quiet", "--message", "another project")
-    path = f"{around / 'bin'}:{os.environ['PATH']}"
+def test_the_revision_is_unknown_in_another_projects_checkout(checkout: Path) -> None:
+    project = checkout.parent
+    git(project, "init", "--quiet")
+    git(project, "add", "checkout")
+    git(project, "commit", "--quiet", "--message", "another project")
+    path = f"{project / 'bin'}:{os.environ['PATH']}"
     subprocess.run(
         [checkout / "do_build.sh", "task1"], env={**os.environ, "PATH": path}, check=True, capture_output=True
     )
-    assert "REVISION=unknown" in (around / "asked").read_text().splitlines()
+    assert "REVISION=unknown" in (project / "arguments").read_text().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -174,17 +173,17 @@ def test_a_copy_inside_of_another_checkout_has_no_revision(checkout: Path) -> No
         ("file:///home/somebody/project", "unknown"),
     ],
 )
-def test_the_source_is_an_address_on_the_web_without_a_password(checkout: Path, remote: str, source: str) -> None:
+def test_the_source_is_a_web_address_without_a_password(checkout: Path, remote: str, source: str) -> None:
     git(checkout, "init", "--quiet")
     git(checkout, "remote", "add", "origin", remote)
     assert f"SOURCE={source}" in build(checkout)
 
 
 @pytest.mark.parametrize("task", ["task1", "task2"])
-def test_labels_come_after_everything_that_makes_a_layer(task: str) -> None:
+def test_labels_are_the_last_layers(task: str) -> None:
     lines = (ROOT / f"Dockerfile.{task}").read_text().splitlines()
     label = next(number for number, line in enumerate(lines) if line.startswith("LABEL"))
     assert not [line for line in lines[label:] if line.startswith(("COPY", "ADD", "RUN", "ENV", "WORKDIR", "USER"))]
     changing = [number for number, line in enumerate(lines) if line.startswith(("ARG REVISION", "ARG VERSION"))]
     last = max(number for number, line in enumerate(lines) if line.startswith(("COPY", "RUN", "USER", "ENTRYPOINT")))
-    assert min(changing) > last, "an argument that changes makes every step after it run again"
+    assert min(changing) > last, "steps after an argument that changes would not be cached"

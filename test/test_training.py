@@ -1,24 +1,27 @@
-"""The training command on a handful of tiny phantoms."""
+"""Training on a few tiny phantoms, with nnU-Net and with another trainer."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pantherseg.errors import InputError, RecipeError
+from pantherseg.errors import InputError, OutputError, RecipeError
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io import read_image, read_labels
+from pantherseg.labels import PANCREAS, TUMOUR, find_label, tumour_of
 from pantherseg.models.bundle import PLANS, read_json
-from pantherseg.models.find import open_model_folder
+from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.packing import as_bundle
 from pantherseg.phantom import write_dataset
 from pantherseg.training.dataset import list_cases, write_nnunet_dataset
-from pantherseg.training.recipe import TrainingRecipe, load_training_recipe
+from pantherseg.training.trainer import TRAINERS, TrainingJob
+from pantherseg.training.training_recipe import TrainingRecipe, load_training_recipe
 
 RECIPE = """
 schema = 1
@@ -43,6 +46,9 @@ iterations = 2
 optimizer = "{optimizer}"
 augmentation = "{augmentation}"
 mirroring = false
+
+[trainer]
+kind = "{kind}"
 """
 
 
@@ -52,9 +58,11 @@ def recipe(folder: Path, **settings: str) -> TrainingRecipe:
         "network": 'network = "ResidualEncoderUNet"',
         "crop": "",
         "optimizer": "sgd",
+        "augmentation": "none",
+        "kind": "nnunet",
     }
     path = folder / "recipe.toml"
-    path.write_text(RECIPE.format(**{**defaults, "augmentation": "none", **settings}))
+    path.write_text(RECIPE.format(**defaults | settings))
     return load_training_recipe(path)
 
 
@@ -67,13 +75,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_train_then_fine_tune_then_predict(tmp_path: Path, data: Path) -> None:
-    """nnU-Net's own warnings are not ours to mend, hence the filters."""
+def test_trains_then_fine_tunes_then_predicts(tmp_path: Path, data: Path) -> None:
+    """The filters are for warnings that nnU-Net causes."""
     from pantherseg.training.run import train
 
     record = train(recipe(tmp_path, optimizer="adamw"), data, tmp_path / "first", work=tmp_path / "w1")
     assert set(record["dice"]["mean"]) == {"tumour", "pancreas"}
-    assert len(record["dice"]["cases"]) == 2, "one of two folds was trained, so half of the cases are scored"
+    assert len(record["dice"]["cases"]) == 2, "one of two folds was trained, so only half of the cases are scored"
     assert json.loads((tmp_path / "first" / "training.json").read_text()) == record
     content = torch.load(tmp_path / "first" / "fold_0" / "checkpoint_final.pth", weights_only=True)
     assert "optimizer_state" not in content
@@ -88,15 +96,58 @@ def test_train_then_fine_tune_then_predict(tmp_path: Path, data: Path) -> None:
     assert (logits.classes, logits.shape) == (2, image.grid.shape)
 
 
-def test_a_network_is_named_or_fine_tuned_not_both(tmp_path: Path, data: Path) -> None:
+def test_a_recipe_chooses_its_trainer(
+    tmp_path: Path, data: Path, demo_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pantherseg.training.run import train
 
-    with pytest.raises(RecipeError, match="network in the plan or a model to start from, found neither"):
-        train(recipe(tmp_path, network=""), data, tmp_path / "model", work=tmp_path / "work")
+    jobs: list[TrainingJob] = []
+
+    def copy_demo(job: TrainingJob) -> None:
+        jobs.append(job)
+        shutil.copytree(demo_folder.path, job.output, ignore=shutil.ignore_patterns("fold_[1-4]"))
+
+    monkeypatch.setitem(TRAINERS, "copy", copy_demo)
+    output = tmp_path / "model"
+    record = train(recipe(tmp_path, kind="copy", crop="crop_margin_mm = 20.0"), data, output, work=tmp_path / "work")
+    (job,) = jobs
+    assert (job.data, job.output, job.folds) == (data, output, range(1))
+    assert set(record["dice"]["cases"]) == set(job.splits[0]["val"])
+    assert record["dice"]["mean"]["pancreas"] > 0.5
+    assert json.loads((output / "training.json").read_text()) == record
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "message"),
+    [
+        ({"network": ""}, None, "either plan.network or a model to fine-tune, found neither"),
+        ({}, Path("start"), "either plan.network or a model to fine-tune, found both"),
+        ({"kind": "other"}, None, "trainer.kind to be one of nnunet, found 'other'"),
+    ],
+)
+def test_refuses_a_recipe_that_cannot_be_trained(
+    tmp_path: Path, data: Path, settings: dict[str, str], start: Path | None, message: str
+) -> None:
+    from pantherseg.training.run import train
+
+    with pytest.raises(RecipeError, match=message):
+        train(recipe(tmp_path, **settings), data, tmp_path / "model", work=tmp_path / "work", start=start)
     assert not (tmp_path / "model").exists()
 
 
-def test_the_dataset_is_cropped_to_the_pancreas_and_reduced_to_the_tumour(tmp_path: Path, data: Path) -> None:
+def test_refuses_an_output_folder_with_a_model_and_too_few_cases(tmp_path: Path, data: Path) -> None:
+    from pantherseg.training.run import train
+
+    (tmp_path / "model" / "fold_0").mkdir(parents=True)
+    with pytest.raises(OutputError, match="expected a new folder for the model, found a model; move it away"):
+        train(recipe(tmp_path), data, tmp_path / "model", work=tmp_path / "work")
+    few = tmp_path / "few"
+    write_dataset(few, task=1, cases=1, seed=3, size="small")
+    with pytest.raises(InputError, match="at least one case for each of 2 folds, found 1"):
+        train(recipe(tmp_path), few, tmp_path / "new", work=tmp_path / "work")
+
+
+def test_crops_the_cases_to_the_pancreas_and_keeps_only_the_tumour(tmp_path: Path, data: Path) -> None:
     folder = write_nnunet_dataset(
         recipe(tmp_path, labels="tumour", crop="crop_margin_mm = 20.0"), data, tmp_path / "raw"
     )
@@ -106,15 +157,22 @@ def test_the_dataset_is_cropped_to_the_pancreas_and_reduced_to_the_tumour(tmp_pa
         image, _ = read_image(folder / "imagesTr" / f"{case}_0000.mha")
         assert cropped.grid == image.grid
         assert cropped.array.size < whole.array.size
-        assert cropped.array.sum() == (whole.array == 1).sum()
+        assert cropped.array.sum() == tumour_of(whole.array).sum()
         assert set(np.unique(cropped.array)) == {0, 1}
     assert json.loads((folder / "dataset.json").read_text())["labels"] == {"background": 0, "tumour": 1}
 
 
-def test_a_label_without_its_image_is_an_error(tmp_path: Path) -> None:
+def test_refuses_a_label_without_its_image(tmp_path: Path) -> None:
     write_dataset(tmp_path, task=2, cases=1, seed=3, size="small")
     (tmp_path / "imagesTr" / "10003_0000.mha").unlink()
     with pytest.raises(InputError, match=r"10003_0000.mha: expected the image of label 10003.mha"):
         list_cases(tmp_path, "tumour")
     with pytest.raises(InputError, match="organsTr: expected label volumes"):
         list_cases(tmp_path, "organs")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("tumour", TUMOUR), ("Pancreas", PANCREAS), ("tumor", TUMOUR), ("liver", None)]
+)
+def test_finds_a_label_by_its_name(name: str, expected: int | None) -> None:
+    assert find_label({"background": 0, "Tumour": TUMOUR, "pancreas": PANCREAS}, name) == expected

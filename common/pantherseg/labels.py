@@ -1,10 +1,42 @@
-"""placeholder until the labels module is merged."""
+"""The numbers in masks and label maps, and what they stand for. No other module decides which label is the tumour."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal
 
-PANCREAS_NAME = "pancreas"
+import numpy as np
+from numpy.typing import NDArray
+
+# The labels of PANTHER's masks, and their names in label maps.
+BACKGROUND, TUMOUR, PANCREAS = 0, 1, 2
+BACKGROUND_NAME, TUMOUR_NAME, PANCREAS_NAME = "background", "tumour", "pancreas"
+
+# The first seven of MRSegmentator's 40 labels.
+ORGANS = {"spleen": 1, "right_kidney": 2, "left_kidney": 3, "gallbladder": 4, "liver": 5, "stomach": 6, "pancreas": 7}
+
+LabelMapName = Literal["tumour+pancreas", "tumour", "organs"]
+# The label maps that models are trained on, by the name that a training recipe uses for them.
+LABEL_MAPS: dict[LabelMapName, dict[str, int]] = {
+    "tumour+pancreas": {BACKGROUND_NAME: BACKGROUND, TUMOUR_NAME: TUMOUR, PANCREAS_NAME: PANCREAS},
+    "tumour": {BACKGROUND_NAME: BACKGROUND, TUMOUR_NAME: TUMOUR},
+    "organs": {BACKGROUND_NAME: BACKGROUND, **ORGANS},
+}
+
+
+def tumour_of(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where a label map in PANTHER's numbering, of any shape, has the tumour."""
+    tumour: NDArray[np.bool_] = array == TUMOUR
+    return tumour
 
 
 def find_label(labels: Mapping[str, int], name: str) -> int | None:
-    """Return the number of a label."""
-    return next((number for key, number in labels.items() if key.lower() == name), None)
+    """Return the number that a model's label map gives to `name`, or None if the map does not have it.
+
+    Upper and lower case are the same, and so are the spellings "tumor" and "tumour".
+    """
+    return next((number for other, number in labels.items() if _comparable(other) == _comparable(name)), None)
+
+
+def _comparable(name: str) -> str:
+    return name.casefold().replace("tumor", "tumour")

@@ -1,7 +1,7 @@
-"""What is installed here, as a CycloneDX list: Python's packages as Python sees them, and Debian's as dpkg does.
+"""Lists the installed Python and Debian packages as a software bill of materials in the CycloneDX format.
 
-In an image that is everything but the code of pantherseg itself. The same contents give the same bytes: no time and
-no random number is in the list. The format: https://cyclonedx.org/docs/1.6/json/
+In an image, these are all components except for pantherseg itself. The same packages give the same bytes: the document
+contains no time and no random number. The format: https://cyclonedx.org/docs/1.6/json/
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ SPECIFICATION = "1.6"
 OWN_NAME = "pantherseg"
 DPKG_STATUS = Path("/var/lib/dpkg/status")
 OS_RELEASE = Path("/etc/os-release")
-# A licence's whole text stands where its name should in some packages.
+# Some packages give the whole text of their licence instead of its name.
 MAX_LICENCE_CHARACTERS = 80
 
 Component = dict[str, Any]
 
 
 def contents(name: str, *, image_id: str | None = None) -> str:
-    """Return the CycloneDX document (JSON) of what is installed where this runs.
+    """Return the CycloneDX document (JSON) of the packages installed in this environment.
 
-    name: of the image; image_id: the one that Docker knows it by.
+    name: name of the image; image_id: Docker's id of the image.
     """
-    components = sorted([_python(), *_python_packages(), *_debian_packages()], key=lambda one: str(one["bom-ref"]))
+    components = [_python(), *_python_packages(), *_debian_packages()]
+    components.sort(key=lambda component: str(component["bom-ref"]))
     subject: Component = {
         "type": "container",
         "bom-ref": f"image:{name}",
@@ -45,12 +46,12 @@ def contents(name: str, *, image_id: str | None = None) -> str:
     }
     if image_id is not None:
         subject["properties"] = [{"name": "docker:image:id", "value": image_id}]
-    listed = json.dumps([subject, *components], sort_keys=True)
+    content = json.dumps([subject, *components], sort_keys=True)
     document = {
         "$schema": f"http://cyclonedx.org/schema/bom-{SPECIFICATION}.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": SPECIFICATION,
-        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, listed)}",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, content)}",
         "version": 1,
         "metadata": {"component": subject},
         "components": components,
@@ -64,26 +65,25 @@ def _python() -> Component:
 
 
 def _python_packages() -> Iterator[Component]:
-    """Yield the distributions on the path, the first of each name, as Python would import it."""
+    """Yield the distributions on the path; of those with the same name the first, which is the one Python imports."""
     seen = {OWN_NAME}
-    for found in distributions():
-        # Left over from an installation that failed, a folder may have no name in it.
-        name = normalised(found.name or "")
+    for package in distributions():
+        # A failed installation may leave a folder without a name behind.
+        name = normalised(package.name or "")
         if name and name not in seen:
             seen.add(name)
-            yield _component(
-                found.name, found.version, f"pkg:pypi/{name}@{quote(found.version, safe='')}", _licences(found)
-            )
+            purl = f"pkg:pypi/{name}@{quote(package.version, safe='')}"
+            yield _component(package.name, package.version, purl, _licences(package))
 
 
 def normalised(name: str) -> str:
-    """Return a Python package's name as it is compared: https://peps.python.org/pep-0503/#normalized-names"""
+    """Return the normalised name of a Python package: https://peps.python.org/pep-0503/#normalized-names"""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _licences(found: Distribution) -> list[str]:
-    """Return what a package says of its licence, in the first of the places for it that says anything short."""
-    metadata = found.metadata
+def _licences(package: Distribution) -> list[str]:
+    """Return the names of a package's licences, from the first metadata field that has a short value."""
+    metadata = package.metadata
     for key in ("License-Expression", "License"):
         text = " ".join(metadata[key].split()) if key in metadata else ""
         if text and text != "UNKNOWN" and len(text) <= MAX_LICENCE_CHARACTERS:
@@ -95,24 +95,24 @@ def _licences(found: Distribution) -> list[str]:
 def _debian_packages() -> Iterator[Component]:
     if not DPKG_STATUS.is_file():
         return
-    system = dict(line.partition("=")[::2] for line in _lines(OS_RELEASE))
-    family, release = (system.get(key, "").strip('"') for key in ("ID", "VERSION_ID"))
+    os_release = dict(line.partition("=")[::2] for line in _lines(OS_RELEASE))
+    family, release = (os_release.get(key, "").strip('"') for key in ("ID", "VERSION_ID"))
     for package in stanzas(_lines(DPKG_STATUS)):
         if package.get("Status", "").endswith(" installed"):
             name, version = package["Package"], package["Version"]
             qualifiers = f"arch={package['Architecture']}&distro={family}-{release}"
-            place = f"pkg:deb/{family or 'debian'}/{quote(name, safe='')}@{quote(version, safe='')}?{qualifiers}"
-            yield _component(name, version, place, [])
+            purl = f"pkg:deb/{family or 'debian'}/{quote(name, safe='')}@{quote(version, safe='')}?{qualifiers}"
+            yield _component(name, version, purl, [])
 
 
 def stanzas(lines: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Yield the paragraphs of a Debian control file, with the first line of each field."""
+    """Yield the paragraphs of a Debian control file as fields, each with its first line only."""
     fields: dict[str, str] = {}
     for line in (*lines, ""):
         if not line.strip() and fields:
             yield fields
             fields = {}
-        elif line[:1].strip():  # others go on from the line before
+        elif line[:1].strip():  # other lines continue a field
             key, _, value = line.partition(":")
             fields[key] = value.strip()
 
@@ -121,8 +121,8 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
-def _component(name: str, version: str, place: str, licences: list[str], *, kind: str = "library") -> Component:
-    component: Component = {"type": kind, "bom-ref": place, "name": name, "version": version, "purl": place}
+def _component(name: str, version: str, purl: str, licences: list[str], *, kind: str = "library") -> Component:
+    component: Component = {"type": kind, "bom-ref": purl, "name": name, "version": version, "purl": purl}
     if licences:
         component["licenses"] = [{"license": {"name": licence}} for licence in licences]
     return component

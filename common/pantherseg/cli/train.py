@@ -29,8 +29,8 @@ def train(recipe: Path, data: Path, output: Path, start: Path | None, work: Path
     """
     # These import torch and nnU-Net, which the help can do without.
     from pantherseg.inference.backends import choose_backend
-    from pantherseg.training.recipe import load_training_recipe
     from pantherseg.training.run import train as train_model
+    from pantherseg.training.training_recipe import load_training_recipe
 
     settings = load_training_recipe(recipe)
     with contextlib.ExitStack() as stack:

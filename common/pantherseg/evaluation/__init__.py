@@ -1,4 +1,4 @@
-"""How good masks are: the challenge's five metrics, its leaderboards, and two sets of masks against each other."""
+"""Evaluation of masks: the challenge's five metrics, its leaderboards, and the comparison of two sets of masks."""
 
 from pantherseg.evaluation.comparison import Comparison, Difference, compare, comparison_table
 from pantherseg.evaluation.leaderboard import (

@@ -1,4 +1,4 @@
-"""Two sets of masks of the same cases against each other."""
+"""Comparison of two sets of masks of the same cases."""
 
 from __future__ import annotations
 
@@ -12,25 +12,19 @@ import numpy as np
 from pantherseg.errors import PantherSegError
 from pantherseg.evaluation.metrics import METRICS
 from pantherseg.evaluation.run import Evaluation
-from pantherseg.evaluation.tables import CONVENTIONS, FORMATS, aligned
+from pantherseg.evaluation.tables import CONVENTIONS, FORMATS, HEADINGS, aligned
 
-# Differences below this are rounding.
+# Smaller differences are due to rounding.
 EQUAL = 1e-9
-# For a case alone the volume's RMSE is its absolute error.
-CASE_HEADINGS = {
-    "dice": "Dice",
-    "surface_dice_5mm": "sDice 5 mm",
-    "hd95_mm": "HD95 mm",
-    "masd_mm": "MASD mm",
-    "volume_rmse_mm3": "|volume error| mm3",
-}
+# For a single case, the RMSE of the volume is the absolute error.
+CASE_HEADINGS = HEADINGS | {"volume_rmse_mm3": "|volume error| mm3"}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric over the common cases: B less A, and in how many cases B is better, worse and equal.
+    """One metric over the common cases: its mean in A and B, B minus A, and in how many cases B is better or worse.
 
-    p_value: two-sided Wilcoxon signed-rank test of the paired differences, equal cases left out; 1 if all are equal.
+    p_value: two-sided Wilcoxon signed-rank test of the paired differences without equal cases; 1 if all are equal.
     """
 
     mean_a: float
@@ -44,7 +38,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The differences by metric in both conventions, over the cases that both evaluations hold."""
+    """The difference of each metric in both conventions, over the cases that both evaluations contain."""
 
     cases: tuple[str, ...]
     official: dict[str, Difference]
@@ -56,13 +50,13 @@ class Comparison:
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
-    """Compare B with A case by case, over the cases that both hold. The volume counts by its absolute error (mm3).
+    """Compare B with A over the cases that both contain. Volumes are compared by their absolute error (mm3).
 
-    Raises PantherSegError if they share no case.
+    Raises PantherSegError if they have no case in common.
     """
     cases = tuple(name for name in a.cases if name in b.cases)
     if not cases:
-        found = f"{len(a.cases)} and {len(b.cases)} cases, none of them the same"
+        found = f"{len(a.cases)} and {len(b.cases)} cases, none of them in both"
         raise PantherSegError("comparison", expected="two evaluations with cases in common", found=found)
 
     def differences(convention: str) -> dict[str, Difference]:
@@ -73,7 +67,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
 
 
 def comparison_table(comparison: Comparison, *, name_a: str = "A", name_b: str = "B") -> str:
-    """Return the comparison as text, a block for each convention."""
+    """Return the comparison as text, one table per convention."""
     lines = [f"{name_b} against {name_a}, {len(comparison.cases)} cases"]
     for convention, meaning in CONVENTIONS.items():
         rows = [[convention, name_a, name_b, "difference", "better", "worse", "equal", "p"]]
@@ -83,8 +77,12 @@ def comparison_table(comparison: Comparison, *, name_a: str = "A", name_b: str =
             counts = [str(d.better), str(d.worse), str(d.equal)]
             rows.append([CASE_HEADINGS[metric], *means, *counts, f"{d.p_value:.3g}"])
         lines += ["", aligned(rows), f"{convention}: {meaning}"]
-    lines += ["", f"better, worse, equal: cases in which {name_b} is; p: Wilcoxon signed-rank, two-sided, five metrics"]
-    return "\n".join([*lines, "untouched by any correction for their number. Not for clinical use."])
+    lines += [
+        "",
+        f"better, worse, equal: number of cases in which {name_b} is better than, worse than or equal to {name_a};",
+    ]
+    lines += ["p: two-sided Wilcoxon signed-rank test, not corrected for the number of metrics. Not for clinical use."]
+    return "\n".join(lines)
 
 
 def _difference(a: Sequence[float], b: Sequence[float], *, metric: str) -> Difference:
@@ -103,12 +101,12 @@ def _difference(a: Sequence[float], b: Sequence[float], *, metric: str) -> Diffe
 
 
 def _wilcoxon(differences: list[float]) -> float:
-    """Return the p-value of non-zero differences; 1 if there is none, which SciPy cannot test."""
+    """Return the p-value of non-zero differences; 1 if there are none, which SciPy cannot test."""
     if not differences:
         return 1.0
     from scipy.stats import wilcoxon  # takes half a second to import
 
     with warnings.catch_warnings():
-        # Ties in a small sample: older SciPy says that its approximation is rough there.
+        # Older versions of SciPy warn that the approximation is rough for ties in a small sample.
         warnings.filterwarnings("ignore", message="Sample size too small", category=UserWarning)
         return float(wilcoxon(differences).pvalue)

@@ -1,7 +1,7 @@
-"""Where a result would stand among the published test-phase leaderboards.
+"""The rank that a result would have on the published test-phase leaderboards.
 
-The challenge ranks by the mean of the positions on the five metrics. A position is one more than the number of teams
-that are strictly better, so equal figures share the better position.
+The challenge ranks teams by the mean of their positions on the five metrics. A position is one plus the number of teams
+that are strictly better, so teams with equal values share the better position.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ YOURS = "this result"
 
 @dataclass(frozen=True)
 class Team:
-    """A name and the five official figures it stands with."""
+    """A team's name and its five official metrics."""
 
     name: str
     totals: Totals
@@ -28,7 +28,7 @@ class Team:
 
 @dataclass(frozen=True)
 class Standing:
-    """A team's positions on the five metrics, their mean, and the place which that mean gives it."""
+    """A team's positions on the five metrics, their mean, and its place in the ranking."""
 
     team: Team
     positions: dict[str, int]
@@ -46,7 +46,7 @@ def published_teams(task: str) -> tuple[Team, ...]:
 
 
 def standings(teams: Sequence[Team]) -> tuple[Standing, ...]:
-    """Rank teams as the challenge does, best first; teams with the same mean keep their order and share a place."""
+    """Rank teams as the challenge does, best first. Teams with the same mean share a place and keep their order."""
     positions = [
         {metric: 1 + sum(_better(other, team, metric) for other in teams) for metric in METRICS} for team in teams
     ]
@@ -59,9 +59,9 @@ def standings(teams: Sequence[Team]) -> tuple[Standing, ...]:
 
 
 def leaderboard_standings(totals: Totals, *, task: str, name: str = YOURS) -> tuple[Standing, tuple[Standing, ...]]:
-    """Return the standing of official totals among the published teams of a task, and the whole ranking with them.
+    """Return the standing of a result among the published teams of a task, and the whole ranking.
 
-    The totals must be the `official` ones, as those of the teams are. Raises PantherSegError for an unknown task.
+    totals: in the official convention, as those of the teams. Raises PantherSegError for an unknown task.
     """
     team = Team(name, totals)
     ranking = standings([*published_teams(task), team])
@@ -69,12 +69,12 @@ def leaderboard_standings(totals: Totals, *, task: str, name: str = YOURS) -> tu
 
 
 def leaderboard_table(totals: Totals, *, task: str, name: str = YOURS) -> str:
-    """Return the ranking of `leaderboard_standings` as text: each figure with its position, the result marked."""
+    """Return the ranking as text, each value with its position, and the result marked with >."""
     mine, ranking = leaderboard_standings(totals, task=task, name=name)
     rows = [["place", "team", *HEADINGS.values(), "mean position"]]
     for standing in ranking:
-        figures = zip(totals_cells(standing.team.totals), standing.positions.values(), strict=True)
-        cells = [f"{figure} ({position})" for figure, position in figures]
+        values = zip(totals_cells(standing.team.totals), standing.positions.values(), strict=True)
+        cells = [f"{value} ({position})" for value, position in values]
         mark = ">" if standing is mine else " "
         rows.append([f"{mark} {standing.place}", standing.team.name, *cells, f"{standing.mean_position:.1f}"])
     width = max(len(row[1]) for row in rows)
@@ -82,8 +82,8 @@ def leaderboard_table(totals: Totals, *, task: str, name: str = YOURS) -> str:
         row[1] = row[1].ljust(width)
     notes = [
         f"{name}: place {mine.place} of {len(ranking)}, mean position {mine.mean_position:.1f} on {task}.",
-        "Official convention (the challenge's axis order); positions in brackets. The published figures are means over",
-        "30 hidden test cases: a result on other cases is not comparable with them. Not for clinical use.",
+        "Official convention (the challenge's axis order); positions in brackets. The published values are means over",
+        "30 hidden test cases, so results on other cases are not comparable with them. Not for clinical use.",
     ]
     return "\n".join([aligned(rows), "", *notes])
 

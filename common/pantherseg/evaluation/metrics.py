@@ -1,10 +1,10 @@
 """The five metrics of the PANTHER challenge for one case, in two conventions.
 
-official    as the challenge's evaluator computes them: the spacing (x, y, z) goes with an array (z, y, x), so distances
-            along x and z are mixed up wherever the spacing is anisotropic. This is what the leaderboards hold.
-corrected   the spacing in the array's order (z, y, x): distances as they are in the patient.
+official    as the challenge's evaluator computes them: with the spacing in the order (x, y, z) for arrays (z, y, x), so
+            that distances along x and z are wrong if the spacing is anisotropic. The leaderboards use this convention.
+corrected   with the spacing in the order of the array (z, y, x), so that distances are those in the patient.
 
-Both count only label 1 (tumour) of reference and prediction. Dice and volumes do not depend on the convention.
+Both consider only the tumour in the reference and the prediction. Dice and volumes do not depend on the convention.
 Source of the formulas: DeepMind's surface-distance, and `Evaluation/evaluate_local.py` of the challenge's baseline
 repository, DIAGNijmegen/PANTHER_baseline.
 """
@@ -23,15 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.errors import InputError, PantherSegError
+from pantherseg.labels import TUMOUR, tumour_of
 from pantherseg.volume import Box, Shape, Triple, Volume
 
 logger = logging.getLogger(__name__)
 
-TUMOUR = 1
 SURFACE_TOLERANCE_MM = 5.0
 HAUSDORFF_PERCENT = 95
 
-# Name and whether a higher value is the better one, in the order of the leaderboards.
+# Each metric, and whether higher values are better, in the order of the leaderboards.
 METRICS = {
     "dice": True,
     "surface_dice_5mm": True,
@@ -43,7 +43,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Totals:
-    """The five figures that are ranked: means over cases, and the root of the mean squared volume error."""
+    """The five ranked metrics: means over cases, and the root mean squared volume error."""
 
     dice: float
     surface_dice_5mm: float
@@ -52,13 +52,13 @@ class Totals:
     volume_rmse_mm3: float
 
     def as_dict(self) -> dict[str, float]:
-        """Return the five figures by name, in the order of the leaderboards."""
+        """Return the five metrics by name, in the order of the leaderboards."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """One case in one convention. The volume error is the predicted volume less the reference's."""
+    """One case in one convention. The volume error is the predicted volume minus the reference volume."""
 
     dice: float
     surface_dice_5mm: float
@@ -83,7 +83,7 @@ class CaseScores:
 
     @property
     def missing(self) -> bool:
-        """Whether there was no prediction, which counts as an empty one."""
+        """Whether there was no prediction. A missing prediction is scored as an empty mask."""
         return self.official.missing
 
 
@@ -94,24 +94,24 @@ def score_case(
     name: str | Path = "prediction",
     reference_name: str | Path = "reference",
 ) -> CaseScores:
-    """Score a mask against the reference mask of its case; both (z, y, x), and only label 1 counts.
+    """Score the tumour in a mask against the tumour in the reference mask of the case, both (z, y, x).
 
-    As in the published evaluator, a mask that is empty, full or missing scores 0 for both Dices, the diagonal of the
-    volume in mm for HD95 and MASD, and a predicted volume of 0. `name` and `reference_name` are for messages.
+    As in the published evaluator, a mask that is empty, full or missing gets 0 for Dice and surface Dice, the diagonal
+    of the volume in mm for HD95 and MASD, and a predicted volume of 0. `name` and `reference_name` are for messages.
 
-    Raises InputError for a reference without tumour, where no metric is defined (every challenge case has one), and
-    for a prediction on another grid; PantherSegError if surface-distance is not installed.
+    Raises InputError for a reference without a tumour, for which the metrics are undefined (every challenge case has a
+    tumour), and for a prediction on another grid; PantherSegError if surface-distance is not installed.
     """
-    tumour = reference.array == TUMOUR
+    tumour = tumour_of(reference.array)
     if not tumour.any():
-        found = f"no voxel with the label {TUMOUR}"
+        found = f"no voxel with label {TUMOUR}"
         raise InputError(reference_name, expected=f"a reference mask with a tumour (label {TUMOUR})", found=found)
     if prediction is None:
         return _worst(tumour, reference, missing=True)
     difference = reference.grid.difference(prediction.grid)
     if difference:
-        raise InputError(name, expected="a mask on the grid of its reference", found=difference)
-    predicted = prediction.array == TUMOUR
+        raise InputError(name, expected="a mask on the grid of its reference mask", found=difference)
+    predicted = tumour_of(prediction.array)
     if not predicted.any() or predicted.all():
         _warn_if_other_labels(prediction.array, predicted, name)
         return _worst(tumour, reference, missing=False)
@@ -119,7 +119,7 @@ def score_case(
 
 
 def totals(cases: Sequence[CaseMetrics]) -> Totals:
-    """Return the means over at least one case, and the volume RMSE in mm3: the root of the mean squared error."""
+    """Return the means over cases, and the root mean squared volume error (mm3). Raises ValueError without a case."""
     if not cases:
         raise ValueError("totals need at least one case")
     return Totals(
@@ -136,14 +136,14 @@ def _scores(predicted: NDArray[np.bool_], tumour: NDArray[np.bool_], reference: 
     grid = reference.grid
     voxels, reference_voxels = int(predicted.sum()), int(tumour.sum())
     dice = 2 * int((predicted & tumour).sum()) / (voxels + reference_voxels)
-    # surface-distance crops to the same box itself, but takes long to find it; the results are identical.
+    # surface-distance crops to the same box, but takes long to find it; the results are identical.
     box = Box.around(predicted | tumour) or Box.whole(grid.shape)
     masks = np.ascontiguousarray(tumour[box.slices]), np.ascontiguousarray(predicted[box.slices])
-    right, swapped = grid.spacing, grid.spacing[::-1]
-    surface = _surface_metrics(*masks, spacing=right)
+    spacing, swapped = grid.spacing, grid.spacing[::-1]
+    surface = _surface_metrics(*masks, spacing=spacing)
     volume, reference_volume = voxels * grid.voxel_mm3, reference_voxels * grid.voxel_mm3
     corrected = CaseMetrics(dice, *surface, volume - reference_volume, volume, reference_volume)
-    if right == swapped:
+    if spacing == swapped:
         return CaseScores(official=corrected, corrected=corrected)
     surface_dice, hd95, masd = _surface_metrics(*masks, spacing=swapped)
     official = replace(corrected, surface_dice_5mm=surface_dice, hd95_mm=hd95, masd_mm=masd)
@@ -151,7 +151,7 @@ def _scores(predicted: NDArray[np.bool_], tumour: NDArray[np.bool_], reference: 
 
 
 def _worst(tumour: NDArray[np.bool_], reference: Volume, *, missing: bool) -> CaseScores:
-    """Return what the published evaluator gives to a mask that is empty or full."""
+    """Return the scores that the published evaluator gives to a mask that is empty or full."""
     volume = int(tumour.sum()) * reference.grid.voxel_mm3
 
     def metrics(spacing: Triple) -> CaseMetrics:
@@ -167,7 +167,7 @@ def _surface_metrics(
     """Return surface Dice at 5 mm, HD95 and MASD (mm) of two non-empty masks (z, y, x)."""
     library = surface_distance_library()
     with warnings.catch_warnings():
-        # surface-distance 0.1 reaches scipy.ndimage's functions through namespaces that SciPy keeps until 2.0.
+        # surface-distance 0.1 uses namespaces of scipy.ndimage that SciPy will remove in version 2.0.
         warnings.filterwarnings("ignore", message="Please import", category=DeprecationWarning)
         distances = library.compute_surface_distances(tumour, predicted, spacing_mm=spacing)
     to_predicted, to_reference = library.compute_average_surface_distance(distances)
@@ -179,7 +179,7 @@ def _surface_metrics(
 
 
 def surface_distance_library() -> Any:
-    """Return DeepMind's package, which an installation for inference does without. Raises PantherSegError."""
+    """Return DeepMind's package. Raises PantherSegError if it is not installed: inference does not need it."""
     try:
         import surface_distance
     except ImportError as error:
@@ -193,10 +193,12 @@ def surface_distance_library() -> Any:
 
 
 def _warn_if_other_labels(array: NDArray[Any], predicted: NDArray[np.bool_], name: str | Path) -> None:
-    """Say why a mask that shows something counts as empty, e.g. one of 0 and 255."""
+    """Log why a mask counts as empty although it has other labels, such as 0 and 255."""
     if not predicted.any() and array.any():
         values = np.unique(array)[:5].tolist()
-        logger.warning("%s: no voxel has the label %d, so it counts as empty; it holds %s", name, TUMOUR, values)
+        logger.warning(
+            "%s: no voxel has label %d, so the mask counts as empty; its values are %s", name, TUMOUR, values
+        )
 
 
 def _diagonal_mm(shape: Shape, spacing: Triple) -> float:

@@ -1,4 +1,4 @@
-"""From predictions and references on disk to the scores of every case."""
+"""Scores every case of a folder of predictions against a folder of reference masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pantherseg.io import case_name, find_sources, read_labels
 
 logger = logging.getLogger(__name__)
 
-# PANTHER's images carry nnU-Net's channel number, its labels do not.
+# PANTHER's image files have nnU-Net's channel number in their names, its label files do not.
 CHANNEL_SUFFIX = "_0000"
 NAMES_SHOWN = 5
 
@@ -28,21 +28,21 @@ class Evaluation:
 
     @cached_property
     def official(self) -> Totals:
-        """What the challenge would report, its axes swapped as on the leaderboards."""
+        """The totals that the challenge would report, with swapped axes as on the leaderboards."""
         return totals([c.official for c in self.cases.values()])
 
     @cached_property
     def corrected(self) -> Totals:
-        """The same with distances as they are in the patient."""
+        """The totals with distances as they are in the patient."""
         return totals([c.corrected for c in self.cases.values()])
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Cases that had no prediction and were counted as empty."""
+        """The cases without a prediction, which are scored as empty masks."""
         return tuple(name for name, case in self.cases.items() if case.missing)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the evaluation for a JSON file; the keys of the metrics are those of `METRICS`."""
+        """Return the evaluation for a JSON file, with the metrics named as in `METRICS`."""
         cases = {
             name: {
                 "official": case.official.as_totals().as_dict(),
@@ -62,13 +62,13 @@ class Evaluation:
 def evaluate(predictions: Path, references: Path) -> Evaluation:
     """Score the masks in a file or folder against the references in a file or folder.
 
-    Cases are matched by file name without suffix; a prediction named like its image (`10000_0001_0000.mha`) belongs to
-    the reference `10000_0001.mha`. Two single files belong together whatever their names. One file on either side asks
-    about that case only; with two folders, every reference counts: without a prediction it is scored as an empty mask.
-    Predictions without a reference are named in a warning and left out.
+    Cases are matched by file name without suffix. A prediction named after its image (`10000_0001_0000.mha`) is matched
+    with the reference `10000_0001.mha`. Two single files are matched whatever their names. If one path is a file, only
+    that case is scored. If both are folders, every reference is scored, as an empty mask if there is no prediction.
+    Predictions without a reference are ignored with a warning.
 
-    Raises InputError if a path holds no volume, if nothing matches, if two files claim a case, and for what
-    `score_case` and `read_labels` reject; PantherSegError if surface-distance is not installed.
+    Raises InputError if there is no volume, if no names match, if two files belong to one case, or as `score_case` and
+    `read_labels` do; PantherSegError if surface-distance is not installed.
     """
     surface_distance_library()
     cases: dict[str, CaseScores] = {}
@@ -78,7 +78,10 @@ def evaluate(predictions: Path, references: Path) -> Evaluation:
     missing = [name for name, case in cases.items() if case.missing]
     if missing:
         logger.warning(
-            "%d of %d cases without a prediction count as empty: %s", len(missing), len(cases), _names(missing)
+            "%d of %d cases have no prediction and are scored as empty masks: %s",
+            len(missing),
+            len(cases),
+            _names(missing),
         )
     return Evaluation(cases)
 
@@ -94,12 +97,12 @@ def _pairs(predictions: Path, references: Path) -> dict[str, tuple[Path | None, 
     if not matched:
         raise InputError(
             predictions,
-            expected=f"masks named like their references, e.g. {next(iter(reference_files.values())).name}",
+            expected=f"masks named like their reference masks, e.g. {next(iter(reference_files.values())).name}",
             found=_names(p.name for p in prediction_files),
         )
     others = [path.name for name, path in found.items() if name not in reference_files]
     if others and references.is_dir():
-        logger.warning("left out for want of a reference: %s", _names(others))
+        logger.warning("ignored predictions without a reference mask: %s", _names(others))
     wanted = reference_files if predictions.is_dir() else matched
     return {name: (matched.get(name), reference_files[name]) for name in wanted}
 
@@ -112,12 +115,12 @@ def _files(path: Path) -> list[Path]:
         raise InputError(path, expected="a volume or a folder of volumes", found="no such file or folder")
     files = find_sources(path)
     if not files:
-        raise InputError(path, expected="a folder of volumes", found="no volume in it")
+        raise InputError(path, expected="at least one volume", found="a folder without volumes")
     return files
 
 
 def _by_case(folder: Path, files: Iterable[Path], *, known: Iterable[str]) -> dict[str, Path]:
-    """Return files by case. A name that is not known but is when its channel number is dropped is that case's."""
+    """Return files by case. A channel number is dropped from a name if that gives the name of a known case."""
     names, cases = set(known), dict[str, Path]()
     for path in files:
         name = case_name(path)
@@ -130,7 +133,7 @@ def _by_case(folder: Path, files: Iterable[Path], *, known: Iterable[str]) -> di
 
 
 def _names(names: Iterable[str]) -> str:
-    """Return the first few names and how many more there are."""
+    """Return the first few names, and the number of the others."""
     every = list(names)
     more = f" and {len(every) - NAMES_SHOWN} more" if len(every) > NAMES_SHOWN else ""
     return ", ".join(every[:NAMES_SHOWN]) + more

@@ -29,13 +29,13 @@ FORMATS = {
     "volume_rmse_mm3": ".0f",
 }
 CONVENTIONS = {
-    "official": "as the challenge's evaluator: spacing (x, y, z) with arrays (z, y, x); compare this with leaderboards",
-    "corrected": "spacing in the array's order: distances as they are in the patient",
+    "official": "the challenge's evaluator: spacing (x, y, z) with arrays (z, y, x); comparable with the leaderboards",
+    "corrected": "spacing in the order of the array: distances as they are in the patient",
 }
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
-    """Return a table of every case and the totals, with surface metrics in both conventions."""
+    """Return a table of all cases and the totals, with the surface metrics in both conventions."""
     surface = ("surface_dice_5mm", "hd95_mm", "masd_mm")
     heading = ["case", "Dice", "volume error mm3"]
     heading += [f"{HEADINGS[m]}{mark}" for mark in ("*", "") for m in surface]
@@ -51,14 +51,14 @@ def evaluation_table(evaluation: Evaluation) -> str:
     rows.append(total)
     notes = [f"*   official: {CONVENTIONS['official']}", f"    corrected: {CONVENTIONS['corrected']}"]
     if evaluation.missing:
-        notes.append(f"    missing: no prediction, counted as an empty mask ({len(evaluation.missing)} of them)")
+        notes.append(f"    missing: no prediction, scored as an empty mask ({len(evaluation.missing)} cases)")
     return "\n".join([aligned(rows, ruled_last=True), "", *notes, "    Not for clinical use."])
 
 
 def aligned(rows: Sequence[Sequence[str]], *, ruled_last: bool = False) -> str:
-    """Return rows of equal length as lines, the first column to the left and the others to the right.
+    """Return rows of equal length as lines, with the first column left-aligned and the others right-aligned.
 
-    A rule follows the first row and, if asked for, precedes the last one.
+    A rule follows the first row. ruled_last: another one precedes the last row.
     """
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
@@ -73,7 +73,7 @@ def aligned(rows: Sequence[Sequence[str]], *, ruled_last: bool = False) -> str:
 
 
 def totals_cells(totals: Totals) -> list[str]:
-    """Return the five figures as text, in the order of the leaderboards."""
+    """Return the five metrics as text, in the order of the leaderboards."""
     return [format(value, FORMATS[name]) for name, value in totals.as_dict().items()]
 
 
@@ -83,7 +83,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
-    """Write a row for each case and convention, with volumes and the signed volume error. Raises OutputError."""
+    """Write one row per case and convention, with volumes and the signed volume error. Raises OutputError."""
     text = io.StringIO()
     fields = ["case", "convention", *CaseMetrics.__dataclass_fields__]
     writer = csv.DictWriter(text, fields, lineterminator="\n")

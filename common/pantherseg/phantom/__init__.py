@@ -1,7 +1,6 @@
-"""Synthetic abdominal MR with organs, pancreas and tumour: the data that everybody can have."""
+"""Synthetic abdominal MR volumes with organs, pancreas and tumour, for which no data agreement is needed."""
 
 from pantherseg.phantom.acquisition import Phantom, Size, make_phantom
-from pantherseg.phantom.anatomy import ORGANS
 from pantherseg.phantom.dataset import case_id, write_dataset
 
-__all__ = ["ORGANS", "Phantom", "Size", "case_id", "make_phantom", "write_dataset"]
+__all__ = ["Phantom", "Size", "case_id", "make_phantom", "write_dataset"]

@@ -1,6 +1,6 @@
-"""How a patient becomes an MR volume: the grid, the contrast, partial volume, texture, bias field and noise.
+"""Turns an anatomy into an MR volume: grid, contrast, partial volume, texture, bias field and noise.
 
-Figures of PANTHER that the grids imitate: Task 1 median 72x258x318 voxels (z, y, x) at 3.0x1.1875x1.1875 mm, in-plane
+The grids imitate those of PANTHER: Task 1 median 72x258x318 voxels (z, y, x) at 3.0x1.1875x1.1875 mm, in-plane
 0.69 to 1.31 mm, at most 19.1 M voxels; Task 2 about 2x1x1 mm.
 """
 
@@ -22,9 +22,9 @@ Size = Literal["full", "small"]
 
 MAX_VOXELS = 19.0e6
 SMALL_SHAPE = (40, 104, 128)
-# Fractions of a slice at which a voxel is sampled.
+# Offsets within a slice, as fractions of its thickness, at which a voxel is sampled.
 SUB_SLICES = (-0.25, 0.25)
-# Points of the texture's lattice along (z, y, x), the same for every size of volume.
+# Points of the texture's lattice along (z, y, x), independent of the size of the volume.
 TEXTURE_LATTICE = (48, 112, 128)
 # Mean intensity per tissue, pancreas about 0.7 in Task 1 and 0.4 in Task 2: (Task 1, Task 2).
 # Task 1 is T1-weighted, arterial phase, fat-suppressed; Task 2 is T2-weighted turbo spin echo without suppression.
@@ -36,7 +36,7 @@ CONTRAST: dict[str, tuple[float, float]] = {
     "wall": (0.56, 0.30), "fluid": (0.13, 0.95), "chyme": (0.30, 0.50), "gas": (0.04, 0.04),
     "pancreas": (0.72, 0.40), "tumour": (0.42, 0.54), "lesion": (0.40, 0.54), "cyst": (0.15, 0.95),
 }  # fmt: skip
-# Relative depth of the texture; tissues not named have the default.
+# Relative amplitude of the texture; other tissues have the default.
 TEXTURE = {"pancreas": 0.11, "tumour": 0.10, "liver": 0.07, "spleen": 0.08, "fat": 0.08, "skin_fat": 0.05,
            "chyme": 0.22, "fluid": 0.04, "cyst": 0.03, "bile": 0.03, "csf": 0.04, "artery": 0.04,
            "lung": 0.5}  # fmt: skip
@@ -47,8 +47,8 @@ DEFAULT_TEXTURE = 0.08
 class Phantom:
     """A synthetic case: three volumes on one grid.
 
-    image: int16, arbitrary MR units. labels: uint8, 1 tumour, 2 pancreas. organs: uint8, MRSegmentator's first labels
-    (1 spleen, 2 right kidney, 3 left kidney, 4 gallbladder, 5 liver, 6 stomach, 7 pancreas with the tumour).
+    image: int16, arbitrary MR units; labels: uint8, 1 tumour, 2 pancreas; organs: uint8, numbered as `labels.ORGANS`,
+    with the tumour as part of the pancreas.
     """
 
     image: Volume
@@ -58,7 +58,7 @@ class Phantom:
 
 @dataclass(frozen=True)
 class _Canvas:
-    """What is painted on, all (z, y, x), and the depth of texture at each voxel."""
+    """The volumes that parts are painted on, all (z, y, x). grain: amplitude of the texture at each voxel."""
 
     image: Field
     grain: Field
@@ -67,17 +67,18 @@ class _Canvas:
 
 
 def make_phantom(seed: int, *, task: int, size: Size = "full") -> Phantom:
-    """Return the phantom of a seed: the same arguments give the same voxels; the sizes share patient and field of view.
+    """Return the phantom of a seed. The same arguments give the same voxels.
 
-    Raises ValueError for a task other than 1 and 2, an unknown size or a negative seed.
+    Both sizes of a seed have the same anatomy and field of view. Raises ValueError for a task other than 1 and 2, an
+    unknown size or a negative seed.
     """
     if task not in (1, 2):
-        raise ValueError(f"a phantom's task is 1 or 2, got {task}")
+        raise ValueError(f"task must be 1 or 2, got {task}")
     if size not in ("full", "small"):
-        raise ValueError(f"a phantom's size is full or small, got {size!r}")
+        raise ValueError(f"size must be full or small, got {size!r}")
     if seed < 0:
-        raise ValueError(f"a phantom's seed is 0 or more, got {seed}")
-    # One stream each, so that a draw added to one leaves the others as they were.
+        raise ValueError(f"seed must not be negative, got {seed}")
+    # Separate random streams, so that an additional draw in one does not change the others.
     body, scanner, tissue, noise = (np.random.default_rng([seed, task, i]) for i in range(4))
     anatomy = draw_anatomy(body)
     grid, points = _draw_grid(scanner, anatomy, task=task, size=size)
@@ -88,7 +89,7 @@ def make_phantom(seed: int, *, task: int, size: Size = "full") -> Phantom:
 
 
 def _draw_grid(rng: np.random.Generator, anatomy: Anatomy, *, task: int, size: Size) -> tuple[Grid, Points]:
-    """Return the volume's grid in the world and its sample points in the patient."""
+    """Return the grid of the volume in world coordinates, and its sample points in patient coordinates."""
     width, depth = 2 * anatomy.trunk.half_width, 2 * anatomy.trunk.half_depth
     if task == 1:
         extent = np.array([rng.normal(216, 12), rng.normal(306, 12), rng.normal(378, 14)])
@@ -122,7 +123,7 @@ def _draw_grid(rng: np.random.Generator, anatomy: Anatomy, *, task: int, size: S
 
 
 def _draw_contrast(rng: np.random.Generator, task: int) -> dict[str, float]:
-    """Return this scan's intensity per tissue, the tumour's as a factor on the pancreas'."""
+    """Return the intensity of each tissue in this scan. That of the tumour is relative to the pancreas."""
     contrast = {name: pair[task - 1] * float(rng.uniform(0.88, 1.12)) for name, pair in CONTRAST.items()}
     low, high = (0.46, 0.72) if task == 1 else (1.2, 1.5)
     contrast["tumour"] = contrast["pancreas"] * float(rng.uniform(low, high))
@@ -146,7 +147,7 @@ def _paint(anatomy: Anatomy, points: Points, contrast: dict[str, float]) -> _Can
 
 
 def _paint_part(canvas: _Canvas, part: Part, points: Points, value: float, voxel: float) -> None:
-    """Lay one part over the canvas; a label is set where the part covers most of a voxel."""
+    """Paint one part over the canvas. Its labels are set in voxels of which it covers more than half."""
     edge = np.float32(max(voxel, part.edge))
     low, high = part.shape.bounds()
     window = points.window(low - edge, high + edge)
@@ -160,15 +161,15 @@ def _paint_part(canvas: _Canvas, part: Part, points: Points, value: float, voxel
     image, grain = canvas.image[window], canvas.grain[window]
     image += cover * (np.float32(value) - image)
     grain += cover * (np.float32(TEXTURE.get(part.tissue, DEFAULT_TEXTURE)) - grain)
-    most = cover > 0.5
+    covered = cover > 0.5
     if part.organ is not None:
-        canvas.organs[window][most] = part.organ
+        canvas.organs[window][covered] = part.organ
     if part.label is not None:
-        canvas.labels[window][most] = part.label
+        canvas.labels[window][covered] = part.label
 
 
 def _acquire(canvas: _Canvas, rng: np.random.Generator, size: Size) -> NDArray[np.int16]:
-    """Return the measured intensities: texture, bias field, Rician noise and the scanner's scale."""
+    """Return the measured intensities, with texture, bias field, Rician noise and an arbitrary scale."""
     shape = canvas.image.shape
     rough = rng.standard_normal(TEXTURE_LATTICE, dtype=np.float32)
     texture = ndimage.gaussian_filter(rough, 0.7)
@@ -195,7 +196,7 @@ def _unit(values: NDArray[np.floating]) -> Field:
 
 
 def _stretch(lattice: Field, shape: tuple[int, ...]) -> Field:
-    """Spread a lattice over a volume of `shape`, linearly, one axis after the other."""
+    """Resize a lattice to `shape` by linear interpolation along one axis after the other."""
     for axis, count in enumerate(shape):
         at = np.linspace(0, lattice.shape[axis] - 1, count)
         low = np.minimum(at.astype(int), lattice.shape[axis] - 2)

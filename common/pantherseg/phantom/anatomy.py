@@ -1,6 +1,7 @@
-"""The anatomy of one synthetic patient: an ordered list of parts, each a shape and a tissue, painted one over another.
+"""The anatomy of one synthetic patient: a list of parts, each a shape and a tissue, in the order of painting.
 
-Patient coordinates in mm (x Left, y Posterior, z Superior), origin in the middle of the body at the pancreas' height.
+Patient coordinates are in mm (x Left, y Posterior, z Superior), with the origin in the middle of the body at the level
+of the pancreas.
 """
 
 from __future__ import annotations
@@ -11,35 +12,33 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from pantherseg.labels import BACKGROUND, ORGANS, PANCREAS, TUMOUR
 from pantherseg.phantom.shapes import Ellipsoid, Points, Shape, Trimmed, Trunk, Tube, Union, Vector, Wobble
 
-# MRSegmentator's labels of the organs that a phantom marks.
-ORGANS = {"spleen": 1, "right_kidney": 2, "left_kidney": 3, "gallbladder": 4, "liver": 5, "stomach": 6, "pancreas": 7}
-TUMOUR, PANCREAS = 1, 2
-
-# ml; the label's volume comes out within a few percent of what is drawn here.
+# In ml. The volume of the label differs by a few percent from the volume drawn.
 TUMOUR_ML = (4.0, 32.0)
+# Probability that the tumour is in the head of the pancreas.
 TUMOUR_IN_HEAD = 0.55
 
 
 @dataclass(frozen=True)
 class Part:
-    """A shape filled with a tissue. organ and label: what to write into the two maps, None to leave them alone.
+    """A shape filled with a tissue. organ, label: values for the two label maps, or None to leave a map unchanged.
 
-    gain: a factor on the tissue's intensity; edge: width of the soft margin in mm, at least one voxel is used.
+    gain: factor on the intensity of the tissue; edge: width of the soft margin in mm, at least one voxel.
     """
 
     shape: Shape
     tissue: str
-    organ: int | None = 0
-    label: int | None = 0
+    organ: int | None = BACKGROUND
+    label: int | None = BACKGROUND
     gain: float = 1.0
     edge: float = 0.0
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One patient: the trunk with its two layers (mm) and the parts in the order of painting."""
+    """One patient: the trunk, the thickness of its two layers (mm), and the parts in the order of painting."""
 
     trunk: Trunk
     fat: float
@@ -49,7 +48,7 @@ class Anatomy:
 
 @dataclass
 class _Sketch:
-    """What is common to all organs of one patient while it is drawn."""
+    """The state shared by the functions that draw one patient."""
 
     rng: np.random.Generator
     scale: Vector
@@ -57,12 +56,12 @@ class _Sketch:
     parts: list[Part] = field(default_factory=list)
 
     def at(self, x: float, y: float, z: float, jitter: float = 4.0) -> Vector:
-        """Return a place in this patient, moved at random by `jitter` mm (standard deviation)."""
-        place: Vector = np.array([x, y, z]) * self.scale + self.rng.normal(0, jitter / 2, 3).clip(-jitter, jitter)
-        return place
+        """Return a point (mm) scaled to this patient and moved at random by at most `jitter` mm along each axis."""
+        point: Vector = np.array([x, y, z]) * self.scale + self.rng.normal(0, jitter / 2, 3).clip(-jitter, jitter)
+        return point
 
     def line(self, knots: Sequence[tuple[float, float, float]], jitter: float = 4.0) -> Vector:
-        """Return knots (n, 3) in this patient."""
+        """Return knots (n, 3) scaled to this patient, each moved as by `at`."""
         return np.array([self.at(*knot, jitter) for knot in knots])
 
     def blob(
@@ -73,20 +72,20 @@ class _Sketch:
         tilt: tuple[float, float, float] = (0, 0, 0),
         rough: float = 0.0,
     ) -> Ellipsoid:
-        """Return an ellipsoid of about these radii (mm) and tilt (degrees about x, y, z)."""
+        """Return an ellipsoid with approximately these radii (mm) and this tilt (degrees about x, y, z)."""
         size = np.array(radii) * self.scale * self.rng.normal(1, 0.06, 3).clip(0.85, 1.15)
         angles = np.array(tilt) + self.rng.normal(0, 6, 3)
         wobble = Wobble.draw(self.rng, rough, 1.6 * float(size.mean()))
         return Ellipsoid(centre, size, Rotation.from_euler("xyz", angles, degrees=True).as_matrix(), wobble)
 
-    def add(self, shape: Shape, tissue: str, organ: str | int | None = 0, **more: float) -> None:
-        """Add a part; it hides what lies under it."""
+    def add(self, shape: Shape, tissue: str, organ: str | int | None = BACKGROUND, **more: float) -> None:
+        """Add a part on top of the parts before it."""
         number = ORGANS[organ] if isinstance(organ, str) else organ
-        self.parts.append(Part(shape, tissue, number, None if number is None else 0, **more))
+        self.parts.append(Part(shape, tissue, number, None if number is None else BACKGROUND, **more))
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """Draw a patient: size, layers, organs, distractors, pancreas and tumour."""
+    """Draw a random patient: size, layers, organs, lesions outside of the pancreas, pancreas and tumour."""
     size = rng.uniform(0.9, 1.1)
     scale = size * rng.uniform(0.95, 1.05, 3)
     fat, muscle = rng.uniform(9, 24), rng.uniform(10, 15)
@@ -109,7 +108,7 @@ def _chest(s: _Sketch, trunk: Trunk, fat: float) -> None:
         s.add(Trimmed(lung, within=s.cavity), "lung")
         for level in range(5):
             angle = np.radians(np.linspace(75, -35, 9))
-            # Ribs run in the wall and fall from the spine towards the front.
+            # Ribs run in the wall and descend from the spine towards the front.
             x, y = trunk.ring(angle, fat + 6)
             z = 95 - 34 * level + 32 * (np.sin(angle) - 0.9)
             s.add(Tube.through(np.stack([side * x, y, z], axis=1), 4.0, pitch=24), "bone")
@@ -149,22 +148,22 @@ def _upper_organs(s: _Sketch) -> None:
         bend = (root + end) / 2 + s.rng.normal(0, 7, 3)
         s.add(Trimmed(Tube.through([root, bend, end], [4.5, 3.2, 1.5]), within=right), "portal", None)
     for _ in range(s.rng.integers(1, 5)):
-        place = right.centre + s.rng.uniform(-0.55, 0.55, 3) * right.radii
+        point = right.centre + s.rng.uniform(-0.55, 0.55, 3) * right.radii
         tissue = s.rng.choice(["lesion", "cyst"])
-        s.add(s.blob(place, (s.rng.uniform(4, 12),) * 3, rough=1), tissue, None, gain=s.rng.uniform(0.8, 1.25))
+        s.add(s.blob(point, (s.rng.uniform(4, 12),) * 3, rough=1), tissue, None, gain=s.rng.uniform(0.8, 1.25))
     spleen = s.blob(s.at(103, 30, 40), (28, 46, 50), tilt=(-15, 12, -28), rough=3)
     dent = s.blob(s.at(72, 14, 36), (22, 26, 34))
     s.add(Trimmed(spleen, without=(dent,), within=replace(s.cavity, inset=s.cavity.inset + 2)), "spleen", "spleen")
-    bag = Tube.through(
+    stomach = Tube.through(
         s.line([(62, 24, 82), (66, -5, 62), (58, -34, 38), (34, -54, 12), (2, -52, 2), (-24, -40, 0)]),
         np.array([24, 28, 27, 20, 15, 10]) * s.scale[0] * s.rng.uniform(0.75, 1.05),
         wobble=Wobble.draw(s.rng, 2.5, 40),
     )
-    s.add(bag, "wall", "stomach")
+    s.add(stomach, "wall", "stomach")
     filling = s.rng.choice(["fluid", "chyme", "chyme"])
-    s.add(replace(bag, radii=bag.radii - 4), str(filling), None, gain=s.rng.uniform(0.7, 1.2))
-    bladder = Tube.through([s.at(-46, -34, 16), s.at(-52, -48, -4), s.at(-56, -58, -24)], [5, 11, 13])
-    s.add(bladder, "bile", "gallbladder")
+    s.add(replace(stomach, radii=stomach.radii - 4), str(filling), None, gain=s.rng.uniform(0.7, 1.2))
+    gallbladder = Tube.through([s.at(-46, -34, 16), s.at(-52, -48, -4), s.at(-56, -58, -24)], [5, 11, 13])
+    s.add(gallbladder, "bile", "gallbladder")
 
 
 def _kidney(s: _Sketch, side: int) -> None:
@@ -176,17 +175,17 @@ def _kidney(s: _Sketch, side: int) -> None:
     for along in np.linspace(-0.68, 0.68, 6):
         for across in (-0.5, 0.5):
             local = kidney.radii * [0.38 * side, across, along]
-            place = centre + kidney.axes @ local + s.rng.normal(0, 1.2, 3)
-            s.add(s.blob(place, (9, 7, 7)), "medulla", None)
+            point = centre + kidney.axes @ local + s.rng.normal(0, 1.2, 3)
+            s.add(s.blob(point, (9, 7, 7)), "medulla", None)
     s.add(Ellipsoid(centre - kidney.axes @ [side * 13.0, 0, 0], kidney.radii * [0.6, 0.34, 0.5], kidney.axes), "fat", 0)
     if s.rng.random() < 0.5:
-        place = centre + kidney.axes @ (kidney.radii * [0.8 * side, 0.2, s.rng.uniform(-0.6, 0.6)])
-        s.add(s.blob(place, (s.rng.uniform(6, 14),) * 3), "cyst", 0, gain=s.rng.uniform(0.8, 1.6))
+        point = centre + kidney.axes @ (kidney.radii * [0.8 * side, 0.2, s.rng.uniform(-0.6, 0.6)])
+        s.add(s.blob(point, (s.rng.uniform(6, 14),) * 3), "cyst", 0, gain=s.rng.uniform(0.8, 1.6))
     s.add(s.blob(s.at(side * 42, 34, 30), (5, 14, 12), tilt=(20, 0, 20 * side)), "muscle")
 
 
 def _loop(s: _Sketch, knots: Vector, radius: float, wall: float = 2.0) -> None:
-    """Add a loop of bowel, its filling drawn at random: fluid, food or gas."""
+    """Add a loop of bowel with a random filling."""
     tube = Tube.through(knots, radius, wobble=Wobble.draw(s.rng, 1.5, 22), pitch=13)
     s.add(Trimmed(tube, within=s.cavity), "wall")
     filling = str(s.rng.choice(["chyme", "chyme", "lesion", "fluid", "gas"]))
@@ -198,11 +197,11 @@ def _bowel(s: _Sketch) -> None:
     _loop(s, s.line([(-74, -44, -36), (-20, -68, -48), (40, -66, -32), (92, -38, 2)], 10), s.rng.uniform(13, 19))
     _loop(s, s.line([(98, -20, 4), (108, 16, -30), (106, 22, -80), (104, 14, -130)], 6), s.rng.uniform(12, 16))
     for number in range(16):
-        # Half of the loops is jejunum, at the left and higher up.
+        # Half of the loops are jejunum, further left and higher up.
         left, low, high = (20, -80, 5) if number % 2 else (-65, -125, -45)
-        place = s.at(s.rng.uniform(left, 88), s.rng.uniform(-60, 8), s.rng.uniform(low, high), 2)
+        point = s.at(s.rng.uniform(left, 88), s.rng.uniform(-60, 8), s.rng.uniform(low, high), 2)
         heading = s.rng.normal(size=3) * [1, 0.7, 0.7]
-        knots = [place]
+        knots = [point]
         for _ in range(5):
             heading = heading / np.linalg.norm(heading) + s.rng.normal(0, 0.55, 3)
             knots.append(knots[-1] + 17 * heading / np.linalg.norm(heading))
@@ -210,7 +209,7 @@ def _bowel(s: _Sketch) -> None:
 
 
 def _pancreas_line(s: _Sketch) -> Tube:
-    """Return the pancreas: head at the patient's right, over the great vessels, tail rising to the spleen."""
+    """Return the pancreas: the head at the patient's right, the body over the great vessels, the tail at the spleen."""
     rise = s.rng.normal(0, 9)
     knots = [(-24, 3, -40), (-33, -5, -20), (-24, -17, -2), (-4, -27, 5), (24, -25, 12), (54, -4, 20 + rise / 2),
              (80, 16, 30 + rise)]  # fmt: skip
@@ -224,10 +223,10 @@ def _pancreas_and_tumour(s: _Sketch) -> None:
     _loop(s, s.line([(-22, -36, 2), (-46, -26, 2), (-54, -4, -14), (-52, 6, -40), (-34, 10, -60), (8, 4, -62),
                      (34, -8, -46)], 4), s.rng.uniform(10, 12.5))  # fmt: skip
     for _ in range(s.rng.integers(4, 9)):
-        place = s.at(s.rng.uniform(-70, 70), s.rng.uniform(-40, 25), s.rng.uniform(-70, 60), 0)
+        point = s.at(s.rng.uniform(-70, 70), s.rng.uniform(-40, 25), s.rng.uniform(-70, 60), 0)
         radius = s.rng.uniform(4, 9)
-        if np.linalg.norm(pancreas.points - place, axis=1).min() > 24 + radius:
-            s.add(s.blob(place, (radius, radius, radius * 1.3), rough=0.6), "lesion", gain=s.rng.uniform(0.85, 1.2))
+        if np.linalg.norm(pancreas.points - point, axis=1).min() > 24 + radius:
+            s.add(s.blob(point, (radius, radius, radius * 1.3), rough=0.6), "lesion", gain=s.rng.uniform(0.85, 1.2))
     s.add(pancreas.grown(3.5), "fat", edge=3)
     vessels = _vessels(s, pancreas)
     s.parts.append(Part(Trimmed(pancreas, without=vessels), "pancreas", ORGANS["pancreas"], PANCREAS, edge=1.5))
@@ -243,7 +242,7 @@ def _pancreas_and_tumour(s: _Sketch) -> None:
 
 
 def _vessels(s: _Sketch, pancreas: Tube) -> tuple[Shape, ...]:
-    """Add the great vessels and those along the pancreas; return those that cut into it."""
+    """Add the great vessels and those along the pancreas, and return those to be cut out of it."""
     size = s.scale.mean()
     aorta = Tube.through(s.line([(11, 20, -150), (9, 15, -50), (8, 17, 50), (10, 24, 150)], 2), 9.5 * size, pitch=25)
     cava = Tube.through(s.line([(-20, 20, -150), (-21, 16, -50), (-26, 14, 40), (-24, 6, 150)], 2), 11 * size, pitch=25)
@@ -260,7 +259,7 @@ def _vessels(s: _Sketch, pancreas: Tube) -> tuple[Shape, ...]:
 
 
 def _tumour(s: _Sketch, on: Vector, radius: float, vessels: tuple[Shape, ...]) -> Shape:
-    """Return an irregular blob on the pancreas, scaled to the drawn volume after the vessels are cut out."""
+    """Return an irregular blob at a point of the pancreas, whose volume without the vessels is drawn at random."""
     low, high = np.log(TUMOUR_ML)
     target = 1000 * np.exp(s.rng.uniform(low, high))
     offset = s.rng.normal(size=3)

@@ -1,4 +1,4 @@
-"""A folder of phantoms, named and laid out as the PANTHER training data."""
+"""Writes phantoms to a folder with the names and the layout of the PANTHER training data."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from pantherseg.io import write_volume
 from pantherseg.phantom.acquisition import Size, make_phantom
 
-# PANTHER's own numbers begin here.
+# The first patient number of PANTHER.
 FIRST_PATIENT = 10000
 SCAN = "0001"
 
 
 def case_id(seed: int, *, task: int) -> str:
-    """Return a phantom's case id: `10000_0001` for Task 1, `10303` for Task 2 (10000 + seed; one name per seed)."""
+    """Return the case id of a seed, which is unique: `10000_0001` for Task 1, `10303` for Task 2 (10000 + seed)."""
     number = f"{FIRST_PATIENT + seed:05d}"
     return f"{number}_{SCAN}" if task == 1 else number
 
@@ -31,9 +31,11 @@ def write_dataset(
 ) -> list[str]:
     """Write phantoms as a data set and return the case ids in order. Case i is the phantom of `seed + i`.
 
-    Images go to imagesTr/<case>_0000.mha, labels (1 tumour, 2 pancreas) to labelsTr/<case>.mha and, if asked for, the
-    organ labels to organsTr/<case>.mha. `on_case` is called with each case id when its files are there. Two data sets
-    share no patient if their ranges of seeds do not overlap. Raises OutputError, and ValueError for a wrong argument.
+    Images are written to imagesTr/<case>_0000.mha, labels (1 tumour, 2 pancreas) to labelsTr/<case>.mha and, with
+    `organs`, organ labels to organsTr/<case>.mha. `on_case` is called with each case id once its files are written. Two
+    data sets have no patient in common if their ranges of seeds do not overlap.
+
+    Raises OutputError if a file cannot be written, and ValueError for an invalid argument.
     """
     if cases < 1:
         raise ValueError(f"a data set needs at least 1 case, got {cases}")

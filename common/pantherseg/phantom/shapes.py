@@ -1,7 +1,7 @@
-"""Implicit shapes on blocks of an oblique sampling grid: soft, distance-like functions in patient millimetres.
+"""Implicit shapes, given by approximate signed distance functions on blocks of an oblique sampling grid.
 
-Patient coordinates are (x, y, z) towards Left, Posterior and Superior, with the origin in the middle of the body.
-Distances are in mm, negative inside, arrays (z, y, x) of float32. They are exact enough near the surface only.
+Patient coordinates are (x, y, z) in mm towards Left, Posterior and Superior, with the origin in the middle of the body.
+Distances are in mm, negative inside, in arrays (z, y, x) of float32. They are accurate only near the surface.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Field = NDArray[np.float32]
 Vector = NDArray[np.float64]
 Window = tuple[slice, slice, slice]
 
-# mm; the distance reported where a shape was not evaluated.
+# The distance, in mm, at points where a shape is not evaluated.
 FAR = 60.0
-# mm; how far around a tube its distance is evaluated.
+# How far from a tube, in mm, its distance is evaluated.
 REACH = 8.0
 
 
@@ -47,8 +47,8 @@ class Points:
         return x, y, z
 
     def window(self, low: Vector, high: Vector) -> Window | None:
-        """Return the indices that hold a box given in patient mm; None if it lies outside."""
-        # The steps are orthogonal, so their inverse is the transpose over the squared lengths.
+        """Return the indices that contain a box given in patient mm, or None if the box lies outside."""
+        # The steps are orthogonal, so their inverse is the transpose divided by the squared lengths.
         inverse = (self.steps / (self.steps**2).sum(axis=0)).T
         middle = (inverse @ ((low + high) / 2 - self.origin))[::-1].tolist()
         half = (np.abs(inverse) @ ((high - low) / 2))[::-1].tolist()
@@ -70,7 +70,7 @@ class Points:
 
 
 class Shape(Protocol):
-    """Anything with a box around it and a signed distance."""
+    """A shape with a bounding box and a signed distance."""
 
     def bounds(self) -> tuple[Vector, Vector]:
         """Return the lowest and highest corner, mm (x, y, z)."""
@@ -91,7 +91,7 @@ class Wobble:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, amplitude: float, wavelength: float, count: int = 4) -> Wobble:
-        """Draw waves in random directions, wavelengths within 30 % of the one given (mm)."""
+        """Draw waves in random directions, with wavelengths within 30 % of `wavelength` (mm)."""
         directions = rng.normal(size=(count, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         lengths = wavelength * rng.uniform(0.7, 1.3, size=(count, 1))
@@ -114,7 +114,7 @@ class Wobble:
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """An ellipsoid: centre and radii in mm (x, y, z), its axes the columns of `axes`."""
+    """An ellipsoid: centre and radii in mm (x, y, z); its axes are the columns of `axes`."""
 
     centre: Vector
     radii: Vector
@@ -150,7 +150,7 @@ class Tube:
 
     @classmethod
     def through(cls, knots: ArrayLike, radii: ArrayLike, *, wobble: Wobble | None = None, pitch: float = 7.0) -> Tube:
-        """Lay a tube along the spline through knots (n, 3), a radius at each knot, in pieces of about `pitch` mm."""
+        """Return a tube along the spline through knots (n, 3) with these radii, in pieces of about `pitch` mm."""
         line, widths = np.asarray(knots, float), np.broadcast_to(np.asarray(radii, float), (len(np.asarray(knots)),))
         chords = np.linalg.norm(np.diff(line, axis=0), axis=1)
         along = np.concatenate([[0.0], np.cumsum(chords)])
@@ -168,7 +168,7 @@ class Tube:
         return replace(self, radii=self.radii + margin)
 
     def distance(self, points: Points) -> Field:
-        """Return the distance from the surface in mm, (z, y, x); FAR beyond the reach of every piece."""
+        """Return the distance from the surface in mm, (z, y, x), and FAR beyond the reach of all pieces."""
         distance = np.full(points.shape, FAR, np.float32)
         pieces = zip(self.points[:-1], self.points[1:], self.radii[:-1], self.radii[1:], strict=True)
         for a, b, radius_a, radius_b in pieces:
@@ -188,9 +188,9 @@ class Tube:
 
 @dataclass(frozen=True)
 class Trunk:
-    """The body's outline: in each axial plane a squircle of this half width and depth (mm), less an inset (mm).
+    """The outline of the body: in each axial plane a squircle of this half width and depth, minus an inset, all in mm.
 
-    taper: percent by which it gets wider over 100 mm of z.
+    taper: increase of its width per 100 mm along z, in percent.
     """
 
     half_width: float
@@ -218,7 +218,7 @@ class Trunk:
         return (self.half_width + self.half_depth) / 2
 
     def ring(self, angles: Vector, depth: float) -> tuple[Vector, Vector]:
-        """Return x and y (mm) of points `depth` mm under the surface at z = 0, by their angle in radians."""
+        """Return x and y (mm) of the points at these angles (radians), `depth` mm below the surface at z = 0."""
         u, v = np.cos(angles) ** 2, np.sin(angles) ** 2
         level, product = 1 - depth / self._mean, self.squareness * np.maximum(u * v, 1e-9)
         radius = np.sqrt((1 - np.sqrt(1 - 4 * product * level**2)) / (2 * product))
@@ -227,7 +227,7 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Trimmed:
-    """A shape without what lies in others, and within one (a clip) if given."""
+    """A shape minus other shapes, and clipped to `within` if that is given."""
 
     shape: Shape
     without: tuple[Shape, ...] = ()
@@ -249,7 +249,7 @@ class Trimmed:
 
 @dataclass(frozen=True)
 class Union:
-    """Several shapes as one, the seams rounded over `blend` mm."""
+    """The union of several shapes, with seams rounded over `blend` mm."""
 
     shapes: tuple[Shape, ...]
     blend: float = 6.0

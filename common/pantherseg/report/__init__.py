@@ -1,4 +1,4 @@
-"""What a case looked like, for people. Not for clinical use."""
+"""Pictures of cases for human readers. Not for clinical use."""
 
 from pantherseg.report.picture import draw_case
 

@@ -1,4 +1,4 @@
-"""Cuts through a volume: which slices to show, how they lie in the patient, grey values for the screen."""
+"""Cuts through a volume: which slices to show, their orientation in the patient, and their grey values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pantherseg.volume import Grid, Volume
 Mask = NDArray[np.bool_]
 
 WINDOW_PERCENTILES = (1.0, 99.5)
-# Percentiles of a part of the voxels are as good and do not take a second.
+# More voxels than this are subsampled, because their percentiles would take seconds.
 MAX_WINDOW_VOXELS = 2_000_000
 ZOOM_MARGIN_MM = 15.0
 MIN_ZOOM_MM = 60.0
@@ -25,7 +25,7 @@ PLANES = ("sagittal", "coronal", "axial")
 
 @dataclass(frozen=True)
 class Scene:
-    """What is shown: grey values 0 to 1 and tumours, all (z, y, x); the reference is None where there is none."""
+    """A case to draw: grey values from 0 to 1, and the predicted and the reference tumour, all (z, y, x)."""
 
     grey: NDArray[np.float32]
     predicted: Mask
@@ -33,22 +33,23 @@ class Scene:
     grid: Grid
 
     @property
-    def shown(self) -> Mask:
-        """The tumour that decides which slices are shown: the reference's, or else the predicted one."""
+    def target(self) -> Mask:
+        """The tumour that decides which slices are shown: that of the reference, or the predicted one without it."""
         return self.predicted if self.reference is None or not self.reference.any() else self.reference
 
     def focus(self, axis: int) -> int:
-        """Return the index with most tumour along an array axis, or the middle one without a tumour."""
+        """Return the index with the most tumour along an array axis, or the middle one without a tumour."""
         others: tuple[int, ...] = tuple(a for a in range(3) if a != axis)
-        area = self.shown.sum(axis=others)
+        area = self.target.sum(axis=others)
         return int(area.argmax()) if area.any() else self.grid.shape[axis] // 2
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One cut, as it lies on the screen: arrays (rows, columns), spacing mm (row, column).
+    """One cut in display orientation: arrays (rows, columns), spacing (row, column) in mm.
 
-    ends: the patient's sides at the picture's left, right, top and bottom, as letters of R/L, A/P, I/S.
+    index, count: which slice of how many; ends: the patient's sides (R, L, A, P, I or S) at the left, right, top and
+    bottom of the picture.
     """
 
     name: str
@@ -61,12 +62,12 @@ class Plane:
     ends: tuple[str, str, str, str]
 
     def zoomed(self) -> Plane | None:
-        """Return the region around the tumours of this cut, at least 60 mm wide; None without a tumour."""
+        """Return the region around the tumours of this cut, at least 60 mm wide, or None without a tumour."""
         tumour = self.predicted if self.reference is None else self.predicted | self.reference
         if not tumour.any():
             return None
-        hits = np.asarray(tumour.any(axis=1)), np.asarray(tumour.any(axis=0))
-        window = _window(hits[0], self.spacing[0]), _window(hits[1], self.spacing[1])
+        rows, columns = np.asarray(tumour.any(axis=1)), np.asarray(tumour.any(axis=0))
+        window = _window(rows, self.spacing[0]), _window(columns, self.spacing[1])
         return replace(
             self,
             grey=self.grey[window],
@@ -76,10 +77,10 @@ class Plane:
 
 
 def cut(scene: Scene, axis: int) -> Plane:
-    """Return the cut with most tumour across an array axis (0, 1, 2 = z, y, x), turned as radiologists see it.
+    """Return the cut with the most tumour across an array axis (0, 1, 2 = z, y, x), in radiological convention.
 
-    Right of the picture is the patient's left (or posterior), below is posterior (or inferior). An axial volume with x
-    to the patient's left and y to the posterior lies so already; an axis is turned round where it runs the other way.
+    The right of the picture is the patient's left (or posterior), the bottom is posterior (or inferior). Axes that run
+    in the opposite direction are flipped.
     """
     rows, columns = (a for a in range(3) if a != axis)
     index = scene.focus(axis)
@@ -104,12 +105,12 @@ def cut(scene: Scene, axis: int) -> Plane:
 
 
 def windowed(image: Volume) -> NDArray[np.float32]:
-    """Return voxels (z, y, x) between the 1st and the 99.5th percentile as 0 to 1; a constant image as 0."""
+    """Return the voxels (z, y, x) scaled from the 1st and 99.5th percentile to 0 and 1; a constant image becomes 0."""
     array = image.array.astype(np.float32)
     step = max(1, array.size // MAX_WINDOW_VOXELS)
     low, high = np.percentile(array.ravel()[::step], WINDOW_PERCENTILES)
     if high <= low:
-        # Nearly all voxels are the same: what differs must still be seen.
+        # Nearly all voxels are equal, but the others must still be visible.
         low, high = float(array.min()), float(array.max())
     if high <= low:
         return np.zeros_like(array)
@@ -118,20 +119,20 @@ def windowed(image: Volume) -> NDArray[np.float32]:
 
 
 def _physical(grid: Grid, axis: int) -> int:
-    """Return the physical axis (0, 1, 2 = x, y, z) that an array axis runs along most."""
+    """Return the physical axis (0, 1, 2 = x, y, z) that is closest to an array axis."""
     return int(np.abs(np.array(grid.direction)[:, 2 - axis]).argmax())
 
 
 def _side(grid: Grid, axis: int) -> str:
-    """Return the patient's side that an array axis goes to."""
+    """Return the patient's side to which an array axis points."""
     physical = _physical(grid, axis)
     return TOWARDS[physical] if grid.direction[physical][2 - axis] > 0 else OPPOSITE[TOWARDS[physical]]
 
 
-def _window(hit: Mask, spacing_mm: float) -> slice:
-    """Return the range of the true entries with a margin, grown to the minimal width, within the array."""
-    where = np.flatnonzero(hit)
-    middle = (where[0] + where[-1] + 1) / 2
-    wide = max((where[-1] + 1 - where[0]) * spacing_mm + 2 * ZOOM_MARGIN_MM, MIN_ZOOM_MM) / spacing_mm
-    start = max(0, round(middle - wide / 2))
-    return slice(start, max(start + 1, min(len(hit), round(middle + wide / 2))))
+def _window(occupied: Mask, spacing_mm: float) -> slice:
+    """Return the range of the true entries plus a margin, at least MIN_ZOOM_MM wide, clipped to the array."""
+    indices = np.flatnonzero(occupied)
+    middle = (indices[0] + indices[-1] + 1) / 2
+    width = max((indices[-1] + 1 - indices[0]) * spacing_mm + 2 * ZOOM_MARGIN_MM, MIN_ZOOM_MM) / spacing_mm
+    start = max(0, round(middle - width / 2))
+    return slice(start, max(start + 1, min(len(occupied), round(middle + width / 2))))

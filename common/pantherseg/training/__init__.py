@@ -1,1 +1,1 @@
-"""Training: a data set folder and a recipe in, a model folder out. Needs the extra `train`."""
+"""Training: a data set folder and a training recipe give a model folder. Needs the extra `train`."""
