@@ -49,7 +49,7 @@ before, peaks = used(), []
 threading.Thread(target=watch, daemon=True).start()
 backend.network(bundle, bundle.folds[0])(np.zeros((1, 1, *bundle.manifest.patch), np.float32))
 peaks.append(used())
-print(json.dumps([backend.precision, backend._network_bytes(bundle) >> 20, max(peaks) - before]))
+print(json.dumps([backend.precision, backend.network_bytes(bundle) >> 20, max(peaks) - before]))
 """
 # The platform's smallest machine has 8 GB, of which a process may use all but one.
 LIMIT_MB = 7 << 10

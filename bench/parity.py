@@ -57,7 +57,7 @@ def measure(
         seconds: dict[str, float] = {}
         for mode, predictor in predictors.items():
             began = time.monotonic()
-            masks[mode], _ = predictor.labels(volume)
+            masks[mode] = predictor.predict(volume).labels()
             seconds[mode] = round(time.monotonic() - began, 2)
         began = time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()):

@@ -26,15 +26,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bench.processes import machine
+from pantherseg.case import CaseOutput, run_case
 from pantherseg.files import write_text
 from pantherseg.grand_challenge.check import check_output
 from pantherseg.grand_challenge.job import IMAGES, find_input, output_path
-from pantherseg.io import read_image, write_volume
+from pantherseg.io import write_volume
 from pantherseg.io.itk import from_itk, to_itk
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import make_phantom
-from pantherseg.pipeline import System, load_system, segment, write_result
 from pantherseg.recipe import Recipe, load_recipe
+from pantherseg.session import Session
 from pantherseg.volume import Box, Shape, Volume
 
 RESULTS = Path(__file__).parent / "results"
@@ -106,20 +107,17 @@ def _shape(values: list[int]) -> Shape:
     return z, y, x
 
 
-def run_case(session: System, volume: Volume, work: Path) -> str:
+def segment_job(session: Session, volume: Volume, work: Path) -> str:
     """Segment a volume as the entry point does, and return what is wrong with the result, or an empty string."""
     sockets = session.recipe.sockets
     job, output = work / "input", work / "output"
     write_volume(volume, job / IMAGES / sockets.input / "case.mha")
-    path = find_input(job, sockets)
-    read, events = read_image(path)
-    result = segment(read, session, events=events)
-    target = output_path(output, sockets, path)
-    write_result(result, target, output / "results.json", {"input": path.name})
+    source = find_input(job, sockets)
+    result = run_case(source, session, CaseOutput(output_path(output, sockets, source), output / "results.json"))
     broken = [
         f"{verdict.rule}: {verdict.found}" for verdict in check_output(output, sockets, job=job) if not verdict.kept
     ]
-    if not result.mask.array.any():
+    if not result.segmentation.mask.array.any():
         broken.append("an empty mask")
     return "; ".join(broken)
 
@@ -139,7 +137,7 @@ def _recipe(task: int, folds: int) -> Recipe:
 
 def soak(cases: int, seed: int, folds: int) -> dict[str, Any]:
     """Run the cases, and return the failures and the memory in MB after each case."""
-    sessions = {task: load_system(_recipe(task, folds), DEMO_WEIGHTS, device="cpu") for task in TASKS}
+    sessions = {task: Session(_recipe(task, folds), DEMO_WEIGHTS, device="cpu", many_cases=True) for task in TASKS}
     phantoms = {
         task: [make_phantom(number, task=task, size="small").image for number in PHANTOM_SEEDS] for task in TASKS
     }
@@ -153,7 +151,7 @@ def soak(cases: int, seed: int, folds: int) -> dict[str, Any]:
         kinds[kind] += 1
         with tempfile.TemporaryDirectory(prefix="pantherseg-soak-") as work:
             try:
-                wrong = run_case(sessions[task], volume, Path(work))
+                wrong = segment_job(sessions[task], volume, Path(work))
             except Exception as error:  # an error in one case must not hide the others
                 wrong = f"{type(error).__name__}: {error}"
         if wrong:
