@@ -1,4 +1,4 @@
-"""TOML files whose keys are known and whose values are checked."""
+"""Reading TOML files whose keys and values are checked."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FileName = Annotated[str, Meta(pattern=r"^[^/]+$")]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A TOML table whose keys are known and whose values are checked."""
+    """A TOML table: unknown and missing keys and invalid values are errors."""
 
 
 def read_table(path: Path, kind: type[T]) -> T:
-    """Read a TOML file into a Table type. Raises RecipeError naming the file and the key."""
+    """Read a TOML file as a Table type. Raises RecipeError with the file and the key."""
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         _refuse_non_finite(path, content)
@@ -44,7 +44,7 @@ def decode_registered(kind: type[Any], value: object) -> Any:
 
 
 def _refuse_non_finite(path: Path, value: Any) -> None:
-    """TOML has inf and nan, and no key here takes them."""
+    """Raise RecipeError for a value inf or nan, which TOML allows and no key does."""
     if isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(path, expected="finite numbers", found=str(value))
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
