@@ -31,11 +31,11 @@ def read_table(path: Path, kind: type[T]) -> T:
         _refuse_non_finite(path, content)
         return msgspec.convert(content, kind, dec_hook=decode_registered)
     except OSError as error:
-        raise RecipeError(path, expected="a recipe", found=error.strerror or str(error)) from error
+        raise RecipeError(path, f"failed to read this file: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(path, expected="valid TOML", found=str(error)) from error
+        raise RecipeError(path, f"invalid TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise RecipeError(path, expected=f"a valid {kind.__name__}", found=str(error)) from error
+        raise RecipeError(path, f"invalid content: {error}") from error
 
 
 def decode_registered(kind: type[Any], value: object) -> Any:
@@ -43,9 +43,13 @@ def decode_registered(kind: type[Any], value: object) -> Any:
     return kind.registry.decode(value)
 
 
-def _refuse_non_finite(path: Path, value: Any) -> None:
-    """Raise RecipeError for a value inf or nan, which TOML allows and no key does."""
+def _refuse_non_finite(path: Path, value: Any, key: str = "$") -> None:
+    """Raise RecipeError for inf and nan, which TOML has but no key allows. key: where the value is."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(path, expected="finite numbers", found=str(value))
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_non_finite(path, inner)
+        raise RecipeError(path, expected=f"a finite number at `{key}`", found=str(value))
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_non_finite(path, inner, f"{key}.{name}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _refuse_non_finite(path, inner, f"{key}[{number}]")
