@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from matrix import quoted, saw
 from pantherseg.cli import main
-from pantherseg.grand_challenge.check import Verdict, check_job, check_output
+from pantherseg.grand_challenge.check import check_job, check_output
+from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.io.itk import write_volume
 from pantherseg.recipe import Sockets
 from pantherseg.volume import Grid, Volume

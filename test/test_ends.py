@@ -296,7 +296,7 @@ def test_refuses_a_read_only_output_folder(job: Job, small_disk: SmallDisk) -> N
 
 
 # Makes root subject to file permissions like any other user.
-BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+BOUND: tuple[str, ...] = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 
 
 @pytest.mark.skipif(bool(BOUND) and shutil.which(BOUND[0]) is None, reason="no setpriv")

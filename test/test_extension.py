@@ -49,25 +49,27 @@ def copied_registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @dataclass(frozen=True)
-class Union:
-    """The tumour of any member."""
+class Highest:
+    """The highest label and probability of any member."""
 
     members: tuple[Fused, ...]
 
     def labels(self) -> NDArray[np.uint8]:
-        return np.max([member.labels() == 1 for member in self.members], axis=0).astype(np.uint8)
+        labels: NDArray[np.uint8] = np.maximum.reduce([member.labels() for member in self.members])
+        return labels
 
     def probability(self, label: int) -> NDArray[np.float32]:
-        return np.max([member.probability(label) for member in self.members], axis=0)
+        highest: NDArray[np.float32] = np.maximum.reduce([member.probability(label) for member in self.members])
+        return highest
 
 
-def register_union() -> None:
-    @Fusion.registry.register("union")
-    class AnyMember(Table, Fusion, frozen=True):
-        """Mark the voxels that any member marks."""
+def register_highest() -> None:
+    @Fusion.registry.register("highest")
+    class HighestLabel(Table, Fusion, frozen=True):
+        """Keep the highest label of any member."""
 
         def fuse(self, members: Sequence[MemberLogits]) -> Fused:
-            return Union(tuple(MeanLogits().fuse([member]) for member in members))
+            return Highest(tuple(MeanLogits().fuse([member]) for member in members))
 
 
 def register_grow() -> None:
@@ -98,11 +100,11 @@ def mask_of(volume: Volume, recipe: Path, folder: Path) -> NDArray[np.bool_]:
 
 @pytest.mark.slow
 def test_a_registered_fusion_fuses_the_members_of_a_recipe(pancreas: Volume, tmp_path: Path) -> None:
-    register_union()
-    union = mask_of(pancreas, recipe_file(tmp_path, 'fusion = { kind = "union" }'), tmp_path)
+    register_highest()
+    highest = mask_of(pancreas, recipe_file(tmp_path, 'fusion = { kind = "highest" }'), tmp_path)
     mean = mask_of(pancreas, recipe_file(tmp_path), tmp_path)
-    assert (union & mean).sum() > 0
-    assert (union != mean).any()
+    assert (highest & mean).sum() > 0
+    assert (highest != mean).any()
 
 
 @pytest.mark.slow
@@ -127,7 +129,7 @@ def test_an_unknown_kind_names_the_registered_ones(tmp_path: Path) -> None:
         load_recipe(recipe_file(tmp_path, 'postprocess = [{ kind = "shrink" }]'))
 
 
-@pytest.mark.parametrize("register", [register_union, register_grow])
+@pytest.mark.parametrize("register", [register_highest, register_grow])
 def test_a_name_is_registered_only_once(register: object) -> None:
     assert callable(register)
     register()

@@ -56,7 +56,7 @@ def slabs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 @pytest.mark.usefixtures("slabs")
 def test_labels_and_probabilities_are_those_of_the_mean_logits(number: int, dtype: type) -> None:
     all_members = members(number, dtype=dtype)
-    expected = np.mean([member.values for member in all_members], axis=0, dtype=np.float64)
+    expected = np.asarray(np.mean([member.values for member in all_members], axis=0, dtype=np.float64))
     before = [member.values.copy() for member in all_members]
     fused = MeanLogits().fuse(all_members)
     labels = fused.labels()
@@ -74,7 +74,7 @@ def test_labels_and_probabilities_are_those_of_the_mean_logits(number: int, dtyp
 def test_probability_is_the_softmax_of_large_logits_too() -> None:
     member = members(1, scale=200)[0]
     fused = MeanLogits().fuse([member])
-    expected = special.softmax(member.values.astype(np.float64), axis=0)
+    expected: NDArray[np.float64] = np.asarray(special.softmax(member.values.astype(np.float64), axis=0))
     for label in range(3):
         assert np.allclose(fused.probability(label), expected[label], rtol=0, atol=1e-6)
     assert np.allclose(sum(fused.probability(label) for label in range(3)), 1, atol=1e-6)

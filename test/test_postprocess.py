@@ -55,8 +55,8 @@ def apply(values: NDArray[np.float32], *steps: Step) -> tuple[Mask, list[EventCo
 
     def probability(label: int) -> NDArray[np.float32]:
         computed.append(label)
-        softmax: NDArray[np.float32] = special.softmax(values, axis=0)
-        return softmax[label]
+        softmax: NDArray[np.float32] = special.softmax(values, axis=0)[label]
+        return softmax
 
     before = labels == 1
     mask = before.copy()
@@ -95,7 +95,7 @@ def test_keeps_components_by_volume_and_number(step: Components, kept: tuple[tup
 
 def test_event_gives_the_dropped_volume_in_mm3() -> None:
     grid = Grid(SHAPE, (1.0, 1.0, VOXEL_MM3))
-    prediction = Prediction(THREE, THREE.astype(np.uint8), 1, None, pytest.fail, grid)
+    prediction = Prediction(THREE, THREE.astype(np.uint8), 1, None, lambda label: logits_of(THREE)[label], grid)
     (event,) = Components(max_count=1).apply(prediction).events
     assert event.message.startswith("20 mm3 ")
 

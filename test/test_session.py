@@ -37,8 +37,8 @@ def test_loads_the_models_once_for_several_cases(recipe: Recipe, monkeypatch: py
     session = Session(recipe, DEMO_WEIGHTS, device="cpu", many_cases=True)
     assert loaded == [], "models are not loaded before they are needed"
     volume = Volume(np.ones((8, 16, 16), np.float32), Grid((8, 16, 16), (4.0, 3.0, 3.0)))
-    masks = [segment(volume, session).mask.array for _ in range(2)]
-    np.testing.assert_array_equal(*masks)
+    first, second = (segment(volume, session).mask.array for _ in range(2))
+    np.testing.assert_array_equal(first, second)
     assert session.load() is session.load() is loaded[0]
     assert len(loaded) == 1
 
