@@ -29,7 +29,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_remains(path)
+        _remove_leftovers(path)
         yield beside
         _force_to_disk(beside)
         beside.replace(path)
@@ -41,7 +41,7 @@ def written_beside(path: Path) -> Iterator[Path]:
             beside.unlink()
 
 
-def _remove_remains(path: Path) -> None:
+def _remove_leftovers(path: Path) -> None:
     """Remove the hidden files of processes that have ended, because the platform counts every file in the folder."""
     for other in path.parent.iterdir():
         process = re.fullmatch(r"\.(\d{1,7})\." + re.escape(path.name), other.name)
