@@ -1,4 +1,4 @@
-"""The platform's rules for jobs and outputs."""
+"""Checks of job and output folders by the platform's rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from matrix import quoted, saw
 from pantherseg.cli import main
-from pantherseg.grand_challenge.check import Verdict, check_job, check_output
+from pantherseg.grand_challenge.check import check_job, check_output
+from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.io import write_volume
 from pantherseg.recipe import Sockets
 from pantherseg.volume import Grid, Volume
@@ -26,7 +27,7 @@ NAME = "case.mha"
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     write_volume(
-        Volume(np.arange(60, dtype=np.int16).reshape(GRID.shape), GRID), place(tmp_path / "job", SOCKETS.input)
+        Volume(np.arange(60, dtype=np.int16).reshape(GRID.shape), GRID), image_path(tmp_path / "job", SOCKETS.input)
     )
     return tmp_path / "job"
 
@@ -35,11 +36,11 @@ def job(tmp_path: Path) -> Path:
 def output(tmp_path: Path) -> Path:
     mask = np.zeros(GRID.shape, np.uint8)
     mask[1, 1:3, 2] = 1
-    write_volume(Volume(mask, GRID), place(tmp_path / "output", SOCKETS.output))
+    write_volume(Volume(mask, GRID), image_path(tmp_path / "output", SOCKETS.output))
     return tmp_path / "output"
 
 
-def place(folder: Path, socket: str) -> Path:
+def image_path(folder: Path, socket: str) -> Path:
     return folder / "images" / socket / NAME
 
 
@@ -49,7 +50,7 @@ def broken(verdicts: list[Verdict]) -> list[str]:
 
 
 def mask_of(folder: Path) -> Path:
-    return place(folder, SOCKETS.output)
+    return image_path(folder, SOCKETS.output)
 
 
 def rewrite(folder: Path, array: np.ndarray, grid: Grid = GRID) -> None:
@@ -86,9 +87,9 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("a second file", lambda f: (mask_of(f).parent / "b.mha").write_bytes(b""), "exactly one file"),
     ("a NIfTI", as_nifti, "MetaImage or TIFF"),
     ("a text file", lambda f: mask_of(f).write_text("mask"), "MetaImage or TIFF"),
-    ("a mask cut short", truncated, "a readable 3-D image"),
+    ("a truncated mask", truncated, "a readable 3-D image"),
     (
-        "two numbers a voxel",
+        "two channels",
         lambda f: sitk.WriteImage(sitk.Image([5, 4, 3], sitk.sitkVectorUInt8, 2), str(mask_of(f))),
         "a readable",
     ),
@@ -97,36 +98,38 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
         lambda f: sitk.WriteImage(sitk.Image(5, 4, sitk.sitkUInt8), str(mask_of(f))),
         "a readable 3-D image",
     ),
-    ("a TIFF", lambda f: as_tiff(f), "a readable 3-D image"),
+    ("a TIFF", as_tiff, "a readable 3-D image"),
     ("a mask without voxels", lambda f: in_header(f, b"DimSize = 5", b"DimSize = 0"), "a readable 3-D image"),
     (
-        "a header field that is no number",
+        "a header field that is not a number",
         lambda f: in_header(f, b"NDims", b"WindowCenter = x\nNDims"),
         "a readable 3-D image",
     ),
     ("a header that is not UTF-8", lambda f: in_header(f, b"NDims", b"Comment = \xe9\nNDims"), "MetaImage or TIFF"),
     ("16-bit labels", lambda f: rewrite(f, np.ones(GRID.shape, np.int16)), "type int8 or uint8"),
     ("labels as float", lambda f: rewrite(f, np.ones(GRID.shape, np.float32)), "type int8 or uint8"),
-    ("a label beside 0 and 1", lambda f: rewrite(f, np.full(GRID.shape, 2, np.uint8)), "values (0, 1)"),
-    ("another grid than the volume's", other_grid, "the input's name and grid"),
+    ("a label other than 0 and 1", lambda f: rewrite(f, np.full(GRID.shape, 2, np.uint8)), "values (0, 1)"),
+    ("a mask on another grid", other_grid, "the input's name and grid"),
     (
-        "another name than the volume's",
+        "a mask under another name",
         lambda f: mask_of(f).rename(mask_of(f).with_name("x.mha")),
         "the input's name and grid",
     ),
-    ("a link to nowhere", lambda f: (f / "gone").symlink_to("/nowhere"), "no dangling or folder links"),
+    ("a dangling link", lambda f: (f / "gone").symlink_to("/nowhere"), "no dangling or folder links"),
 ]
 
 
-def test_a_good_output_keeps_every_rule(job: Path, output: Path) -> None:
+def test_a_valid_output_keeps_every_rule(job: Path, output: Path) -> None:
     verdicts = check_output(output, SOCKETS, job=job)
     assert broken(verdicts) == []
     assert len(verdicts) == 7
 
 
-@pytest.mark.fault("outputs", "in an output folder: {id}", "the rule that it breaks, before the platform finds out")
+@pytest.mark.fault("outputs", "an output folder with {id}", "the rule that it breaks, before the upload")
 @pytest.mark.parametrize(("spoil", "rule"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS])
-def test_a_fault_breaks_its_rule(job: Path, output: Path, spoil: Callable[[Path], object], rule: str) -> None:
+def test_names_the_rule_that_a_fault_breaks(
+    job: Path, output: Path, spoil: Callable[[Path], object], rule: str
+) -> None:
     spoil(output)
     rules = broken(check_output(output, SOCKETS, job=job))
     assert len(rules) == 1
@@ -134,15 +137,13 @@ def test_a_fault_breaks_its_rule(job: Path, output: Path, spoil: Callable[[Path]
 
 
 @pytest.mark.fault("outputs", "a job folder without its volume", "the rule that it breaks")
-def test_a_job_without_its_volume_is_broken(job: Path) -> None:
+def test_names_the_rule_that_a_job_without_a_volume_breaks(job: Path) -> None:
     assert broken(check_job(job, SOCKETS)) == []
-    place(job, SOCKETS.input).unlink()
+    image_path(job, SOCKETS.input).unlink()
     assert len(broken(check_job(job, SOCKETS))) == 1
 
 
-def test_the_command_prints_a_line_a_rule_and_says_by_its_exit_code_whether_all_are_kept(
-    job: Path, output: Path
-) -> None:
+def test_the_command_prints_one_line_per_rule_and_exits_with_1_for_a_broken_one(job: Path, output: Path) -> None:
     arguments = ["check", "output", str(output), "--task", "1", "--job", str(job)]
     good = CliRunner().invoke(main, arguments)
     assert good.exit_code == 0

@@ -230,7 +230,7 @@ def test_a_job_of_the_other_task(tmp_path: Path, models: Path, capsys: pytest.Ca
     assert run_job(path, tmp_path, models) == (1, [])
     error = capsys.readouterr().err
     check_one_line(error, path / "inputs.json")
-    assert "each task has a container of its own" in error
+    assert "each task has its own container" in error
 
 
 @pytest.mark.fault("jobs", "no recipe; then no models", "an error that names where they were looked for, and no result")

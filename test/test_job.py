@@ -1,4 +1,4 @@
-"""The platform's job folders, old and new, and those that cannot be run."""
+"""Job folders of the platform in both layouts, and those that are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def entry(*keys: str, slug: str = SOCKETS.input, place: str = PLACE, key: str = 
 
 
 def job(folder: Path, *names: str, place: str = PLACE, inputs: object = None) -> Path:
-    """A job folder with (empty) volumes of these names and, if given, an inputs.json."""
+    """Make a job folder with empty volumes of these names and, if given, an inputs.json."""
     (folder / place).mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / place / name).touch()
@@ -39,48 +39,48 @@ def reason(folder: Path) -> str:
         find_input(folder, SOCKETS)
     saw(caught.value)
     text = str(caught.value)
-    assert text.startswith(str(folder))
+    assert text.startswith(f"{folder}")
     assert ": expected " in text
     assert len(text.splitlines()) == 1
     return text
 
 
 @pytest.mark.parametrize("keys", [("socket",), ("interface",), ("socket", "interface")])
-def test_the_described_input_is_found(tmp_path: Path, keys: tuple[str, ...]) -> None:
+def test_finds_the_input_that_inputs_json_describes(tmp_path: Path, keys: tuple[str, ...]) -> None:
     other = entry("socket", slug="age", place="age.json") | {"image": None}
     folder = job(tmp_path, f"{KEY}.mha", inputs=[other, entry(*keys)])
     assert find_input(folder, SOCKETS) == folder / PLACE / f"{KEY}.mha"
 
 
-def test_a_null_socket_falls_back_to_the_interface(tmp_path: Path) -> None:
+def test_uses_the_interface_where_the_socket_is_null(tmp_path: Path) -> None:
     folder = job(tmp_path, f"{KEY}.mha", inputs=[entry("interface") | {"socket": None}])
     assert find_input(folder, SOCKETS).name == f"{KEY}.mha"
 
 
-def test_the_key_decides_between_two_volumes(tmp_path: Path) -> None:
+def test_chooses_the_volume_with_the_image_key(tmp_path: Path) -> None:
     folder = job(tmp_path, "a.mha", f"{KEY}.mha", inputs=[entry("socket")])
     assert find_input(folder, SOCKETS).name == f"{KEY}.mha"
 
 
-def test_a_file_that_is_named_otherwise_is_taken_if_it_is_the_only_one(tmp_path: Path) -> None:
+def test_takes_the_only_volume_whatever_its_name(tmp_path: Path) -> None:
     folder = job(tmp_path, "orig.mha", "notes.txt", inputs=[entry("socket")])
     assert find_input(folder, SOCKETS).name == "orig.mha"
     job(tmp_path, "second.mha")
     assert "expected exactly one volume (.mha), found orig.mha, second.mha" in reason(folder)
 
 
-def test_another_slug_with_this_tasks_folder(tmp_path: Path) -> None:
+def test_finds_the_input_by_its_folder_where_the_slug_differs(tmp_path: Path) -> None:
     folder = job(tmp_path, f"{KEY}.mha", inputs=[entry("socket", slug="abdominal-t1-mri-v2")])
     assert find_input(folder, SOCKETS).name == f"{KEY}.mha"
 
 
-def test_older_jobs_have_no_description(tmp_path: Path) -> None:
+def test_finds_the_input_without_inputs_json(tmp_path: Path) -> None:
     folder = job(tmp_path, "some.mha")
     job(folder, "other.mha", place="images/another-socket")
     assert find_input(folder, SOCKETS) == folder / PLACE / "some.mha"
 
 
-def test_the_only_volume_of_another_folder_is_taken(tmp_path: Path) -> None:
+def test_takes_the_only_volume_of_another_folder(tmp_path: Path) -> None:
     folder = job(tmp_path, "some.nii.gz", place="images/mri")
     job(folder, place="images/empty")
     assert find_input(folder, SOCKETS) == folder / "images/mri/some.nii.gz"
@@ -88,8 +88,8 @@ def test_the_only_volume_of_another_folder_is_taken(tmp_path: Path) -> None:
     assert "one folder with a volume, such as abdominal-t1-mri, found ct, mri" in reason(folder)
 
 
-@pytest.mark.fault("jobs", "two volumes in a job, none, or no job", "an error that names what was found")
-def test_two_volumes_or_none(tmp_path: Path) -> None:
+@pytest.mark.fault("jobs", "a job with two volumes or none, or no job folder", "an error that says what was found")
+def test_refuses_two_volumes_and_none(tmp_path: Path) -> None:
     two = job(tmp_path / "two", "a.mha", "b.mha")
     assert "exactly one volume (.mha), found a.mha, b.mha" in reason(two)
     for name, inputs in (("none", None), ("described", [entry("socket")])):
@@ -99,17 +99,17 @@ def test_two_volumes_or_none(tmp_path: Path) -> None:
     assert "found a file" in reason(tmp_path / "file")
 
 
-@pytest.mark.fault("jobs", "inputs.json names a folder that is not there", "an error that names the folder")
-def test_a_described_folder_that_is_not_there(tmp_path: Path) -> None:
+@pytest.mark.fault("jobs", "inputs.json names a folder that does not exist", "an error that names the folder")
+def test_refuses_a_described_folder_that_does_not_exist(tmp_path: Path) -> None:
     (tmp_path / "inputs.json").write_text(json.dumps([entry("socket")]))
     assert reason(tmp_path).endswith("found none")
 
 
-def test_the_other_tasks_job(tmp_path: Path) -> None:
+def test_refuses_the_job_of_the_other_task(tmp_path: Path) -> None:
     other = entry("socket", slug="abdominal-t2-mri", place="images/abdominal-t2-mri")
     folder = job(tmp_path, f"{KEY}.mha", place="images/abdominal-t2-mri", inputs=[other])
     text = reason(folder)
-    assert "one input 'abdominal-t1-mri', found abdominal-t2-mri; each task has a container of its own" in text
+    assert "one input 'abdominal-t1-mri', found abdominal-t2-mri; each task has its own container" in text
     job(tmp_path, inputs=[])
     assert "found none;" in reason(folder)
     job(tmp_path, inputs=[entry("socket"), entry("socket")])
@@ -120,7 +120,7 @@ def test_the_other_tasks_job(tmp_path: Path) -> None:
     "inputs",
     [
         "",
-        pytest.param("[", marks=pytest.mark.fault("jobs", "inputs.json is not complete", "an error that names it")),
+        pytest.param("[", marks=pytest.mark.fault("jobs", "inputs.json is incomplete", "an error that names it")),
         "3",
         "null",
         '{"socket": {}}',
@@ -132,19 +132,19 @@ def test_the_other_tasks_job(tmp_path: Path) -> None:
         pytest.param(
             '[{"socket": "text"}]',
             marks=pytest.mark.fault(
-                "jobs", "inputs.json is of another form than the platform's", "an error that names it"
+                "jobs", "inputs.json has another structure than the platform's", "an error that names it"
             ),
         ),
         '[{"socket": {"slug": "a", "relative_path": "b"}, "image": "text"}]',
     ],
 )
-def test_a_description_that_cannot_be_understood(tmp_path: Path, inputs: str) -> None:
+def test_refuses_an_invalid_inputs_json(tmp_path: Path, inputs: str) -> None:
     folder = job(tmp_path, f"{KEY}.mha", inputs=inputs)
     assert reason(folder).startswith(f"{folder / 'inputs.json'}: expected a list of inputs with 'socket' or")
 
 
-@pytest.mark.fault("jobs", "inputs.json is no text", "an error that names it")
-def test_a_description_that_is_no_text(tmp_path: Path) -> None:
+@pytest.mark.fault("jobs", "inputs.json is not a text file", "an error that names it")
+def test_refuses_an_inputs_json_that_is_not_text(tmp_path: Path) -> None:
     folder = job(tmp_path, f"{KEY}.mha")
     (folder / "inputs.json").write_bytes(b"\xff\xfe\x00")
     assert "UnicodeDecodeError" in reason(folder)
@@ -156,21 +156,21 @@ def test_a_description_that_is_no_text(tmp_path: Path) -> None:
         pytest.param(
             "../outside/abdominal-t1-mri",
             marks=pytest.mark.fault(
-                "jobs", "inputs.json leads out of the job's folder", "an error; nothing outside is read"
+                "jobs", "a path in inputs.json leads out of the job folder", "an error, and nothing outside is read"
             ),
         ),
         "images/../../outside/abdominal-t1-mri",
         "/etc",
     ],
 )
-def test_paths_that_leave_the_job_folder(tmp_path: Path, place: str) -> None:
+def test_refuses_a_path_outside_the_job_folder(tmp_path: Path, place: str) -> None:
     job(tmp_path / "outside", f"{KEY}.mha", place="abdominal-t1-mri")
     folder = job(tmp_path / "job", inputs=[entry("socket", place=place)])
     assert f"a file inside the job folder, found {place!r}" in reason(folder)
 
 
-@pytest.mark.fault("jobs", "the input folder is a link, as on the platform", "the volume")
-def test_a_linked_job_folder_as_the_platform_makes_it(tmp_path: Path) -> None:
+@pytest.mark.fault("jobs", "the input folder is a link, as on the platform", "the volume is found")
+def test_finds_the_input_in_a_linked_job_folder(tmp_path: Path) -> None:
     real = job(tmp_path / "real", f"{KEY}.mha", inputs=[entry("socket")])
     link = tmp_path / "input"
     link.symlink_to(real, target_is_directory=True)
@@ -181,30 +181,30 @@ def test_a_linked_job_folder_as_the_platform_makes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.nii.gz", "a.nrrd"])
-def test_the_mask_belongs_below_the_output_socket_as_metaimage(tmp_path: Path, name: str) -> None:
+def test_output_path_is_a_metaimage_below_the_output_socket(tmp_path: Path, name: str) -> None:
     expected = tmp_path / "images/pancreatic-tumor-segmentation/a.mha"
     assert output_path(tmp_path, SOCKETS, Path("somewhere") / name) == expected
 
 
 @pytest.mark.parametrize("task", [1, 2])
-def test_the_sample_jobs_are_found_by_their_recipes(task: int) -> None:
+def test_finds_the_input_of_the_sample_jobs(task: int) -> None:
     folder = ROOT / "test" / "input" / f"task{task}"
     recipe = load_recipe(ROOT / f"Task{task}" / "recipe.toml")
     assert find_input(folder, recipe.sockets).parent == folder / "images" / recipe.sockets.input
     other = load_recipe(ROOT / f"Task{3 - task}" / "recipe.toml")
-    with pytest.raises(JobError, match="each task has a container of its own"):
+    with pytest.raises(JobError, match="each task has its own container"):
         find_input(folder, other.sockets)
 
 
 @pytest.mark.fault(
-    "jobs", "the volume's key in inputs.json leads out of the job's folder", "an error; nothing outside is read"
+    "jobs", "the image key in inputs.json leads out of the job folder", "an error, and nothing outside is read"
 )
-def test_an_image_key_that_leaves_the_job_folder(tmp_path: Path) -> None:
+def test_refuses_an_image_key_outside_the_job_folder(tmp_path: Path) -> None:
     inputs = [entry("socket", key="../../../secret")]
     (tmp_path / "secret.mha").write_bytes(b"not for this job")
     assert "a file inside the job folder" in reason(job(tmp_path / "job", inputs=inputs))
 
 
 @pytest.mark.parametrize("key", ["a" * 5000, "a\0b"])
-def test_an_image_key_that_is_no_file_name(tmp_path: Path, key: str) -> None:
+def test_refuses_an_image_key_that_is_not_a_file_name(tmp_path: Path, key: str) -> None:
     assert "a file inside the job folder" in reason(job(tmp_path, inputs=[entry("socket", key=key)]))

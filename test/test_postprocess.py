@@ -1,4 +1,4 @@
-"""Tumour voxels to masks: components kept and dropped, and what an empty mask becomes."""
+"""Post-processing steps: which components of a tumour mask are kept, and how an empty mask is rescued."""
 
 from __future__ import annotations
 
@@ -8,169 +8,172 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from matrix import saw
-from pantherseg.postprocess import TOUCHING, tumour_mask
-from pantherseg.recipe import Postprocess
+from pantherseg.events import EventCode
+from pantherseg.postprocess import CONNECTIVITY, Components, Prediction, Rescue, Step
+from pantherseg.volume import Grid
 
 SHAPE = (8, 9, 10)
 VOXEL_MM3 = 2.0
+DROPPED, RESCUED = EventCode.COMPONENTS_DROPPED, EventCode.EMPTY_MASK_RESCUED
+
+Mask = NDArray[np.bool_]
+Corner = tuple[int, int, int]
 
 
-def logits(tumour: NDArray[np.bool_], classes: int = 3, label: int = 1) -> NDArray[np.float32]:
-    """Logits whose largest class is the tumour's in the mask and background elsewhere."""
-    values = np.zeros((classes, *tumour.shape), np.float32)
-    values[0] = 1
-    values[label][tumour] = 5
-    return values
-
-
-def blobs(*boxes: tuple[tuple[int, int, int], tuple[int, int, int]]) -> NDArray[np.bool_]:
+def boxes(*corners_and_sizes: tuple[Corner, Corner]) -> Mask:
+    """Return a mask of boxes, each given by its first voxel and its size."""
     mask = np.zeros(SHAPE, bool)
-    for start, size in boxes:
+    for start, size in corners_and_sizes:
         mask[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))] = True
     return mask
 
 
 LARGE, MIDDLE, SMALL = ((0, 0, 0), (3, 3, 3)), ((5, 5, 5), (2, 2, 2)), ((0, 7, 8), (1, 1, 2))
-THREE = blobs(LARGE, MIDDLE, SMALL)
+THREE = boxes(LARGE, MIDDLE, SMALL)
 
 
-def mask_of(
-    values: NDArray[np.float32], settings: Postprocess, *, rescue: bool = False
-) -> tuple[NDArray[np.bool_], list[str]]:
-    asked = []
-
-    def probability() -> NDArray[np.float32]:
-        asked.append(True)
-        return special.softmax(values, axis=0)[1]
-
-    mask, events = tumour_mask(values.argmax(axis=0) == 1, probability, VOXEL_MM3, settings, rescue=rescue)
-    rescued = "empty_mask_rescued" in [event.code for event in events]
-    assert len(asked) == rescued, "the probability costs time, and only a rescue needs it"
-    assert mask.dtype == np.uint8
-    assert mask.shape == values.shape[1:]
-    assert set(np.unique(mask)) <= {0, 1}
-    return mask > 0, [event.code for event in events]
+def logits_of(mask: Mask) -> NDArray[np.float32]:
+    """Return logits of three classes, the largest of which is the tumour's in the mask and the background's outside."""
+    values = np.zeros((3, *mask.shape), np.float32)
+    values[0] = 1
+    values[1][mask] = 5
+    return values
 
 
-def test_without_settings_every_voxel_found_is_in_the_mask() -> None:
-    values = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
-    mask, events = mask_of(values, Postprocess(), rescue=True)
-    np.testing.assert_array_equal(mask, values.argmax(axis=0) == 1)
-    assert events == []
-
-
-def test_the_voxels_found_are_left_as_they_are() -> None:
-    found = THREE.copy()
-    tumour_mask(found, pytest.fail, VOXEL_MM3, Postprocess(max_components=1), rescue=True)
-    np.testing.assert_array_equal(found, THREE)
-
-
-@pytest.mark.parametrize(
-    ("settings", "kept"),
-    [
-        (Postprocess(), (LARGE, MIDDLE, SMALL)),
-        (Postprocess(min_component_mm3=4.0), (LARGE, MIDDLE, SMALL)),
-        (Postprocess(min_component_mm3=4.1), (LARGE, MIDDLE)),
-        (Postprocess(min_component_mm3=16.0), (LARGE, MIDDLE)),
-        (Postprocess(min_component_mm3=16.5), (LARGE,)),
-        (Postprocess(max_components=3), (LARGE, MIDDLE, SMALL)),
-        (Postprocess(max_components=2), (LARGE, MIDDLE)),
-        (Postprocess(max_components=1), (LARGE,)),
-        (Postprocess(max_components=2, min_component_mm3=50.0), (LARGE,)),
-    ],
-)
-def test_components_are_kept_by_size_and_number(settings: Postprocess, kept: tuple[object, ...]) -> None:
-    mask, events = mask_of(logits(THREE), settings)
-    assert np.array_equal(mask, blobs(*kept))  # type: ignore[arg-type]
-    assert events == ([] if len(kept) == 3 else ["components_dropped"])
-
-
-def test_what_was_dropped_is_said_in_mm3() -> None:
-    _, events = tumour_mask(THREE, pytest.fail, VOXEL_MM3, Postprocess(max_components=1), rescue=False)
-    assert events[0].message.startswith("20 mm3 ")
-
-
-def test_voxels_that_touch_in_a_corner_belong_together() -> None:
-    corner = blobs(((0, 0, 0), (2, 2, 2)), ((2, 2, 2), (1, 1, 1)))
-    mask, events = mask_of(logits(corner), Postprocess(max_components=1, min_component_mm3=18.0))
-    assert np.array_equal(mask, corner)
-    assert events == []
-    apart = blobs(((0, 0, 0), (2, 2, 2)), ((3, 3, 3), (1, 1, 1)))
-    assert mask_of(logits(apart), Postprocess(max_components=1))[0].sum() == 8
-
-
-@pytest.mark.fault("models", "nothing is found, and the recipe wants no rescue", "an empty mask, and an event")
-def test_an_empty_mask_stays_empty_with_an_event_unless_rescued() -> None:
-    empty = logits(np.zeros(SHAPE, bool))
-    mask, events = mask_of(empty, Postprocess(), rescue=False)
-    saw(f"a mask of {mask.sum()} voxels", events)
-    assert not mask.any()
-    assert events == ["empty_mask"]
-    mask, events = mask_of(logits(THREE), Postprocess(min_component_mm3=1000.0), rescue=False)
-    assert not mask.any()
-    assert events == ["components_dropped", "empty_mask"]
-
-
-def hill(peak: tuple[int, int, int], width: float, height: float = -1.0) -> NDArray[np.float32]:
-    """Logits of two classes with the tumour's highest probability at the peak, everywhere below one half."""
+def hill(peak: Corner, width: float, height: float = -1.0) -> NDArray[np.float32]:
+    """Return logits of two classes: the tumour's probability has a peak, and is below one half everywhere."""
     distance = sum((axis - p) ** 2 for axis, p in zip(np.indices(SHAPE), peak, strict=True))
     values = np.zeros((2, *SHAPE), np.float32)
     values[1] = height - distance / width
     return values
 
 
+def apply(values: NDArray[np.float32], *steps: Step) -> tuple[Mask, list[EventCode]]:
+    """Apply steps to a prediction with these logits, and return its mask and event codes."""
+    labels = values.argmax(axis=0).astype(np.uint8)
+    computed = []
+
+    def probability(label: int) -> NDArray[np.float32]:
+        computed.append(label)
+        softmax: NDArray[np.float32] = special.softmax(values, axis=0)[label]
+        return softmax
+
+    before = labels == 1
+    mask = before.copy()
+    grid = Grid(labels.shape, (1.0, 1.0, VOXEL_MM3))
+    prediction = Prediction(mask, labels, tumour_label=1, pancreas_label=None, probability=probability, grid=grid)
+    for step in steps:
+        prediction = step.apply(prediction)
+    codes = [event.code for event in prediction.events]
+    assert computed == [1] * codes.count(RESCUED), "the probability takes long and only a rescue needs it"
+    np.testing.assert_array_equal(mask, before, "a step must not change the mask that it is given")
+    assert prediction.mask.dtype == bool
+    assert prediction.mask.shape == labels.shape
+    return prediction.mask, codes
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"),
+    [
+        (Components(), (LARGE, MIDDLE, SMALL)),
+        (Components(min_mm3=4.0), (LARGE, MIDDLE, SMALL)),
+        (Components(min_mm3=4.1), (LARGE, MIDDLE)),
+        (Components(min_mm3=16.0), (LARGE, MIDDLE)),
+        (Components(min_mm3=16.5), (LARGE,)),
+        (Components(max_count=3), (LARGE, MIDDLE, SMALL)),
+        (Components(max_count=2), (LARGE, MIDDLE)),
+        (Components(max_count=1), (LARGE,)),
+        (Components(max_count=2, min_mm3=50.0), (LARGE,)),
+        (Components(min_mm3=1000.0), ()),
+    ],
+)
+def test_keeps_components_by_volume_and_number(step: Components, kept: tuple[tuple[Corner, Corner], ...]) -> None:
+    mask, codes = apply(logits_of(THREE), step)
+    np.testing.assert_array_equal(mask, boxes(*kept))
+    assert codes == ([] if len(kept) == 3 else [DROPPED])
+
+
+def test_event_gives_the_dropped_volume_in_mm3() -> None:
+    grid = Grid(SHAPE, (1.0, 1.0, VOXEL_MM3))
+    prediction = Prediction(THREE, THREE.astype(np.uint8), 1, None, lambda label: logits_of(THREE)[label], grid)
+    (event,) = Components(max_count=1).apply(prediction).events
+    assert event.message.startswith("20 mm3 ")
+
+
+def test_voxels_that_touch_in_a_corner_are_connected() -> None:
+    corner = boxes(((0, 0, 0), (2, 2, 2)), ((2, 2, 2), (1, 1, 1)))
+    mask, codes = apply(logits_of(corner), Components(max_count=1, min_mm3=18.0))
+    np.testing.assert_array_equal(mask, corner)
+    assert codes == []
+    apart = boxes(((0, 0, 0), (2, 2, 2)), ((3, 3, 3), (1, 1, 1)))
+    assert apply(logits_of(apart), Components(max_count=1))[0].sum() == 8
+
+
+def test_rescue_leaves_a_mask_that_is_not_empty() -> None:
+    mask, codes = apply(logits_of(THREE), Rescue())
+    np.testing.assert_array_equal(mask, THREE)
+    assert codes == []
+
+
 @pytest.mark.parametrize("peak", [(4, 4, 4), (0, 0, 0), (7, 8, 9), (3, 0, 9)])
-@pytest.mark.parametrize("cap_mm3", [20_000.0, 60.0, 2.0, 0.5])
-def test_a_rescue_is_one_component_with_the_peak_within_the_cap(peak: tuple[int, int, int], cap_mm3: float) -> None:
-    mask, events = mask_of(hill(peak, 3.0), Postprocess(rescue_max_mm3=cap_mm3), rescue=True)
-    assert events == ["empty_mask_rescued"]
+@pytest.mark.parametrize("max_mm3", [20_000.0, 60.0, 2.0, 0.5])
+def test_rescue_marks_one_component_around_the_peak(peak: Corner, max_mm3: float) -> None:
+    values = hill(peak, 3.0)
+    mask, codes = apply(values, Rescue(max_mm3=max_mm3))
+    assert codes == [RESCUED]
     assert mask[peak]
-    assert ndimage.label(mask, TOUCHING)[1] == 1
-    assert 1 <= mask.sum() <= max(1, cap_mm3 / VOXEL_MM3)
-    probability = special.softmax(hill(peak, 3.0), axis=0)[1]
+    assert ndimage.label(mask, CONNECTIVITY)[1] == 1
+    assert 1 <= mask.sum() <= max(1, max_mm3 / VOXEL_MM3)
+    probability = special.softmax(values, axis=0)[1]
     assert (probability[mask] >= 0.5 * probability[peak] * 0.999).all()
     assert probability[mask].min() >= probability[~mask & (probability >= 0.5 * probability[peak])].max(initial=0)
 
 
-def test_only_the_component_of_the_highest_peak_is_rescued() -> None:
+def test_rescue_marks_only_the_component_of_the_highest_peak() -> None:
     two = np.maximum(hill((1, 1, 1), 0.5), hill((6, 7, 8), 0.5, height=-1.1))
-    mask, _ = mask_of(two, Postprocess(), rescue=True)
+    mask, _ = apply(two, Rescue())
     assert mask[1, 1, 1]
     assert not mask[6, 7, 8]
 
 
 @pytest.mark.fault(
     "models",
-    "nothing is found, and every voxel is as probable as the others",
+    "no tumour is found, and every voxel is equally probable",
     "a small mask in one piece, and an event",
 )
-def test_a_rescue_of_uniform_probability_grows_around_one_voxel_to_the_cap() -> None:
-    mask, events = mask_of(logits(np.zeros(SHAPE, bool)), Postprocess(rescue_max_mm3=2 * 27), rescue=True)
-    saw(f"a mask of {mask.sum()} voxels", events)
-    assert events == ["empty_mask_rescued"]
+def test_rescue_of_a_uniform_probability_grows_around_one_voxel() -> None:
+    mask, codes = apply(logits_of(np.zeros(SHAPE, bool)), Rescue(max_mm3=2 * 27))
+    saw(f"a mask of {mask.sum()} voxels", codes)
+    assert codes == [RESCUED]
     assert mask.sum() == 27
-    assert mask[0, 0, 0]  # the first of equals is the peak
-    assert ndimage.label(mask, TOUCHING)[1] == 1
+    assert mask[0, 0, 0], "the peak is the first of equal voxels"
+    assert ndimage.label(mask, CONNECTIVITY)[1] == 1
 
 
-def test_two_plateaus_below_the_cap_stay_one_component() -> None:
-    # A ridge of two equal ends: by probability alone both ends would stay and the middle go.
+def test_rescue_of_a_ridge_with_two_equal_ends_is_one_component() -> None:
+    # By probability alone both ends would stay and the middle would go.
     values = np.zeros((2, 1, 1, 9), np.float32)
     values[1] = -9
     values[1, 0, 0] = [-1, -1, -1.2, -1.2, -1.2, -1.2, -1.2, -1, -1]
-    mask, _ = mask_of(values, Postprocess(rescue_max_mm3=4 * VOXEL_MM3), rescue=True)
-    assert ndimage.label(mask, TOUCHING)[1] == 1
+    mask, _ = apply(values, Rescue(max_mm3=4 * VOXEL_MM3))
+    assert ndimage.label(mask, CONNECTIVITY)[1] == 1
     assert 1 <= mask.sum() <= 4
 
 
 @pytest.mark.fault(
     "models",
-    "post-processing drops all that was found",
-    "a mask that is not empty: the most probable place, and an event",
+    "post-processing drops every component",
+    "a mask that is not empty: the most probable component, and an event",
 )
-def test_components_that_were_all_dropped_are_rescued_too() -> None:
-    mask, events = mask_of(logits(THREE), Postprocess(min_component_mm3=1000.0), rescue=True)
-    saw(f"a mask of {mask.sum()} voxels", events)
-    assert events == ["components_dropped", "empty_mask_rescued"]
+def test_rescue_fills_a_mask_whose_components_were_all_dropped() -> None:
+    mask, codes = apply(logits_of(THREE), Components(min_mm3=1000.0), Rescue())
+    saw(f"a mask of {mask.sum()} voxels", codes)
+    assert codes == [DROPPED, RESCUED]
     assert mask.any()
-    assert ndimage.label(mask, TOUCHING)[1] == 1
+    assert ndimage.label(mask, CONNECTIVITY)[1] == 1
+
+
+def test_steps_are_applied_in_their_order() -> None:
+    mask, codes = apply(hill((4, 4, 4), 3.0), Rescue(max_mm3=10.0), Components(min_mm3=1000.0))
+    assert codes == [RESCUED, DROPPED]
+    assert not mask.any()

@@ -1,15 +1,18 @@
-"""Recipes as shipped load; every mistake in one is a line that names file and key."""
+"""Recipes: the shipped ones load, and a mistake in one is a line that names the file and the key."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pantherseg.errors import RecipeError
+from pantherseg.fusion import MeanLogits
 from pantherseg.paths import task_recipe
-from pantherseg.recipe import load_recipe
+from pantherseg.postprocess import Components, Rescue
+from pantherseg.recipe import Recipe, load_recipe
 from pantherseg.training.training_recipe import load_training_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -25,11 +28,17 @@ model = "m"
 """
 
 
+def written(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
 def reason(path: Path) -> str:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     text = str(caught.value)
-    assert text.startswith(f"{path}: expected ")
+    assert text.startswith(f"{path}: ")
     assert len(text.splitlines()) == 1
     return text
 
@@ -40,52 +49,80 @@ def test_task_1_searches_the_whole_volume() -> None:
     assert recipe.sockets.output == "pancreatic-tumor-segmentation"
     assert recipe.localizer is None
     assert [member.model for member in recipe.members] == ["task1"]
-    assert recipe.postprocess.rescue
 
 
-def test_task_2_looks_around_the_pancreas() -> None:
+def test_task_2_searches_around_the_pancreas() -> None:
     recipe = load_recipe(task_recipe(2))
     assert (recipe.name, recipe.sockets.input) == ("task2", "abdominal-t2-mri")
     assert recipe.sockets.output == "pancreatic-tumor-segmentation"
     assert recipe.localizer is not None
     assert (recipe.localizer.model, recipe.localizer.label, recipe.localizer.margin_mm) == ("localizer", 7, 30.0)
     assert [member.model for member in recipe.members] == ["task2"]
-    assert recipe.postprocess.rescue
 
 
-def test_no_recipe_for_another_task() -> None:
+@pytest.mark.parametrize("task", [1, 2])
+def test_challenge_recipes_rescue_empty_masks_and_allow_bfloat16(task: int) -> None:
+    recipe = load_recipe(task_recipe(task))
+    assert recipe.postprocess == (Rescue(),)
+    assert recipe.allow_bfloat16
+
+
+def test_refuses_a_task_without_a_recipe() -> None:
     with pytest.raises(RecipeError, match=r"Task3.*--recipe"):
         task_recipe(3)
 
 
-def test_training_recipes_are_found() -> None:
-    assert {path.relative_to(ROOT).as_posix() for path in TRAINING_RECIPES} >= {
-        "Task1/training/demo.toml",
-        "Task2/training/demo.toml",
-        "Task2/training/localizer_demo.toml",
-    }
+def test_finds_training_recipes_of_both_tasks() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in TRAINING_RECIPES} == {"Task1", "Task2"}
 
 
 @pytest.mark.parametrize("path", TRAINING_RECIPES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_training_recipes_load(path: Path) -> None:
     recipe = load_training_recipe(path)
-    assert recipe.schema == 1
     assert min(recipe.plan.spacing) > 0
     assert 1 <= recipe.dataset_id <= 999
 
 
-def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
-    path = tmp_path / "r.toml"
-    path.write_text(MINIMAL)
-    recipe = load_recipe(path)
-    member = recipe.members[0]
-    assert (member.checkpoint, member.folds, member.step, member.mirroring) == (
-        None,
-        "all",
-        0.5,
-        False,
-    )
-    assert (recipe.fusion, recipe.postprocess.min_component_mm3) == ("mean_logits", 0.0)
+def test_defaults_of_a_minimal_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, MINIMAL))
+    assert recipe.fusion == MeanLogits()
+    assert recipe.postprocess == (Rescue(),)
+    assert not recipe.allow_bfloat16
+
+
+def test_reads_the_steps_in_their_order(tmp_path: Path) -> None:
+    steps = """
+[[postprocess]]
+kind = "rescue"
+max_mm3 = 500.0
+[[postprocess]]
+kind = "components"
+min_mm3 = 50.0
+max_count = 2
+"""
+    recipe = load_recipe(written(tmp_path, MINIMAL + steps))
+    assert recipe.postprocess == (Rescue(max_mm3=500.0), Components(min_mm3=50.0, max_count=2))
+    assert load_recipe(written(tmp_path, "postprocess = []" + MINIMAL)).postprocess == ()
+
+
+def with_steps(*steps: Components | Rescue) -> Recipe:
+    recipe = load_recipe(task_recipe(1))
+    return msgspec.structs.replace(recipe, postprocess=steps)
+
+
+def test_with_rescue_adds_or_removes_the_last_step() -> None:
+    components = Components(min_mm3=50.0)
+    assert with_steps(components).with_rescue(rescue=True).postprocess == (components, Rescue())
+    assert with_steps(components, Rescue()).with_rescue(rescue=False).postprocess == (components,)
+
+
+def test_with_rescue_keeps_the_recipes_own_rescue() -> None:
+    recipe = with_steps(Rescue(max_mm3=5.0), Components())
+    assert recipe.with_rescue(rescue=True) == recipe
+    assert recipe.with_rescue(rescue=False).postprocess == (Components(),)
+
+
+STEP = '[[postprocess]]\nkind = "components"\n'
 
 
 @pytest.mark.parametrize(
@@ -101,54 +138,59 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
         ('model = "m"', 'model = "m"\nfolds = [0.5]', r"\$\.members\[0\]\.folds"),
         ('model = "m"', 'model = "m"\nstep = "half"', r"\$\.members\[0\]\.step"),
         ("schema = 1", "schema = 2", r"\$\.schema"),
-        ('name = "mine"', 'name = "mine"\nfusion = "vote"', r"\$\.fusion"),
-        ('[[members]]\nmodel = "m"', "[postprocess]\nrescue = true", "members"),
+        ("schema = 1", "schema = 1\nallow_bfloat16 = 1", r"\$\.allow_bfloat16"),
+        ('[[members]]\nmodel = "m"', STEP, "members"),
         ('[[members]]\nmodel = "m"', '[members]\nmodel = "m"', r"\$\.members"),
+        ("schema = 1", 'schema = 1\nfusion = "mean_logits"', r"Expected a fusion: .* 'kind' .*\$\.fusion"),
+        ("schema = 1", 'schema = 1\nfusion = { kind = "vote" }', r"Unknown fusion 'vote', .*mean_logits.*\$\.fusion"),
+        ("schema = 1", 'schema = 1\nfusion = { kind = "mean_logits", power = 2 }', r"power.*\$\.fusion"),
+        ('model = "m"', 'model = "m"\n[postprocess]\nkind = "rescue"', r"\$\.postprocess"),
+        ('model = "m"', 'model = "m"\n[[postprocess]]\nmin_mm3 = 1', r"Expected a post-.*\$\.postprocess\[0\]"),
+        ('model = "m"', 'model = "m"\n[[postprocess]]\nkind = "blur"', r"'blur', .*components, rescue.*\[0\]"),
+        ('model = "m"', f'model = "m"\n{STEP}max_mm3 = 1', r"components.*max_mm3.*\$\.postprocess\[0\]"),
+        ('model = "m"', f'model = "m"\n{STEP}{STEP}max_count = 0', r">= 1.*max_count.*\$\.postprocess\[1\]"),
+        ('model = "m"', f'model = "m"\n{STEP}min_mm3 = -1', r">= 0.*min_mm3"),
+        ('model = "m"', f'model = "m"\n{STEP}min_mm3 = "1"', r"float.*min_mm3"),
     ],
 )
-def test_a_mistake_is_named_by_its_key(tmp_path: Path, old: str, new: str, named: str) -> None:
-    path = tmp_path / "r.toml"
+def test_names_the_file_and_key_of_a_mistake(tmp_path: Path, old: str, new: str, named: str) -> None:
     assert old in MINIMAL
-    path.write_text(MINIMAL.replace(old, new))
-    assert re.search(rf"a valid Recipe, found .*{named}", reason(path))
+    assert re.search(rf": invalid content: .*{named}", reason(written(tmp_path, MINIMAL.replace(old, new))))
 
 
-def test_no_members(tmp_path: Path) -> None:
-    path = tmp_path / "r.toml"
-    path.write_text("members = []" + MINIMAL.replace('[[members]]\nmodel = "m"', ""))
+def test_refuses_a_recipe_without_members(tmp_path: Path) -> None:
+    path = written(tmp_path, "members = []" + MINIMAL.replace('[[members]]\nmodel = "m"', ""))
     assert "at least one entry in members, found none" in reason(path)
 
 
 @pytest.mark.parametrize("content", [b"schema = ", b"\xff\xfe", b"a = 1\na = 2", b"{}"])
-def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "r.toml"
+def test_refuses_a_file_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "recipe.toml"
     path.write_bytes(content)
-    assert "expected valid TOML" in reason(path)
+    assert "invalid TOML: " in reason(path)
 
 
-def test_no_file_or_a_folder(tmp_path: Path) -> None:
-    assert "found No such file or directory" in reason(tmp_path / "missing.toml")
-    assert "found Is a directory" in reason(tmp_path)
+def test_refuses_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    assert "failed to read this file: No such file or directory" in reason(tmp_path / "missing.toml")
+    assert "failed to read this file: Is a directory" in reason(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("old", "new", "key"),
     [
-        ("step = 0.5", "step = 0"),
-        ("step = 0.5", "step = 2.0"),
-        ("margin_mm = 30.0", "margin_mm = -1.0"),
-        ("margin_mm = 30.0", "margin_mm = inf"),
-        ("spacing = [6.0, 3.0, 3.0]", "spacing = [0, 3.0, 3.0]"),
-        ('folds = "all"', "folds = []"),
-        ('folds = "all"', 'folds = "all"\ncheckpoint = "../fold_1/checkpoint_final.pth"'),
-        ("rescue = true", "max_components = 0"),
-        ("rescue = true", "rescue_max_mm3 = nan"),
+        ("step = 0.5", "step = 0", "$.members[0].step"),
+        ("step = 0.5", "step = 2.0", "$.members[0].step"),
+        ("margin_mm = 30.0", "margin_mm = -1.0", "$.localizer.margin_mm"),
+        ("margin_mm = 30.0", "margin_mm = inf", "$.localizer.margin_mm"),
+        ("spacing = [6.0, 3.0, 3.0]", "spacing = [0, 3.0, 3.0]", "$.localizer.spacing[0]"),
+        ("spacing = [6.0, 3.0, 3.0]", "spacing = [6.0, nan, 3.0]", "$.localizer.spacing[1]"),
+        ('folds = "all"', "folds = []", "$.members[0].folds"),
+        ('folds = "all"', 'folds = "all"\ncheckpoint = "../fold_1/final.pth"', "$.members[0].checkpoint"),
+        ('kind = "rescue"', 'kind = "rescue"\nmax_mm3 = 0', "$.max_mm3` - at `$.postprocess[0]"),
+        ('kind = "rescue"', 'kind = "rescue"\nmax_mm3 = nan', "$.postprocess[0].max_mm3"),
     ],
 )
-def test_numbers_out_of_range_are_refused(tmp_path: Path, change: tuple[str, str]) -> None:
+def test_refuses_a_value_out_of_range(tmp_path: Path, old: str, new: str, key: str) -> None:
     text = task_recipe(2).read_text()
-    assert change[0] in text
-    path = tmp_path / "recipe.toml"
-    path.write_text(text.replace(*change))
-    with pytest.raises(RecipeError, match=str(path)):
-        load_recipe(path)
+    assert old in text
+    assert f" at `{key}`" in reason(written(tmp_path, text.replace(old, new)))

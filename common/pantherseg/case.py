@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pantherseg.errors import InputError, OutputError
 from pantherseg.events import Event
-from pantherseg.files import prepare_folder, write_text
+from pantherseg.files import prepare_folder, remove_file, write_text
 from pantherseg.io import read_image, write_volume
 from pantherseg.logs import shown, stage
 from pantherseg.machine.deadline import Deadline
@@ -76,7 +76,7 @@ def write_case(source: Path, segmentation: Segmentation, output: CaseOutput) -> 
     """Write the mask and the report of a case; where one fails, neither is left. Raises OutputError."""
     about = {"input": source.name, "mask": os.path.relpath(output.mask, output.report.parent)}
     with stage("write") as remarks:
-        output.report.unlink(missing_ok=True)  # an older report must not stand beside a new mask
+        remove_file(output.report)  # an older report must not stand beside a new mask
         write_volume(segmentation.mask, output.mask)
         try:
             write_text(output.report, json.dumps({**about, **segmentation.as_dict()}, indent=2) + "\n")

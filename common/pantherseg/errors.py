@@ -1,15 +1,15 @@
 """Errors.
 
-PantherSegError          every error that a user can act on, one line each
+PantherSegError          any error that a user can act on, in one line
 ├── InputError           a volume or mask that cannot be processed
 ├── JobError             a job folder that does not hold what the task needs
-├── UploadError          an image or a model archive that cannot be looked at
+├── UploadError          an image or a model archive that cannot be checked
 ├── RecipeError          a recipe with a missing, unknown or impossible key
 ├── ModelError           a model folder or checkpoint that cannot be used
 ├── DownloadError        published weights that cannot be fetched
-├── DeviceError          a device that was asked for and does not answer
-│   └── LostDeviceError  one that ends in the middle of a case
-│       └── DeviceMemoryError  because its memory is full
+├── DeviceError          a device that was asked for and cannot be used
+│   └── LostDeviceError  a device that fails in the middle of a case
+│       └── DeviceMemoryError  a device with too little memory
 └── OutputError          a result that cannot be written
 """
 
@@ -18,15 +18,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-# Of a line: with four bytes each they stay below 8 KiB. Headers and file names, which errors quote, know no end.
+# Limits of an error line and of its parts. At four bytes a character a line stays below 8 KiB, however long the headers
+# and file names are that it quotes.
 MAX_CHARACTERS = 2000
 WHERE_CHARACTERS, PART_CHARACTERS, HINT_CHARACTERS = 900, 400, 250
 
 
 def printable(text: str, limit: int = MAX_CHARACTERS) -> str:
-    """Return a text in one line, with what no terminal or no UTF-8 can show escaped as in Python.
+    """Return a text in one line, with characters that cannot be printed escaped as in Python.
 
-    A text of more than `limit` characters loses its middle.
+    The middle of a text that is longer than `limit` characters is left out.
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     if len(shown) <= limit:
@@ -36,7 +37,7 @@ def printable(text: str, limit: int = MAX_CHARACTERS) -> str:
 
 
 def last_line(error: Exception) -> str:
-    """Return the last line of what a library says, where its reason stands; the error's kind if it says nothing."""
+    """Return the last line of a library's error, which gives the reason, or the type of an error without a message."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
@@ -45,7 +46,7 @@ def _part(text: str, limit: int) -> str:
 
 
 class PantherSegError(Exception):
-    """One line: where, what was expected and what was found, or a plain sentence, and what to do about it.
+    """An error in one line: the place, then expected and found or a plain sentence, then a hint.
 
     where: the file, folder or option that the error is about. problem: a sentence without its full stop, for a
     condition that is not a comparison of two values; it takes the place of expected and found. hint: what to do.
@@ -62,7 +63,7 @@ class PantherSegError(Exception):
         super().__init__(f"{message}; {_part(hint, HINT_CHARACTERS)}" if hint else message)
 
     def at(self, where: str | Path) -> Self:
-        """Return the same error with another place, and without a traceback, which keeps what its functions held."""
+        """Return the same error for another place, without the traceback, which would keep arrays in memory."""
         return type(self)(where, self.problem, expected=self.expected, found=self.found, hint=self.hint)
 
 
@@ -75,7 +76,7 @@ class JobError(PantherSegError):
 
 
 class UploadError(PantherSegError):
-    """An image or a model archive that cannot be looked at."""
+    """An image or a model archive that cannot be checked."""
 
 
 class RecipeError(PantherSegError):
@@ -91,15 +92,15 @@ class DownloadError(PantherSegError):
 
 
 class DeviceError(PantherSegError):
-    """A device that was asked for and does not answer."""
+    """A device that was asked for and cannot be used."""
 
 
 class LostDeviceError(DeviceError):
-    """A device that ends in the middle of a case."""
+    """A device that fails in the middle of a case."""
 
 
 class DeviceMemoryError(LostDeviceError):
-    """A device whose memory is full, or would be."""
+    """A device with too little memory."""
 
 
 class OutputError(PantherSegError):

@@ -1,4 +1,4 @@
-"""Events: what happened on the way of a case without stopping it. Their codes are the schema of `results.json`."""
+"""Events: what a user should know about a case that did not stop it. Their codes are part of the report's schema."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class EventCode(StrEnum):
-    """Every code that an event can have, in the order of a case."""
+    """Every event code, in the order in which a case can cause them."""
 
     FOURTH_AXIS_DROPPED = "fourth_axis_dropped"
     """The file has a fourth axis of length 1, which was dropped."""
@@ -16,29 +16,29 @@ class EventCode(StrEnum):
     CONSTANT_IMAGE = "constant_image"
     """Every voxel has the same value."""
     NO_CUDA = "no_cuda"
-    """There seems to be a GPU, but it cannot be used; the CPU was used."""
+    """A GPU was found that cannot be used; the CPU was used."""
     NO_BFLOAT16 = "no_bfloat16"
-    """The CPU has no bfloat16, so `fast` computed as `exact` does."""
+    """The CPU has no bfloat16; `fast` computed in float32, as `exact` does."""
     FAST_IS_EXACT = "fast_is_exact"
-    """The backend has nothing faster than `exact`."""
+    """This backend has no faster mode; `fast` computed as `exact` does."""
     NO_LOCALIZER = "no_localizer"
-    """The recipe has a localizer and the model folder has none; the whole volume was searched."""
+    """The model folder lacks the recipe's localizer; the whole volume was searched."""
     LOCALIZER_FAILED = "localizer_failed"
-    """The localizer could not be used, or not in time; the whole volume was searched."""
+    """The localizer cannot be used, or did not finish in time; the whole volume was searched."""
     NO_PANCREAS_FOUND = "no_pancreas_found"
     """The localizer found no pancreas; the whole volume was searched."""
     IMPLAUSIBLE_BOX = "implausible_box"
     """The localizer's box cannot hold a pancreas; the whole volume was searched."""
     FOLD_LEFT_OUT = "fold_left_out"
-    """A damaged fold is not in the mask."""
+    """A damaged fold was left out."""
     MIRRORING_LEFT_OUT = "mirroring_left_out"
-    """There was no time for mirrored inputs."""
+    """There was too little time for mirrored inputs."""
     FOLDS_LEFT_OUT = "folds_left_out"
-    """There was no time for some folds."""
+    """There was too little time for some folds."""
     OVERLAP_LEFT_OUT = "overlap_left_out"
-    """There was no time for tiles that overlap as the recipe says."""
+    """There was too little time for tiles that overlap as much as the recipe says."""
     TILES_LEFT_OUT = "tiles_left_out"
-    """There was no time for some tiles; the voxels in them are background."""
+    """There was too little time for some tiles, whose voxels are background."""
     LOGITS_ON_HOST = "logits_on_host"
     """The GPU had too little memory for the logits; they were summed in the host's memory."""
     LOGITS_ON_DISK = "logits_on_disk"
@@ -59,11 +59,11 @@ class EventCode(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """Something unusual on the way of a case that did not stop it: a code and a sentence."""
+    """Something that a user should know about a case: a code and a sentence."""
 
     code: EventCode
     message: str
 
     def as_dict(self) -> dict[str, str]:
-        """Return the event for `results.json`."""
+        """Return the event for the report."""
         return asdict(self)

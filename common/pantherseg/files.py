@@ -1,4 +1,4 @@
-"""Files are written beside their final name and renamed: nothing half-written ever carries a result's name."""
+"""Result files are written under a temporary name and then renamed, so that a result is complete or absent."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ ATTEMPTS = 10
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Yield a hidden path with the same suffix to write to; it becomes `path` when the block ends without an error.
+    """Yield a hidden path beside `path` to write to; it is renamed to `path` when the block ends without an error.
 
-    Makes the parent folders, and removes what processes left that were killed on the way. Raises OutputError where
-    anything cannot be written, or is not on the disk.
+    The suffix is the same. Parent folders are created, and hidden files of killed processes are removed. Raises
+    OutputError where the file cannot be written or synced to the disk.
     """
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_remains(path)
+        _remove_leftovers(path)
         yield beside
         _force_to_disk(beside)
         beside.replace(path)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-        raise OutputError(path, expected="to write this file", found=reason.splitlines()[-1]) from error
+        raise OutputError(path, f"failed to write this file: {reason.splitlines()[-1]}") from error
     finally:
         with suppress(OSError):
             beside.unlink()
 
 
-def _remove_remains(path: Path) -> None:
-    """Remove the hidden files of processes that have ended: the platform counts every file of the folder."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove the hidden files of processes that have ended, because the platform counts every file in the folder."""
     for other in path.parent.iterdir():
         process = re.fullmatch(r"\.(\d{1,7})\." + re.escape(path.name), other.name)
         if process and not _is_alive(int(process[1])):
@@ -60,19 +60,22 @@ def _is_alive(process: int) -> bool:
 
 
 def _force_to_disk(path: Path) -> None:
-    """Wait for the disk, which may say only now that it is full."""
+    """Sync a file to the disk; a full disk may report its error only now."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not on this kind of file system
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # this kind of file system cannot sync
             raise
     finally:
         os.close(file)
 
 
 def temporary_folder() -> Path:
-    """Return a new hidden folder that goes when the process ends; those of killed processes go now. Raises OSError."""
+    """Return a new hidden folder that is removed when the process ends.
+
+    Those that killed processes left behind are removed now. Raises OSError.
+    """
     for other in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
         with suppress(OSError):
             file = _lock(other)
@@ -80,7 +83,7 @@ def temporary_folder() -> Path:
             os.close(file)
     for _ in range(ATTEMPTS):
         folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
-        with suppress(OSError):  # another process took it for one that was left
+        with suppress(OSError):  # another process is removing it, because it was not locked yet
             _lock(folder)
             break
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -88,9 +91,9 @@ def temporary_folder() -> Path:
 
 
 def _lock(folder: Path) -> int:
-    """Hold a folder until the file that is returned is closed, or the process ends, however it ends.
+    """Lock a folder and return a file descriptor; the lock is held until that is closed or the process ends.
 
-    Raises OSError where another process holds it.
+    Raises OSError where another process holds the lock.
     """
     file = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     try:
@@ -102,17 +105,27 @@ def _lock(folder: Path) -> int:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder for results, before the work whose results they are. Raises OutputError if it cannot be written."""
+    """Create a folder for results and check that files can be written to it, before the results are computed.
+
+    Raises OutputError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        found = error.strerror or str(error)
-        raise OutputError(folder, expected="a folder that can be written", found=found) from error
+        raise OutputError(folder, f"failed to write to this folder: {error.strerror or error}") from error
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists. Raises OutputError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(path, f"failed to replace this file: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file beside its final name and rename it. Raises OutputError."""
+    """Write a text file in UTF-8; it is complete or absent. Raises OutputError."""
     with written_beside(path) as beside:
         beside.write_text(text, encoding="utf-8")

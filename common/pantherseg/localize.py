@@ -1,4 +1,4 @@
-"""Volume -> box around the pancreas, or a stated reason why there is none."""
+"""Finding the pancreas: a box around it, or an event that gives the reason why there is none."""
 
 from __future__ import annotations
 
@@ -14,62 +14,63 @@ from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.recipe import Localizer
 from pantherseg.volume import Box, Triple, Volume
 
-# The orientation that MRSegmentator's own reader gives its network.
+# The orientation in which MRSegmentator's reader passes volumes to its network.
 ORIENTATION = "LPS"
 # Voxels brighter than this share of the 99th percentile count as body; air is darker in MR.
 BODY_LEVEL = 0.1
 
 
 def searched_whole(code: EventCode, reason: str) -> Event:
-    """Return the event that says why there is no box."""
+    """Return an event for a volume that was searched without a box, with the reason."""
     return Event(code, f"{reason}; the whole volume was searched")
 
 
 def localize(
     volume: Volume, predictor: Predictor, settings: Localizer, deadline: Deadline = NEVER
 ) -> tuple[Box | None, tuple[Event, ...]]:
-    """Return the pancreas's box plus the recipe's margin, in voxels of `volume`, and events.
+    """Return the box around the pancreas with the recipe's margin, in voxels of `volume`, and events.
 
-    The box is None where no plausible pancreas was found by the deadline. Raises InputError and ModelError as the
-    predictor does.
+    The box is None where no plausible pancreas was found before the deadline. Raises what `Predictor.predict` raises,
+    and InputError where the volume would be too large at the localizer's spacing.
     """
-    seen = _as_seen(volume, settings.spacing)
-    logits = predictor.predict(seen, deadline)
+    resampled = _resampled(volume, settings.spacing)
+    logits = predictor.predict(resampled, deadline)
     if not logits.is_complete:
-        reason = "there was no time for the localizer to search everywhere"
+        reason = "the localizer had too little time to search everywhere"
         return None, (*logits.events, searched_whole(EventCode.LOCALIZER_FAILED, reason))
-    pancreas = _without_specks(logits.labels() == settings.label, settings.min_component_mm3 / seen.grid.voxel_mm3)
+    min_voxels = settings.min_component_mm3 / resampled.grid.voxel_mm3
+    pancreas = _without_small_components(logits.labels() == settings.label, min_voxels)
     box = Box.around(pancreas)
     if box is None:
         reason = "the localizer found no pancreas"
         return None, (*logits.events, searched_whole(EventCode.NO_PANCREAS_FOUND, reason))
-    found = volume.grid.box_from(seen.grid, box).expanded(settings.margin_mm, volume.grid)
-    if reason := _implausible(seen, box, volume, found, settings):
+    found = volume.grid.box_from(resampled.grid, box).expanded(settings.margin_mm, volume.grid)
+    if reason := _implausible(resampled, box, volume, found, settings):
         reason = f"the localizer's box {reason}"
         return None, (*logits.events, searched_whole(EventCode.IMPLAUSIBLE_BOX, reason))
     return found, logits.events
 
 
-def _implausible(seen: Volume, box: Box, volume: Volume, found: Box, settings: Localizer) -> str:
+def _implausible(resampled: Volume, box: Box, volume: Volume, found: Box, settings: Localizer) -> str:
     """Return why a box cannot hold the pancreas, or an empty string.
 
-    box: on the grid of `seen`; found: in `volume`, with its margin.
+    box: in voxels of `resampled`; found: the same with the margin, in voxels of `volume`.
     """
-    sides = [size * mm for size, mm in zip(box.shape, seen.grid.spacing, strict=True)]
+    sides = [size * mm for size, mm in zip(box.shape, resampled.grid.spacing, strict=True)]
     if min(sides) < settings.min_side_mm:
         return f"is {'x'.join(f'{side:.0f}' for side in sides)} mm (z, y, x) before the margin, which is too small"
     share = float(np.prod(found.shape)) / float(np.prod(volume.grid.shape))
     if share > settings.max_share:
         return f"holds {share:.0%} of the volume"
-    inside = seen.array[box.slices]
-    body = float((inside > BODY_LEVEL * np.percentile(seen.array, 99)).mean())
+    inside = resampled.array[box.slices]
+    body = float((inside > BODY_LEVEL * np.percentile(resampled.array, 99)).mean())
     if body < settings.min_body_share:
-        return f"lies outside the body: only {body:.0%} of it is not air"
+        return f"lies outside the body: {1 - body:.0%} of it is air"
     return ""
 
 
-def _as_seen(volume: Volume, spacing: Triple | None) -> Volume:
-    """Return the volume along the patient's axes and, where asked for, linearly resampled to a spacing (z, y, x)."""
+def _resampled(volume: Volume, spacing: Triple | None) -> Volume:
+    """Return the volume along the patient's axes, and at a spacing (z, y, x) in mm if there is one (linear)."""
     image = sitk.DICOMOrient(to_itk(volume), ORIENTATION)
     if spacing is None:
         return from_itk(image)
@@ -81,7 +82,7 @@ def _as_seen(volume: Volume, spacing: Triple | None) -> Volume:
     resample = sitk.ResampleImageFilter()
     resample.SetSize(size.tolist())
     resample.SetOutputSpacing(new.tolist())
-    # The outer faces of the first voxels coincide, rather than their centres.
+    # Align the outer faces of the first voxels instead of their centres.
     resample.SetOutputOrigin((np.array(image.GetOrigin()) + direction @ (new - old) / 2).tolist())
     resample.SetOutputDirection(image.GetDirection())
     resample.SetInterpolator(sitk.sitkLinear)
@@ -89,8 +90,8 @@ def _as_seen(volume: Volume, spacing: Triple | None) -> Volume:
     return from_itk(resample.Execute(image))
 
 
-def _without_specks(mask: NDArray[np.bool_], min_voxels: float) -> NDArray[np.bool_]:
-    """Drop components below `min_voxels`, unless that would drop everything."""
+def _without_small_components(mask: NDArray[np.bool_], min_voxels: float) -> NDArray[np.bool_]:
+    """Return a mask without components below `min_voxels`, or the mask itself where no other is left."""
     from scipy import ndimage  # takes long to import, and is not needed before the networks run
 
     components, count = ndimage.label(mask)

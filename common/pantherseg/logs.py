@@ -1,4 +1,7 @@
-"""Log lines for people: one a stage, on stderr, which may be closed, full, broken or know no letters but ASCII's."""
+"""Log lines on stderr, one for each stage of a case.
+
+stderr may be closed, full, a broken pipe or limited to ASCII: none of these must end a case.
+"""
 
 from __future__ import annotations
 
@@ -18,35 +21,34 @@ from pantherseg.machine.memory import shortage
 
 logger = logging.getLogger(__name__)
 
-
 STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 class OneLineFormatter(logging.Formatter):
-    """Makes one printable line of each message; a traceback has its own."""
+    """Formats each message as one printable line; a traceback keeps its lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a record's lines."""
+        """Return the lines of a record: its message, then its traceback."""
         return "\n".join(printable(line) for line in super().format(record).split("\n"))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
-        """Return a record's message."""
+        """Return the message of a record in one line."""
         return printable(super().formatMessage(record))
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to stderr as long as that can be written to: what nobody can read ends no case."""
+    """Writes to stderr, and stops without an error where stderr cannot be written to."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
-        """Leave the stream for good where it fails, report anything else as logging does."""
+        """Discard stderr from now on where writing failed; handle any other error as logging does."""
         if isinstance(sys.exc_info()[1], OSError):
-            _leave_stderr()
+            _discard_stderr()
         else:
             super().handleError(record)
 
 
 def show_log() -> None:
-    """Send this package's log lines to stderr as they are; of other libraries only warnings."""
+    """Send the log lines of this package, and the warnings of other libraries, to stderr."""
     prepare_streams()
     handler = StderrHandler(sys.stderr)
     handler.setFormatter(OneLineFormatter("%(message)s"))
@@ -55,17 +57,18 @@ def show_log() -> None:
 
 
 def prepare_streams() -> None:
-    """Make the standard streams such that no write to them fails for its letters, and no file takes their place.
+    """Prepare the standard streams so that any text can be written to them.
 
-    A closed one becomes /dev/null: the next file that is opened would have its number, and get what libraries in C
-    print to it. In an encoding other than UTF-8 only ASCII is written, which is UTF-8, as platforms want it.
+    A closed stream is opened on /dev/null. Otherwise the next file to be opened would get its number, and with it the
+    output of C libraries. Where the encoding is not UTF-8, other characters than ASCII are escaped: the output is then
+    valid UTF-8, as platforms expect.
     """
     for number, name in ((STDIN, "stdin"), (STDOUT, "stdout"), (STDERR, "stderr")):
         try:
             os.fstat(number)
         except OSError:
             with suppress(OSError):
-                os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+                os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
                 if getattr(sys, name) is None:
                     setattr(sys, name, open(number, "r" if number == STDIN else "w", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -75,9 +78,9 @@ def prepare_streams() -> None:
 
 
 def say_error(error: Exception) -> None:
-    """Write an error as stderr's last line, after the traceback of one that nobody expected.
+    """Print an error as the last line of stderr; an unexpected error is preceded by its traceback.
 
-    stderr may be in any state: nothing is raised.
+    Nothing is raised, whatever the state of stderr.
     """
     try:
         if not isinstance(error, PantherSegError):
@@ -85,11 +88,14 @@ def say_error(error: Exception) -> None:
             print(*map(printable, lines), sep="\n", file=sys.stderr)
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
     except OSError:
-        _leave_stderr()
+        _discard_stderr()
 
 
-def _leave_stderr() -> None:
-    """Send stderr, with what is still to be written to it, to /dev/null; else the interpreter ends with code 120."""
+def _discard_stderr() -> None:
+    """Redirect stderr to /dev/null.
+
+    Python flushes stderr when it ends, and would exit with code 120 where that fails.
+    """
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, STDERR)
@@ -97,33 +103,33 @@ def _leave_stderr() -> None:
 
 
 def one_line(error: Exception, where: object = "") -> str:
-    """Return an error as one line: the project's own as it is, any other with its kind and the place."""
+    """Return an error in one line; one that is not a PantherSegError with its type and, if given, the place."""
     if isinstance(error, MemoryError):
         error = shortage(error, str(where) or "this case") or error
     if isinstance(error, PantherSegError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        found = error.strerror or type(error).__name__
-        return str(PantherSegError(str(error.filename), expected="a file or folder that can be used", found=found))
+        reason = error.strerror or type(error).__name__
+        return str(PantherSegError(str(error.filename), f"this file or folder cannot be used: {reason}"))
     place = f"{where}: " if where else ""
     return printable(f"{place}unexpected {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def shown(path: Path) -> str:
-    """Return a path as short as it can be written from the working directory."""
+    """Return a path, relative to the working directory if it lies below it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 @contextmanager
 def stage(name: str, seconds: dict[str, float] | None = None) -> Iterator[list[str]]:
-    """Time a stage; what the block appends to the yielded list is logged behind its time.
+    """Time a stage and log it in one line, with the remarks that the block appends to the yielded list.
 
-    seconds: gets the time under the stage's name.
+    seconds: the time is stored here, under the name of the stage.
     """
     remarks: list[str] = []
-    began = time.monotonic()
+    start = time.monotonic()
     yield remarks
-    elapsed = time.monotonic() - began
+    elapsed = time.monotonic() - start
     if seconds is not None:
         seconds[name] = elapsed
     logger.info("%-10s %6.1f s  %s", name, elapsed, ", ".join(remarks))

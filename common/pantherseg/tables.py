@@ -1,4 +1,4 @@
-"""TOML files whose keys are known and whose values are checked."""
+"""Reading TOML files whose keys and values are checked."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ FileName = Annotated[str, Meta(pattern=r"^[^/]+$")]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A TOML table whose keys are known and whose values are checked."""
+    """A TOML table: unknown and missing keys and invalid values are errors."""
 
 
 def read_table(path: Path, kind: type[T]) -> T:
-    """Read a TOML file into a Table type. Raises RecipeError naming the file and the key."""
+    """Read a TOML file as a Table type. Raises RecipeError with the file and the key."""
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         _refuse_non_finite(path, content)
         return msgspec.convert(content, kind, dec_hook=decode_registered)
     except OSError as error:
-        raise RecipeError(path, expected="a recipe", found=error.strerror or str(error)) from error
+        raise RecipeError(path, f"failed to read this file: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(path, expected="valid TOML", found=str(error)) from error
+        raise RecipeError(path, f"invalid TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise RecipeError(path, expected=f"a valid {kind.__name__}", found=str(error)) from error
+        raise RecipeError(path, f"invalid content: {error}") from error
 
 
 def decode_registered(kind: type[Any], value: object) -> Any:
@@ -43,9 +43,13 @@ def decode_registered(kind: type[Any], value: object) -> Any:
     return kind.registry.decode(value)
 
 
-def _refuse_non_finite(path: Path, value: Any) -> None:
-    """TOML has inf and nan, and no key here takes them."""
+def _refuse_non_finite(path: Path, value: Any, key: str = "$") -> None:
+    """Raise RecipeError for inf and nan, which TOML has but no key allows. key: where the value is."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(path, expected="finite numbers", found=str(value))
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_non_finite(path, inner)
+        raise RecipeError(path, expected=f"a finite number at `{key}`", found=str(value))
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_non_finite(path, inner, f"{key}.{name}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _refuse_non_finite(path, inner, f"{key}[{number}]")

@@ -12,6 +12,7 @@ import msgspec
 from pantherseg.case import CaseOutput, run_case
 from pantherseg.cli.options import DEVICE, PATH, TASK, chosen_recipe
 from pantherseg.errors import InputError, OutputError, PantherSegError
+from pantherseg.files import prepare_folder
 from pantherseg.inference.backends import Mode
 from pantherseg.io import case_name, find_sources, mask_name
 from pantherseg.logs import one_line
@@ -117,7 +118,8 @@ def predict_all(
         return []
     sources = _sources(source)
     _check_targets(sources, output)
-    session.load()  # models that cannot be used end the run, rather than each case
+    session.load()  # models or a folder that cannot be used end the run, rather than each case
+    prepare_folder(output)
     failed = []
     for number, path in enumerate(sources, start=1):
         logger.info("volume %d of %d", number, len(sources))

@@ -1,4 +1,4 @@
-"""The platform's rules for a job's output, and what it lays out as a job, checked before an upload."""
+"""Checks of a job folder and of an output folder by the platform's rules, before an upload."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pantherseg.recipe import Sockets
 from pantherseg.volume import Volume
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Of a MetaImage's header.
+# Limits of a MetaImage header.
 MAX_HEADER_LINES, MAX_LINE_BYTES = 10_000, 10_000
-# Entries of a header that panimg reads, and refuses where they are no numbers.
+# Header entries that panimg refuses where they are not numbers.
 NUMBERS = (
     *("ContentTimes", "Exposures", "LargestImagePixelValue", "SliceThickness", "SmallestImagePixelValue"),
     *("WindowCenter", "WindowWidth", "t0", "t1"),
@@ -44,7 +44,10 @@ def check_job(folder: Path, sockets: Sockets) -> list[Verdict]:
 
 
 def check_output(folder: Path, sockets: Sockets, *, job: Path | None = None) -> list[Verdict]:
-    """Check an output folder by the platform's rules and, with its job, that the mask lies on the input's grid."""
+    """Check an output folder by the platform's rules and, if a job is given, the mask's grid against the input's.
+
+    Raises JobError where there is no such folder.
+    """
     if not folder.is_dir():
         raise JobError(folder, expected="an output folder", found="a file" if folder.exists() else "no such folder")
     return list(_output_verdicts(folder, sockets, job))
@@ -54,14 +57,14 @@ def _output_verdicts(folder: Path, sockets: Sockets, job: Path | None) -> Iterat
     links = [path for path in folder.rglob("*") if path.is_symlink() and not path.is_file()]
     names = ", ".join(str(path.relative_to(folder)) for path in links)
     yield Verdict("no dangling or folder links", not links, names or "none")
-    place = folder / IMAGES / sockets.output
-    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else []
+    masks = folder / IMAGES / sockets.output
+    files = sorted(path for path in masks.rglob("*") if path.is_file()) if masks.is_dir() else []
     names = ", ".join(path.name for path in files) or "none"
     yield Verdict(f"exactly one file in {IMAGES}/{sockets.output}", len(files) == 1, names)
     if len(files) != 1:
         return
     kind = _kind(files[0])
-    yield Verdict("MetaImage or TIFF, by its content", kind is not None, kind or "neither")
+    yield Verdict("MetaImage or TIFF by its content", kind is not None, kind or "neither")
     if kind is None:
         return
     mask = _read_mask(files[0], kind)
@@ -77,12 +80,12 @@ def _output_verdicts(folder: Path, sockets: Sockets, job: Path | None) -> Iterat
 
 
 def _kind(path: Path) -> str | None:
-    """Return the format that a file's content tells, as the platform finds it: names do not count."""
+    """Return the format of a file, which the platform tells by the content and not by the name; None for any other."""
     with path.open("rb") as file:
         if file.read(4).startswith(TIFF):
             return "TIFF"
         file.seek(0)
-        # Line by line as panimg does, which takes a header without ObjectType and refuses one that is not UTF-8.
+        # panimg reads the header by lines, accepts one without ObjectType and refuses one that is not UTF-8.
         for _ in range(MAX_HEADER_LINES):
             line = file.readline(MAX_LINE_BYTES)
             if len(line) in (0, MAX_LINE_BYTES):
@@ -97,14 +100,14 @@ def _kind(path: Path) -> str | None:
 
 
 def _read_mask(path: Path, kind: str) -> Volume | str:
-    """Return the mask, or the reason why it cannot be read."""
+    """Return the mask, or the reason why the platform cannot read it."""
     if kind == "TIFF":
-        return "TIFF: the platform takes its pages for resolutions of one slice, not for slices"
+        return "a TIFF, whose pages the platform reads as resolutions of one slice rather than as slices"
     reader = sitk.ImageFileReader()
     try:
-        check_metaimage(path)  # of what ITK reads wrongly without an error
+        check_metaimage(path)  # finds headers that ITK misreads without an error
         reader.SetFileName(name_for_itk(path))
-        reader.SetImageIO("MetaImageIO")  # ITK would go by the name
+        reader.SetImageIO("MetaImageIO")  # ITK would choose by the name
         reader.ReadImageInformation()
         channels, size = reader.GetNumberOfComponents(), reader.GetSize()
         if channels != 1 or len(size) != 3:
@@ -122,7 +125,10 @@ def _is_numbers(text: str) -> bool:
 
 
 def _same_grid(mask: Volume, path: Path, job: Path, folder: Path, sockets: Sockets) -> Verdict:
-    """The platform never compares grids; a mask on another grid is scored against the wrong voxels."""
+    """Compare the mask's name and grid with the input's.
+
+    The platform does not compare grids, and would score a mask on another grid against the wrong voxels.
+    """
     rule = "the input's name and grid"
     try:
         source = find_input(job, sockets)

@@ -1,4 +1,4 @@
-"""What a container runs: one job, from /input to /output."""
+"""The entry point of the containers: one job, from /input to /output."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def main(recipe: Path, arguments: Sequence[str] | None = None) -> int:
     try:
         run_job(recipe, options.input, options.output, model=options.model)
     except Exception as error:
-        # The platform shows only the last line; the traceback before it is for readers of the whole log.
+        # The platform shows only the last line; a traceback before it is for developers.
         say_error(error)
         return 1
     return 0
 
 
 def run_job(recipe_path: Path, input_folder: Path, output_folder: Path, *, model: Path | None = None) -> Path:
-    """Segment the volume of a job folder and return the path of the mask; results.json lies in the output folder.
+    """Segment the volume of a job folder, write the mask and results.json, and return the path of the mask.
 
-    Raises PantherSegError.
+    model: folder of models; without it the uploaded ones, or else the demo weights. Raises PantherSegError.
     """
     recipe = load_recipe(recipe_path)
     session = Session(recipe, model or choose_root(MODEL, DEMO_WEIGHTS))

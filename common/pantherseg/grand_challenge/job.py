@@ -1,7 +1,7 @@
-"""Which file of a job folder is the input, and where its mask belongs.
+"""The input volume of a job folder, and the path of its mask.
 
-The platform lays a job out as /input/inputs.json and /input/<relative path>/<image pk>.mha, one entry for each input
-socket; older runs have no inputs.json.
+A job folder of the platform holds inputs.json, with an entry for each input socket, and the volume at
+<relative path>/<image pk>.mha; jobs of an older layout have no inputs.json.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ IMAGES = "images"
 
 
 def find_input(folder: Path, sockets: Sockets) -> Path:
-    """Return the input volume of a job folder. Raises JobError where there is not exactly one to be read."""
+    """Return the path of a job folder's input volume. Raises JobError unless there is exactly one."""
     try:
         return _find_input(folder, sockets)
     except OSError as error:
         where, found = error.filename or folder, error.strerror or str(error)
-        raise JobError(where, expected="a job folder that this user may read", found=found) from error
+        raise JobError(where, f"the job folder cannot be read: {found}") from error
 
 
 def _find_input(folder: Path, sockets: Sockets) -> Path:
@@ -34,7 +34,7 @@ def _find_input(folder: Path, sockets: Sockets) -> Path:
         return _described_input(folder, sockets)
     images = folder / IMAGES
     expected = images / sockets.input
-    # Not by glob, for which a folder that may not be read is an empty one.
+    # glob would take a folder without read permission for an empty one.
     folders = sorted(images.iterdir()) if images.is_dir() else []
     holders = [path for path in folders if path.is_dir() and find_sources(path)]
     if expected in holders:
@@ -46,7 +46,7 @@ def _find_input(folder: Path, sockets: Sockets) -> Path:
 
 
 def output_path(folder: Path, sockets: Sockets, input_path: Path) -> Path:
-    """Return where the mask of an input belongs: <folder>/images/<output socket>/<case>.mha."""
+    """Return the path of an input's mask: <folder>/images/<output socket>/<case>.mha."""
     return folder / IMAGES / sockets.output / f"{case_name(input_path)}.mha"
 
 
@@ -56,31 +56,29 @@ def _described_input(folder: Path, sockets: Sockets) -> Path:
         entries = json.loads(path.read_text(encoding="utf-8"))
         described = [_description(entry) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise JobError(
-            path, expected="a list of inputs with 'socket' or 'interface' and 'image'", found=repr(error)
-        ) from error
+        expected = "a list of inputs with 'socket' or 'interface' and 'image'"
+        raise JobError(path, expected=expected, found=repr(error)) from error
     wanted = [entry for entry in described if sockets.input in (entry[0], PurePosixPath(entry[1]).name)]
     if len(wanted) != 1:
         found = ", ".join(slug for slug, _, _ in described) or "none"
-        raise JobError(
-            path, expected=f"one input '{sockets.input}'", found=found, hint="each task has a container of its own"
-        )
+        hint = "each task has its own container"
+        raise JobError(path, expected=f"one input '{sockets.input}'", found=found, hint=hint)
     _, relative, key = wanted[0]
-    place = folder / relative
-    named = place / f"{key}.mha"
+    parent = folder / relative
+    named = parent / f"{key}.mha"
     try:
-        # A path that leaves the job folder is not the platform's.
-        inside = all(path.resolve().is_relative_to(folder.resolve()) for path in (place, named))
+        # The platform never names a path outside the job folder.
+        inside = all(path.resolve().is_relative_to(folder.resolve()) for path in (parent, named))
         present = named.is_file()
-    except (OSError, ValueError):  # too long, or no file name at all
+    except (OSError, ValueError):  # too long, or not a valid file name
         inside = present = False
     if not inside:
         raise JobError(path, expected="a file inside the job folder", found=f"{relative!r} and {key!r}")
-    return named if present else _only_volume(place)
+    return named if present else _only_volume(parent)
 
 
 def _description(entry: dict[str, Any]) -> tuple[str, str, str]:
-    """Return slug, relative path and image key of an entry; 'interface' is the older name of 'socket'."""
+    """Return the slug, relative path and image key of an entry. 'interface' is the older name of 'socket'."""
     socket = entry.get("socket") or entry["interface"]
     image = entry.get("image") or {}
     return str(socket["slug"]), str(socket["relative_path"]), str(image.get("pk", ""))

@@ -1,16 +1,16 @@
-"""What a check of something says about one rule."""
+"""The result of checking one rule."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-# Names in what was found.
-SHOWN = 5
+# Names listed in a verdict.
+MAX_NAMES = 5
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One rule: what it asks for, whether it is kept, and what was found."""
+    """A rule, whether it is kept, and what was found."""
 
     rule: str
     kept: bool
@@ -21,12 +21,12 @@ class Verdict:
         return asdict(self)
 
     def as_line(self) -> str:
-        """Return the verdict as one line, whatever the names in it hold."""
+        """Return the verdict in one line of valid UTF-8, whatever characters the names in it have."""
         text = " ".join(f"{self.rule}: {self.found}".split())
         return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def first_few(names: list[str]) -> str:
-    """Return names for what was found: the first of them, and how many there are more."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    """Return the first names of a list, and the number of the others."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

@@ -1,0 +1,137 @@
+"""One case from its source to a written mask and report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from pantherseg.case import CaseOutput, run_case
+from pantherseg.errors import InputError, ModelError, OutputError
+from pantherseg.events import EventCode
+from pantherseg.io import read_labels, write_volume
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
+from pantherseg.recipe import Recipe, load_recipe
+from pantherseg.session import Session
+from pantherseg.volume import Grid, Volume
+
+GRID = Grid((12, 24, 24), (4.0, 3.0, 3.0), origin=(5.0, -7.0, 11.0))
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    """Return Task 1's recipe with one fold."""
+    recipe = load_recipe(task_recipe(1))
+    return msgspec.structs.replace(recipe, members=[msgspec.structs.replace(recipe.members[0], folds=[0])])
+
+
+@pytest.fixture(scope="module")
+def session(recipe: Recipe) -> Session:
+    return Session(recipe, DEMO_WEIGHTS, device="cpu", many_cases=True)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    noise = np.random.default_rng(0).normal(100, 20, GRID.shape).astype(np.float32)
+    write_volume(Volume(noise, GRID), tmp_path / "scan.mha")
+    return tmp_path / "scan.mha"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> CaseOutput:
+    folder = tmp_path / "output"
+    return CaseOutput(folder / "images" / "tumour" / "scan.mha", folder / "results.json")
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_writes_the_mask_and_the_report(source: Path, session: Session, output: CaseOutput) -> None:
+    result = run_case(source, session, output)
+    assert result.output == output
+    mask = read_labels(output.mask)
+    assert GRID.difference(mask.grid) == ""
+    np.testing.assert_array_equal(mask.array, result.segmentation.mask.array)
+    report = json.loads(output.report.read_text())
+    assert report["input"] == "scan.mha"
+    assert output.report.parent / report["mask"] == output.mask, "the path is relative to the report"
+    assert report["models"][0]["folds"] == ["0"]
+    codes = [EventCode(event["code"]) for event in report["events"]]
+    assert codes == [event.code for event in result.segmentation.events]
+    assert len(files_in(output.report.parent)) == 2
+
+
+def test_reports_the_events_of_reading_first(tmp_path: Path, session: Session, output: CaseOutput) -> None:
+    black = tmp_path / "black.mha"
+    write_volume(Volume(np.zeros(GRID.shape, np.float32), GRID), black)
+    run_case(black, session, output)
+    report = json.loads(output.report.read_text())
+    codes = [EventCode(event["code"]) for event in report["events"]]
+    assert codes == [EventCode.CONSTANT_IMAGE, EventCode.EMPTY_MASK_RESCUED]
+
+
+def test_names_a_bad_source_before_it_looks_for_models(tmp_path: Path, recipe: Recipe, output: CaseOutput) -> None:
+    source = tmp_path / "scan.mha"
+    source.write_text("not a volume")
+    with pytest.raises(InputError) as caught:
+        run_case(source, Session(recipe, tmp_path / "missing"), output)
+    assert caught.value.where == source
+    assert not output.report.parent.exists()
+
+
+def test_writes_nothing_without_models(source: Path, tmp_path: Path, recipe: Recipe, output: CaseOutput) -> None:
+    with pytest.raises(ModelError) as caught:
+        run_case(source, Session(recipe, tmp_path / "missing"), output)
+    assert caught.value.where == tmp_path / "missing"
+    assert not output.report.parent.exists()
+
+
+def test_an_error_on_the_way_names_the_source(tmp_path: Path, session: Session, output: CaseOutput) -> None:
+    source = tmp_path / "vast.mha"
+    write_volume(Volume(np.ones((2, 4, 4), np.float32), Grid((2, 4, 4), (1000.0, 1000.0, 1000.0))), source)
+    with pytest.raises(InputError, match="at the model's spacing") as caught:
+        run_case(source, session, output)
+    assert caught.value.where == source
+    assert files_in(output.report.parent) == []
+
+
+def test_finds_out_before_networks_run_that_it_may_not_write(
+    source: Path, session: Session, output: CaseOutput, caplog: pytest.LogCaptureFixture
+) -> None:
+    output.report.parent.write_text("a file in place of the folder")
+    caplog.set_level("INFO", "pantherseg")
+    with pytest.raises(OutputError):
+        run_case(source, session, output)
+    stages = [record.getMessage().split()[0] for record in caplog.records]
+    assert "read" in stages
+    assert "members" not in stages
+
+
+def test_leaves_no_mask_where_the_report_cannot_be_written(source: Path, session: Session, output: CaseOutput) -> None:
+    # A name as long as a name can be, so that the name of the temporary file beside it is too long.
+    report = output.report.with_name("r" * 250 + ".json")
+    with pytest.raises(OutputError) as caught:
+        run_case(source, session, CaseOutput(output.mask, report))
+    assert caught.value.where == report
+    assert files_in(report.parent) == []
+
+
+def test_refuses_a_folder_in_place_of_the_report(source: Path, session: Session, output: CaseOutput) -> None:
+    output.report.mkdir(parents=True)
+    with pytest.raises(OutputError) as caught:
+        run_case(source, session, output)
+    assert caught.value.where == output.report
+    assert files_in(output.report.parent) == []
+
+
+def test_replaces_an_earlier_result(source: Path, session: Session, output: CaseOutput) -> None:
+    for path in (output.mask, output.report):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("an earlier result")
+    run_case(source, session, output)
+    assert read_labels(output.mask).array.any()
+    assert json.loads(output.report.read_text())["input"] == "scan.mha"
