@@ -20,8 +20,8 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 
 from pantherseg.io.itk import write_volume
-from pantherseg.models.find import CHECKPOINT, ModelFolder, open_model_folder
-from pantherseg.networks import read_plan
+from pantherseg.models.find import ModelFolder, open_model_folder
+from pantherseg.packing.sources.nnunet import CHECKPOINT, read_configuration
 from pantherseg.training.nnunet import workspace
 from pantherseg.volume import Grid, Volume
 
@@ -83,10 +83,10 @@ def make_folder(plans: dict[str, Any], folder: Path, *, folds: int, configuratio
     (folder / "plans.json").write_text(json.dumps(plans))
     dataset = {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": CASES, "file_ending": ".mha"}
     (folder / "dataset.json").write_text(json.dumps(dataset))
-    plan = read_plan(folder, configuration)
+    settings = read_configuration(folder, configuration)
     for fold in range(folds):
         torch.manual_seed(fold)
-        network = plan.network()
+        network = settings.network()
         momenta = {i: {"momentum_buffer": torch.zeros_like(value)} for i, value in enumerate(network.parameters())}
         (folder / f"fold_{fold}").mkdir()
         torch.save(
@@ -95,7 +95,7 @@ def make_folder(plans: dict[str, Any], folder: Path, *, folds: int, configuratio
                 "optimizer_state": {"state": momenta, "param_groups": [{"lr": 0.01, "params": list(momenta)}]},
                 "init_args": {"configuration": configuration, "plans": plans, "dataset_json": dataset, "fold": fold},
                 "trainer_name": "nnUNetTrainer",
-                "inference_allowed_mirroring_axes": tuple(range(len(plan.patch))),
+                "inference_allowed_mirroring_axes": tuple(range(len(settings.patch))),
             },
             folder / f"fold_{fold}" / CHECKPOINT,
         )

@@ -13,9 +13,9 @@ from pantherseg.errors import InputError, RecipeError
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io.itk import read_image, read_labels
-from pantherseg.models.bundle import PLANS, read_json
 from pantherseg.models.find import open_model_folder
-from pantherseg.packing import as_bundle
+from pantherseg.packing.pack import as_bundle
+from pantherseg.packing.sources.nnunet import PLANS, read_json
 from pantherseg.phantom import write_dataset
 from pantherseg.training.dataset import list_cases, write_nnunet_dataset
 from pantherseg.training.recipe import TrainingRecipe, load_training_recipe

@@ -30,10 +30,11 @@ from conftest import SmallDisk, one_line_about
 from matrix import ended, quoted, saw
 from pantherseg.cli import main as pantherseg
 from pantherseg.errors import DownloadError, ModelError, OutputError, PantherSegError, RecipeError
-from pantherseg.models.bundle import DATASET, PLANS, open_bundle
-from pantherseg.models.find import CHECKPOINT, ModelFolder, find_models, open_model_folder
+from pantherseg.models.bundle import open_bundle
+from pantherseg.models.find import ModelFolder, find_models, open_model_folder
 from pantherseg.packing import graph as graph_module
-from pantherseg.packing import pack_models
+from pantherseg.packing.pack import pack_models
+from pantherseg.packing.sources.nnunet import CHECKPOINT, DATASET, PLANS, read_configuration
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, ZOO, task_recipe
 from pantherseg.pipeline import load_system
 from pantherseg.recipe import load_recipe
@@ -60,10 +61,8 @@ def one_graph(monkeypatch: pytest.MonkeyPatch, demo_graph: Any) -> None:
 
 @pytest.fixture(scope="module")
 def demo_graph(demo_folder: ModelFolder) -> Any:
-    from pantherseg.networks import read_plan
-
-    plan = read_plan(demo_folder.path, "3d_fullres")
-    return graph_module.make_graph(plan.network(), (1, 1, *plan.patch))
+    configuration = read_configuration(demo_folder.path, "3d_fullres")
+    return graph_module.make_graph(configuration.network(), (1, 1, *configuration.patch))
 
 
 @pytest.fixture
@@ -571,7 +570,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     pages = {f"checkpoint_best_PantherTask1_fold_{fold}.pth": Page(evil) for fold in range(3)}
     server.record(15211865, pages)
     zenodo = server.record(RECORD, {"Dataset901.zip": Page(archive), "PancCT.zip": Page(archive)})
-    with pytest.raises(ModelError, match="asks for code to be run on loading and was refused") as caught:
+    with pytest.raises(ModelError, match="it would run code on loading and was refused") as caught:
         get(client, name, root, zenodo=zenodo)
     saw(caught.value)
     assert not ran.exists()

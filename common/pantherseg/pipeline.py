@@ -23,7 +23,7 @@ from pantherseg.logs import shown, stage
 from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.models.bundle import Bundle, check_classes
 from pantherseg.models.find import Models, check_labels, find_models
-from pantherseg.packing import Packer
+from pantherseg.packing.pack import Packer
 from pantherseg.postprocess import tumour_mask
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
 from pantherseg.recipe import Recipe
@@ -259,4 +259,5 @@ def _search_box(
 
 def _model_report(bundle: Bundle, folds: tuple[str, ...] | None) -> dict[str, Any]:
     """Return what a report says of a model; folds: without them, as of a localizer, all."""
-    return {"path": str(bundle.shown), "folds": list(folds or bundle.folds), "checkpoint": bundle.manifest.checkpoint}
+    path, checkpoint = str(bundle.display_path), bundle.manifest.checkpoint
+    return {"path": path, "folds": list(folds or bundle.folds), "checkpoint": checkpoint}

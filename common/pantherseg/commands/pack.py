@@ -1,4 +1,4 @@
-"""`pantherseg pack`: nnU-Net model folders into bundles."""
+"""`pantherseg pack`: model folders into bundles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from pantherseg.errors import ModelError
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import open_model
-from pantherseg.packing import pack, pack_models
+from pantherseg.packing.pack import pack, pack_models
 from pantherseg.paths import task_recipe
 from pantherseg.recipe import load_recipe
 
@@ -19,22 +19,23 @@ logger = logging.getLogger(__name__)
 def pack_source(
     source: Path, target: Path, *, checkpoint: str | None, task: str | None, recipe: Path | None
 ) -> Iterator[str]:
-    """Pack one model, or all of a recipe, and yield a line for each bundle. Raises PantherSegError."""
+    """Pack one model, or all models of a recipe, and yield a line for each bundle. Raises PantherSegError."""
     if task or recipe:
         settings = load_recipe(recipe or task_recipe(int(task or 0)))
         bundles = pack_models(source, target, settings)
-        yield from map(_line, bundles)
+        yield from map(describe, bundles)
         wanted = settings.localizer
         if wanted is not None and all(bundle.path.name != wanted.model for bundle in bundles):
             logger.warning("no model '%s' in %s: the members will search the whole volume", wanted.model, source)
         return
     model = open_model(source, checkpoint=checkpoint)
     if isinstance(model, Bundle):
-        raise ModelError(source, expected="an nnU-Net model folder", found="a bundle, which is packed already")
-    yield _line(pack(model, target))
+        raise ModelError(source, expected="a model folder", found="a bundle, which is already packed")
+    yield describe(pack(model, target))
 
 
-def _line(bundle: Bundle) -> str:
+def describe(bundle: Bundle) -> str:
+    """Return a line with the path, folds, labels and size of a bundle."""
     size = sum(path.stat().st_size for path in bundle.path.iterdir())
     folds = f"folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}"
-    return f"{bundle.path}: {folds}, {bundle.said_labels()}, {size / 1e6:.1f} MB"
+    return f"{bundle.path}: {folds}, {bundle.describe_labels()}, {size / 1e6:.1f} MB"

@@ -29,7 +29,7 @@ from pantherseg.grand_challenge.stream import (
 from pantherseg.grand_challenge.verdict import Verdict, first_few
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import ModelFolder, by_role, check_labels, find_models
-from pantherseg.packing import check_archive
+from pantherseg.packing.checkpoint import check_archive
 from pantherseg.recipe import Recipe
 from pantherseg.weights.archive import allowed_bytes
 
@@ -126,9 +126,8 @@ def _no_localizer(recipe: Recipe) -> str:
 
 
 def _bundle(bundle: Bundle, role: str, recipe: Recipe) -> str:
-    """Check a bundle's folds against their checksums, and that it has the labels that are asked for."""
-    for fold in bundle.folds:
-        bundle.verify(fold)
+    """Check a bundle's files against their checksums, and that it has the labels that are asked for."""
+    bundle.verify_all()
     check_labels(role, bundle, recipe)
     return f"a bundle, folds {' '.join(bundle.folds)} as their checksums say"
 

@@ -25,7 +25,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerp
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from pantherseg.packing import check_fit, read_checkpoint
+from pantherseg.packing.checkpoint import check_fit, read_checkpoint
 from pantherseg.training.recipe import Plan, Schedule, TrainingRecipe
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io.itk import read_image, read_labels
 from pantherseg.machine.allocator import keep_freed_memory
-from pantherseg.models.bundle import PLANS, read_json
-from pantherseg.models.find import CHECKPOINT, open_model_folder
-from pantherseg.packing import as_bundle
+from pantherseg.models.find import open_model_folder
+from pantherseg.packing.pack import as_bundle
+from pantherseg.packing.sources.nnunet import CHECKPOINT, PLANS, read_json
 from pantherseg.training.dataset import LABELS, list_cases, write_nnunet_dataset
 from pantherseg.training.nnunet import plan, train_fold, workspace
 from pantherseg.training.recipe import TrainingRecipe

@@ -86,7 +86,7 @@ class OpenVinoBackend:
             if network + sums <= free:
                 yield Placement(data, backend, coarser)
             if network > free:
-                expected = f"{_mb(network)} for a patch of {bundle.shown.name} in {backend.precision}"
+                expected = f"{_mb(network)} for a patch of {bundle.display_path.name} in {backend.precision}"
                 short = DeviceMemoryError("memory", expected=expected, found=f"{_mb(free)} free", hint=HINT)
                 continue
             try:
@@ -118,7 +118,7 @@ class OpenVinoBackend:
         Never below what was measured (`python -m bench --full memory`), and at most half above.
         """
         manifest = bundle.manifest
-        return BYTES[self.precision] * (manifest.live_values + 2 * manifest.weights) + CODE_BYTES
+        return BYTES[self.precision] * (manifest.peak_activations + 2 * manifest.weights) + CODE_BYTES
 
     def _compiled(self, bundle: Bundle, fold: str) -> ov.InferRequest:
         try:

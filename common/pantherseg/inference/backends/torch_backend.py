@@ -21,7 +21,8 @@ from pantherseg.inference.backends import Mode, Placement, sum_bytes
 from pantherseg.machine.allocator import keep_freed_memory
 from pantherseg.machine.cpus import usable_cpus
 from pantherseg.machine.memory import MB
-from pantherseg.models.bundle import MANIFEST, Bundle
+from pantherseg.models.bundle import Bundle
+from pantherseg.models.manifest import MANIFEST
 from pantherseg.networks import build_network, distinct_tensors
 
 # What cuDNN may want for its convolutions beside their input and output: an allowance, as it depends on the device.
@@ -95,7 +96,7 @@ class TorchBackend:
             self._built = None  # its room is free for this one
         room, network, sums = self._room(), self._network_bytes(bundle), sum_bytes(data, bundle)
         if network > room:
-            expected = f"{network // MB} MB for a patch of {bundle.shown.name}"
+            expected = f"{network // MB} MB for a patch of {bundle.display_path.name}"
             raise DeviceMemoryError(self.device, expected=expected, found=f"{max(0, room) // MB} MB free")
         if network + sums <= room and (placed := self._placed(image)) is not None:
             yield Placement(placed, self)
@@ -175,7 +176,7 @@ class TorchBackend:
         weights = bundle.manifest.weights
         there = self._built is not None and self._built[0] == bundle.path
         half = torch.float16.itemsize
-        return (half if there else half + 4) * weights + half * bundle.manifest.live_values + CONVOLUTION_BYTES
+        return (half if there else half + 4) * weights + half * bundle.manifest.peak_activations + CONVOLUTION_BYTES
 
 
 def _line(error: object) -> str:
