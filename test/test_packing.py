@@ -522,9 +522,7 @@ def test_without_torch_the_error_says_how_to_pack(
             attempt()
         saw(caught.value)
         text = str(caught.value)
-        assert text.startswith(
-            f"{demo_folder.path}: expected a bundle, found a model folder, and no torch to read"
-        )
+        assert text.startswith(f"{demo_folder.path}: expected a bundle, found a model folder, and no torch to read")
         assert f"run `pantherseg pack {demo_folder.path} BUNDLE` where they are installed" in text
     assert list(tmp_path.iterdir()) == []
     bundle = open_bundle(DEMO_WEIGHTS / "task1")

@@ -75,10 +75,12 @@ class Graph:
 def make_graph(network: nn.Module, shape: tuple[int, ...]) -> Graph:
     """Return the graph of a network for an input of `shape`. Replaces the weights of the network.
 
-    Raises ValueError for norms with running statistics, and if the graph would contain weights in another form.
+    Raises ValueError for norms with running statistics, and if the graph would contain weights in another form: they
+    would be the same for all folds.
     """
     names = _fill_with_distinct_values(network)
     _use_accurate_norms(network)
+    missing = _used_tensors(network, shape)
     tree, values = _convert(network, shape)
     constants = bytearray()
     for data in tree.iterfind(CONSTANT):
@@ -86,9 +88,12 @@ def make_graph(network: nn.Module, shape: tuple[int, ...]) -> Graph:
         content = values[start : start + size]
         if (name := names.get(content)) is not None:
             data.set("tensor", name)
+            missing.discard(name)
         else:
             data.set("offset", str(len(constants)))
             constants += content + bytes(-len(content) % 8)
+    if missing:
+        raise ValueError(f"the graph does not contain {min(missing)} unchanged")
     if len(constants) > MAX_CONSTANT_BYTES:
         raise ValueError(f"the graph contains {len(constants)} bytes of constants, which must be transformed weights")
     return Graph(tree, np.frombuffer(bytes(constants), np.uint8))
@@ -144,6 +149,17 @@ def _fill_with_distinct_values(network: nn.Module) -> dict[bytes, str]:
             value.copy_(torch.rand(value.shape, generator=generator))
         names[value.numpy().tobytes()] = name
     return names
+
+
+def _used_tensors(network: nn.Module, shape: tuple[int, ...]) -> set[str]:
+    """Return the names of the floating-point tensors on which the output of a network depends."""
+    on_meta = copy.deepcopy(network).to("meta")
+    known = distinct_tensors(network)
+    tensors = {name: value for name, value in (*on_meta.named_parameters(), *on_meta.named_buffers()) if name in known}
+    tensors = {name: value.requires_grad_() for name, value in tensors.items() if value.is_floating_point()}
+    output = on_meta(torch.empty(shape, device="meta")).sum()
+    gradients = torch.autograd.grad(output, list(tensors.values()), allow_unused=True)
+    return {name for name, gradient in zip(tensors, gradients, strict=True) if gradient is not None}
 
 
 def _use_accurate_norms(module: nn.Module) -> None:
