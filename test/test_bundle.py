@@ -25,6 +25,8 @@ from pantherseg.tables import Table
 
 FOLD = "fold_0.safetensors"
 TENSOR = "encoder.stem.convs.0.conv.weight"
+NAMES_FILE = "an error that names the file"
+LATER = pytest.mark.fault("models", "a model packed by a later version", "an error that says what to do")
 KEYS = sorted(json.loads((DEMO_WEIGHTS / "task1" / MANIFEST).read_text()))
 Tensors = dict[str, Any]
 
@@ -34,14 +36,6 @@ def error_about(folder: Path, named: str) -> str:
     with pytest.raises(ModelError) as caught:
         open_bundle(folder).verify_all()
     return one_line_about(folder / named, caught.value)
-
-
-def change_tensors(bundle: CopiedBundle, change: Callable[[Tensors], object]) -> None:
-    """Change the tensors of a fold's file, and write its new checksum to the manifest."""
-    tensors = load_file(bundle.path / FOLD)
-    change(tensors)
-    save_file(tensors, bundle.path / FOLD)
-    bundle.seal()
 
 
 def flip_a_bit(path: Path) -> None:
@@ -72,12 +66,7 @@ def test_the_demo_bundles_are_complete(role: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            GRAPH,
-            marks=pytest.mark.fault(
-                "models", "one byte of the network's graph is changed", "an error that names the file"
-            ),
-        ),
+        pytest.param(GRAPH, marks=pytest.mark.fault("models", "one byte of the graph is changed", NAMES_FILE)),
         PLANS,
         DATASET,
         "fold_0.safetensors",
@@ -113,7 +102,7 @@ def test_names_a_missing_fold(copied_bundle: CopiedBundle) -> None:
     assert open_bundle(copied_bundle.path, folds=[4, 0]).folds == ("4", "0")
 
 
-@pytest.mark.fault("models", "a model without its manifest", "an error that names the file")
+@pytest.mark.fault("models", "a model without its manifest", NAMES_FILE)
 def test_names_a_missing_manifest(copied_bundle: CopiedBundle, tmp_path: Path) -> None:
     (copied_bundle.path / MANIFEST).unlink()
     assert is_bundle(copied_bundle.path), "folds without a manifest are an incomplete bundle"
@@ -133,9 +122,7 @@ def test_refuses_a_file_without_a_checksum(copied_bundle: CopiedBundle, name: st
     "schema",
     [
         1,
-        pytest.param(
-            3, marks=pytest.mark.fault("models", "a model packed by a later version", "an error that says what to do")
-        ),
+        pytest.param(3, marks=LATER),
         "2",
         None,
         [2],
@@ -152,7 +139,7 @@ def test_another_schema_must_be_packed_again(copied_bundle: CopiedBundle, schema
     "content",
     [
         b"",
-        pytest.param(b"{", marks=pytest.mark.fault("models", "the manifest is cut off", "an error that names it")),
+        pytest.param(b"{", marks=pytest.mark.fault("models", "the manifest is cut off", NAMES_FILE)),
         b"nonsense",
         b"\xff\xfe\x00",
         b"[]",
@@ -226,71 +213,46 @@ def test_a_registered_intensity_scheme_runs_from_a_bundle(copied_bundle: CopiedB
     assert 0.04 < (data == 0).mean() < 0.06
 
 
-def with_another_tensor(tensors: Tensors) -> str:
-    tensors["extra"] = np.ones((2, 3), np.float32)
-    return "(extra: none), found (2, 3)"
+def set_weight(value: float) -> Callable[[Tensors], object]:
+    def change(tensors: Tensors) -> None:
+        tensors[TENSOR][-1, 0, 2, 2, 2] = value
+
+    return change
 
 
-def without_a_tensor(tensors: Tensors) -> str:
-    del tensors[TENSOR]
-    return f"({TENSOR}: (8, 1, 3, 3, 3)), found none"
+def replace_tensor(change: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[Tensors], object]:
+    return lambda tensors: tensors.update({TENSOR: change(tensors[TENSOR])})
 
 
-def with_another_shape(tensors: Tensors) -> str:
-    tensors[TENSOR] = tensors[TENSOR][0]
-    return f"({TENSOR}: (8, 1, 3, 3, 3)), found (1, 3, 3, 3)"
-
-
-def with_float16(tensors: Tensors) -> str:
-    tensors[TENSOR] = tensors[TENSOR].astype(np.float16)
-    return f"expected float32 values in {TENSOR}, found F16"
-
-
-def with_integers(tensors: Tensors) -> str:
-    tensors[TENSOR] = tensors[TENSOR].astype(np.int32)
-    return f"expected float32 values in {TENSOR}, found I32"
-
-
-def with_infinity(tensors: Tensors) -> str:
-    tensors[TENSOR][-1, 0, 2, 2, 2] = -np.inf
-    return f"expected finite values in {TENSOR}, found NaN or infinite values"
-
-
-def with_nan(tensors: Tensors) -> str:
-    tensors[TENSOR][-1, 0, 2, 2, 2] = np.nan
-    return f"expected finite values in {TENSOR}, found NaN or infinite values"
-
-
-def without_constants(tensors: Tensors) -> str:
-    del tensors[GRAPH_CONSTANTS]
-    return f"expected a tensor {GRAPH_CONSTANTS}, found none"
+SHAPE = f"({TENSOR}: (8, 1, 3, 3, 3)), found"
+FINITE = f"expected finite values in {TENSOR}, found NaN or infinite values"
+NAN = pytest.mark.fault("models", "a weight is NaN", "an error that names the fold and the weight")
+CONSTANTS = pytest.mark.fault("models", "a fold without the constants of the graph", NAMES_FILE)
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("change", "message"),
     [
-        with_another_tensor,
-        without_a_tensor,
-        with_another_shape,
-        with_float16,
-        with_integers,
-        with_infinity,
-        pytest.param(
-            with_nan,
-            marks=pytest.mark.fault("models", "a weight is NaN", "an error that names the fold and the weight"),
-        ),
-        pytest.param(
-            without_constants,
-            marks=pytest.mark.fault(
-                "models", "a fold without the constants of the network's graph", "an error that names the file"
-            ),
-        ),
+        (lambda tensors: tensors.update(extra=np.ones((2, 3), np.float32)), "(extra: none), found (2, 3)"),
+        (lambda tensors: tensors.pop(TENSOR), f"{SHAPE} none"),
+        (replace_tensor(lambda value: value[0]), f"{SHAPE} (1, 3, 3, 3)"),
+        (replace_tensor(lambda value: value.astype(np.float16)), f"expected float32 values in {TENSOR}, found F16"),
+        (replace_tensor(lambda value: value.astype(np.float64)), f"expected float32 values in {TENSOR}, found F64"),
+        (replace_tensor(lambda value: value.astype(np.int32)), f"expected float32 values in {TENSOR}, found I32"),
+        (set_weight(np.inf), FINITE),
+        (set_weight(-np.inf), FINITE),
+        pytest.param(set_weight(np.nan), FINITE, marks=NAN),
+        pytest.param(lambda tensors: tensors.pop(GRAPH_CONSTANTS), f"a tensor {GRAPH_CONSTANTS}", marks=CONSTANTS),
     ],
 )
-def test_refuses_a_fold_with_wrong_tensors(copied_bundle: CopiedBundle, damage: Callable[[Tensors], str]) -> None:
-    messages: list[str] = []
-    change_tensors(copied_bundle, lambda tensors: messages.append(damage(tensors)))
-    assert error_about(copied_bundle.path, FOLD).endswith(messages[0])
+def test_refuses_a_fold_with_wrong_tensors(
+    copied_bundle: CopiedBundle, change: Callable[[Tensors], object], message: str
+) -> None:
+    tensors = load_file(copied_bundle.path / FOLD)
+    change(tensors)
+    save_file(tensors, copied_bundle.path / FOLD)
+    copied_bundle.seal()
+    assert message in error_about(copied_bundle.path, FOLD)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, 20_000, 1_000_000, -1])
@@ -368,7 +330,7 @@ def test_refuses_arbitrary_bytes_as_a_fold(copied_bundle: CopiedBundle, content:
 @pytest.mark.fault(
     "models",
     "the weights of a fold are in another order, so that the graph would confuse them",
-    "an error that names the file",
+    NAMES_FILE,
 )
 def test_refuses_tensors_in_another_order(copied_bundle: CopiedBundle) -> None:
     """Two tensors of the same size swap their positions in the file, which stays valid."""

@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -515,8 +514,7 @@ def test_describes_a_bundle_with_its_labels() -> None:
 def test_without_torch_the_error_says_how_to_pack(
     demo_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = import_module("pantherseg.packing.pack")
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    monkeypatch.setattr("pantherseg.packing.pack.find_spec", lambda name: None if name == "torch" else find_spec(name))
     for attempt in (lambda: pack(demo_folder, tmp_path / "bundle"), lambda: as_bundle(demo_folder)):
         with pytest.raises(ModelError) as caught:
             attempt()
@@ -615,7 +613,7 @@ def test_names_a_full_disk(changed_model: ChangedModel, tmp_path: Path, monkeypa
         raise SafetensorError("I/O error: No space left on device")
 
     folder = changed_model(folds=1)
-    monkeypatch.setattr(import_module("pantherseg.packing.pack"), "save_file", full)
+    monkeypatch.setattr("pantherseg.packing.pack.save_file", full)
     with pytest.raises(OutputError, match=r"bundle: expected to write this bundle, found I/O error: No space left"):
         pack(open_model_folder(folder), tmp_path / "bundle")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

@@ -1,8 +1,10 @@
-"""Variants, network families and model folders of other frameworks are added by one registration each."""
+"""Network families and model folders of other frameworks are added by one registration each."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -197,6 +199,11 @@ def test_finds_packs_and_runs_a_model_of_a_registered_source_and_family(folder: 
     network = build_network(folder, manifest.architecture, classes=2)
     network.load_state_dict(torch.load(folder / "fold_0" / "weights.pt", weights_only=True))
     assert network(prepared).shape == (1, 2, *array.shape)
+
+
+def test_finding_models_does_not_import_torch() -> None:
+    code = "import sys, pantherseg.models.find; sys.exit(bool({'torch', 'nnunetv2', 'openvino'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_refuses_an_unknown_family_and_invalid_settings(tmp_path: Path) -> None:
