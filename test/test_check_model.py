@@ -303,7 +303,7 @@ def not_a_number(task1: Path) -> None:
         (changed("plans.json"), RUNS, "plans.json: expected SHA-256"),
         (changed("manifest.json"), EVERY_MODEL, "manifest.json: expected a bundle's manifest"),
         (changed("fold_4.safetensors"), RUNS, "fold_4.safetensors: expected SHA-256"),
-        (not_a_number, RUNS, "fold_2.safetensors: expected finite numbers"),
+        (not_a_number, RUNS, "fold_2.safetensors: expected finite values"),
         (shutil.rmtree, EVERY_MODEL, "expected one bundle or nnU-Net model folder"),
         (lambda task1: shutil.copytree(task1, task1.parent / "other"), "", ""),
     ],

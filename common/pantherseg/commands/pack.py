@@ -30,7 +30,7 @@ def pack_source(
         return
     model = open_model(source, checkpoint=checkpoint)
     if isinstance(model, Bundle):
-        raise ModelError(source, expected="a model folder", found="a bundle, which is already packed")
+        raise ModelError(source, expected="a model folder", found="a bundle, which is packed already")
     yield describe(pack(model, target))
 
 
