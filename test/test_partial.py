@@ -337,6 +337,6 @@ def test_the_default_is_three_folds() -> None:
 def test_members_with_different_classes_are_refused_before_anything_runs() -> None:
     members = [Member(model="task1"), Member(model="localizer")]
     recipe = msgspec.structs.replace(TASK1, members=members)
-    with pytest.raises(ModelError, match=r"localizer: expected 3 classes, as .*task1 has, found 8") as caught:
+    with pytest.raises(ModelError, match=r"localizer: expected 3 classes, as in .*task1, found 8") as caught:
         load_system(recipe, DEMO_WEIGHTS, device="cpu")
     saw(caught.value)
