@@ -18,7 +18,7 @@ from typing import Any
 from bench import growth, memory, parity, planned, rates, resampling, speed
 from bench.processes import machine
 from pantherseg.files import write_text
-from pantherseg.packing import pack
+from pantherseg.packing.pack import pack
 
 RESULTS = Path(__file__).parent / "results"
 CASES, SHORT_CASES = {1: 20, 2: 20}, {2: 1}

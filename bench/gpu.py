@@ -27,7 +27,7 @@ from bench import parity, planned
 from bench.processes import Run, machine
 from bench.side_by_side import CROP, FOLDS, Bench, Network
 from pantherseg.files import write_text
-from pantherseg.networks import read_plan
+from pantherseg.packing.sources.nnunet import read_configuration
 from pantherseg.volume import Grid
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
@@ -147,9 +147,10 @@ def measured_run(run: Callable[[], Run]) -> dict[str, Any]:
 
 
 def time_candidates(network: Network, device: str, clock: Clock, work: Path) -> dict[str, dict[str, Any]]:
-    """Measure the forward pass of one patch with each candidate for `fast`, and its largest difference from `exact`."""
-    plan = read_plan(planned.make_folder(network.plans(work), work / "model", folds=1).path, "3d_fullres")
-    image = torch.randn(1, 1, *plan.patch, generator=torch.Generator().manual_seed(0)).to(device)
+    """Time one patch's forward pass in each way that might serve as `fast`, and how far its logits are from `exact`."""
+    folder = planned.make_folder(network.plans(work), work / "model", folds=1).path
+    configuration = read_configuration(folder, "3d_fullres")
+    image = torch.randn(1, 1, *configuration.patch, generator=torch.Generator().manual_seed(0)).to(device)
     candidates: dict[str, Callable[[nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = {
         "exact": lambda module: module,
         "channels last": lambda module: module.to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
@@ -163,7 +164,7 @@ def time_candidates(network: Network, device: str, clock: Clock, work: Path) -> 
         if not clock.allows(f"fast by {name}"):
             continue
         torch.manual_seed(0)
-        forward = prepare(plan.network().to(device))
+        forward = prepare(configuration.network().to(device))
         began = time.monotonic()
         try:
             logits = _forward(forward, image)

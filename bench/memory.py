@@ -15,7 +15,7 @@ from bench import planned
 from bench.processes import run
 from pantherseg.io import write_volume
 from pantherseg.machine.memory import MB
-from pantherseg.packing import pack
+from pantherseg.packing.pack import pack
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.phantom import make_phantom
 from pantherseg.volume import Grid, Volume

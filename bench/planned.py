@@ -1,4 +1,4 @@
-"""Model folders as nnU-Net's own planners and trainers leave them, for measuring: any size, any number of folds."""
+"""Model folders like those of nnU-Net's planners and trainers, of any size and number of folds, for benchmarks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 
 from pantherseg.io import write_volume
-from pantherseg.models.find import CHECKPOINT, ModelFolder, open_model_folder
-from pantherseg.networks import read_plan
+from pantherseg.models.find import ModelFolder, open_model_folder
+from pantherseg.packing.sources.nnunet import CHECKPOINT, read_configuration
 from pantherseg.training.nnunet import workspace
 from pantherseg.volume import Grid, Volume
 
@@ -33,14 +33,14 @@ PLANNERS: dict[str, Callable[..., ExperimentPlanner]] = {
 }
 DATASET = "Dataset900_bench"
 LABELS = {"background": 0, "tumour": 1, "pancreas": 2}
-# Enough that the planner's rule of 5 % of all voxels a batch does not shrink anything.
+# Large enough that the planner's limit of 5 % of all voxels in a batch does not shrink the batch.
 CASES = 100
 INTENSITIES = {"mean": 300.0, "std": 180.0, "percentile_00_5": 90.0, "percentile_99_5": 1100.0}
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a planner looks at: the median volume (z, y, x), its spacing in mm, and the network's (target)."""
+    """Input of a planner: the shape (z, y, x) of the median volume, its spacing in mm, and the network's (target)."""
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
@@ -54,7 +54,7 @@ T2_1MM = Data(T2.shape, T2.spacing, target=(1.0, 1.0, 1.0))
 
 
 def make_plans(planner: str, data: Data, work: Path, *, base_features: int = 32) -> dict[str, Any]:
-    """Return the plans that one of nnU-Net's planners makes for such data."""
+    """Return the plans of one of nnU-Net's planners for some data."""
     with workspace(work), contextlib.redirect_stdout(io.StringIO()):
         raw, preprocessed = work / "raw" / DATASET, work / "preprocessed" / DATASET
         content = {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": CASES, "file_ending": ".mha"}
@@ -78,15 +78,15 @@ def make_plans(planner: str, data: Data, work: Path, *, base_features: int = 32)
 
 
 def make_folder(plans: dict[str, Any], folder: Path, *, folds: int, configuration: str = "3d_fullres") -> ModelFolder:
-    """Write a model folder with untrained folds, each with an optimizer's state as nnU-Net's trainer saves it."""
+    """Write a model folder with untrained folds, each with optimizer state as nnU-Net's trainer saves it."""
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(plans))
     dataset = {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": CASES, "file_ending": ".mha"}
     (folder / "dataset.json").write_text(json.dumps(dataset))
-    plan = read_plan(folder, configuration)
+    settings = read_configuration(folder, configuration)
     for fold in range(folds):
         torch.manual_seed(fold)
-        network = plan.network()
+        network = settings.network()
         momenta = {i: {"momentum_buffer": torch.zeros_like(value)} for i, value in enumerate(network.parameters())}
         (folder / f"fold_{fold}").mkdir()
         torch.save(
@@ -95,7 +95,7 @@ def make_folder(plans: dict[str, Any], folder: Path, *, folds: int, configuratio
                 "optimizer_state": {"state": momenta, "param_groups": [{"lr": 0.01, "params": list(momenta)}]},
                 "init_args": {"configuration": configuration, "plans": plans, "dataset_json": dataset, "fold": fold},
                 "trainer_name": "nnUNetTrainer",
-                "inference_allowed_mirroring_axes": tuple(range(len(plan.patch))),
+                "inference_allowed_mirroring_axes": tuple(range(len(settings.patch))),
             },
             folder / f"fold_{fold}" / CHECKPOINT,
         )

@@ -1,4 +1,4 @@
-"""nnU-Net's own predictor in one process, as a person would call it from Python; for timing whole processes.
+"""nnU-Net's own predictor, called from Python in one process, to time whole processes.
 
 python -m bench.reference MODEL_FOLDER IMAGE OUTPUT [--device cpu|cuda] [--folds 0 1 ...] [--mirroring]
 """

@@ -18,7 +18,7 @@ from scipy import ndimage
 from bench import planned
 from bench.processes import Run, run
 from pantherseg.io import read_labels, write_volume
-from pantherseg.packing import pack
+from pantherseg.packing.pack import pack
 from pantherseg.phantom import make_phantom
 from pantherseg.volume import Grid, Volume
 

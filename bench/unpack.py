@@ -1,4 +1,4 @@
-"""A bundle back into the model folder that it was packed of, for what only nnU-Net itself can show."""
+"""A bundle back into an nnU-Net model folder, for comparisons with nnU-Net itself."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from pantherseg.models.bundle import DATASET, PLANS, Bundle
+from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import ModelFolder, open_model_folder
-from pantherseg.networks import distinct_tensors, read_plan
+from pantherseg.models.manifest import MANIFEST
+from pantherseg.networks import build_network, distinct_tensors
 
 
 def unpack(bundle: Bundle, folder: Path) -> ModelFolder:
-    """Write a bundle's folds as nnU-Net's checkpoints, without the state of an optimizer."""
+    """Write the folds of a bundle that was packed from an nnU-Net folder as checkpoints without optimizer state."""
     manifest = bundle.manifest
+    record = manifest.provenance.record
     folder.mkdir(parents=True)
-    for name in (PLANS, DATASET):
+    for name in manifest.provenance.files_sha256:
         shutil.copyfile(bundle.path / name, folder / name)
-    network = read_plan(folder, manifest.provenance.configuration).network()
+    network = build_network(bundle.path / MANIFEST, manifest.architecture, classes=manifest.classes)
     for fold in bundle.folds:
         values = load_file(bundle.verify(fold))
         for name, tensor in distinct_tensors(network).items():
@@ -28,8 +30,8 @@ def unpack(bundle: Bundle, folder: Path) -> ModelFolder:
         torch.save(
             {
                 "network_weights": network.state_dict(),
-                "init_args": {"configuration": manifest.provenance.configuration},
-                "trainer_name": manifest.provenance.trainer,
+                "init_args": {"configuration": record["configuration"]},
+                "trainer_name": record["trainer"],
                 "inference_allowed_mirroring_axes": manifest.mirroring_axes or None,
             },
             folder / f"fold_{fold}" / manifest.checkpoint,

@@ -15,8 +15,10 @@ import pytest
 from numpy.typing import NDArray
 
 from matrix import saw
-from pantherseg.models.bundle import DATASET, MANIFEST, PLANS, Bundle, open_bundle, sha256_of
-from pantherseg.models.find import CHECKPOINT, ModelFolder, open_model_folder
+from pantherseg.models.bundle import GRAPH, Bundle, open_bundle, sha256_of
+from pantherseg.models.find import ModelFolder, open_model_folder
+from pantherseg.models.manifest import MANIFEST
+from pantherseg.packing.sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.phantom import make_phantom
 from pantherseg.volume import Box, Volume
@@ -109,7 +111,7 @@ def tiled_folder(demo_folder: ModelFolder, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def tiled_bundle(tiled_folder: ModelFolder) -> Bundle:
     """The same as a bundle."""
-    from pantherseg.packing import as_bundle
+    from pantherseg.packing.pack import as_bundle
 
     return as_bundle(tiled_folder)
 
@@ -127,9 +129,9 @@ class CopiedBundle:
         (self.path / MANIFEST).write_text(json.dumps(manifest | entries))
 
     def seal(self) -> None:
-        """Write the files' checksums, as they are now, to the manifest."""
-        names = (path for path in self.path.iterdir() if path.name != MANIFEST)
-        self.change(sha256={path.name: sha256_of(path) for path in names})
+        """Write the checksums of the graph and the folds, as they are now, to the manifest."""
+        paths = [self.path / GRAPH, *self.path.glob("fold_*.safetensors")]
+        self.change(sha256={path.name: sha256_of(path) for path in paths})
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from mrsegmentator.config import MODEL_REGISTRY
 
 from matrix import saw
 from pantherseg.errors import DownloadError, ModelError, RecipeError
-from pantherseg.models.bundle import DATASET, PLANS, open_bundle
-from pantherseg.models.find import CHECKPOINT, ModelFolder, find_models, open_model_folder
+from pantherseg.models.bundle import open_bundle
+from pantherseg.models.find import ModelFolder, find_models, open_model_folder
+from pantherseg.packing.sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.paths import task_recipe
 from pantherseg.pipeline import load_system
 from pantherseg.recipe import load_recipe

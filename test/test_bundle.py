@@ -1,4 +1,4 @@
-"""Bundles are checked before anything of them is used; what is wrong is said in one line that names the file."""
+"""Bundles are checked before they are used; each error is one line that names the file."""
 
 from __future__ import annotations
 
@@ -11,273 +11,256 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from conftest import CopiedBundle, one_line_about
 from pantherseg.errors import ModelError
-from pantherseg.models.bundle import (
-    DATASET,
-    GRAPH,
-    GRAPH_CONSTANTS,
-    MANIFEST,
-    PLANS,
-    is_bundle,
-    open_bundle,
-    read_header,
-    read_json,
-    sha256_of,
-)
+from pantherseg.models.bundle import GRAPH, GRAPH_CONSTANTS, is_bundle, open_bundle, read_header, sha256_of
+from pantherseg.models.manifest import MANIFEST
+from pantherseg.packing.sources.nnunet import DATASET, PLANS
 from pantherseg.paths import DEMO_WEIGHTS
+from pantherseg.preprocessing.intensity import IntensityScheme, register_intensity_scheme
+from pantherseg.tables import Table
 
 FOLD = "fold_0.safetensors"
 TENSOR = "encoder.stem.convs.0.conv.weight"
+NAMES_FILE = "an error that names the file"
+LATER = pytest.mark.fault("models", "a model packed by a later version", "an error that says what to do")
+KEYS = sorted(json.loads((DEMO_WEIGHTS / "task1" / MANIFEST).read_text()))
 Tensors = dict[str, Any]
 
 
-def verify_all(folder: Path) -> None:
-    bundle = open_bundle(folder)
-    for fold in bundle.folds:
-        bundle.verify(fold)
-
-
-def reason(folder: Path, named: str) -> str:
-    """Open a bundle, load its folds, and return the error, which must begin with the file."""
+def error_about(folder: Path, named: str) -> str:
+    """Open and verify a bundle, which must fail, and return the error, which must name a file."""
     with pytest.raises(ModelError) as caught:
-        verify_all(folder)
+        open_bundle(folder).verify_all()
     return one_line_about(folder / named, caught.value)
 
 
-def changed_tensors(bundle: CopiedBundle, change: Callable[[Tensors], object]) -> None:
-    """Change the tensors of a fold's file and make its checksum right again."""
-    tensors = load_file(bundle.path / FOLD)
-    change(tensors)
-    save_file(tensors, bundle.path / FOLD)
-    bundle.seal()
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("role", ["task1", "task2", "localizer"])
-def test_the_demo_bundles_are_sound(role: str) -> None:
+def test_the_demo_bundles_are_complete(role: str) -> None:
     bundle = open_bundle(DEMO_WEIGHTS / role)
-    assert is_bundle(bundle.path)
+    bundle.verify_all()
     manifest = bundle.manifest
-    assert manifest.sha256.keys() == {GRAPH, PLANS, DATASET, *(bundle.weights_path(fold).name for fold in bundle.folds)}
+    assert is_bundle(bundle.path)
+    assert manifest.sha256.keys() == {GRAPH, *(bundle.weights_path(fold).name for fold in bundle.folds)}
+    assert manifest.provenance.files_sha256.keys() == {PLANS, DATASET}
+    assert manifest.classes == len(manifest.labels)
     for fold in bundle.folds:
-        values = load_file(bundle.verify(fold))
+        values = load_file(bundle.weights_path(fold))
         constants = values.pop(GRAPH_CONSTANTS)
         assert constants.dtype == np.uint8
         assert {name: value.shape for name, value in values.items()} == manifest.tensors
         assert {value.dtype for value in values.values()} == {np.dtype(np.float32)}
-        assert (
-            sum(value.nbytes for value in values.values()) + constants.nbytes
-            > 0.97 * bundle.weights_path(fold).stat().st_size
-        ), "every number is there once"
-    assert manifest.classes == len(manifest.labels)
-
-
-def test_a_copy_is_as_good(copied_bundle: CopiedBundle) -> None:
-    bundle = open_bundle(copied_bundle.path)
-    assert bundle.manifest == open_bundle(DEMO_WEIGHTS / "task1").manifest
-    assert [bundle.verify(fold).name for fold in bundle.folds] == [f"fold_{fold}.safetensors" for fold in range(5)]
+        size = sum(value.nbytes for value in values.values()) + constants.nbytes
+        assert size > 0.97 * bundle.weights_path(fold).stat().st_size, "each weight must be stored once"
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            GRAPH,
-            marks=pytest.mark.fault(
-                "models", "one byte of the network's graph is changed", "an error that names the file"
-            ),
-        ),
+        pytest.param(GRAPH, marks=pytest.mark.fault("models", "one byte of the graph is changed", NAMES_FILE)),
         PLANS,
         DATASET,
         "fold_0.safetensors",
         "fold_4.safetensors",
     ],
 )
-def test_every_changed_byte_is_noticed(copied_bundle: CopiedBundle, name: str) -> None:
+def test_detects_a_changed_byte(copied_bundle: CopiedBundle, name: str) -> None:
     path = copied_bundle.path / name
     before = sha256_of(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    text = reason(copied_bundle.path, name)
+    flip_a_bit(path)
+    text = error_about(copied_bundle.path, name)
     assert f"expected SHA-256 {before}, found {sha256_of(path)}; copy the bundle again" in text
 
 
 @pytest.mark.parametrize("name", [GRAPH, PLANS, DATASET])
-def test_a_missing_file_is_named(copied_bundle: CopiedBundle, name: str) -> None:
+def test_names_a_missing_file(copied_bundle: CopiedBundle, name: str) -> None:
     (copied_bundle.path / name).unlink()
-    assert reason(copied_bundle.path, name).endswith("found No such file or directory")
+    assert error_about(copied_bundle.path, name).endswith("found No such file or directory")
 
 
-def test_a_missing_fold_is_named(copied_bundle: CopiedBundle) -> None:
+@pytest.mark.parametrize("damage", [Path.unlink, flip_a_bit])
+def test_runs_without_the_files_of_its_source(copied_bundle: CopiedBundle, damage: Callable[[Path], None]) -> None:
+    for name in (PLANS, DATASET):
+        damage(copied_bundle.path / name)
+    bundle = open_bundle(copied_bundle.path)
+    for fold in bundle.folds:
+        bundle.verify(fold)
+
+
+def test_names_a_missing_fold(copied_bundle: CopiedBundle) -> None:
     (copied_bundle.path / "fold_3.safetensors").unlink()
-    assert reason(copied_bundle.path, "").endswith("expected folds 0 1 2 3 4, found no fold_3.safetensors")
+    assert error_about(copied_bundle.path, "").endswith("expected folds 0 1 2 3 4, found no fold_3.safetensors")
     assert open_bundle(copied_bundle.path, folds=[4, 0]).folds == ("4", "0")
 
 
-@pytest.mark.fault("models", "a model without its manifest", "an error that names the file")
-def test_a_missing_manifest_is_named(copied_bundle: CopiedBundle, tmp_path: Path) -> None:
+@pytest.mark.fault("models", "a model without its manifest", NAMES_FILE)
+def test_names_a_missing_manifest(copied_bundle: CopiedBundle, tmp_path: Path) -> None:
     (copied_bundle.path / MANIFEST).unlink()
-    assert is_bundle(copied_bundle.path), "folds alone are a bundle that lacks its manifest"
-    assert reason(copied_bundle.path, MANIFEST).endswith("found No such file or directory")
+    assert is_bundle(copied_bundle.path), "folds without a manifest are an incomplete bundle"
+    assert error_about(copied_bundle.path, MANIFEST).endswith("found No such file or directory")
     assert not is_bundle(tmp_path)
     assert not is_bundle(tmp_path / "missing")
 
 
-def test_a_file_without_a_checksum_is_not_used(copied_bundle: CopiedBundle) -> None:
+@pytest.mark.parametrize("name", [GRAPH, FOLD])
+def test_refuses_a_file_without_a_checksum(copied_bundle: CopiedBundle, name: str) -> None:
     sums = open_bundle(copied_bundle.path).manifest.sha256
-    for name in (GRAPH, FOLD):
-        copied_bundle.change(sha256={key: value for key, value in sums.items() if key != name})
-        assert "expected SHA-256 in manifest.json, found " in reason(copied_bundle.path, name)
+    copied_bundle.change(sha256={key: value for key, value in sums.items() if key != name})
+    assert "expected SHA-256 in manifest.json, found " in error_about(copied_bundle.path, name)
 
 
 @pytest.mark.parametrize(
     "schema",
     [
-        0,
-        pytest.param(
-            2, marks=pytest.mark.fault("models", "a model packed by a later version", "an error that says what to do")
-        ),
-        "1",
+        1,
+        pytest.param(3, marks=LATER),
+        "2",
         None,
-        [1],
-        1.5,
+        [2],
+        2.5,
     ],
 )
-def test_another_schema_asks_for_packing_again(copied_bundle: CopiedBundle, schema: object) -> None:
+def test_another_schema_must_be_packed_again(copied_bundle: CopiedBundle, schema: object) -> None:
     copied_bundle.change(schema=schema)
-    text = reason(copied_bundle.path, MANIFEST)
-    assert f"expected schema 1, found {schema}; pack the model again" in text
+    text = error_about(copied_bundle.path, MANIFEST)
+    assert f"expected schema 2, found {schema}; pack the model again" in text
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        pytest.param(
-            b"{", marks=pytest.mark.fault("models", "the manifest is not complete", "an error that names the file")
-        ),
+        pytest.param(b"{", marks=pytest.mark.fault("models", "the manifest is cut off", NAMES_FILE)),
         b"nonsense",
         b"\xff\xfe\x00",
         b"[]",
         b"3",
         b"null",
-        b'{"schema": 1}',
+        b'{"schema": 2}',
     ],
 )
-def test_a_manifest_that_is_none_is_named(copied_bundle: CopiedBundle, content: bytes) -> None:
+def test_refuses_an_invalid_manifest(copied_bundle: CopiedBundle, content: bytes) -> None:
     (copied_bundle.path / MANIFEST).write_bytes(content)
-    reason(copied_bundle.path, MANIFEST)
-
-
-KEYS = sorted(json.loads((DEMO_WEIGHTS / "task1" / MANIFEST).read_text()))
+    error_about(copied_bundle.path, MANIFEST)
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_every_key_of_the_manifest_is_needed(copied_bundle: CopiedBundle, key: str) -> None:
+def test_every_key_of_the_manifest_is_required_and_typed(copied_bundle: CopiedBundle, key: str) -> None:
     content = json.loads((copied_bundle.path / MANIFEST).read_text())
-    del content[key]
-    (copied_bundle.path / MANIFEST).write_text(json.dumps(content))
-    assert key in reason(copied_bundle.path, MANIFEST)
+    for damaged in ({name: value for name, value in content.items() if name != key}, content | {key: [{}]}):
+        (copied_bundle.path / MANIFEST).write_text(json.dumps(damaged))
+        assert key in error_about(copied_bundle.path, MANIFEST)
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_every_key_of_the_manifest_has_its_type(copied_bundle: CopiedBundle, key: str) -> None:
-    copied_bundle.change(**{key: [{}]})
-    assert "schema" in (text := reason(copied_bundle.path, MANIFEST)) or f"$.{key}" in text
-
-
-def test_unknown_keys_of_the_manifest_are_refused(copied_bundle: CopiedBundle) -> None:
+def test_refuses_unknown_keys_of_the_manifest(copied_bundle: CopiedBundle) -> None:
     copied_bundle.change(temperature=1.0)
-    assert "temperature" in reason(copied_bundle.path, MANIFEST)
+    assert "temperature" in error_about(copied_bundle.path, MANIFEST)
 
 
 @pytest.mark.parametrize(
-    ("part", "key", "value"),
+    "change",
     [
-        ("normalization", "scheme", "MyNormalization"),
-        ("normalization", "scheme", "CTNormalization"),
-        ("images", "function", "my_resampling"),
-        ("images", "order", 6),
-        ("logits", "mode", "bilinear"),
+        {"normalization": {"scheme": "MyNormalization"}},
+        {"normalization": {"scheme": "CTNormalization"}},
+        {"images": {"function": "my_resampling"}},
+        {"images": {"function": "resample_data_or_seg_to_shape", "order": 6}},
+        {"logits": {"function": "resample_torch_fornnunet", "mode": "bilinear"}},
+        {"spacing": [1.0]},
+        {"spacing": [1.0, 0.0, 1.0]},
+        {"transpose": [0, 1, 1]},
+        {"transpose": [0, 1]},
     ],
+    ids=str,
 )
-def test_preprocessing_that_is_unknown_is_refused(
-    copied_bundle: CopiedBundle, part: str, key: str, value: object
-) -> None:
+def test_refuses_invalid_preprocessing(copied_bundle: CopiedBundle, change: dict[str, object]) -> None:
     preprocessing = json.loads((copied_bundle.path / MANIFEST).read_text())["preprocessing"]
-    preprocessing[part][key] = value
+    copied_bundle.change(preprocessing=preprocessing | change)
+    assert "$.preprocessing" in error_about(copied_bundle.path, MANIFEST)
+
+
+@register_intensity_scheme("test.PercentileClip")
+class PercentileClip(Table, IntensityScheme, frozen=True):
+    """Clip an image to two of its percentiles, and divide by the range."""
+
+    low: float
+    high: float
+
+    def run(self, image: NDArray[np.float32]) -> None:
+        bounds = np.percentile(image, [self.low, self.high]).astype(np.float32)
+        np.clip(image, *bounds, out=image)
+        image -= bounds[0]
+        image /= bounds[1] - bounds[0]
+
+
+def test_a_registered_intensity_scheme_runs_from_a_bundle(copied_bundle: CopiedBundle) -> None:
+    preprocessing = json.loads((copied_bundle.path / MANIFEST).read_text())["preprocessing"]
+    preprocessing["normalization"] = {"scheme": "test.PercentileClip", "low": 5, "high": 95}
     copied_bundle.change(preprocessing=preprocessing)
-    assert f"$.preprocessing.{part}" in reason(copied_bundle.path, MANIFEST)
+    found = open_bundle(copied_bundle.path).manifest.preprocessing
+    assert found.normalization == PercentileClip(low=5.0, high=95.0)
+    volume = np.random.default_rng(0).uniform(1, 100, (8, 8, 8)).astype(np.float32)
+    data = found.run(volume, tuple(found.spacing)).data  # type: ignore[arg-type]
+    assert (data.min(), data.max()) == (0, 1)
+    assert 0.04 < (data == 0).mean() < 0.06
 
 
-@pytest.mark.parametrize(
-    "preprocessing", [{"spacing": [1.0]}, {"spacing": [1.0, 0.0, 1.0]}, {"transpose": [0, 1, 1]}, {"transpose": [0, 1]}]
-)
-def test_preprocessing_that_is_impossible_is_refused(
-    copied_bundle: CopiedBundle, preprocessing: dict[str, object]
-) -> None:
-    before = json.loads((copied_bundle.path / MANIFEST).read_text())["preprocessing"]
-    copied_bundle.change(preprocessing=before | preprocessing)
-    assert "$.preprocessing" in reason(copied_bundle.path, MANIFEST)
-
-
-def test_a_tensor_too_many_is_named(copied_bundle: CopiedBundle) -> None:
-    changed_tensors(copied_bundle, lambda tensors: tensors.update(extra=np.ones((2, 3), np.float32)))
-    assert reason(copied_bundle.path, FOLD).endswith("(extra: none), found (2, 3)")
-
-
-def test_a_tensor_that_is_missing_is_named(copied_bundle: CopiedBundle) -> None:
-    changed_tensors(copied_bundle, lambda tensors: tensors.pop(TENSOR))
-    assert reason(copied_bundle.path, FOLD).endswith(f"({TENSOR}: (8, 1, 3, 3, 3)), found none")
-
-
-def test_a_tensor_of_another_shape_is_named(copied_bundle: CopiedBundle) -> None:
-    changed_tensors(copied_bundle, lambda tensors: tensors.update({TENSOR: tensors[TENSOR][0]}))
-    assert reason(copied_bundle.path, FOLD).endswith(f"({TENSOR}: (8, 1, 3, 3, 3)), found (1, 3, 3, 3)")
-
-
-@pytest.mark.parametrize(("dtype", "name"), [(np.float16, "F16"), (np.float64, "F64"), (np.int32, "I32")])
-def test_a_tensor_of_another_dtype_is_named(copied_bundle: CopiedBundle, dtype: type, name: str) -> None:
-    changed_tensors(copied_bundle, lambda tensors: tensors.update({TENSOR: tensors[TENSOR].astype(dtype)}))
-    assert reason(copied_bundle.path, FOLD).endswith(f"expected float32 numbers in {TENSOR}, found {name}")
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(
-            np.nan,
-            marks=pytest.mark.fault(
-                "models", "a weight is not a number", "an error that names the fold and the weight"
-            ),
-        ),
-        np.inf,
-        -np.inf,
-    ],
-)
-def test_a_tensor_with_a_number_that_is_not_finite_is_named(copied_bundle: CopiedBundle, value: float) -> None:
-    def damage(tensors: Tensors) -> None:
+def set_weight(value: float) -> Callable[[Tensors], object]:
+    def change(tensors: Tensors) -> None:
         tensors[TENSOR][-1, 0, 2, 2, 2] = value
 
-    changed_tensors(copied_bundle, damage)
-    assert f"expected finite numbers in {TENSOR}, found NaN or infinite ones" in reason(copied_bundle.path, FOLD)
+    return change
 
 
-@pytest.mark.fault("models", "a fold without a part that the network needs", "an error that names the file")
-def test_a_fold_without_the_graphs_constants_is_named(copied_bundle: CopiedBundle) -> None:
-    changed_tensors(copied_bundle, lambda tensors: tensors.pop(GRAPH_CONSTANTS))
-    assert GRAPH_CONSTANTS in reason(copied_bundle.path, FOLD)
+def replace_tensor(change: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[Tensors], object]:
+    return lambda tensors: tensors.update({TENSOR: change(tensors[TENSOR])})
+
+
+SHAPE = f"({TENSOR}: (8, 1, 3, 3, 3)), found"
+FINITE = f"expected finite values in {TENSOR}, found NaN or infinite values"
+NAN = pytest.mark.fault("models", "a weight is NaN", "an error that names the fold and the weight")
+CONSTANTS = pytest.mark.fault("models", "a fold without the constants of the graph", NAMES_FILE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.update(extra=np.ones((2, 3), np.float32)), "(extra: none), found (2, 3)"),
+        (lambda tensors: tensors.pop(TENSOR), f"{SHAPE} none"),
+        (replace_tensor(lambda value: value[0]), f"{SHAPE} (1, 3, 3, 3)"),
+        (replace_tensor(lambda value: value.astype(np.float16)), f"expected float32 values in {TENSOR}, found F16"),
+        (replace_tensor(lambda value: value.astype(np.float64)), f"expected float32 values in {TENSOR}, found F64"),
+        (replace_tensor(lambda value: value.astype(np.int32)), f"expected float32 values in {TENSOR}, found I32"),
+        (set_weight(np.inf), FINITE),
+        (set_weight(-np.inf), FINITE),
+        pytest.param(set_weight(np.nan), FINITE, marks=NAN),
+        pytest.param(lambda tensors: tensors.pop(GRAPH_CONSTANTS), f"a tensor {GRAPH_CONSTANTS}", marks=CONSTANTS),
+    ],
+)
+def test_refuses_a_fold_with_wrong_tensors(
+    copied_bundle: CopiedBundle, change: Callable[[Tensors], object], message: str
+) -> None:
+    tensors = load_file(copied_bundle.path / FOLD)
+    change(tensors)
+    save_file(tensors, copied_bundle.path / FOLD)
+    copied_bundle.seal()
+    assert message in error_about(copied_bundle.path, FOLD)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, 20_000, 1_000_000, -1])
-def test_a_truncated_fold_is_named(copied_bundle: CopiedBundle, kept: int) -> None:
+def test_refuses_a_truncated_fold(copied_bundle: CopiedBundle, kept: int) -> None:
     path = copied_bundle.path / FOLD
     path.write_bytes(path.read_bytes()[:kept])
     copied_bundle.seal()
-    reason(copied_bundle.path, FOLD)
+    error_about(copied_bundle.path, FOLD)
 
 
 def header(content: object) -> bytes:
@@ -308,10 +291,10 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     ],
     ids=range(14),
 )
-def test_a_header_of_garbage_is_named(copied_bundle: CopiedBundle, content: bytes) -> None:
+def test_refuses_an_invalid_header(copied_bundle: CopiedBundle, content: bytes) -> None:
     (copied_bundle.path / FOLD).write_bytes(content)
     copied_bundle.seal()
-    reason(copied_bundle.path, FOLD)
+    error_about(copied_bundle.path, FOLD)
 
 
 @pytest.mark.parametrize(
@@ -326,31 +309,31 @@ def test_a_header_of_garbage_is_named(copied_bundle: CopiedBundle, content: byte
     ],
     ids=str,
 )
-def test_one_entry_of_the_header_that_is_wrong_is_named(copied_bundle: CopiedBundle, change: dict[str, object]) -> None:
+def test_refuses_a_wrong_entry_of_the_header(copied_bundle: CopiedBundle, change: dict[str, object]) -> None:
     path = copied_bundle.path / FOLD
     before = read_header(path)
     entries = json.loads(before[8:])
     entries[TENSOR] |= change
     path.write_bytes(header(entries) + path.read_bytes()[len(before) :])
     copied_bundle.seal()
-    reason(copied_bundle.path, FOLD)
+    error_about(copied_bundle.path, FOLD)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200) | st.dictionaries(st.text(max_size=3), st.integers(), max_size=3).map(header))
-def test_any_other_bytes_are_no_fold(copied_bundle: CopiedBundle, content: bytes) -> None:
+def test_refuses_arbitrary_bytes_as_a_fold(copied_bundle: CopiedBundle, content: bytes) -> None:
     (copied_bundle.path / FOLD).write_bytes(content)
     copied_bundle.seal()
-    reason(copied_bundle.path, FOLD)
+    error_about(copied_bundle.path, FOLD)
 
 
 @pytest.mark.fault(
     "models",
-    "a fold whose weights lie in another order, so that one would be taken for another",
-    "an error that names the file",
+    "the weights of a fold are in another order, so that the graph would confuse them",
+    NAMES_FILE,
 )
-def test_tensors_in_another_order_are_not_run(copied_bundle: CopiedBundle) -> None:
-    """The graph would take one tensor's numbers for another's: their bytes are exchanged together with their places."""
+def test_refuses_tensors_in_another_order(copied_bundle: CopiedBundle) -> None:
+    """Two tensors of the same size swap their positions in the file, which stays valid."""
     path = copied_bundle.path / FOLD
     before = read_header(path)
     entries = json.loads(before[8:])
@@ -362,14 +345,4 @@ def test_tensors_in_another_order_are_not_run(copied_bundle: CopiedBundle) -> No
     entries[names[0]]["data_offsets"], entries[names[1]]["data_offsets"] = other, one
     path.write_bytes(header(entries) + bytes(exchanged))
     copied_bundle.seal()
-    assert "expected tensors where graph.xml looks for them, found another order" in reason(copied_bundle.path, FOLD)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"a": \x00}'])
-def test_json_that_is_no_object_is_an_error(tmp_path: Path, content: str) -> None:
-    path = tmp_path / PLANS
-    path.write_text(content)
-    with pytest.raises(ModelError, match=r"plans\.json: expected (valid JSON|a JSON object), found "):
-        read_json(path)
-    with pytest.raises(ModelError, match="missing"):
-        read_json(tmp_path / "missing.json")
+    assert "at the positions that graph.xml names, found another order" in error_about(copied_bundle.path, FOLD)

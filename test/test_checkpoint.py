@@ -1,4 +1,4 @@
-"""nnU-Net's checkpoints are read without running anything that a file asks for."""
+"""nnU-Net's checkpoints are read without running code that they contain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from conftest import one_line_about
 from matrix import saw
 from pantherseg.errors import ModelError
-from pantherseg.packing import read_checkpoint
+from pantherseg.packing.checkpoint import read_checkpoint
 
 torch = pytest.importorskip("torch")
 
@@ -21,7 +21,7 @@ WEIGHTS = {"encoder.weight": torch.arange(6.0).reshape(2, 3), "encoder.bias": to
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """What nnU-Net's trainer saves; its log holds numpy numbers."""
+    """Return a checkpoint as nnU-Net's trainer saves it; its log contains numpy numbers."""
     return {
         "network_weights": dict(WEIGHTS),
         "optimizer_state": {
@@ -55,14 +55,14 @@ def saved(path: Path, value: object, **options: Any) -> Path:
     return path
 
 
-def reason(path: Path) -> str:
+def error_of(path: Path) -> str:
     with pytest.raises(ModelError) as caught:
         read_checkpoint(path)
     return one_line_about(path, caught.value)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_like_nnunets_own(tmp_path: Path, zipped: bool) -> None:
+def test_reads_a_checkpoint_of_nnunet(tmp_path: Path, zipped: bool) -> None:
     path = saved(tmp_path / "c.pth", content(), _use_new_zipfile_serialization=zipped)
     checkpoint = read_checkpoint(path)
     assert checkpoint.configuration == "3d_fullres"
@@ -73,13 +73,13 @@ def test_a_checkpoint_like_nnunets_own(tmp_path: Path, zipped: bool) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module."])
-def test_prefixes_of_compiled_and_distributed_networks_are_stripped(tmp_path: Path, prefix: str) -> None:
+def test_removes_prefixes_of_compiled_and_distributed_networks(tmp_path: Path, prefix: str) -> None:
     prefixed = {prefix + key: value for key, value in WEIGHTS.items()}
     checkpoint = read_checkpoint(saved(tmp_path / "c.pth", content(network_weights=prefixed)))
     assert list(checkpoint.weights) == list(WEIGHTS)
 
 
-def test_what_older_checkpoints_lack(tmp_path: Path) -> None:
+def test_reads_older_checkpoints_without_newer_entries(tmp_path: Path) -> None:
     older = content(inference_allowed_mirroring_axes=None)
     del older["trainer_name"]
     checkpoint = read_checkpoint(saved(tmp_path / "c.pth", older))
@@ -88,7 +88,7 @@ def test_what_older_checkpoints_lack(tmp_path: Path) -> None:
 
 
 class Malicious:
-    """Asks for a command to be run when it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -102,39 +102,39 @@ class Malicious:
     [
         pytest.param(
             True,
-            marks=pytest.mark.fault("models", "an nnU-Net checkpoint with code in it", "an error; the code is not run"),
+            marks=pytest.mark.fault("models", "an nnU-Net checkpoint contains code", "an error; the code is not run"),
         ),
         False,
     ],
 )
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+def test_refuses_code_in_a_checkpoint_without_running_it(tmp_path: Path, zipped: bool) -> None:
     target = tmp_path / "was_run"
     malicious = content(trainer_name=Malicious(target))
     path = saved(tmp_path / "c.pth", malicious, _use_new_zipfile_serialization=zipped)
-    assert "asks for code to be run on loading and was refused" in reason(path)
+    assert "it would run code on loading and was refused" in error_of(path)
     assert not target.exists()
     plain = tmp_path / "plain.pth"
     plain.write_bytes(pickle.dumps(Malicious(target)))
-    reason(plain)
+    error_of(plain)
     assert not target.exists()
-    # The same file does run it where it is unpickled freely: the test would notice.
+    # Plain unpickling does run the code, so this test would notice it.
     pickle.loads(plain.read_bytes())
     assert target.exists()
 
 
 @pytest.mark.fault(
-    "models", "an nnU-Net checkpoint is empty, cut short, no checkpoint, or missing", "an error that names the file"
+    "models", "an nnU-Net checkpoint is empty, cut off, another file, or missing", "an error that names the file"
 )
-def test_damaged_files(tmp_path: Path) -> None:
+def test_refuses_damaged_files(tmp_path: Path) -> None:
     whole = saved(tmp_path / "c.pth", content()).read_bytes()
     path = tmp_path / "damaged.pth"
     for length in (0, 3, 100, len(whole) // 2, len(whole) - 1, len(whole) - 100):
         path.write_bytes(whole[:length])
-        assert "an nnU-Net checkpoint" in reason(path)
-    path.write_text("this is no checkpoint\nat all\n")
-    assert "an nnU-Net checkpoint" in reason(path)
-    assert reason(tmp_path / "missing.pth").endswith("found no such file")
-    reason(tmp_path)
+        assert "an nnU-Net checkpoint" in error_of(path)
+    path.write_text("not a checkpoint\nbut a text\n")
+    assert "an nnU-Net checkpoint" in error_of(path)
+    assert error_of(tmp_path / "missing.pth").endswith("found no such file")
+    error_of(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -153,18 +153,18 @@ def test_damaged_files(tmp_path: Path) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_other_content(tmp_path: Path, wrong: object) -> None:
-    assert "network_weights, init_args.configuration" in reason(saved(tmp_path / "c.pth", wrong))
+def test_refuses_other_content(tmp_path: Path, wrong: object) -> None:
+    assert "network_weights, init_args.configuration" in error_of(saved(tmp_path / "c.pth", wrong))
 
 
-def test_whichever_byte_of_the_archives_directory_is_damaged_there_is_one_line(tmp_path: Path) -> None:
+def test_a_damaged_byte_in_the_directory_of_the_archive_is_one_line_of_error(tmp_path: Path) -> None:
     path = saved(tmp_path / "c.pth", content())
     whole = path.read_bytes()
     refused = 0
     for place in range(whole.index(b"PK\x01\x02"), len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :])
         try:
-            read_checkpoint(path)  # names and dates are no matter
+            read_checkpoint(path)  # some bytes are only names and dates
         except ModelError as error:
             one_line_about(path, error)
             refused += 1
@@ -173,11 +173,11 @@ def test_whichever_byte_of_the_archives_directory_is_damaged_there_is_one_line(t
 
 @pytest.mark.fault(
     "models",
-    "one byte of an nnU-Net checkpoint's weights is changed; torch reads other weights without a word",
+    "one byte of the weights in an nnU-Net checkpoint is changed, which torch does not notice",
     "an error that names the file",
 )
-def test_every_damaged_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
-    """torch itself loads such a file and hands over other weights."""
+def test_detects_a_damaged_byte_of_the_weights(tmp_path: Path) -> None:
+    """torch itself loads such a file and returns other weights."""
     weights = {"a.weight": torch.randn(64, 64)}
     path = tmp_path / "c.pth"
     torch.save({"network_weights": weights, "init_args": {"configuration": "3d_fullres"}}, path)

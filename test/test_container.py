@@ -18,7 +18,7 @@ from bench.unpack import unpack
 from matrix import ended, saw
 from pantherseg import __version__
 from pantherseg.models.bundle import open_bundle
-from pantherseg.packing import pack
+from pantherseg.packing.pack import pack
 from pantherseg.paths import DEMO_WEIGHTS, ROOT
 
 pytestmark = pytest.mark.docker

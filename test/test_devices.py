@@ -31,10 +31,11 @@ from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.networks import build_network
-from pantherseg.packing.activations import live_values
+from pantherseg.packing.activations import peak_activations
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.pipeline import load_system, segment
-from pantherseg.preprocessing.preprocess import Normalization, Preprocessing
+from pantherseg.preprocessing.intensity import Unchanged
+from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.preprocessing.resample import Resampling
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Volume
@@ -53,8 +54,7 @@ def logits_of(
 ) -> tuple[Logits, Logits]:
     """Return random logits of a volume, on the host and as torch's."""
     rng = np.random.default_rng(seed)
-    plain = Normalization("NoNormalization", use_mask=False)
-    preprocessing = Preprocessing((1.3, 1.1, 1.0), transpose, plain, resampling, resampling)  # type: ignore[arg-type]
+    preprocessing = Preprocessing((1.3, 1.1, 1.0), transpose, Unchanged(), resampling, resampling)  # type: ignore[arg-type]
     volume = rng.random(shape).astype(np.float32) * (np.arange(shape[0]) > 0)[:, None, None]
     prepared = preprocessing.run(volume.astype(np.float32), (4.5, 1.0, 1.2))
     values = rng.normal(scale=5, size=(3, *prepared.data.shape[1:])).astype(np.float16)
@@ -143,7 +143,7 @@ def test_what_fits_into_a_devices_memory_is_known_beforehand(tiled_bundle: Bundl
 def test_a_bundle_says_how_many_numbers_its_network_keeps_at_once() -> None:
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 1), torch.nn.Conv3d(4, 2, 1)).eval()
     # The first layer's result and the second's, of 2x3x4 voxels each, and the input.
-    assert live_values(network, (1, 1, 2, 3, 4)) == (1 + 4 + 2) * 2 * 3 * 4
+    assert peak_activations(network, (1, 1, 2, 3, 4)) == (1 + 4 + 2) * 2 * 3 * 4
     assert next(network.parameters()).device.type == "cpu", "the network is left as it is"
 
 

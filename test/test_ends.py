@@ -23,8 +23,8 @@ from conftest import CopiedBundle, SmallDisk
 from matrix import ended, saw
 from pantherseg.grand_challenge.check import check_output
 from pantherseg.io import read_labels, write_volume
-from pantherseg.models.bundle import MANIFEST
 from pantherseg.models.find import ModelFolder
+from pantherseg.models.manifest import MANIFEST
 from pantherseg.paths import ROOT, task_recipe
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Grid, Volume

@@ -21,7 +21,7 @@ from matrix import ended, quoted, saw
 from pantherseg.errors import DownloadError, ModelError, OutputError
 from pantherseg.models.bundle import open_bundle
 from pantherseg.models.find import ModelFolder, find_models
-from pantherseg.packing import pack_models
+from pantherseg.packing.pack import pack_models
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.pipeline import load_system
 from pantherseg.recipe import load_recipe

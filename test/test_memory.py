@@ -343,6 +343,6 @@ def test_a_limit_that_torch_would_not_survive(demo_folder: ModelFolder, tmp_path
     saw(ended(done.returncode, done.stderr))
     assert done.returncode == 1, done.stderr
     assert "memory: expected 13" in done.stderr
-    assert "MB to read an nnU-Net folder, found" in done.stderr
+    assert "MB to pack a model folder, found" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "masks").exists()

@@ -1,4 +1,4 @@
-"""Models are found where people put them; an incomplete one is named, never overlooked."""
+"""Models are found in every supported place, and an incomplete model is an error."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 
 from matrix import saw
 from pantherseg.errors import ModelError
-from pantherseg.models.bundle import DATASET, GRAPH, MANIFEST, PLANS, Bundle, sha256_of, weights_name
+from pantherseg.models.bundle import GRAPH, Bundle, sha256_of, weights_name
 from pantherseg.models.find import ModelFolder, choose_root, find_models, open_model
-from pantherseg.networks import read_plan
+from pantherseg.models.manifest import MANIFEST
+from pantherseg.packing.sources.nnunet import read_configuration
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.recipe import Localizer, Member, Recipe, Sockets
 
@@ -31,7 +32,7 @@ TASK2 = recipe(Member(model="task2"), localizer=LOCALIZER)
 
 
 def model(folder: Path, *folds: str, checkpoint: str = "checkpoint_final.pth") -> Path:
-    """An nnU-Net folder as far as can be told without torch."""
+    """Make an nnU-Net folder that looks complete without reading its checkpoints."""
     for fold in folds or ("0",):
         (folder / f"fold_{fold}").mkdir(parents=True)
         (folder / f"fold_{fold}" / checkpoint).write_bytes(b"weights")
@@ -41,12 +42,11 @@ def model(folder: Path, *folds: str, checkpoint: str = "checkpoint_final.pth") -
 
 
 def bundle(folder: Path, *folds: str, checkpoint: str = "checkpoint_final.pth") -> Path:
-    """A bundle as far as can be told before its folds are loaded."""
+    """Make a bundle that looks complete before its folds are loaded."""
     folder.mkdir(parents=True)
     manifest = json.loads((DEMO_WEIGHTS / "task1" / MANIFEST).read_text())
     names = folds or ("0",)
-    for name in (GRAPH, PLANS, DATASET):
-        (folder / name).write_text(name)
+    (folder / GRAPH).write_text("graph")
     for name in names:
         shutil.copyfile(DEMO_WEIGHTS / "task1" / weights_name("0"), folder / weights_name(name))
     sums = {path.name: sha256_of(path) for path in folder.iterdir()}
@@ -60,7 +60,7 @@ Make = Callable[..., Path]
 EITHER = pytest.mark.parametrize("make", [model, bundle])
 
 
-def reason(root: Path, wanted: Recipe) -> str:
+def error_of(root: Path, wanted: Recipe) -> str:
     with pytest.raises(ModelError) as caught:
         find_models(root, wanted)
     assert len(str(caught.value).splitlines()) == 1
@@ -70,7 +70,7 @@ def reason(root: Path, wanted: Recipe) -> str:
 
 @EITHER
 @pytest.mark.parametrize("place", [Path("task2"), "task2" / RESULTS, Path("task2/a/b/c/d")])
-def test_a_model_lies_below_its_roles_name(tmp_path: Path, place: Path, make: Make) -> None:
+def test_finds_a_model_below_the_name_of_its_role(tmp_path: Path, place: Path, make: Make) -> None:
     expected = make(tmp_path / place)
     localizer = make(tmp_path / "localizer" / RESULTS)
     make(tmp_path / "task1")
@@ -84,14 +84,14 @@ def test_a_model_lies_below_its_roles_name(tmp_path: Path, place: Path, make: Ma
 
 
 @EITHER
-def test_too_deep_is_not_searched(tmp_path: Path, make: Make) -> None:
+def test_does_not_search_deeper_than_the_limit(tmp_path: Path, make: Make) -> None:
     make(tmp_path / "task2/a/b/c/d/e")
-    assert "found none; put it in" in reason(tmp_path, TASK2)
+    assert "found none; put it in" in error_of(tmp_path, TASK2)
 
 
 @EITHER
 @pytest.mark.parametrize("place", [Path(), RESULTS, Path("my_model")])
-def test_a_single_members_model_may_be_the_only_one_of_the_root(tmp_path: Path, place: Path, make: Make) -> None:
+def test_finds_the_only_model_of_the_root_for_a_single_member(tmp_path: Path, place: Path, make: Make) -> None:
     expected = make(tmp_path / "root" / place)
     models = find_models(tmp_path / "root", recipe(Member(model="task2")))
     assert [member.path for member in models.members] == [expected]
@@ -99,9 +99,9 @@ def test_a_single_members_model_may_be_the_only_one_of_the_root(tmp_path: Path, 
 
 
 @EITHER
-def test_the_localizer_is_never_taken_for_the_only_member(tmp_path: Path, make: Make) -> None:
+def test_never_uses_the_localizer_as_the_only_member(tmp_path: Path, make: Make) -> None:
     make(tmp_path / "localizer" / RESULTS)
-    assert "for 'task2', found none; put it in" in reason(tmp_path, TASK2)
+    assert "for 'task2', found none; put it in" in error_of(tmp_path, TASK2)
     expected = make(tmp_path / RESULTS)
     models = find_models(tmp_path, TASK2)
     assert models.members[0].path == expected
@@ -109,92 +109,94 @@ def test_the_localizer_is_never_taken_for_the_only_member(tmp_path: Path, make: 
     assert models.localizer.path == tmp_path / "localizer" / RESULTS
 
 
-def test_several_members_need_their_names(tmp_path: Path) -> None:
+def test_several_members_need_folders_with_their_names(tmp_path: Path) -> None:
     two = recipe(Member(model="a"), Member(model="b"))
     a = model(tmp_path / "a")
-    assert "for 'b', found none" in reason(tmp_path, two)
+    assert "for 'b', found none" in error_of(tmp_path, two)
     b = bundle(tmp_path / "b")
     assert [member.path for member in find_models(tmp_path, two).members] == [a, b]
 
 
-@pytest.mark.fault("models", "two models where one is wanted", "an error that names both")
-def test_more_than_one_model_is_ambiguous(tmp_path: Path) -> None:
+@pytest.mark.fault("models", "two models in the place of one", "an error that names both")
+def test_refuses_several_models_for_one_member(tmp_path: Path) -> None:
     model(tmp_path / "one")
     bundle(tmp_path / "other")
-    assert "for 'task2', found one, other; put it in" in reason(tmp_path, TASK2)
+    assert "for 'task2', found one, other; put it in" in error_of(tmp_path, TASK2)
     model(tmp_path / "task2" / "x")
     model(tmp_path / "task2" / "y")
-    assert "found task2/x, task2/y" in reason(tmp_path, TASK2)
+    assert "found task2/x, task2/y" in error_of(tmp_path, TASK2)
 
 
-def test_two_localizers_are_ambiguous(tmp_path: Path) -> None:
+def test_refuses_several_localizers(tmp_path: Path) -> None:
     model(tmp_path / "task2")
     model(tmp_path / "localizer" / "x")
     model(tmp_path / "localizer" / "y")
-    assert "localizer: expected one model folder, found localizer/x, localizer/y" in reason(tmp_path, TASK2)
+    assert "localizer: expected one model folder, found localizer/x, localizer/y" in error_of(tmp_path, TASK2)
 
 
-def test_no_localizer_is_no_error(tmp_path: Path) -> None:
+def test_accepts_a_missing_localizer(tmp_path: Path) -> None:
     model(tmp_path / "task2")
     assert find_models(tmp_path, TASK2).localizer is None
 
 
-@pytest.mark.fault("models", "no folder of models, or a file in its place", "an error that names it")
-def test_no_root(tmp_path: Path) -> None:
-    assert "expected a folder of models, found no such folder" in reason(tmp_path / "missing", TASK2)
+@pytest.mark.fault("models", "the folder of models is missing or a file", "an error that names it")
+def test_refuses_a_root_that_is_not_a_folder(tmp_path: Path) -> None:
+    assert "expected a folder of models, found no such folder" in error_of(tmp_path / "missing", TASK2)
     (tmp_path / "file").touch()
-    assert "expected a folder of models, found a file" in reason(tmp_path / "file", TASK2)
+    assert "expected a folder of models, found a file" in error_of(tmp_path / "file", TASK2)
 
 
 @pytest.mark.fault("models", "a raw nnU-Net folder without {missing}", "an error that names it")
 @pytest.mark.parametrize("missing", ["plans.json", "dataset.json"])
-def test_an_incomplete_model_is_named(tmp_path: Path, missing: str) -> None:
+def test_names_a_missing_file_of_a_model_folder(tmp_path: Path, missing: str) -> None:
     folder = model(tmp_path / "task2")
     (folder / missing).unlink()
-    text = reason(tmp_path, TASK2)
+    text = error_of(tmp_path, TASK2)
     assert text.startswith(f"{folder}: ")
     assert text.endswith(f"found no {missing}")
 
 
-def test_a_fold_alone_is_an_incomplete_model(tmp_path: Path) -> None:
+def test_a_folder_with_only_folds_is_an_incomplete_model(tmp_path: Path) -> None:
     folder = model(tmp_path / "task2")
     (folder / "plans.json").unlink()
     (folder / "dataset.json").unlink()
-    assert reason(tmp_path, TASK2).endswith("found no plans.json")
+    assert error_of(tmp_path, TASK2).endswith("found no plans.json")
 
 
 @pytest.mark.fault(
-    "models", "a raw nnU-Net folder lacks a fold's checkpoint, then all folds", "an error that names what lacks"
+    "models",
+    "a checkpoint, then every fold of a raw nnU-Net folder is missing",
+    "an error that names what is missing",
 )
-def test_no_fold_and_a_fold_without_the_checkpoint(tmp_path: Path) -> None:
+def test_names_missing_checkpoints_and_folds(tmp_path: Path) -> None:
     folder = model(tmp_path / "task2", "0", "1")
     best = folder / "fold_1" / "checkpoint_best.pth"
     (folder / "fold_1" / "checkpoint_final.pth").rename(best)
-    text = reason(tmp_path, TASK2)
+    text = error_of(tmp_path, TASK2)
     assert "fold_1/checkpoint_final.pth: expected a checkpoint, found checkpoint_best.pth in fold_1" in text
     best.unlink()
-    assert "found nothing in fold_1" in reason(tmp_path, TASK2)
+    assert "found nothing in fold_1" in error_of(tmp_path, TASK2)
     assert find_models(tmp_path, recipe(Member(model="task2", folds=[0]))).members[0].folds == ("0",)
     (folder / "fold_1").rmdir()
     (folder / "fold_0" / "checkpoint_final.pth").unlink()
     (folder / "fold_0").rmdir()
-    assert "expected at least one fold_<k>, found none" in reason(tmp_path, TASK2)
+    assert "expected at least one fold_<k>, found none" in error_of(tmp_path, TASK2)
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"a": \x00}', "[]", "3"])
 @pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
-def test_damaged_json_is_named(tmp_path: Path, name: str, content: str) -> None:
+def test_refuses_damaged_json(tmp_path: Path, name: str, content: str) -> None:
     folder = model(tmp_path / "task2")
     for damaged in (content.encode(), b"\xff\xfe\x00"):
         (folder / name).write_bytes(damaged)
         with pytest.raises(ModelError) as caught:
-            read_plan(folder, "3d_fullres")
+            read_configuration(folder, "3d_fullres")
         assert str(caught.value).startswith(f"{folder / name}: expected ")
         assert len(str(caught.value).splitlines()) == 1
     assert "json: expected valid JSON" in str(caught.value)
 
 
-def test_folds_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_opens_folds_in_numerical_or_in_the_given_order(tmp_path: Path) -> None:
     folder = model(tmp_path / "m", "0", "1", "2", "3", "4", "10")
     assert open_model(folder).folds == ("0", "1", "2", "3", "4", "10")
     assert open_model(folder, folds=[10, 2]).folds == ("10", "2")
@@ -207,26 +209,26 @@ def test_folds_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         open_model(folder, folds=[])
 
 
-def test_as_many_checkpoints_as_are_wanted_must_be_there(tmp_path: Path) -> None:
+def test_enough_checkpoints_must_exist(tmp_path: Path) -> None:
     folder = model(tmp_path / "task2", "0", "1", "2", "3", "4")
     (folder / "fold_0" / "checkpoint_final.pth").unlink()
     shutil.rmtree(folder / "fold_3")
     every = recipe(Member(model="task2", folds=[0, 1, 2, 3, 4]))
     assert find_models(tmp_path, every, complete=False).members[0].folds == ("0", "1", "2", "3", "4")
     assert find_models(tmp_path, TASK2, complete=False).members[0].folds == ("0", "1", "2", "4")
-    assert "fold_0/checkpoint_final.pth: expected a checkpoint, found nothing in fold_0" in reason(tmp_path, every)
+    assert "fold_0/checkpoint_final.pth: expected a checkpoint, found nothing in fold_0" in error_of(tmp_path, every)
     (folder / "fold_4" / "checkpoint_final.pth").rename(folder / "fold_4" / "checkpoint_best.pth")
     for wanted in (every, TASK2):
         with pytest.raises(ModelError, match=r"fold_0/checkpoint_final\.pth: expected a checkpoint, found nothing"):
             find_models(tmp_path, wanted, complete=False)
 
 
-def test_a_fold_trained_on_everything_counts_only_alone_and_a_copy_never(tmp_path: Path) -> None:
+def test_uses_fold_all_only_without_numbered_folds(tmp_path: Path) -> None:
     assert open_model(model(tmp_path / "m", "all")).folds == ("all",)
     assert open_model(model(tmp_path / "n", "all", "2", "2_backup")).folds == ("2",)
 
 
-def test_another_checkpoint_by_its_name(tmp_path: Path) -> None:
+def test_finds_a_checkpoint_with_another_name(tmp_path: Path) -> None:
     folder = model(tmp_path / "task2", "0", "1", checkpoint="checkpoint_best.pth")
     found = find_models(tmp_path, recipe(Member(model="task2", checkpoint="checkpoint_best.pth"))).members[0]
     assert isinstance(found, ModelFolder)
@@ -236,20 +238,20 @@ def test_another_checkpoint_by_its_name(tmp_path: Path) -> None:
     ]
 
 
-def test_a_bundles_folds_are_those_of_its_manifest_in_the_wanted_order(tmp_path: Path) -> None:
+def test_opens_folds_of_a_bundle_in_the_order_of_the_manifest_or_the_recipe(tmp_path: Path) -> None:
     folder = bundle(tmp_path / "task2", "0", "1", "2", "10")
     assert open_model(folder).folds == ("0", "1", "2", "10")
     assert find_models(tmp_path, recipe(Member(model="task2", folds=[10, 2]))).members[0].folds == ("10", "2")
     with pytest.raises(ModelError, match=r"task2: expected folds 0 5, found no fold_5\.safetensors"):
         open_model(folder, folds=[0, 5])
-    with pytest.raises(ModelError, match="expected folds at all, found none"):
+    with pytest.raises(ModelError, match="expected at least one fold, found none"):
         open_model(folder, folds=[])
     (folder / "fold_2.safetensors").unlink()
-    assert "expected folds 0 1 2 10, found no fold_2.safetensors" in reason(tmp_path, TASK2)
+    assert "expected folds 0 1 2 10, found no fold_2.safetensors" in error_of(tmp_path, TASK2)
     assert open_model(folder, folds=[1]).folds == ("1",)
 
 
-def test_a_fold_that_the_manifest_does_not_name_is_never_used(tmp_path: Path) -> None:
+def test_never_uses_a_fold_that_the_manifest_does_not_name(tmp_path: Path) -> None:
     folder = bundle(tmp_path / "task2")
     (folder / "fold_1.safetensors").write_text("another model's")
     assert open_model(folder).folds == ("0",)
@@ -258,57 +260,59 @@ def test_a_fold_that_the_manifest_does_not_name_is_never_used(tmp_path: Path) ->
 
 
 @pytest.mark.fault(
-    "models", "a model of other checkpoints than the recipe wants", "an error that says how to pack it again"
+    "models", "a bundle of other checkpoints than the recipe names", "an error that says how to pack it again"
 )
-def test_a_bundle_of_other_checkpoints_than_the_recipes_is_an_error(tmp_path: Path) -> None:
+def test_refuses_a_bundle_of_other_checkpoints_than_the_recipe(tmp_path: Path) -> None:
     folder = bundle(tmp_path / "task2", checkpoint="checkpoint_best.pth")
-    text = reason(tmp_path, recipe(Member(model="task2", checkpoint="checkpoint_final.pth")))
-    assert text.startswith(f"{folder}: expected a bundle of checkpoint_final.pth, found one of checkpoint_best.pth; ")
+    text = error_of(tmp_path, recipe(Member(model="task2", checkpoint="checkpoint_final.pth")))
+    assert text.startswith(
+        f"{folder}: expected a bundle of checkpoint_final.pth, found a bundle of checkpoint_best.pth"
+    )
     assert "--checkpoint" in text
     for checkpoint in ("checkpoint_best.pth", None):
         found = find_models(tmp_path, recipe(Member(model="task2", checkpoint=checkpoint))).members[0]
-        assert found.path == folder, "a recipe that names none takes a bundle of any"
+        assert found.path == folder, "a recipe without a checkpoint accepts any bundle"
 
 
-@pytest.mark.parametrize("missing", [MANIFEST, GRAPH, PLANS, DATASET])
-def test_an_incomplete_bundle_is_named(tmp_path: Path, missing: str) -> None:
+@pytest.mark.parametrize("missing", [MANIFEST, GRAPH])
+def test_names_a_missing_file_of_a_bundle(tmp_path: Path, missing: str) -> None:
     folder = bundle(tmp_path / "task2")
     (folder / missing).unlink()
-    text = reason(tmp_path, TASK2)
+    text = error_of(tmp_path, TASK2)
     assert text.startswith(f"{folder / missing}: expected a bundle's ")
     assert text.endswith("found No such file or directory")
 
 
 @EITHER
-def test_what_is_not_finished_is_not_found(tmp_path: Path, make: Make) -> None:
+def test_ignores_hidden_unfinished_models(tmp_path: Path, make: Make) -> None:
     make(tmp_path / "task2" / ".fetch" / "made")
     make(tmp_path / ".task2.part")
-    assert "found none" in reason(tmp_path, TASK2)
+    assert "found none" in error_of(tmp_path, TASK2)
     expected = make(tmp_path / "task2" / "model")
     assert find_models(tmp_path, TASK2).members[0].path == expected
 
 
 @EITHER
 @pytest.mark.parametrize("other", ["task1", "localizer"])
-def test_another_roles_model_does_not_stand_in(tmp_path: Path, make: Make, other: str) -> None:
+def test_never_uses_the_model_of_another_role(tmp_path: Path, make: Make, other: str) -> None:
     make(tmp_path / other / "model")
-    assert "found none" in reason(tmp_path, recipe(Member(model="task2")))
+    assert "found none" in error_of(tmp_path, recipe(Member(model="task2")))
 
 
 @EITHER
-def test_what_was_fetched_as_another_model_does_not_stand_in(tmp_path: Path, make: Make) -> None:
+def test_never_uses_a_model_that_was_fetched_for_another_role(tmp_path: Path, make: Make) -> None:
     wanted = recipe(Member(model="task1"))
     folder = make(tmp_path / "multitalent-v2" / "model")
     assert find_models(tmp_path, wanted).members[0].path == folder
     (tmp_path / "multitalent-v2.fetched.json").touch()
-    assert "found none" in reason(tmp_path, wanted)
+    assert "found none" in error_of(tmp_path, wanted)
     expected = make(tmp_path / "task1")
     (tmp_path / "task1.fetched.json").touch()
     for root in (tmp_path, expected):
         assert find_models(root, wanted).members[0].path == expected
 
 
-def test_an_upload_counts_as_soon_as_it_holds_a_file(tmp_path: Path) -> None:
+def test_chooses_the_upload_if_it_contains_a_file(tmp_path: Path) -> None:
     uploaded, shipped = tmp_path / "uploaded", tmp_path / "shipped"
     assert choose_root(uploaded, shipped) == shipped
     (uploaded / "empty" / "folders").mkdir(parents=True)
@@ -318,7 +322,7 @@ def test_an_upload_counts_as_soon_as_it_holds_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [".", "base"])
-def test_mrsegmentators_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_finds_the_weights_of_mrsegmentator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     wanted = recipe(
         Member(model="task2"),
         localizer=Localizer(model="mrsegmentator", label=7, margin_mm=30.0, checkpoint="checkpoint_final.pth"),
@@ -331,7 +335,7 @@ def test_mrsegmentators_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = find_models(root, wanted).localizer
     assert found is not None
     assert (found.path, found.folds) == (expected, ("0", "1"))
-    # What lies in the root comes first, and another name never looks there.
+    # A model in the root comes first, and other names are not searched there.
     assert find_models(root, TASK2).localizer is None
     own = model(root / "mrsegmentator")
     found = find_models(root, wanted).localizer
@@ -340,15 +344,15 @@ def test_mrsegmentators_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.fault(
-    "models", "uploaded models that the container's user may not read", "an error, and not the mask of the demo models"
+    "models", "uploaded models that the container's user may not read", "an error, not a mask of the demo models"
 )
-def test_an_upload_that_this_user_may_not_read_is_an_error_and_not_the_demo_models(tmp_path: Path) -> None:
+def test_refuses_an_upload_that_this_user_may_not_read(tmp_path: Path) -> None:
     model(tmp_path / "uploaded" / "task1")
     (tmp_path / "uploaded" / "task1").chmod(0o000)
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents[:2]:
         parent.chmod(0o755)
-    os.seteuid(os.geteuid() or 65534)  # root may read everything
+    os.seteuid(os.geteuid() or 65534)  # because root may read everything
     try:
         for look in (
             lambda: choose_root(tmp_path / "uploaded", DEMO_WEIGHTS),

@@ -24,8 +24,8 @@ from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.inference.tiles import tiles
 from pantherseg.models.find import ModelFolder
-from pantherseg.networks import read_plan
-from pantherseg.packing import pack
+from pantherseg.packing.pack import pack
+from pantherseg.packing.sources.nnunet import read_configuration
 from pantherseg.phantom import make_phantom
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.volume import Box, Grid, Volume
@@ -89,19 +89,19 @@ def plans_of(kind: Kind, work: Path) -> dict[str, Any]:
 def train(model: ModelFolder, configuration: str, volume: Volume, labels: NDArray[np.uint8]) -> None:
     """Train the network on one volume, and save two states of it as two folds."""
     torch.manual_seed(0)
-    plan = read_plan(model.path, configuration)
-    prepared = plan.preprocessing.run(volume.array, volume.grid.spacing).data
-    targets = labels_like(prepared, labels, plan.preprocessing)
-    pads = [(0, max(0, size - have)) for size, have in zip((1, *plan.patch)[-3:], prepared.shape[1:], strict=True)]
+    settings = read_configuration(model.path, configuration)
+    prepared = settings.preprocessing.run(volume.array, volume.grid.spacing).data
+    targets = labels_like(prepared, labels, settings.preprocessing)
+    pads = [(0, max(0, size - have)) for size, have in zip((1, *settings.patch)[-3:], prepared.shape[1:], strict=True)]
     prepared, targets = np.pad(prepared, [(0, 0), *pads]), np.pad(targets, pads)
-    where = sorted(tiles(targets.shape, plan.patch, 0.5), key=lambda tile: -int((targets[tile] == 1).sum()))[:2]
-    network = plan.network().train()
+    where = sorted(tiles(targets.shape, settings.patch, 0.5), key=lambda tile: -int((targets[tile] == 1).sum()))[:2]
+    network = settings.network().train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     loss_of = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 40.0, 8.0]))
     for step in range(STEPS):
         tile = where[step % len(where)]
-        image = torch.from_numpy(prepared[(slice(None), *tile)].reshape(1, 1, *plan.patch))
-        target = torch.from_numpy(targets[tile].reshape(1, *plan.patch)).long()
+        image = torch.from_numpy(prepared[(slice(None), *tile)].reshape(1, 1, *settings.patch))
+        target = torch.from_numpy(targets[tile].reshape(1, *settings.patch)).long()
         optimizer.zero_grad()
         loss_of(network(image), target).backward()
         optimizer.step()

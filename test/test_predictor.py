@@ -18,7 +18,7 @@ from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.models.find import ModelFolder, open_model
-from pantherseg.packing import as_bundle
+from pantherseg.packing.pack import as_bundle
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.volume import Grid, Volume
 
@@ -101,7 +101,7 @@ def test_weights_of_another_network_are_refused(changed_model: ChangedModel) -> 
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"][0] = 4
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(
-        ModelError, match=r"fold_0/checkpoint_final.pth: expected the weights of the network in plans.json"
+        ModelError, match=r"fold_0/checkpoint_final.pth: expected the weights of the described network"
     ) as caught:
         as_bundle(open_model(folder))
     saw(caught.value)

@@ -1,4 +1,4 @@
-"""Preprocessing and the way back against nnU-Net's own."""
+"""Preprocessing, and logits on the grid of the volume, compared with nnU-Net's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 
 from pantherseg.errors import InputError
 from pantherseg.paths import DEMO_WEIGHTS
-from pantherseg.preprocessing.preprocess import CERTAIN, Normalization, Prepared, Preprocessing
+from pantherseg.preprocessing.intensity import IntensityScheme, Unchanged
+from pantherseg.preprocessing.preprocess import CERTAIN, Prepared, Preprocessing
 from pantherseg.preprocessing.resample import Resampling
+from pantherseg.registry import decode_registered
 from pantherseg.volume import Shape, Triple
 
-with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net greets on import
+with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints a greeting on import
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -28,11 +31,12 @@ PLANS = json.loads((DEMO_WEIGHTS / "task1" / "plans.json").read_text(encoding="u
 DATASET = json.loads((DEMO_WEIGHTS / "task1" / "dataset.json").read_text(encoding="utf-8"))
 FOREGROUND = {"mean": 83.7, "std": 41.3, "percentile_00_5": 5.5, "percentile_99_5": 171.25}
 SCHEMES = [
-    "ZScoreNormalization",
-    "CTNormalization",
-    "NoNormalization",
-    "RescaleTo01Normalization",
-    "RGBTo01Normalization",
+    {"scheme": "ZScoreNormalization", "use_mask": False},
+    {"scheme": "ZScoreNormalization", "use_mask": True},
+    {"scheme": "CTNormalization", **FOREGROUND},
+    {"scheme": "NoNormalization"},
+    {"scheme": "RescaleTo01Normalization"},
+    {"scheme": "RGBTo01Normalization"},
 ]
 TORCH = "resample_torch_fornnunet"
 
@@ -66,10 +70,11 @@ def preprocessing_of(plans: dict[str, Any]) -> Preprocessing:
         for w in ("data", "probabilities")
     )
     (scheme,), (use_mask,) = configuration["normalization_schemes"], configuration["use_mask_for_norm"]
+    (settings,) = (one for one in SCHEMES if one["scheme"] == scheme and one.get("use_mask", use_mask) == use_mask)
     return Preprocessing(
         spacing=tuple(configuration["spacing"]),
         transpose=tuple(plans["transpose_forward"]),
-        normalization=Normalization(scheme=scheme, use_mask=use_mask, **FOREGROUND),
+        normalization=IntensityScheme.registry.decode(settings),
         images=images,
         logits=logits,
     )
@@ -84,8 +89,8 @@ def nnunets(plans: dict[str, Any], array: NDArray[np.float32], spacing: Triple) 
     return data, properties
 
 
-def whole(prepared: Prepared, logits: NDArray[Any], step: int) -> NDArray[Any]:
-    """Bring logits back slab by slab."""
+def logits_on_volume(prepared: Prepared, logits: NDArray[Any], step: int) -> NDArray[Any]:
+    """Return logits on the grid of the volume, computed slab by slab."""
     depth = prepared.back.shape[0]
     slabs = [prepared.back.slab(logits, z, min(z + step, depth)) for z in range(0, depth, step)]
     return np.concatenate(slabs, axis=1)
@@ -99,12 +104,12 @@ def random_volume(shape: Shape = (9, 14, 17)) -> NDArray[np.float32]:
     return array
 
 
-@pytest.mark.parametrize("use_mask", [False, True])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("settings", SCHEMES, ids=str)
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
-def test_normalised_data_are_nnunets_bit_for_bit(scheme: str, use_mask: bool, transpose: tuple[int, int, int]) -> None:
-    """At the network's own spacing nothing is resampled, so that every bit is the normalisation's."""
-    plans = plans_with(scheme=scheme, use_mask=use_mask, transpose=transpose, spacing=(2.0, 2.0, 2.0))
+def test_normalises_bit_for_bit_as_nnunet(settings: dict[str, Any], transpose: tuple[int, int, int]) -> None:
+    """At the network's own spacing nothing is resampled, so every bit comes from the normalisation."""
+    use_mask = settings.get("use_mask", False)
+    plans = plans_with(scheme=settings["scheme"], use_mask=use_mask, transpose=transpose, spacing=(2.0, 2.0, 2.0))
     array = random_volume()
     given = array.copy()
     expected, _ = nnunets(plans, array, (2.0, 2.0, 2.0))
@@ -115,20 +120,20 @@ def test_normalised_data_are_nnunets_bit_for_bit(scheme: str, use_mask: bool, tr
 
 CASES = {
     "whole": ({}, (3.0, 1.2, 1.2)),
-    "apart": ({}, (9.0, 1.2, 1.2)),
+    "separate axis": ({}, (9.0, 1.2, 1.2)),
     "upwards": ({"spacing": (1.0, 1.0, 1.0)}, (5.0, 1.19, 1.19)),
     "mask": ({"use_mask": True}, (4.0, 1.7, 1.3)),
     "transposed": ({"transpose": (1, 2, 0)}, (1.4, 2.3, 3.0)),
-    "transposed, apart": ({"transpose": (2, 1, 0), "spacing": (1.0, 1.5, 4.0)}, (4.5, 1.1, 0.9)),
+    "transposed, separate axis": ({"transpose": (2, 1, 0), "spacing": (1.0, 1.5, 4.0)}, (4.5, 1.1, 0.9)),
     "2-D": ({"spacing": (1.7, 1.9)}, (6.0, 1.2, 1.3)),
     "2-D, transposed": ({"spacing": (1.7, 1.9), "transpose": (1, 0, 2)}, (1.1, 6.0, 1.3)),
     "torch": ({"resampling": TORCH}, (3.0, 1.2, 1.2)),
-    "torch, apart": ({"resampling": TORCH}, (9.0, 1.2, 1.2)),
+    "torch, separate axis": ({"resampling": TORCH}, (9.0, 1.2, 1.2)),
 }
 
 
 @pytest.mark.parametrize(("entries", "spacing"), CASES.values(), ids=CASES.keys())
-def test_there_and_back_as_with_nnunet(entries: dict[str, Any], spacing: Triple) -> None:
+def test_prepares_and_maps_logits_back_as_nnunet(entries: dict[str, Any], spacing: Triple) -> None:
     plans, array = plans_with(**entries), random_volume()
     expected, properties = nnunets(plans, array, spacing)
     prepared = preprocessing_of(plans).run(array, spacing)
@@ -151,15 +156,15 @@ def test_there_and_back_as_with_nnunet(entries: dict[str, Any], spacing: Triple)
         num_threads_torch=1,
     )
     assert mask.any()
-    back = whole(prepared, logits, step=4)
+    back = logits_on_volume(prepared, logits, step=4)
     np.testing.assert_array_equal(back.argmax(axis=0), mask)
-    np.testing.assert_array_equal(back, whole(prepared, logits, step=9), strict=True)
+    np.testing.assert_array_equal(back, logits_on_volume(prepared, logits, step=9), strict=True)
     assert (back[0, :2] == CERTAIN).all()
     assert (back[1:, :2] == 0).all()
     assert back.dtype == (np.float32 if "resampling" in entries else np.float16)
 
 
-def test_a_strided_volume_is_taken_as_it_is() -> None:
+def test_accepts_a_strided_array() -> None:
     array = random_volume().transpose(2, 0, 1)[::-1]
     plans = plans_with(spacing=(2.0, 2.0, 2.0))
     expected, _ = nnunets(plans, array, (2.0, 2.0, 2.0))
@@ -168,43 +173,65 @@ def test_a_strided_volume_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("use_mask", [False, True])
-def test_a_volume_of_zeros_is_kept_whole(use_mask: bool) -> None:
+def test_does_not_crop_a_volume_of_zeros(use_mask: bool) -> None:
     plans = plans_with(use_mask=use_mask)
     prepared = preprocessing_of(plans).run(np.zeros((2, 3, 4), np.float32), (3.0, 2.4, 2.4))
     np.testing.assert_array_equal(prepared.data, np.zeros((1, 2, 3, 4), np.float32))
 
 
-def test_a_volume_thinner_than_half_a_voxel_of_the_networks_is_seen_as_one() -> None:
+def test_keeps_one_voxel_of_a_volume_thinner_than_half_a_voxel() -> None:
     prepared = preprocessing_of(plans_with()).run(np.ones((1, 3, 4), np.float32), (1.0, 1.0, 1.0))
     assert prepared.data.shape == (1, 1, 1, 2)
 
 
 @pytest.mark.parametrize("value", [-1, 256])
-def test_values_that_are_no_colours_are_an_error(value: int) -> None:
+def test_refuses_values_that_are_not_colours(value: int) -> None:
     array = random_volume()
     array[5, 5, 1] = value
     with pytest.raises(InputError, match="expected values from 0 to 255"):
         preprocessing_of(plans_with(scheme="RGBTo01Normalization")).run(array, (3.0, 2.4, 2.4))
 
 
-def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="CTNormalization needs mean"):
-        Normalization(scheme="CTNormalization", use_mask=False, mean=1.0)
-    normalization = Normalization(scheme="NoNormalization", use_mask=False)
-    resampling = Resampling.from_plans(TORCH, {})
-    with pytest.raises(ValueError, match=r"once each, got \(0, 0, 1\)"):
-        Preprocessing(
-            spacing=(1.0, 1.0),
-            transpose=(0, 0, 1),
-            normalization=normalization,
-            images=resampling,
-            logits=resampling,
-        )
+def preprocessing_data(**changes: object) -> dict[str, object]:
+    """Return valid preprocessing as plain data, with changes."""
+    resampling = {"function": TORCH}
+    data = {"spacing": [1, 1], "transpose": [0, 1, 2], "normalization": SCHEMES[0], "images": resampling}
+    return data | {"logits": resampling} | changes
 
 
-def test_slices_outside_the_volume_are_an_error() -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transpose": [0, 0, 1]}, r"once each, got \(0, 0, 1\)"),
+        ({"spacing": [1]}, r"\$.spacing"),
+        (
+            {"normalization": {"scheme": "MyNormalization"}},
+            r"Unknown intensity scheme 'MyNormalization'",
+        ),
+        ({"normalization": {"use_mask": True}}, "key 'scheme' is one of ZScoreNormalization, CT"),
+        ({"normalization": {"scheme": "CTNormalization", "mean": 1.0}}, "missing required field `std`"),
+        ({"normalization": {"scheme": "NoNormalization", "mean": 1.0}}, "unknown field `mean`"),
+    ],
+)
+def test_refuses_invalid_settings(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert(preprocessing_data(**changes), Preprocessing, dec_hook=decode_registered)
+
+
+def test_equal_preprocessing_can_be_shared() -> None:
+    """Members of an ensemble look up prepared volumes by their preprocessing."""
+    first, same, other = (
+        msgspec.convert(preprocessing_data(normalization=scheme), Preprocessing, dec_hook=decode_registered)
+        for scheme in (SCHEMES[3], SCHEMES[3], SCHEMES[4])
+    )
+    assert len({first, same, other}) == 2
+    assert first == same != other
+    assert first.normalization == Unchanged()
+
+
+def test_refuses_slices_outside_the_volume() -> None:
     prepared = preprocessing_of(plans_with()).run(random_volume(), (3.0, 1.2, 1.2))
     logits = np.zeros((2, *prepared.data.shape[1:]), np.float16)
     for start, stop in ((0, 10), (3, 3), (-1, 2)):
-        with pytest.raises(ValueError, match="are no slab of a volume of 9"):
+        with pytest.raises(ValueError, match="slices must be in a volume of 9 slices"):
             prepared.back.slab(logits, start, stop)

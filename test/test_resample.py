@@ -1,4 +1,4 @@
-"""Resampling axis by axis against nnU-Net's own functions."""
+"""Resampling axis by axis, compared with nnU-Net's own functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pantherseg.preprocessing.resample import Resampling
 from pantherseg.volume import Shape, Triple
 
-with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net greets on import
+with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints a greeting on import
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
     from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 
@@ -37,19 +37,19 @@ def random_data(shape: Shape, dtype: str, channels: int = 2) -> NDArray[Any]:
     return np.random.default_rng(sum(shape)).normal(scale=8, size=(channels, *shape)).astype(dtype)
 
 
-def both(
+def resample_with_both(
     data: NDArray[Any], name: str, arguments: dict[str, Any], new_shape: Shape, spacing: Triple, new_spacing: Triple
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return our result and nnU-Net's; nnU-Net gets tensors and gives back what it likes."""
+    """Return our result and nnU-Net's, which takes tensors and returns tensors or arrays."""
     resizer = Resampling.from_plans(name, arguments).resizer(data.shape[1:], new_shape, spacing, new_spacing)
     theirs = NNUNET[name](torch.from_numpy(data.copy()), new_shape, spacing, new_spacing, **arguments)
     return resizer.resize(data), np.asarray(theirs)
 
 
 def assert_equal_up_to_ties(ours: NDArray[Any], theirs: NDArray[Any], unrounded: NDArray[np.float64]) -> None:
-    """Equal bits, and either neighbour where the exact value lies in the middle of two numbers of the dtype.
+    """Assert equal bits, except if the exact value is in the middle between two numbers of the dtype.
 
-    Weights such as 9/20 and 11/20 make such ties; which neighbour comes out hangs on the last bit of a float64 sum.
+    Weights such as 9/20 and 11/20 cause such ties. Rounding them depends on the last bit of a sum in float64.
     """
     assert ours.dtype == theirs.dtype
     assert ours.shape == theirs.shape
@@ -61,7 +61,7 @@ def assert_equal_up_to_ties(ours: NDArray[Any], theirs: NDArray[Any], unrounded:
 
 @settings(max_examples=80, deadline=None)
 @given(shape=shapes, new_shape=shapes, spacing=spacings, new_spacing=spacings, data=st.data())
-def test_splines_are_nnunets(
+def test_splines_match_nnunet(
     shape: Shape, new_shape: Shape, spacing: Triple, new_spacing: Triple, data: st.DataObject
 ) -> None:
     arguments = {
@@ -70,28 +70,28 @@ def test_splines_are_nnunets(
         "force_separate_z": data.draw(st.sampled_from([None, True, False])),
     }
     values = random_data(shape, data.draw(st.sampled_from(["float16", "float32"])))
-    ours, theirs = both(values, SPLINE, arguments, new_shape, spacing, new_spacing)
+    ours, theirs = resample_with_both(values, SPLINE, arguments, new_shape, spacing, new_spacing)
     resizer = Resampling.from_plans(SPLINE, arguments).resizer(shape, new_shape, spacing, new_spacing)
     assert_equal_up_to_ties(ours, theirs, resizer.resize(values.astype(np.float64)))
 
 
-@pytest.mark.parametrize("apart", [0, 1, 2])
+@pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("order_z", [0, 1])
-def test_slices_are_clipped_one_by_one_where_an_axis_is_apart(apart: int, order_z: int) -> None:
-    """A sharp edge makes splines overshoot; only per slice do these ranges hold."""
+def test_clips_each_slice_across_a_separate_axis(axis: int, order_z: int) -> None:
+    """Splines overshoot at a sharp edge, and the values of each slice have their own range."""
     image = np.zeros((1, 6, 6, 6), np.float32)
     image[:, :3, :3, :3] = 100
-    np.moveaxis(image[0], apart, 0)[:] += np.arange(6, dtype=np.float32)[:, None, None]
-    spacing: Triple = ((5.0, 1.0, 1.0), (1.0, 5.0, 1.0), (1.0, 1.0, 5.0))[apart]
+    np.moveaxis(image[0], axis, 0)[:] += np.arange(6, dtype=np.float32)[:, None, None]
+    spacing: Triple = ((5.0, 1.0, 1.0), (1.0, 5.0, 1.0), (1.0, 1.0, 5.0))[axis]
     arguments = {**IMAGES, "order_z": order_z}
-    ours, theirs = both(image, SPLINE, arguments, (11, 12, 13), spacing, (1.0, 1.0, 1.0))
+    ours, theirs = resample_with_both(image, SPLINE, arguments, (11, 12, 13), spacing, (1.0, 1.0, 1.0))
     np.testing.assert_array_equal(ours, theirs)
     assert ours.max() <= image.max()
 
 
 @settings(max_examples=60, deadline=None)
 @given(shape=shapes, new_shape=shapes, spacing=spacings, new_spacing=spacings, data=st.data())
-def test_torch_is_nnunets(
+def test_torch_resampling_matches_nnunet(
     shape: Shape, new_shape: Shape, spacing: Triple, new_spacing: Triple, data: st.DataObject
 ) -> None:
     modes = st.sampled_from(["linear", "nearest", "nearest-exact"])
@@ -102,16 +102,16 @@ def test_torch_is_nnunets(
         "num_threads": 1,
     }
     values = random_data(shape, data.draw(st.sampled_from(["float16", "float32"])))
-    ours, theirs = both(values, TORCH, arguments, new_shape, spacing, new_spacing)
+    ours, theirs = resample_with_both(values, TORCH, arguments, new_shape, spacing, new_spacing)
     assert ours.dtype == theirs.dtype
-    # Mostly the same bits: torch's order of additions depends on the processor and, in a plane, on the layout.
+    # Mostly the same bits: torch's order of additions depends on the processor and on the memory layout.
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * float(np.abs(values).max()))
     np.testing.assert_array_equal(ours.argmax(axis=0), theirs.argmax(axis=0))
 
 
 @settings(max_examples=60, deadline=None)
 @given(shape=shapes, new_shape=shapes, spacing=spacings, data=st.data())
-def test_slabs_are_the_whole_bit_for_bit(shape: Shape, new_shape: Shape, spacing: Triple, data: st.DataObject) -> None:
+def test_slabs_equal_the_whole_result(shape: Shape, new_shape: Shape, spacing: Triple, data: st.DataObject) -> None:
     resampling = data.draw(
         st.sampled_from(
             [
@@ -132,7 +132,7 @@ def test_slabs_are_the_whole_bit_for_bit(shape: Shape, new_shape: Shape, spacing
         np.testing.assert_array_equal(np.concatenate(slabs, axis=axis + 1), whole, strict=True)
 
 
-def test_a_slab_of_logits_touches_only_the_rows_behind_it() -> None:
+def test_a_slab_reads_only_the_rows_it_depends_on() -> None:
     logits = random_data((20, 4, 4), "float16")
     logits[:, 8:] = np.nan
     resizer = Resampling.from_plans(SPLINE, LOGITS).resizer((20, 4, 4), (10, 6, 6), (1.0,) * 3, (2.0, 1.0, 1.0))
@@ -140,7 +140,7 @@ def test_a_slab_of_logits_touches_only_the_rows_behind_it() -> None:
     assert np.isnan(resizer.slab(logits, 0, 4, 5)).all()
 
 
-def test_slabs_of_splines_follow_the_array_they_are_asked_for() -> None:
+def test_slabs_of_splines_use_the_given_array() -> None:
     resizer = Resampling.from_plans(SPLINE, IMAGES).resizer((4, 4, 4), (8, 8, 8), (1.0,) * 3, (1.0,) * 3)
     first, second = (np.full((1, 4, 4, 4), value, np.float32) for value in (1, 2))
     values = [float(resizer.slab(data, 0, 2, 3).max()) for data in (first, second, first)]
@@ -148,22 +148,22 @@ def test_slabs_of_splines_follow_the_array_they_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", list(NNUNET))
-def test_the_same_shape_returns_the_data(name: str) -> None:
+def test_returns_the_same_object_for_the_same_shape(name: str) -> None:
     data = random_data((3, 4, 5), "float16")
     resizer = Resampling.from_plans(name, {}).resizer((3, 4, 5), (3, 4, 5), (1.0,) * 3, (2.0,) * 3)
     assert resizer.resize(data) is data
     assert resizer.result_type(data) == "float16"
 
 
-def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computes_the_same_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pantherseg.preprocessing.resample.BLOCK_BYTES", 1)
     image = random_data((7, 8, 9), "float32")
     for arguments in (IMAGES, LOGITS):
-        ours, theirs = both(image, SPLINE, arguments, (13, 12, 11), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+        ours, theirs = resample_with_both(image, SPLINE, arguments, (13, 12, 11), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
         np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-7)
 
 
-def test_the_defaults_are_nnunets() -> None:
+def test_has_the_defaults_of_nnunet() -> None:
     spline = Resampling.from_plans(SPLINE, {})
     assert (spline.order, spline.order_z, spline.force_separate_z) == (3, 0, False)
     torchs = Resampling.from_plans(TORCH, {"is_seg": False, "num_threads": 4, "memefficient_seg_resampling": True})
@@ -178,24 +178,24 @@ def test_the_defaults_are_nnunets() -> None:
         (SPLINE, {"is_seg": True}, "is_seg is for label maps"),
         (SPLINE, {"order": 6}, "resample_data_or_seg_to_shape: Invalid enum value 6"),
         (SPLINE, {"order": -1}, "Invalid enum value -1"),
-        (SPLINE, {"mode": "linear"}, "takes no argument mode"),
-        (TORCH, {"order": 1}, "takes no argument order"),
+        (SPLINE, {"mode": "linear"}, "has no argument mode"),
+        (TORCH, {"order": 1}, "has no argument order"),
         (TORCH, {"mode": "bicubic"}, "Invalid enum value 'bicubic'"),
         (TORCH, {"separate_z_anisotropy_threshold": 0}, "> 0"),
     ],
 )
-def test_what_cannot_be_done_alike_is_refused(name: str, arguments: dict[str, Any], complaint: str) -> None:
+def test_refuses_unsupported_arguments(name: str, arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Resampling.from_plans(name, arguments)
 
 
-def test_shapes_are_checked() -> None:
+def test_refuses_wrong_shapes() -> None:
     resampling = Resampling.from_plans(SPLINE, LOGITS)
-    with pytest.raises(ValueError, match="at least one voxel a side"):
+    with pytest.raises(ValueError, match="at least one voxel along each axis"):
         resampling.resizer((2, 2, 2), (2, 0, 2), (1.0,) * 3, (1.0,) * 3)
     resizer = resampling.resizer((2, 2, 2), (3, 3, 3), (1.0,) * 3, (1.0,) * 3)
     with pytest.raises(ValueError, match=r"shape \(2, 2, 2\), got \(1, 2, 2, 3\)"):
         resizer.resize(np.zeros((1, 2, 2, 3)))
     for start, stop in ((0, 4), (2, 2), (-1, 2)):
-        with pytest.raises(ValueError, match="are no slab of"):
+        with pytest.raises(ValueError, match="rows must be in the shape"):
             resizer.slab(np.zeros((1, 2, 2, 2)), 0, start, stop)

@@ -15,9 +15,9 @@ from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io import read_image, read_labels
 from pantherseg.labels import PANCREAS, TUMOUR, find_label, tumour_of
-from pantherseg.models.bundle import PLANS, read_json
 from pantherseg.models.find import ModelFolder, open_model_folder
-from pantherseg.packing import as_bundle
+from pantherseg.packing.pack import as_bundle
+from pantherseg.packing.sources.nnunet import PLANS, read_json
 from pantherseg.phantom import write_dataset
 from pantherseg.training.dataset import list_cases, write_nnunet_dataset
 from pantherseg.training.trainer import TRAINERS, TrainingJob

@@ -12,7 +12,7 @@ from pantherseg.labels import PANCREAS_NAME, find_label
 from pantherseg.logs import shown, stage
 from pantherseg.models.bundle import check_classes
 from pantherseg.models.find import Models, check_labels, find_models
-from pantherseg.packing import Packer
+from pantherseg.packing.pack import Packer
 from pantherseg.recipe import Recipe
 
 

@@ -190,6 +190,6 @@ def _models_used(ensemble: Ensemble, logits: list[Logits]) -> tuple[ModelUse, ..
     if ensemble.localizer is not None:
         used.append(ensemble.localizer.bundle.folds)
     return tuple(
-        ModelUse(str(one.bundle.shown), folds, one.bundle.manifest.checkpoint)
+        ModelUse(str(one.bundle.display_path), folds, one.bundle.manifest.checkpoint)
         for one, folds in zip(ensemble.predictors, used, strict=True)
     )

@@ -11,8 +11,8 @@ from pantherseg.cli.options import PATH, TASK, chosen_recipe
 from pantherseg.errors import ModelError
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import open_model
-from pantherseg.packing import pack as pack_model
-from pantherseg.packing import pack_models
+from pantherseg.packing.pack import pack as pack_model
+from pantherseg.packing.pack import pack_models
 from pantherseg.recipe import load_recipe
 
 logger = logging.getLogger(__name__)
@@ -52,4 +52,4 @@ def summary(bundle: Bundle) -> str:
     """Return one line about a bundle: its folds, checkpoint, labels and size."""
     size = sum(path.stat().st_size for path in bundle.path.iterdir())
     folds = f"folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}"
-    return f"{bundle.path}: {folds}, {bundle.said_labels()}, {size / 1e6:.1f} MB"
+    return f"{bundle.path}: {folds}, {bundle.describe_labels()}, {size / 1e6:.1f} MB"

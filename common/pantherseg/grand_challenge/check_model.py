@@ -14,7 +14,7 @@ from pantherseg.errors import ModelError, PantherSegError, UploadError
 from pantherseg.grand_challenge.verdict import Verdict, first_few
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import ModelFolder, by_role, check_labels, find_models
-from pantherseg.packing import check_archive
+from pantherseg.packing.checkpoint import check_archive
 from pantherseg.recipe import Recipe
 
 SUFFIX = ".tar.gz"
@@ -104,9 +104,8 @@ def _no_localizer(recipe: Recipe) -> str:
 
 
 def _check_bundle(bundle: Bundle, role: str, recipe: Recipe) -> str:
-    """Check a bundle's folds against their checksums, and that it has the labels that the recipe needs."""
-    for fold in bundle.folds:
-        bundle.verify(fold)
+    """Check a bundle's files against their checksums, and that it has the labels that the recipe needs."""
+    bundle.verify_all()
     check_labels(role, bundle, recipe)
     return f"a bundle, folds {' '.join(bundle.folds)} match their checksums"
 

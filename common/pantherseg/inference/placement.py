@@ -61,7 +61,7 @@ def placements(
     for candidate, events in _by_precision(backend, allow_bfloat16=allow_bfloat16):
         network = candidate.network_bytes(bundle)
         if network > free:
-            expected = f"{_mb(network)} for a patch of {bundle.shown.name} in {candidate.precision}"
+            expected = f"{_mb(network)} for a patch of {bundle.display_path.name} in {candidate.precision}"
             shortage = DeviceMemoryError(
                 candidate.memory_name, expected=expected, found=f"{_mb(free)} free", hint=_hint(candidate, bundle)
             )

@@ -19,7 +19,8 @@ from pantherseg.inference.placement import Placement, placements
 from pantherseg.inference.schedule import Next, Schedule, SweepSettings
 from pantherseg.inference.tiles import padded, tiles
 from pantherseg.machine.deadline import NEVER, Deadline
-from pantherseg.models.bundle import Bundle, Manifest, needed
+from pantherseg.models.bundle import Bundle, needed
+from pantherseg.models.manifest import Manifest
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
 from pantherseg.volume import Volume
 

@@ -1,8 +1,9 @@
-"""Trained models on disk: where they are looked for, and whether they are complete. No torch.
+"""Finds trained models on disk and checks that they are complete, without torch.
 
-A model is a bundle, or an nnU-Net folder: plans.json, dataset.json and fold_<k>/<checkpoint>. A recipe names its
-models by role (`task1`, `localizer`); below a root folder, a role's model is the one model folder in <root>/<role> or,
-for a recipe with a single member, the only model folder of the root that no other role's name claims.
+A model is a bundle or a model folder of a training framework, such as nnU-Net's: plans.json, dataset.json and
+fold_<k>/<checkpoint>. A recipe names its models by role (`task1`, `localizer`). Below a root folder, the model of a
+role is the only model in <root>/<role>. For a recipe with a single member it may also be the only model anywhere below
+the root that does not belong to another role.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from pathlib import Path
 from typing import Literal
 
 from pantherseg.errors import ModelError, RecipeError
-from pantherseg.models.bundle import DATASET, PLANS, Bundle, is_bundle, needed, open_bundle
+from pantherseg.models.bundle import Bundle, is_bundle, needed, open_bundle
+from pantherseg.packing.sources import SOURCES, source_of
+from pantherseg.packing.sources.nnunet import LAYOUT, PLANS
 from pantherseg.recipe import Localizer, Member, Recipe
 
 MAX_DEPTH = 4
-CHECKPOINT = "checkpoint_final.pth"
-LAYOUT = f"{PLANS}, {DATASET} and fold_0, fold_1, ..."
 MRSEGMENTATOR = "mrsegmentator"
-# Of the tasks' own recipes.
+# The roles of the two tasks' recipes.
 ROLES = ("task1", "task2", "localizer")
-# <role>.fetched.json beside <role>: what `pantherseg weights fetch` placed there, and whence.
+# <role>.fetched.json beside <role> records what `pantherseg weights fetch` placed there, and its origin.
 FETCHED = ".fetched.json"
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """An nnU-Net model folder and the folds of it that are used, in their order."""
+    """A model folder of a training framework. folds: the folds that are used, in this order."""
 
     path: Path
     folds: tuple[str, ...]
@@ -45,10 +46,9 @@ Model = Bundle | ModelFolder
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a recipe, found.
+    """The models of a recipe that were found below a root folder.
 
-    localizer: None where the recipe has none, the root holds none, or the one that it holds cannot be used, for which
-    problem is the reason.
+    localizer: None if the recipe has none, the root contains none, or it cannot be used; problem: why it cannot.
     """
 
     root: Path
@@ -63,20 +63,20 @@ class Models:
 
 
 def choose_root(uploaded: Path, shipped: Path) -> Path:
-    """Return the folder of uploaded models if it holds any file, else that of the models shipped with the code.
+    """Return the folder of uploaded models if it contains any file, else that of the models shipped with the code.
 
-    Raises ModelError where what is uploaded cannot be looked at.
+    Raises ModelError if the uploaded folder cannot be read.
     """
-    # Any file counts: an upload that is damaged must be an error, not silently another model.
-    holds_something = any(files for _, _, files in os.walk(uploaded, onerror=_refuse_unreadable))
-    return uploaded if holds_something else shipped
+    # Any file counts: a damaged upload must be an error, and never silently replaced by another model.
+    has_files = any(files for _, _, files in os.walk(uploaded, onerror=_refuse_unreadable))
+    return uploaded if has_files else shipped
 
 
 def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
     """Find and check every model of a recipe below a root folder. Raises ModelError naming what is missing.
 
-    complete: without it, as many folds may be missing or incomplete as the recipe allows, and a localizer that cannot
-    be used is no error.
+    complete: if False, as many folds may be missing or incomplete as the recipe allows, and a localizer that cannot be
+    used is reported in `Models.problem`.
     """
     if not root.is_dir():
         raise ModelError(root, expected="a folder of models", found="a file" if root.exists() else "no such folder")
@@ -101,9 +101,9 @@ def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
 
 
 def by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
-    """Return each role's model with every fold that one of its members wants.
+    """Return the model of each role with every fold that one of its members uses.
 
-    Raises RecipeError where members want different checkpoints of one nnU-Net folder.
+    Raises RecipeError if members use different checkpoints of one model folder.
     """
     roles: dict[str, Model] = {}
     for member, model in zip(recipe.members, models.members, strict=True):
@@ -119,7 +119,7 @@ def by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
 
 
 def check_labels(role: str, bundle: Bundle, recipe: Recipe) -> None:
-    """Raise RecipeError unless a role's bundle has the labels that the recipe asks it for."""
+    """Raise RecipeError unless the bundle of a role has the labels that the recipe uses."""
     if any(member.model == role for member in recipe.members):
         bundle.check_label("tumour_label", recipe.tumour_label)
     if recipe.localizer is not None and recipe.localizer.model == role:
@@ -133,38 +133,36 @@ def open_model(
     checkpoint: str | None = None,
     min_folds: int | None = None,
 ) -> Model:
-    """Open a bundle or a model folder with every wanted fold of a checkpoint. Raises ModelError.
-
-    checkpoint: without it checkpoint_final.pth of a folder, and whichever a bundle is made of. min_folds: as
-    open_bundle takes it.
-    """
-    if is_bundle(folder):
-        return open_bundle(folder, folds=folds, checkpoint=checkpoint, min_folds=min_folds)
-    return open_model_folder(folder, folds=folds, checkpoint=checkpoint or CHECKPOINT, min_folds=min_folds)
+    """Open a bundle or a model folder; parameters and errors as in `open_bundle` and `open_model_folder`."""
+    opener = open_bundle if is_bundle(folder) else open_model_folder
+    return opener(folder, folds=folds, checkpoint=checkpoint, min_folds=min_folds)
 
 
 def open_model_folder(
     folder: Path,
     *,
     folds: Sequence[int] | Literal["all"] = "all",
-    checkpoint: str = CHECKPOINT,
+    checkpoint: str | None = None,
     min_folds: int | None = None,
 ) -> ModelFolder:
-    """Check that a model folder holds its plans and the wanted folds' checkpoints. Raises ModelError.
+    """Check that a model folder has its description and the checkpoints of its folds. Raises ModelError.
 
-    min_folds: how many of the checkpoints must be there, whatever is in them; without it all.
+    checkpoint: file name, by default that of the framework. min_folds: number of checkpoints that must exist, damaged
+    or not; by default all.
     """
-    for name in (PLANS, DATASET):
+    source = source_of(folder)
+    for name in source.files:
         if not (folder / name).is_file():
-            raise ModelError(folder, expected=f"an nnU-Net model folder ({LAYOUT})", found=f"no {name}")
-    names = _every_fold(folder) if folds == "all" else [str(fold) for fold in folds]
+            layout = f"{', '.join(source.files)} and fold_0, fold_1, ..."
+            raise ModelError(folder, expected=f"a model folder ({layout})", found=f"no {name}")
+    names = _all_folds(folder) if folds == "all" else [str(fold) for fold in folds]
     if not names:
         raise ModelError(folder, expected="at least one fold_<k>", found="none")
-    model = ModelFolder(folder, tuple(names), checkpoint)
+    model = ModelFolder(folder, tuple(names), checkpoint or source.checkpoint)
     missing = [fold for fold in names if not model.checkpoint_path(fold).is_file()]
     if missing and len(names) - len(missing) < needed(len(names), min_folds):
         path = model.checkpoint_path(missing[0])
-        others = sorted(other.name for other in path.parent.glob("*.pth"))
+        others = sorted(other.name for other in path.parent.glob(f"*{path.suffix}"))
         raise ModelError(path, expected="a checkpoint", found=f"{', '.join(others) or 'nothing'} in fold_{missing[0]}")
     return model
 
@@ -183,7 +181,7 @@ def _member_folder(root: Path, member: Member, recipe: Recipe) -> Path:
         found = [
             path
             for path in _model_folders(root)
-            if not roles & set(path.relative_to(root).parts) and not _is_anothers(root, path)
+            if not roles & set(path.relative_to(root).parts) and not _has_another_role(root, path)
         ]
     if len(found) != 1:
         raise ModelError(
@@ -195,8 +193,8 @@ def _member_folder(root: Path, member: Member, recipe: Recipe) -> Path:
     return found[0]
 
 
-def _is_anothers(root: Path, model: Path) -> bool:
-    """Return whether a model lies under a role's name, or was fetched: that is all that it can stand for."""
+def _has_another_role(root: Path, model: Path) -> bool:
+    """Return whether a model below `root` is in the folder of a role, or was fetched and so has its own role."""
     top = model.relative_to(root).parts[:1]
     return any(name in ROLES or (root / f"{name}{FETCHED}").is_file() for name in top)
 
@@ -213,28 +211,28 @@ def _localizer_folder(root: Path, localizer: Localizer) -> Path | None:
 
 
 def _mrsegmentator_folder() -> Path | None:
-    """Return where the mrsegmentator package keeps its weights, as its own documentation says, or None."""
+    """Return where the mrsegmentator package keeps its weights according to its documentation, or None."""
     root = Path(os.environ.get("MRSEG_WEIGHTS_PATH", Path.home() / ".mrsegmentator"))
-    return next((path for path in (root, root / "base") if (path / "plans.json").is_file()), None)
+    return next((path for path in (root, root / "base") if (path / PLANS).is_file()), None)
 
 
 def _model_folders(top: Path, depth: int = 0) -> Iterator[Path]:
-    """Yield the folders that look like a model's, so that an incomplete one can be named rather than overlooked."""
+    """Yield the folders that look like a model, complete or not, so that an incomplete one is reported."""
     try:
-        # Hidden is what is not finished, such as a download.
+        # Hidden folders are unfinished, such as a download.
         children = sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         _refuse_unreadable(error)
         return
-    if is_bundle(top) or any((top / name).is_file() for name in (PLANS, DATASET)) or any(top.glob("fold_*/*.pth")):
+    if is_bundle(top) or any(source.accepts(top) for source in SOURCES):
         yield top
     elif depth < MAX_DEPTH:
         for child in children:
             yield from _model_folders(child, depth + 1)
 
 
-def _every_fold(folder: Path) -> list[str]:
-    """Return the numbered folds in their order, or fold_all where there is no other, as nnU-Net does."""
+def _all_folds(folder: Path) -> list[str]:
+    """Return the numbered folds in numerical order; fold_all if there is no other, as nnU-Net does."""
     names = [path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir()]
     numbers = sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
     return numbers or [name for name in names if name == "all"]

@@ -1,6 +1,6 @@
-"""Networks of torch, as the plans of a trained model describe them."""
+"""Networks in torch, built from the plain data in a bundle's manifest. Every family of networks is registered."""
 
-from pantherseg.networks.nnunet import Plan, read_plan
-from pantherseg.networks.registry import build_network, distinct_tensors
+from pantherseg.networks import nnunet as nnunet  # registers its family
+from pantherseg.networks.registry import Architecture, build_network, distinct_tensors, register_network
 
-__all__ = ["Plan", "build_network", "distinct_tensors", "read_plan"]
+__all__ = ["Architecture", "build_network", "distinct_tensors", "register_network"]

@@ -1,55 +1,63 @@
-"""nnU-Net's networks, built from plain data: the trainer that a checkpoint names is never looked up."""
+"""Families of networks, and how a network is built from the plain data that describes it.
+
+A family is a Table of settings that is registered under its name:
+
+    @register_network("my_family")
+    class MyFamily(Table, Architecture, frozen=True):
+        width: int
+
+        def build(self, where: Path, *, classes: int) -> nn.Module: ...
+
+The plain data are then `{"family": "my_family", "width": 8}`.
+"""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pantherseg.errors import ModelError
-from pantherseg.models.bundle import Architecture
+from pantherseg.registry import Registry
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# Architectures name classes by their import path; nothing outside these packages is ever imported for them.
-NETWORK_PACKAGE = "dynamic_network_architectures."
-LAYER_PACKAGE = "torch.nn."
+
+class Architecture:
+    """The settings of a network of one family."""
+
+    registry: ClassVar[Registry[Architecture]] = Registry("network family", tag="family")
+
+    def build(self, where: Path, *, classes: int) -> nn.Module:
+        """Return a network that maps a patch (1, 1, *patch) to logits (1, classes, *patch), weights not loaded.
+
+        Raises ModelError naming the file `where`, which holds the settings.
+        """
+        raise NotImplementedError
 
 
-def build_network(where: Path, architecture: Architecture, *, classes: int) -> nn.Module:
-    """Return a network for one channel in evaluation mode, weights not loaded, without deep supervision.
+register_network = Architecture.registry.register
 
-    Raises ModelError naming `where`, from which the architecture comes, for a class outside nnU-Net's own networks or
-    arguments that it does not take.
+
+def build_network(where: Path, architecture: Mapping[str, Any], *, classes: int) -> nn.Module:
+    """Return the network that plain data describe, in evaluation mode and without its weights.
+
+    classes: number of classes, background included. Raises ModelError naming the file `where`, which holds the data,
+    for an unknown family and for settings from which the network cannot be built.
     """
-    name, arguments = architecture.network, dict(architecture.arguments)
-    if not name.startswith(NETWORK_PACKAGE):
-        raise ModelError(where, expected=f"a network of {NETWORK_PACKAGE}*", found=name)
     try:
-        for key in architecture.imported:
-            if (value := arguments.get(key)) is not None:
-                if not str(value).startswith(LAYER_PACKAGE):
-                    raise ModelError(where, expected=f"{key} from {LAYER_PACKAGE}*", found=str(value))
-                arguments[key] = _imported(value)
-        network: nn.Module = _imported(name)(
-            input_channels=1, num_classes=classes, **(arguments | {"deep_supervision": False})
-        )
-    except (ImportError, AttributeError, TypeError, ValueError, KeyError, AssertionError) as error:
-        raise ModelError(where, expected=f"an architecture that {name} can be built from", found=repr(error)) from error
-    return network.eval()
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+        settings = Architecture.registry.decode(architecture)
+    except ValueError as error:
+        raise ModelError(where, expected="a network that can be built", found=str(error)) from error
+    return settings.build(where, classes=classes).eval()
 
 
 def distinct_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a network's tensors, each once under its first name: decoder and encoder share modules."""
+    """Return the tensors of a network, each once under its first name: modules may share them."""
     first: dict[int, str] = {}
-    for name, value in network.state_dict().items():
-        first.setdefault(value.data_ptr(), name)
     state = network.state_dict()
+    for name, value in state.items():
+        first.setdefault(value.data_ptr(), name)
     return {name: state[name] for name in first.values()}

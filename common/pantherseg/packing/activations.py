@@ -1,4 +1,4 @@
-"""How many numbers a network keeps at once on its way from a patch to logits."""
+"""How much memory the activations of a network take in a forward pass."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):
-    """Follows which results of operations are alive, and how large all of them together were at most."""
+class PeakBytes(TorchDispatchMode):
+    """Tracks the results of operations, and the largest size in bytes that existed at the same time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-def live_values(network: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return how many numbers of features and logits are alive at once while a network sees an input of a shape.
+def peak_activations(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the largest number of features and logits that exist at the same time for an input of `shape`.
 
-    Found on torch's `meta` device, which follows shapes and computes nothing. What a library wants for its
-    convolutions beside them is not in it.
+    Measured on torch's `meta` device, which follows shapes without computing. What a library needs for its convolutions
+    beside them is not included.
     """
     on_meta = copy.deepcopy(network).to("meta")
-    with torch.inference_mode(), LiveBytes() as live:
+    with torch.inference_mode(), PeakBytes() as bytes_:
         on_meta(torch.empty(shape, device="meta"))
-    values: int = live.peak // torch.float32.itemsize
+    values: int = bytes_.peak // torch.float32.itemsize
     return values

@@ -1,4 +1,4 @@
-"""nnU-Net's checkpoints, read without unpickling freely: the only reader of .pth files."""
+"""nnU-Net's checkpoints, read without running code that they contain."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PREFIXES = re.compile(r"^(_orig_mod\.|module\.)+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What inference needs of a checkpoint.
+    """The parts of a checkpoint that packing needs.
 
-    weights: state dict of the network; configuration: its name in the plans, such as 3d_fullres; trainer: the name
-    of the class that made it, for the record only; mirroring_axes: spatial axes that may be mirrored, 0 = z.
+    weights: state dict of the network; configuration: its name in the plans, such as 3d_fullres; trainer: name of the
+    class that trained it, for the record; mirroring_axes: spatial axes that may be mirrored, 0 = z.
     """
 
     weights: dict[str, torch.Tensor]
@@ -36,12 +36,12 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read an nnU-Net checkpoint. Raises ModelError if it is missing, damaged, or holds more than plain data."""
+    """Read an nnU-Net checkpoint. Raises ModelError if it is missing, damaged, or contains more than plain data."""
     return _checkpoint(path, _read(path))
 
 
 def read_origin(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the plans and the dataset.json of a checkpoint's training. Raises ModelError as read_checkpoint does."""
+    """Return the plans and the dataset.json of a checkpoint's training. Raises ModelError like `read_checkpoint`."""
     content = _read(path)
     arguments = content.get("init_args") if isinstance(content, dict) else None
     found = [arguments.get(key) if isinstance(arguments, dict) else None for key in ("plans", "dataset_json")]
@@ -63,27 +63,27 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    # A damaged archive surfaces as any of these, depending on the byte that is wrong.
+    # The kind of error depends on which byte of the file is damaged.
     except Exception as error:
         refused = REFUSED.search(str(error))
         raise ModelError(
             path,
             expected="an nnU-Net checkpoint of tensors and plain values",
-            found=refused[0] if refused else _beginning(path),
-            hint="it asks for code to be run on loading and was refused" if refused else "copy the file again",
+            found=refused[0] if refused else _describe_file(path),
+            hint="it would run code on loading and was refused" if refused else "copy the file again",
         ) from error
 
 
 def check_archive(path: Path) -> None:
-    """Raise ModelError where a zip archive, the usual form, breaks its own checksums: torch does not compare them."""
+    """Raise ModelError if a zip archive, the usual form, does not match its checksums, which torch does not compare."""
     try:
         if not zipfile.is_zipfile(path):
-            return  # torch's older form, or none: torch will say
+            return  # torch's older form, or no checkpoint at all: reading it will tell
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except MemoryError:
         raise
-    # Names that are no text, zlib's errors, a part that calls itself encrypted: it depends on the byte that is wrong.
+    # The kind of error depends on which byte of the file is damaged.
     except Exception as error:
         damaged = str(error)
     if damaged is not None:
@@ -92,15 +92,15 @@ def check_archive(path: Path) -> None:
 
 
 def check_fit(where: Path, network: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise ModelError naming `where` unless weights have just the keys and shapes that a network's state has."""
+    """Raise ModelError naming `where` unless weights have exactly the keys and shapes of a network's state dict."""
     expected = {key: tuple(value.shape) for key, value in network.items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}
-    odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-    if odd:
+    differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if differing:
         raise ModelError(
             where,
-            expected=f"the weights of the network in plans.json ({odd[0]}: {expected.get(odd[0])})",
-            found=f"{len(odd)} that differ ({odd[0]}: {found.get(odd[0])})",
+            expected=f"the weights of the described network ({differing[0]}: {expected.get(differing[0])})",
+            found=f"{len(differing)} different ones ({differing[0]}: {found.get(differing[0])})",
         )
 
 
@@ -108,8 +108,8 @@ def _checkpoint(path: Path, content: Any) -> Checkpoint:
     try:
         weights, configuration = content["network_weights"], content["init_args"]["configuration"]
         if not isinstance(weights, dict) or not weights or not all(map(_is_plain, weights.values())):
-            raise TypeError("network_weights holds something else than tensors of real numbers")
-        # torch.compile and distributed training prefix every key.
+            raise TypeError("network_weights must contain only dense tensors of real numbers")
+        # torch.compile and distributed training add a prefix to every key.
         weights = {PREFIXES.sub("", key): value for key, value in weights.items()}
         axes = tuple(int(axis) for axis in content.get("inference_allowed_mirroring_axes") or ())
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -125,7 +125,7 @@ def _checkpoint(path: Path, content: Any) -> Checkpoint:
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether a value is a tensor of real numbers that are all there."""
+    """Return whether a value is a dense tensor of real numbers in memory."""
     import torch
 
     return (
@@ -137,15 +137,15 @@ def _is_plain(value: object) -> bool:
 
 
 def _plain_numpy() -> list[Any]:
-    """Return the allow-list: nnU-Net's log holds numpy numbers, whose reconstruction runs no code of the file's."""
+    """Return the allow-list: nnU-Net's log contains numpy numbers, which are restored without code from the file."""
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     kinds = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
     # numpy 1 wrote the same function under another module name.
     return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *kinds]
 
 
-def _beginning(path: Path) -> str:
-    """Describe a file that cannot be read; that of a Git LFS pointer begins with `version`."""
+def _describe_file(path: Path) -> str:
+    """Describe an unreadable file by its size and first bytes; a Git LFS pointer begins with `version`."""
     try:
         with path.open("rb") as file:
             return f"{path.stat().st_size} bytes, unreadable, beginning with {file.read(24)!r}"

@@ -1,4 +1,4 @@
-"""A torch network into an OpenVINO graph whose weights lie in a safetensors file."""
+"""A torch network as an OpenVINO graph that reads its weights from a safetensors file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pantherseg.files import temporary_folder
 from pantherseg.machine.openvino import ov
 from pantherseg.networks import distinct_tensors
 
-# What a graph holds beside the network's weights: shapes, axes, strides. More would be weights under another form.
+# The constants of a graph other than weights are shapes, axes and strides. More would be weights in another form.
 MAX_CONSTANT_BYTES = 1 << 20
-# The mean of blocks, then of their means, keeps float32's digits where one long sum loses them.
+# The mean of the means of blocks is more accurate in float32 than one long sum.
 BLOCK = 8
 DEEP_BLOCK = 4
 SEED = 0
@@ -31,7 +31,7 @@ CONSTANT = "./layers/layer[@type='Const']/data"
 
 
 class AccurateInstanceNorm(nn.Module):
-    """InstanceNorm in two passes, as accurate as torch's own in any backend that averages naively."""
+    """InstanceNorm in two passes, as accurate as torch's own even in a backend with a naive mean."""
 
     def __init__(self, norm: nn.modules.instancenorm._InstanceNorm) -> None:
         super().__init__()
@@ -58,13 +58,13 @@ def _mean(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Graph:
-    """A network's graph whose weights are not placed yet. constants: what it holds beside the weights, as bytes."""
+    """The graph of a network without the positions of its weights. constants: its other constants, as bytes."""
 
     tree: ElementTree.ElementTree[ElementTree.Element]
     constants: NDArray[np.uint8]
 
-    def placed(self, offsets: Mapping[str, int], constants: int) -> str:
-        """Return the graph as text, for a file that holds every tensor at its offset, and the constants at theirs."""
+    def as_text(self, offsets: Mapping[str, int], constants: int) -> str:
+        """Return the XML for a weights file with each tensor at its offset in bytes, and the constants at theirs."""
         root = copy.deepcopy(self.tree.getroot())
         for data in root.iterfind(CONSTANT):
             name = data.attrib.pop("tensor", None)
@@ -73,13 +73,14 @@ class Graph:
 
 
 def make_graph(network: nn.Module, shape: tuple[int, ...]) -> Graph:
-    """Return a network's graph for an input of `shape`; the network is used up, its weights are replaced.
+    """Return the graph of a network for an input of `shape`. Replaces the weights of the network.
 
-    Raises ValueError for norms with running statistics, and where the graph holds weights in another form than the
-    network's.
+    Raises ValueError for norms with running statistics, and if the graph would contain weights in another form: they
+    would be the same for all folds.
     """
     names = _fill_with_distinct_values(network)
     _use_accurate_norms(network)
+    missing = _used_tensors(network, shape)
     tree, values = _convert(network, shape)
     constants = bytearray()
     for data in tree.iterfind(CONSTANT):
@@ -87,35 +88,38 @@ def make_graph(network: nn.Module, shape: tuple[int, ...]) -> Graph:
         content = values[start : start + size]
         if (name := names.get(content)) is not None:
             data.set("tensor", name)
+            missing.discard(name)
         else:
             data.set("offset", str(len(constants)))
             constants += content + bytes(-len(content) % 8)
+    if missing:
+        raise ValueError(f"the graph does not contain {min(missing)} unchanged")
     if len(constants) > MAX_CONSTANT_BYTES:
-        raise ValueError(f"the graph holds {len(constants)} bytes that are not the network's weights as they are")
+        raise ValueError(f"the graph contains {len(constants)} bytes of constants, which must be transformed weights")
     return Graph(tree, np.frombuffer(bytes(constants), np.uint8))
 
 
 def _convert(network: nn.Module, shape: tuple[int, ...]) -> tuple[ElementTree.ElementTree[ElementTree.Element], bytes]:
-    """Return a network as OpenVINO writes it: the graph, and the bytes of every constant in it."""
+    """Return the graph of a network as OpenVINO writes it, and the bytes of all its constants."""
     from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the tracer: shapes are fixed, and so may be what follows from them
+        warnings.simplefilter("ignore")  # of the tracer, about values that depend on the shape: the shape is fixed
         traced = torch.jit.trace(network, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]
         frontend = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchScriptPythonDecoder(traced)  # must outlive the conversion
         model = frontend.convert(frontend.load(decoder))
     model.reshape(list(shape))
-    apply_moc_transformations(model, cf=True)  # folds what is constant
+    apply_moc_transformations(model, cf=True)  # folds constants
     folder = temporary_folder()
     try:
         file = folder / "graph.xml"
         try:
             ov.save_model(model, file, compress_to_fp16=False)
         except RuntimeError as error:
-            _write_something(folder)
+            _raise_write_error(folder)
             raise OSError(f"{file}: {error}") from error
         tree = ElementTree.parse(file)
         _name_by_number(tree.getroot())
@@ -124,20 +128,20 @@ def _convert(network: nn.Module, shape: tuple[int, ...]) -> tuple[ElementTree.El
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_something(folder: Path) -> None:
-    """Raise OSError with the reason why nothing can be written, which OpenVINO does not say."""
-    (folder / "something").write_bytes(bytes(PROBE_BYTES))
+def _raise_write_error(folder: Path) -> None:
+    """Raise OSError with the reason why a folder cannot be written to, which OpenVINO does not report."""
+    (folder / "probe").write_bytes(bytes(PROBE_BYTES))
 
 
 def _name_by_number(root: ElementTree.Element) -> None:
-    """Give a graph and its layers names that depend on nothing but the graph: OpenVINO counts through a process."""
+    """Rename a graph and its layers reproducibly: OpenVINO numbers them through the whole process."""
     root.set("name", "network")
     for layer in root.iterfind("./layers/layer"):
         layer.set("name", f"{layer.attrib['type']}_{layer.attrib['id']}")
 
 
 def _fill_with_distinct_values(network: nn.Module) -> dict[bytes, str]:
-    """Give every tensor values that no other has, and return each one's name by its bytes."""
+    """Fill every tensor with values of its own, and return the names of the tensors by their bytes."""
     generator = torch.Generator().manual_seed(SEED)
     names = {}
     for name, value in distinct_tensors(network).items():
@@ -147,11 +151,22 @@ def _fill_with_distinct_values(network: nn.Module) -> dict[bytes, str]:
     return names
 
 
+def _used_tensors(network: nn.Module, shape: tuple[int, ...]) -> set[str]:
+    """Return the names of the floating-point tensors on which the output of a network depends."""
+    on_meta = copy.deepcopy(network).to("meta")
+    known = distinct_tensors(network)
+    tensors = {name: value for name, value in (*on_meta.named_parameters(), *on_meta.named_buffers()) if name in known}
+    tensors = {name: value.requires_grad_() for name, value in tensors.items() if value.is_floating_point()}
+    output = on_meta(torch.empty(shape, device="meta")).sum()
+    gradients = torch.autograd.grad(output, list(tensors.values()), allow_unused=True)
+    return {name for name, gradient in zip(tensors, gradients, strict=True) if gradient is not None}
+
+
 def _use_accurate_norms(module: nn.Module) -> None:
     for name, child in module.named_children():
         if getattr(child, "track_running_stats", False):
             kind = type(child).__name__
-            raise ValueError(f"{kind} {name} keeps running statistics, which no network run here may")
+            raise ValueError(f"{kind} {name} keeps running statistics, which are not supported")
         if isinstance(child, nn.modules.instancenorm._InstanceNorm):
             setattr(module, name, AccurateInstanceNorm(child))
         else:

@@ -17,7 +17,7 @@ from pantherseg.errors import DownloadError, ModelError, OutputError
 from pantherseg.files import prepare_folder, write_text
 from pantherseg.models.bundle import is_bundle, open_bundle, sha256_of
 from pantherseg.models.find import check_labels
-from pantherseg.packing import missing_packages
+from pantherseg.packing.pack import missing_packages
 from pantherseg.paths import ROOT
 from pantherseg.recipe import Recipe, load_recipe
 from pantherseg.weights.assemble import build, check_files

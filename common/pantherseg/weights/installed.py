@@ -10,8 +10,10 @@ import msgspec
 
 from pantherseg.errors import ModelError
 from pantherseg.files import write_text
-from pantherseg.models.bundle import MANIFEST, PLANS, Bundle, is_bundle, open_bundle, sha256_of
-from pantherseg.models.find import FETCHED, LAYOUT, open_model_folder
+from pantherseg.models.bundle import Bundle, is_bundle, open_bundle, sha256_of
+from pantherseg.models.find import FETCHED, open_model_folder
+from pantherseg.models.manifest import MANIFEST
+from pantherseg.packing.sources.nnunet import LAYOUT, PLANS
 from pantherseg.weights.zoo import Weights
 
 
@@ -156,6 +158,5 @@ def _check_own_model(folder: Path) -> str:
 
 
 def _verify_bundle(bundle: Bundle) -> str:
-    for fold in bundle.folds:
-        bundle.verify(fold)
-    return f"folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}, {bundle.said_labels()}"
+    bundle.verify_all()
+    return f"folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}, {bundle.describe_labels()}"

@@ -94,7 +94,7 @@ class OpenVinoBackend:
         Never below what was measured (`python -m bench --full memory`), and at most half above.
         """
         manifest = bundle.manifest
-        return BYTES[self.precision] * (manifest.live_values + 2 * manifest.weights) + CODE_BYTES
+        return BYTES[self.precision] * (manifest.peak_activations + 2 * manifest.weights) + CODE_BYTES
 
     def free_bytes(self) -> int:
         """Return what this process may still take of the memory."""

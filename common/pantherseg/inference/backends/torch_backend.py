@@ -20,7 +20,8 @@ from pantherseg.inference.backends import Mode, VerifiedFolds
 from pantherseg.machine.allocator import keep_freed_memory
 from pantherseg.machine.cpus import usable_cpus
 from pantherseg.machine.memory import MB, NO_LIMIT
-from pantherseg.models.bundle import MANIFEST, Bundle
+from pantherseg.models.bundle import Bundle
+from pantherseg.models.manifest import MANIFEST
 from pantherseg.networks import build_network, distinct_tensors
 
 # What cuDNN may want for its convolutions beside their input and output: an allowance, as it depends on the device.
@@ -107,7 +108,7 @@ class TorchBackend:
         half = torch.float16.itemsize
         is_built = self._built is not None and self._built[0] == bundle.path
         per_weight = half if is_built else half + torch.float32.itemsize
-        return per_weight * weights + half * bundle.manifest.live_values + CONVOLUTION_BYTES
+        return per_weight * weights + half * bundle.manifest.peak_activations + CONVOLUTION_BYTES
 
     def free_bytes(self) -> int:
         """Return what this process may still take of the device's memory."""

@@ -1,0 +1,197 @@
+"""nnU-Net's model folders: plans.json, dataset.json and fold_<k>/checkpoint_final.pth, read with nnU-Net's own code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pydoc
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pantherseg.errors import ModelError
+from pantherseg.networks import build_network
+from pantherseg.networks.nnunet import NETWORK_PACKAGE, NnunetNetwork
+from pantherseg.packing.checkpoint import read_checkpoint
+from pantherseg.packing.sources.packable import PackableModel
+from pantherseg.preprocessing.intensity import IntensityScheme
+from pantherseg.preprocessing.preprocess import Preprocessing
+from pantherseg.preprocessing.resample import Resampling
+from pantherseg.tables import decode_registered
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+PLANS, DATASET = "plans.json", "dataset.json"
+CHECKPOINT = "checkpoint_final.pth"
+LAYOUT = f"{PLANS}, {DATASET} and fold_0, fold_1, ..."
+READERS = ("SimpleITKIO", "NibabelIO")
+PREPROCESSOR = "DefaultPreprocessor"
+FOREGROUND = ("mean", "std", "percentile_00_5", "percentile_99_5")
+
+
+class NnunetSource:
+    """nnU-Net's model folders."""
+
+    files: tuple[str, ...] = (PLANS, DATASET)
+    checkpoint = CHECKPOINT
+    packages: tuple[str, ...] = ("torch", "nnunetv2")
+
+    def accepts(self, folder: Path) -> bool:
+        """See `Source.accepts`."""
+        return any((folder / name).is_file() for name in self.files) or any(folder.glob("fold_*/*.pth"))
+
+    def open(self, folder: Path, checkpoints: Mapping[str, Path]) -> PackableModel:
+        """See `Source.open`. The first checkpoint names the configuration of the plans and the mirroring axes."""
+        fold, path = next(iter(checkpoints.items()))
+        first = read_checkpoint(path)
+        wanted = first.configuration, first.mirroring_axes
+        configuration = read_configuration(folder, first.configuration)
+
+        def weights(name: str) -> dict[str, torch.Tensor]:
+            checkpoint = read_checkpoint(checkpoints[name])
+            if (found := (checkpoint.configuration, checkpoint.mirroring_axes)) != wanted:
+                expected = f"{wanted[0]}, mirroring axes {wanted[1]}, as fold {fold}"
+                raise ModelError(checkpoints[name], expected=expected, found=f"{found[0]}, {found[1]}")
+            return checkpoint.weights
+
+        return PackableModel(
+            folder=folder,
+            described_in=folder / PLANS,
+            checkpoints=checkpoints,
+            patch=configuration.patch,
+            labels=configuration.labels,
+            mirroring_axes=first.mirroring_axes,
+            preprocessing=configuration.preprocessing,
+            architecture=configuration.architecture,
+            files=tuple(folder / name for name in self.files),
+            record={"configuration": first.configuration, "trainer": first.trainer},
+            weights=weights,
+        )
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration of nnU-Net's plans, such as 3d_fullres.
+
+    plans: the file. patch: the network's input, (z, y, x) or (y, x), in its own axes. labels: number by name.
+    """
+
+    plans: Path
+    architecture: dict[str, Any]
+    preprocessing: Preprocessing
+    patch: tuple[int, ...]
+    labels: dict[str, int]
+
+    def network(self) -> nn.Module:
+        """Return a new network in evaluation mode, without deep supervision. Raises ModelError."""
+        return build_network(self.plans, self.architecture, classes=len(self.labels))
+
+
+def read_configuration(folder: Path, name: str) -> Configuration:
+    """Read one configuration from the plans of a model folder.
+
+    Raises ModelError for damaged plans, and for a model that this package cannot run.
+    """
+    plans, dataset = read_json(folder / PLANS), read_json(folder / DATASET)
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints a greeting on import, and stdout is for results
+        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about plans in nnU-Net's older format, which it understands
+            manager = PlansManager(plans)
+            settings = manager.get_configuration(name)
+            labels = manager.get_label_manager(dataset)
+        properties = {
+            "channels": determine_num_input_channels(manager, settings, dataset),
+            "cascade": settings.previous_stage_name is not None,
+            "regions": labels.has_regions,
+            "ignore label": labels.has_ignore_label,
+            "reader": manager.plans["image_reader_writer"],
+            "preprocessor": settings.preprocessor_name,
+        }
+        _check_supported(folder, properties)
+        return Configuration(
+            folder / PLANS,
+            _architecture(settings),
+            _preprocessing(settings.configuration, manager.plans),
+            tuple(settings.patch_size),
+            {str(label): int(value) for label, value in dataset["labels"].items()},
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
+        expected = f"{PLANS} and {DATASET} with a valid configuration {name}"
+        raise ModelError(folder, expected=expected, found=repr(error)) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file such as plans.json. Raises ModelError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(path, expected="valid JSON", found=str(error) or type(error).__name__) from error
+    if not isinstance(content, dict):
+        raise ModelError(path, expected="a JSON object", found=f"a value of type {type(content).__name__}")
+    return content
+
+
+def _architecture(settings: Any) -> dict[str, Any]:
+    """Return the network of a configuration. Its class is searched where nnU-Net would search it."""
+    import dynamic_network_architectures
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    name = str(settings.network_arch_class_name)
+    # Plans of older versions name a module that no longer exists.
+    if name.startswith(NETWORK_PACKAGE) and pydoc.locate(name) is None:
+        package = f"{dynamic_network_architectures.__name__}.architectures"
+        folder = str(Path(dynamic_network_architectures.__path__[0]) / "architectures")
+        found = recursive_find_python_class(folder, name.rpartition(".")[2], package)
+        name = f"{found.__module__}.{found.__name__}" if found is not None else name
+    network = NnunetNetwork(
+        network=name,
+        arguments=dict(settings.network_arch_init_kwargs),
+        imported=tuple(settings.network_arch_init_kwargs_req_import),
+    )
+    data: dict[str, Any] = msgspec.to_builtins(network)
+    return data
+
+
+def _check_supported(folder: Path, properties: Mapping[str, Any]) -> None:
+    wanted = {"channels": 1, "cascade": False, "regions": False, "ignore label": False, "preprocessor": PREPROCESSOR}
+    wrong = [f"{name} {properties[name]}" for name, value in wanted.items() if properties[name] != value]
+    if properties["reader"] not in READERS:
+        wrong.append(f"reader {properties['reader']}")
+    if wrong:
+        expected = f"one channel, one stage, labels, {PREPROCESSOR}, {READERS[0]}"
+        raise ModelError(folder, expected=expected, found=", ".join(wrong))
+
+
+def _preprocessing(configuration: Mapping[str, Any], plans: Mapping[str, Any]) -> Preprocessing:
+    """Return how a volume is prepared. Raises KeyError, TypeError or ValueError for missing or unknown settings."""
+    scheme = configuration["normalization_schemes"][0]
+    settings: dict[str, Any] = {}
+    if scheme == "CTNormalization":
+        properties = plans["foreground_intensity_properties_per_channel"]["0"]
+        settings = {name: float(properties[name]) for name in FOREGROUND}
+    elif scheme == "ZScoreNormalization":
+        settings = {"use_mask": bool(configuration["use_mask_for_norm"][0])}
+    preprocessing = Preprocessing(
+        spacing=tuple(float(mm) for mm in configuration["spacing"]),
+        transpose=tuple(int(axis) for axis in plans["transpose_forward"]),  # type: ignore[arg-type]
+        normalization=IntensityScheme.registry.decode({"scheme": scheme, **settings}),
+        images=_resampling(configuration, "data"),
+        logits=_resampling(configuration, "probabilities"),
+    )
+    # msgspec checks values only when it converts, not when a struct is constructed.
+    return msgspec.convert(msgspec.to_builtins(preprocessing), Preprocessing, dec_hook=decode_registered)
+
+
+def _resampling(configuration: Mapping[str, Any], what: str) -> Resampling:
+    name = f"resampling_fn_{what}"
+    return Resampling.from_plans(configuration[name], configuration[f"{name}_kwargs"])
