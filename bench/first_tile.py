@@ -29,7 +29,7 @@ def main() -> None:
         print(f"{seconds_since_start():.3f}", flush=True)
         os._exit(0)
 
-    accumulate.Sweep._forward = stop  # type: ignore[assignment,method-assign]
+    accumulate.FoldSums.passes = stop  # type: ignore[assignment,method-assign]
     command()
 
 
