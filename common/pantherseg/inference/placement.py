@@ -57,8 +57,8 @@ def placements(
     elif backend.network_bytes(bundle) + sums > backend.free_bytes():
         backend.release_networks()  # also those of other bundles
     free = backend.free_bytes()
-    shortage: DeviceMemoryError | None = None
     for candidate, events in _by_precision(backend, allow_bfloat16=allow_bfloat16):
+        shortage: DeviceMemoryError | None = None
         network = candidate.network_bytes(bundle)
         if network > free:
             expected = f"{_mb(network)} for a patch of {bundle.shown.name} in {candidate.precision}"
