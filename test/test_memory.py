@@ -1,4 +1,4 @@
-"""Too little memory: predicted, told from other errors, and what is given up for it."""
+"""Too little memory: how it is predicted and recognised, and what is given up for it."""
 
 from __future__ import annotations
 
@@ -88,11 +88,8 @@ print(ndimage.label([0, 1])[1])
     "the end of the process, because scipy was imported before",
 )
 def test_imports_scipy_before_memory_runs_out() -> None:
-    result = run_with_limit(
-        f"from pantherseg.machine.memory import reserve_memory; reserve_memory(){FILL_MEMORY}",
-        600,
-        timeout=60,
-    )
+    code = f"from pantherseg.machine.memory import reserve_memory; reserve_memory(){FILL_MEMORY}"
+    result = run_with_limit(code, 600, timeout=60)
     assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
 
 
@@ -304,27 +301,29 @@ def test_refuses_a_network_that_does_not_fit(demo: Bundle, set_free: Callable[[i
     "an error that names the sizes and the key of the recipe",
 )
 @pytest.mark.usefixtures("bfloat16")
-@pytest.mark.parametrize("has_run", [False, True], ids=["predicted", "during a sweep"])
-def test_exact_never_computes_in_bfloat16_without_permission(
-    demo: Bundle, set_free: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, has_run: bool
-) -> None:
+def test_exact_never_computes_in_bfloat16_without_permission(demo: Bundle, set_free: Callable[[int], None]) -> None:
     backend = OpenVinoBackend()
-    free = backend.network_bytes(demo) - MB
-    set_free(free)
-    expected = f"memory: expected {free // MB + 1} MB for a patch of task1 in float32, found {free // MB} MB free; "
-    expected += "a machine with more memory is needed, or allow_bfloat16 = true in the recipe"
-    if has_run:
-        set_free(NO_LIMIT)
-        monkeypatch.setattr(OpenVinoBackend, "network", raise_memory_error)
-        expected = "memory: expected enough for summing logits, found MemoryError; a machine with more memory is needed"
-    predictor = Predictor(demo, backend)
+    network = backend.network_bytes(demo)
+    set_free(network - MB)
     with pytest.raises(DeviceMemoryError) as caught:
-        predictor.predict(noise((20, 40, 40)))
-    assert one_line_about("memory", caught.value) == expected
+        Predictor(demo, backend).predict(noise((20, 40, 40)))
+    sizes = f"expected {network // MB} MB for a patch of task1 in float32, found {network // MB - 1} MB free"
+    hint = "a machine with more memory is needed, or allow_bfloat16 = true in the recipe"
+    assert one_line_about("memory", caught.value) == f"memory: {sizes}; {hint}"
 
 
-def raise_memory_error(*_: object, **__: object) -> None:
-    raise MemoryError
+@pytest.mark.usefixtures("bfloat16")
+def test_exact_never_computes_in_bfloat16_after_memory_ran_out(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    precisions = []
+
+    def runs_out_of_memory(backend: OpenVinoBackend, *_: object, **__: object) -> None:
+        precisions.append(backend.precision)
+        raise MemoryError
+
+    monkeypatch.setattr(OpenVinoBackend, "network", runs_out_of_memory)
+    with pytest.raises(DeviceMemoryError, match="memory: expected enough for summing logits, found MemoryError"):
+        Predictor(demo, OpenVinoBackend()).predict(noise((20, 40, 40)))
+    assert precisions == ["float32", "float32"], "in memory and on a disk"
 
 
 @pytest.mark.fault(
