@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -47,16 +49,14 @@ def test_tiles_cover_an_axis_and_keep_the_step(tile: int, beyond: int, step: flo
 @settings(max_examples=100, deadline=None)
 @given(volume=volumes(at_least_a_patch=True), step=st.sampled_from([0.5, 0.7, 1.0]))
 def test_order_of_tiles_equals_nnunets(volume: tuple[tuple[int, ...], tuple[int, ...]], step: float) -> None:
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
     shape, patch = volume
-    predictor = nnUNetPredictor(tile_step_size=step, device=torch.device("cpu"), perform_everything_on_device=False)
-    predictor.configuration_manager = type("Configuration", (), {"patch_size": patch})
-    theirs = [slices[1:] for slices in predictor._internal_get_sliding_window_slicers(shape)]
-    ours = tiles(shape, patch, step)
-    # For 2-D patches nnU-Net gives the number of the slice instead of a range.
-    expected = [tuple(slice(p, p + 1) if isinstance(p, int) else p for p in slices) for slices in theirs]
-    assert ours == expected
+    starts = compute_steps_for_sliding_window(shape[-len(patch) :], patch, step)
+    slices = [range(size) for size in shape[: -len(patch)]]
+    expected = [
+        tuple(slice(start, start + size) for start, size in zip(position, (1, *patch)[-3:], strict=True))
+        for position in itertools.product(*slices, *starts)
+    ]
+    assert tiles(shape, patch, step) == expected
 
 
 @settings(max_examples=100, deadline=None)
