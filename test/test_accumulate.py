@@ -1,4 +1,4 @@
-"""A network over a volume gives nnU-Net's own logits, down to float16's last bit."""
+"""A network over a volume gives nnU-Net's own logits, bit for bit in float16."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from numpy.typing import NDArray
 from torch import nn
 
+from pantherseg.arrays import Array
 from pantherseg.inference.accumulate import Network, Sweep
+from pantherseg.preprocessing.preprocess import CERTAIN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,7 +25,7 @@ EVERY_COMBINATION = [axes for count in range(4) for axes in itertools.combinatio
 
 
 def small_network(dimensions: int) -> nn.Module:
-    """A network of two convolutions that sees its neighbours and is not symmetric."""
+    """Two convolutions with random weights, so that neighbouring voxels and mirroring change the result."""
     torch.manual_seed(dimensions)
     convolution = nn.Conv3d if dimensions == 3 else nn.Conv2d
     return nn.Sequential(
@@ -42,7 +44,7 @@ def as_callable(network: nn.Module) -> Network:
     return run
 
 
-def nnunets_logits(
+def nnunet_logits(
     data: NDArray[np.float32], patch: tuple[int, ...], *, step: float, axes: tuple[int, ...]
 ) -> NDArray[np.float16]:
     predictor = nnUNetPredictor(
@@ -60,37 +62,44 @@ def nnunets_logits(
     return logits
 
 
+def logits_of(sweep: Sweep, network: Network) -> Array:
+    sums = sweep.start(network, CLASSES)
+    passes = [tile_done for _, tile_done in sums.passes()]
+    assert len(passes) == len(sweep.tiles) * len(sweep.flips)
+    assert sums.is_complete
+    assert sum(passes) == sums.tiles_done == len(sweep.tiles)
+    return sums.logits()
+
+
 def check(shape: tuple[int, ...], patch: tuple[int, ...], *, step: float = 0.5, axes: tuple[int, ...] = ()) -> None:
     data = np.random.default_rng(sum(shape)).normal(size=(1, *shape)).astype(np.float32)
     before = data.copy()
     sweep = Sweep(data, patch, step=step, mirroring_axes=axes)
-    done: list[None] = []
-    logits, tiles_done = sweep.run(as_callable(NETWORKS[len(patch)]), CLASSES, on_tile=lambda: done.append(None))
+    logits = logits_of(sweep, as_callable(NETWORKS[len(patch)]))
     assert logits.dtype == np.float16
-    assert len(done) == tiles_done == len(sweep.tiles)
     np.testing.assert_array_equal(data, before)
-    expected = nnunets_logits(data, patch, step=step, axes=axes)
+    expected = nnunet_logits(data, patch, step=step, axes=axes)
     np.testing.assert_array_equal(logits.view(np.uint16), expected.view(np.uint16))
     on_device = Sweep(torch.from_numpy(data), patch, step=step, mirroring_axes=axes)
     with torch.inference_mode():
-        tensor, _ = on_device.run(NETWORKS[len(patch)], CLASSES, on_tile=lambda: None)
+        tensor = logits_of(on_device, NETWORKS[len(patch)])
     np.testing.assert_array_equal(tensor.numpy().view(np.uint16), expected.view(np.uint16))
 
 
 @pytest.mark.parametrize("axes", EVERY_COMBINATION, ids=lambda axes: "".join(map(str, axes)) or "none")
-def test_mirrored_inputs_are_averaged_as_nnunet_does(axes: tuple[int, ...]) -> None:
+def test_averages_mirrored_inputs_as_nnunet_does(axes: tuple[int, ...]) -> None:
     check((9, 17, 14), (6, 8, 8), axes=axes)
 
 
 @pytest.mark.parametrize("axes", [(), (0,), (1,), (0, 1)], ids=lambda axes: "".join(map(str, axes)) or "none")
 @pytest.mark.parametrize("shape", [(3, 17, 14), (1, 5, 14), (4, 3, 2)])
-def test_a_patch_of_two_axes_sees_slice_after_slice(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+def test_runs_a_2d_patch_on_every_slice(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
     check(shape, (8, 6), axes=axes)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (6, 8, 8), (20, 4, 8), (7, 30, 5)])
 @pytest.mark.parametrize("axes", [(), (0, 2)], ids=["plain", "mirrored"])
-def test_a_volume_smaller_than_the_patch_is_padded(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+def test_pads_a_volume_that_is_smaller_than_the_patch(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
     check(shape, (6, 8, 8), axes=axes)
 
 
@@ -101,24 +110,43 @@ def test_a_volume_smaller_than_the_patch_is_padded(shape: tuple[int, ...], axes:
     step=st.sampled_from([0.3, 0.5, 0.75, 1.0]),
     mirrored=st.booleans(),
 )
-def test_any_volume_and_patch(shape: tuple[int, ...], patch: tuple[int, ...], step: float, mirrored: bool) -> None:
+def test_equals_nnunet_for_any_volume_and_patch(
+    shape: tuple[int, ...], patch: tuple[int, ...], step: float, mirrored: bool
+) -> None:
     check(shape, patch, step=step, axes=(0, 1) if mirrored else ())
 
 
-def test_a_sweep_runs_any_number_of_networks() -> None:
+def test_sweep_can_be_used_for_several_networks() -> None:
     data = np.random.default_rng(0).normal(size=(1, 9, 12, 12)).astype(np.float32)
     sweep = Sweep(data, (6, 8, 8), step=0.5)
     network = as_callable(NETWORKS[3])
-    first, other, again = (
-        sweep.run(run, CLASSES, on_tile=lambda: None)[0] for run in (network, lambda tile: -network(tile), network)
-    )
+    first, other, again = (logits_of(sweep, run) for run in (network, lambda tile: -network(tile), network))
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first, -other)
 
 
-@pytest.mark.filterwarnings("error")
-def test_values_beyond_float16_become_infinite_without_a_warning() -> None:
-    """Whoever asked for the logits finds them and names the fold; nnU-Net stops here."""
-    sweep = Sweep(np.ones((1, 6, 8, 8), np.float32), (6, 8, 8), step=0.5)
-    logits, _ = sweep.run(lambda tile: np.full((1, CLASSES, *tile.shape[2:]), 1e6, np.float32), CLASSES, on_tile=int)
-    assert not np.isfinite(logits).all()
+def test_voxels_outside_of_the_tiles_so_far_are_background() -> None:
+    data = np.random.default_rng(0).normal(size=(1, 6, 8, 20)).astype(np.float32)
+    sweep = Sweep(data, (6, 8, 8), step=1.0)
+    sums = sweep.start(as_callable(NETWORKS[3]), CLASSES)
+    next(sums.passes())
+    assert not sums.is_complete
+    assert sums.tiles_done == 1
+    logits = sums.logits()
+    assert (logits[0, :, :, 8:] == CERTAIN).all()
+    assert (logits[1:, :, :, 8:] == 0).all()
+    whole = logits_of(Sweep(data[..., :8], (6, 8, 8), step=1.0), as_callable(NETWORKS[3]))
+    np.testing.assert_array_equal(logits[..., :8], whole)
+
+
+@pytest.mark.parametrize("axes", [(), (0, 1)], ids=["plain", "mirrored"])
+@pytest.mark.parametrize("value", [1e6, -np.inf])
+def test_values_beyond_float16_become_infinite_without_a_warning(value: float, axes: tuple[int, ...]) -> None:
+    """The predictor looks for such logits afterwards and names the fold; nnU-Net raises an error at this point."""
+    sweep = Sweep(np.ones((1, 6, 8, 12), np.float32), (6, 8, 8), step=0.5, mirroring_axes=axes)
+    signs = itertools.cycle([1, -1] if np.isinf(value) else [1])
+
+    def network(tile: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.full((1, CLASSES, *tile.shape[2:]), value * next(signs), np.float32)
+
+    assert not np.isfinite(logits_of(sweep, network)).any()

@@ -1,4 +1,4 @@
-"""Backends: the same masks from each, what each says of itself, and what is not imported for them."""
+"""Backends: equal masks, the choice of a backend, kept networks, and what they must not import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,20 +21,26 @@ from numpy.typing import NDArray
 from conftest import CopiedBundle, NnunetMask
 from pantherseg.arrays import to_host
 from pantherseg.errors import DeviceError, ModelError
-from pantherseg.fusion import mean_logits
 from pantherseg.inference import backends
-from pantherseg.inference.backends import Backend, choose_backend, on_torch
+from pantherseg.inference.backends import Backend, choose_backend, openvino_backend, torch_backend
 from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.backends.torch_backend import TorchBackend
+from pantherseg.inference.placement import placements
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io import read_labels, write_volume
+from pantherseg.machine.memory import NO_LIMIT
 from pantherseg.models.bundle import GRAPH, Bundle, open_bundle
 from pantherseg.models.find import ModelFolder
-from pantherseg.paths import DEMO_WEIGHTS, ROOT
+from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
+from pantherseg.pipeline import segment
+from pantherseg.recipe import load_recipe
+from pantherseg.session import Session
 from pantherseg.volume import Grid, Volume
 
-BOTH = pytest.mark.parametrize("kind", [OpenVinoBackend, lambda: TorchBackend("cpu")], ids=["openvino", "torch"])
-# Large, slow to import, and none of them is in the images.
+BOTH_BACKENDS = pytest.mark.parametrize(
+    "kind", [OpenVinoBackend, lambda: TorchBackend("cpu")], ids=["openvino", "torch"]
+)
+# Packages that are slow to import and that the CPU images do not hold.
 UNWANTED = ("torch", "nnunetv2", "dynamic_network_architectures", "batchgenerators", "matplotlib", "skimage", "pandas")
 
 
@@ -44,18 +51,17 @@ def demo() -> Bundle:
 
 def mask(bundle: Bundle, backend: Backend, volume: Volume, *, mirroring: bool = False) -> NDArray[np.uint8]:
     predictor = Predictor(bundle, backend, mirroring=mirroring)
-    return mean_logits([predictor.logits(predictor.prepare(volume))]).labels()
+    return predictor.predict(volume).labels()
 
 
 def forward(backend: Backend, bundle: Bundle, fold: str, tile: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a network's logits for a tile (1, 1, *patch)."""
-    placed = next(backend.placements(tile, bundle)).data
-    return to_host(backend.network(bundle, fold)(placed))
+    return to_host(backend.network(bundle, fold)(backend.place(tile)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", [(), (2,)], ids=["plain", "mirrored"])
-def test_every_backend_gives_nnunets_own_mask(
+def test_mask_of_every_backend_equals_nnunets(
     tiled_folder: ModelFolder, tiled_bundle: Bundle, nnunet_mask: NnunetMask, pancreas: Volume, axes: tuple[int, ...]
 ) -> None:
     expected = nnunet_mask(tiled_folder, pancreas, mirroring=bool(axes), mirroring_axes=axes)
@@ -67,7 +73,7 @@ def test_every_backend_gives_nnunets_own_mask(
 
 
 @pytest.mark.slow
-def test_every_backend_gives_the_same_mask_with_every_demo_model(pancreas: Volume) -> None:
+def test_backends_give_equal_masks_with_every_demo_model(pancreas: Volume) -> None:
     for role in ("task1", "task2", "localizer"):
         bundle = open_bundle(DEMO_WEIGHTS / role, folds=[0])
         one, other = mask(bundle, OpenVinoBackend(), pancreas), mask(bundle, TorchBackend("cpu"), pancreas)
@@ -76,7 +82,7 @@ def test_every_backend_gives_the_same_mask_with_every_demo_model(pancreas: Volum
 
 
 @pytest.mark.slow
-def test_fast_hardly_differs_from_exact(demo: Bundle, pancreas: Volume) -> None:
+def test_fast_nearly_equals_exact(demo: Bundle, pancreas: Volume) -> None:
     exact, fast = (mask(demo, choose_backend("cpu", mode), pancreas) for mode in ("exact", "fast"))
     assert (exact == 1).any()
     dice = 2 * ((exact == 1) & (fast == 1)).sum() / ((exact == 1).sum() + (fast == 1).sum())
@@ -84,7 +90,7 @@ def test_fast_hardly_differs_from_exact(demo: Bundle, pancreas: Volume) -> None:
     assert (exact != fast).mean() <= 1e-3
 
 
-def test_every_folds_network_is_the_same_in_every_backend(tiled_bundle: Bundle) -> None:
+def test_backends_give_nearly_equal_logits(tiled_bundle: Bundle) -> None:
     tile = np.random.default_rng(0).normal(size=(1, 1, *tiled_bundle.manifest.patch)).astype(np.float32)
     logits = {}
     for backend in (OpenVinoBackend(), TorchBackend("cpu")):
@@ -98,29 +104,29 @@ def test_every_folds_network_is_the_same_in_every_backend(tiled_bundle: Bundle) 
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
 
 
-@BOTH
-def test_a_backend_runs_several_models_in_turn(tiled_bundle: Bundle, demo: Bundle, kind: type[Backend]) -> None:
+@BOTH_BACKENDS
+def test_runs_several_bundles_in_turn(tiled_bundle: Bundle, demo: Bundle, kind: type[Backend]) -> None:
     backend = kind()
     for bundle in (tiled_bundle, demo, tiled_bundle):
         patch = bundle.manifest.patch
         assert forward(backend, bundle, "1", np.zeros((1, 1, *patch), np.float32)).shape == (1, 3, *patch)
 
 
-@BOTH
-def test_a_networks_result_stays_when_it_runs_again(tiled_bundle: Bundle, kind: type[Backend]) -> None:
+@BOTH_BACKENDS
+def test_logits_of_a_tile_stay_when_the_network_runs_again(tiled_bundle: Bundle, kind: type[Backend]) -> None:
     backend = kind()
     zeros = np.zeros((1, 1, *tiled_bundle.manifest.patch), np.float32)
-    tile = next(backend.placements(zeros, tiled_bundle)).data
+    tile = backend.place(zeros)
     network = backend.network(tiled_bundle, "0")
     first = network(tile)
     before = to_host(first).copy()
     network(tile + 1)
     np.testing.assert_array_equal(to_host(first), before)
-    first += 1
+    first += 1  # callers add mirrored logits in place
 
 
-@BOTH
-def test_a_fold_that_is_damaged_is_named_when_its_turn_comes(copied_bundle: CopiedBundle, kind: type[Backend]) -> None:
+@BOTH_BACKENDS
+def test_names_a_damaged_fold_when_it_is_loaded(copied_bundle: CopiedBundle, kind: type[Backend]) -> None:
     path = copied_bundle.path / "fold_3.safetensors"
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1
@@ -132,7 +138,7 @@ def test_a_fold_that_is_damaged_is_named_when_its_turn_comes(copied_bundle: Copi
 
 
 @pytest.mark.parametrize("content", ["", "no graph", "<net></net>"])
-def test_a_graph_that_cannot_be_run_is_named(copied_bundle: CopiedBundle, content: str) -> None:
+def test_names_a_graph_that_cannot_be_run(copied_bundle: CopiedBundle, content: str) -> None:
     (copied_bundle.path / GRAPH).write_text(content)
     copied_bundle.seal()
     with pytest.raises(ModelError, match=r"graph\.xml: expected a graph that OpenVINO can run, found ") as caught:
@@ -140,7 +146,7 @@ def test_a_graph_that_cannot_be_run_is_named(copied_bundle: CopiedBundle, conten
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_fast_says_where_the_cpu_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_computes_in_float32_on_a_cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ov.Core, "get_property", lambda *_: ["FP32", "INT8"])
     backend = choose_backend("cpu", "fast")
     assert (backend.device, backend.precision) == ("cpu", "float32")
@@ -148,40 +154,157 @@ def test_fast_says_where_the_cpu_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch
     assert choose_backend("cpu").events == ()
 
 
-def test_fast_uses_bfloat16_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_computes_in_bfloat16_if_the_cpu_supports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ov.Core, "get_property", lambda *_: ["FP32", "BF16"])
     fast, exact = choose_backend("cpu", "fast"), choose_backend("cpu")
     assert (fast.precision, fast.events) == ("bfloat16", ())
     assert (exact.precision, exact.events) == ("float32", ())
 
 
-def test_fast_with_torch_is_exact_and_says_so() -> None:
+def test_fast_with_torch_equals_exact() -> None:
     assert [event.code for event in TorchBackend("cpu", "fast").events] == ["fast_is_exact"]
     assert TorchBackend("cpu").events == ()
+
+
+@dataclass
+class Calls:
+    """What backends have compiled and verified."""
+
+    compiled: int = 0
+    verified: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Count the networks that OpenVINO compiles, and name the folds whose files are verified."""
+    calls = Calls()
+    compile_model, check_content = ov.Core.compile_model, Bundle.check_content
+
+    def counted_compile_model(*arguments: object) -> object:
+        calls.compiled += 1
+        return compile_model(*arguments)
+
+    def counted_check_content(bundle: Bundle, fold: str) -> None:
+        calls.verified.append(fold)
+        check_content(bundle, fold)
+
+    monkeypatch.setattr(ov.Core, "compile_model", counted_compile_model)
+    monkeypatch.setattr(Bundle, "check_content", counted_check_content)
+    return calls
+
+
+@pytest.fixture
+def set_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that sets the free memory that the OpenVINO backend sees, in bytes."""
+    return lambda size: monkeypatch.setattr(openvino_backend, "room_bytes", lambda: size)
+
+
+def session_of(bundle: CopiedBundle, *, many_cases: bool) -> Session:
+    """Return a session for two folds of a copied bundle, of which one must be usable."""
+    recipe = load_recipe(task_recipe(1))
+    member = msgspec.structs.replace(recipe.members[0], folds=[0, 1], min_folds=1)
+    recipe = msgspec.structs.replace(recipe, members=[member])
+    return Session(recipe, bundle.path.parent, device="cpu", many_cases=many_cases)
+
+
+@pytest.mark.slow
+def test_session_for_many_cases_compiles_and_verifies_once(
+    copied_bundle: CopiedBundle, pancreas: Volume, calls: Calls, set_free: Callable[[int], None]
+) -> None:
+    set_free(NO_LIMIT)
+    session = session_of(copied_bundle, many_cases=True)
+    first = segment(pancreas, session)
+    assert (calls.compiled, sorted(calls.verified)) == (2, ["0", "1"])
+    second = segment(pancreas, session)
+    assert (calls.compiled, len(calls.verified)) == (2, 2)
+    assert second.events == ()
+    np.testing.assert_array_equal(second.mask.array, first.mask.array)
+
+
+@pytest.mark.slow
+def test_session_for_many_cases_notices_a_replaced_fold(
+    copied_bundle: CopiedBundle, pancreas: Volume, calls: Calls, set_free: Callable[[int], None]
+) -> None:
+    set_free(NO_LIMIT)
+    session = session_of(copied_bundle, many_cases=True)
+    first = segment(pancreas, session)
+    fold, copy = copied_bundle.path / "fold_1.safetensors", copied_bundle.path / "copy"
+    content = bytearray(fold.read_bytes())
+    copy.write_bytes(content)
+    copy.replace(fold)
+    second = segment(pancreas, session)
+    assert (calls.compiled, calls.verified) == (3, ["0", "1", "1"])
+    assert second.events == ()
+    np.testing.assert_array_equal(second.mask.array, first.mask.array)
+
+    content[-1000] ^= 1
+    copy.write_bytes(content)
+    copy.replace(fold)
+    third = segment(pancreas, session)
+    assert [event.code for event in third.events] == ["fold_left_out"]
+    assert third.models[0].folds == ("0",)
+
+
+@pytest.mark.slow
+def test_session_for_many_cases_releases_networks_if_memory_is_short(
+    copied_bundle: CopiedBundle, pancreas: Volume, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_backend, "room_bytes", lambda: NO_LIMIT)
+    session = session_of(copied_bundle, many_cases=True)
+    first = segment(pancreas, session)
+    backend, bundle = session.load().backend, session.load().members[0].bundle
+    assert backend.keeps(bundle)
+    # Kept networks now fill the memory, which otherwise has room for one network and the logits.
+    network = backend.network_bytes(bundle)
+    monkeypatch.setattr(openvino_backend, "room_bytes", lambda: 0 if backend.keeps(bundle) else 2 * network)
+    second = segment(pancreas, session)
+    assert not backend.keeps(bundle)
+    assert second.events == ()
+    assert (calls.compiled, len(calls.verified)) == (4, 2)
+    np.testing.assert_array_equal(second.mask.array, first.mask.array)
+
+
+@pytest.mark.slow
+def test_session_for_one_case_keeps_no_networks(copied_bundle: CopiedBundle, pancreas: Volume) -> None:
+    session = session_of(copied_bundle, many_cases=False)
+    segment(pancreas, session)
+    bundle = session.load().members[0].bundle
+    assert not any(session.load().backend.keeps(replace(bundle, folds=(fold,))) for fold in bundle.folds)
+
+
+def test_releases_networks_of_other_bundles_if_memory_is_short(
+    tiled_bundle: Bundle, demo: Bundle, set_free: Callable[[int], None]
+) -> None:
+    backend, data, kept = OpenVinoBackend(), np.zeros((1, 24, 32, 48), np.float32), replace(demo, folds=("0",))
+    backend.network(kept, "0", keep=True)
+    set_free(NO_LIMIT)
+    assert next(placements(data, tiled_bundle, backend)).events == ()
+    assert backend.keeps(kept)
+    set_free(backend.network_bytes(tiled_bundle))
+    assert [event.code for event in next(placements(data, tiled_bundle, backend)).events] == ["logits_on_disk"]
+    assert not backend.keeps(kept)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name == package else find_spec(name))
 
 
-def test_cuda_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_torch, "cuda_problem", lambda: "none that answers")
-    with pytest.raises(DeviceError, match="expected a CUDA device, found none that answers; use --device cpu"):
+def test_refuses_cuda_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_backend, "cuda_problem", lambda: "no device was found")
+    with pytest.raises(DeviceError, match="device: CUDA cannot be used: no device was found; use --device cpu"):
         choose_backend("cuda")
     without(monkeypatch, "torch")
-    with pytest.raises(DeviceError, match=r"expected a CUDA device, found no torch, .*; use --device cpu"):
+    with pytest.raises(DeviceError, match="these packages are not installed: torch; use --device cpu"):
         choose_backend("cuda")
 
 
-def test_this_machine_has_no_cuda_device_or_uses_it() -> None:
+def test_uses_the_cuda_device_of_this_machine_if_there_is_one() -> None:
     backend = choose_backend("auto")
     assert backend.device == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_a_cuda_device_that_answers_is_used_unless_the_cpu_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(on_torch, "cuda_problem", lambda: "")
+def test_prefers_cuda_unless_the_cpu_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch_backend, "cuda_problem", lambda: "")
     monkeypatch.setattr(backends, "GPU_FILES", (str(tmp_path),))
     for device in ("auto", "cuda"):
         backend = choose_backend(device)
@@ -189,21 +312,21 @@ def test_a_cuda_device_that_answers_is_used_unless_the_cpu_is_asked_for(
         assert (backend.device, backend.precision) == ("cuda", "float16 autocast")
     assert isinstance(choose_backend("cpu"), OpenVinoBackend)
     monkeypatch.setattr(backends, "GPU_FILES", (str(tmp_path / "none"),))
-    assert isinstance(choose_backend("auto"), OpenVinoBackend), "without a driver torch is not even asked"
+    assert isinstance(choose_backend("auto"), OpenVinoBackend), "torch is used without a driver"
 
 
-def test_a_driver_without_a_cuda_device_means_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(on_torch, "cuda_problem", lambda: "none that answers")
+def test_uses_the_cpu_if_there_is_a_driver_but_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch_backend, "cuda_problem", lambda: "no device was found")
     monkeypatch.setattr(backends, "GPU_FILES", (str(tmp_path),))
     backend = choose_backend("auto")
     assert isinstance(backend, OpenVinoBackend)
     assert [event.code for event in backend.events] == ["no_cuda"]
-    assert "none that answers" in backend.events[0].message
+    assert "no device was found" in backend.events[0].message
     without(monkeypatch, "dynamic_network_architectures")
-    assert "no dynamic_network_architectures, which would use it" in choose_backend("auto").events[0].message
+    assert "not installed: dynamic_network_architectures; the CPU was used" in choose_backend("auto").events[0].message
 
 
-def test_without_openvino_torch_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uses_torch_on_the_cpu_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "openvino")
     backend = choose_backend("cpu")
     assert isinstance(backend, TorchBackend)
@@ -211,7 +334,7 @@ def test_without_openvino_torch_computes_on_the_cpu(monkeypatch: pytest.MonkeyPa
 
 
 def imported_by(script: str, *arguments: object) -> list[str]:
-    """Run a script in a process of its own and return which of the unwanted packages it has imported."""
+    """Run a script in another process and return which of the unwanted packages it imports."""
     ending = f"\nimport json, sys\nprint(json.dumps([name for name in {UNWANTED} if name in sys.modules]))"
     command = [sys.executable, "-c", script + ending, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -228,14 +351,14 @@ def small_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_choosing_the_cpu_imports_no_torch() -> None:
+def test_choosing_the_cpu_does_not_import_torch() -> None:
     assert imported_by("from pantherseg.inference.backends import choose_backend\nchoose_backend('cpu')") == []
-    assert imported_by("import torch") == ["torch"], "the test would notice"
+    assert imported_by("import torch") == ["torch"], "the test notices imports"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [1, 2])
-def test_predicting_on_the_cpu_imports_no_torch(tmp_path: Path, small_scan: Path, task: int) -> None:
+def test_predicting_on_the_cpu_does_not_import_torch(tmp_path: Path, small_scan: Path, task: int) -> None:
     script = "import sys\nfrom pantherseg.cli import main\nmain(sys.argv[1:], standalone_mode=False)"
     arguments = ["predict", small_scan, tmp_path, "--task", task, "--device", "cpu"]
     assert imported_by(script, *arguments) == []
@@ -243,7 +366,7 @@ def test_predicting_on_the_cpu_imports_no_torch(tmp_path: Path, small_scan: Path
 
 
 @pytest.mark.slow
-def test_a_container_without_a_gpu_imports_no_torch(tmp_path: Path) -> None:
+def test_container_without_a_gpu_does_not_import_torch(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom pantherseg.grand_challenge import main\n"
         "from pantherseg.inference import backends\nbackends.GPU_FILES = ()\n"
@@ -254,7 +377,7 @@ def test_a_container_without_a_gpu_imports_no_torch(tmp_path: Path) -> None:
     assert (tmp_path / "results.json").is_file()
 
 
-def test_nothing_is_reported_to_openvinos_makers(tmp_path: Path) -> None:
+def test_openvino_sends_no_usage_data(tmp_path: Path) -> None:
     script = """
 from pantherseg.inference.backends import choose_backend
 choose_backend("cpu")

@@ -1,4 +1,4 @@
-"""How many CPUs are used: no more than the process may run on, nor than a container's share."""
+"""The number of CPUs is limited by the affinity of the process and by the CPU time of its container."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pantherseg.machine.cpus import usable_cpus
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cgroup says anything, and the process may run on eight CPUs."""
+    """No control group sets a limit, and the process may run on eight CPUs."""
     for name in ("QUOTA", "OLD_QUOTA", "OLD_PERIOD"):
         monkeypatch.setattr(cpus, name, tmp_path / name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
@@ -36,33 +36,33 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("1 0\n", 8),
     ],
 )
-def test_a_containers_share(tmp_path: Path, line: str, expected: int) -> None:
+def test_rounds_up_the_limit_of_cgroup_version_2(tmp_path: Path, line: str, expected: int) -> None:
     (tmp_path / "QUOTA").write_text(line)
     assert usable_cpus() == expected
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("-1\n", 8), ("200000\n", 2), ("10000\n", 1), ("150000\n", 2)])
-def test_a_containers_share_in_cgroup_version_1(tmp_path: Path, quota: str, expected: int) -> None:
+def test_rounds_up_the_limit_of_cgroup_version_1(tmp_path: Path, quota: str, expected: int) -> None:
     (tmp_path / "OLD_QUOTA").write_text(quota)
-    assert usable_cpus() == 8, "a quota without its period says nothing"
+    assert usable_cpus() == 8, "a quota without a period is ignored"
     (tmp_path / "OLD_PERIOD").write_text("100000\n")
     assert usable_cpus() == expected
 
 
-def test_version_2_counts_where_both_are_there(tmp_path: Path) -> None:
+def test_prefers_cgroup_version_2(tmp_path: Path) -> None:
     (tmp_path / "OLD_QUOTA").write_text("100000\n")
     (tmp_path / "OLD_PERIOD").write_text("100000\n")
     (tmp_path / "QUOTA").write_text("300000 100000\n")
     assert usable_cpus() == 3
 
 
-def test_outside_of_a_container_the_processs_own_cpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uses_the_affinity_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable_cpus() == 8
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
     assert usable_cpus() == 1
 
 
-def test_a_machine_with_one_cpu_and_a_larger_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_never_exceeds_the_affinity_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     (tmp_path / "QUOTA").write_text("200000 100000\n")
     assert usable_cpus() == 1

@@ -1,4 +1,4 @@
-"""Devices: the same numbers wherever arrays lie, what fits into a device's memory, and what happens when one fails."""
+"""Devices: equal results on the host and on a device, limited memory, and devices that fail."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ from matrix import ended, saw
 from pantherseg.arrays import to_host
 from pantherseg.cli import main
 from pantherseg.errors import DeviceMemoryError, LostDeviceError
-from pantherseg.fusion import mean_logits
+from pantherseg.fusion import FusedLogits
 from pantherseg.inference.accumulate import Sweep
-from pantherseg.inference.backends import on_torch
+from pantherseg.inference.backends import torch_backend
 from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
-from pantherseg.inference.backends.torch_backend import TorchBackend
+from pantherseg.inference.backends.torch_backend import TorchBackend, as_network
+from pantherseg.inference.placement import placements
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.networks import build_network
 from pantherseg.packing.activations import peak_activations
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
-from pantherseg.pipeline import load_system, segment
+from pantherseg.pipeline import segment
 from pantherseg.preprocessing.intensity import Unchanged
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.preprocessing.resample import Resampling
 from pantherseg.recipe import load_recipe
+from pantherseg.session import Session
 from pantherseg.volume import Volume
 
 RESAMPLINGS = [
@@ -52,7 +54,7 @@ RESAMPLINGS = [
 def logits_of(
     shape: tuple[int, ...], resampling: Resampling, transpose: tuple[int, ...], seed: int
 ) -> tuple[Logits, Logits]:
-    """Return random logits of a volume, on the host and as torch's."""
+    """Return random logits of a volume, on the host and as a tensor."""
     rng = np.random.default_rng(seed)
     preprocessing = Preprocessing((1.3, 1.1, 1.0), transpose, Unchanged(), resampling, resampling)  # type: ignore[arg-type]
     volume = rng.random(shape).astype(np.float32) * (np.arange(shape[0]) > 0)[:, None, None]
@@ -71,175 +73,212 @@ def logits_of(
     transpose=st.permutations([0, 1, 2]).map(tuple),
     seed=st.integers(0, 99),
 )
-def test_logits_become_the_same_labels_on_every_device(
+def test_labels_are_equal_on_host_and_device(
     shape: tuple[int, ...], resampling: Resampling, transpose: tuple[int, ...], seed: int
 ) -> None:
     host, device = logits_of(shape, resampling, transpose, seed)
     middle = shape[0] // 2
     np.testing.assert_array_equal(host.slab(middle, shape[0]), to_host(device.slab(middle, shape[0])))
-    one, other = mean_logits([host, host]), mean_logits([device, device])
+    one, other = FusedLogits((host, host)), FusedLogits((device, device))
     np.testing.assert_array_equal(one.labels(), other.labels())
     np.testing.assert_allclose(one.probability(1), other.probability(1), rtol=0, atol=1e-6)
 
 
-def test_everything_between_a_volume_and_its_labels_stays_on_the_device(tiled_bundle: Bundle) -> None:
-    """With tensors that have a CUDA device and a shape but no numbers, and fail where two devices meet."""
+def test_nothing_leaves_the_device_between_volume_and_labels(tiled_bundle: Bundle) -> None:
+    """Uses fake tensors, which have a CUDA device and a shape but no values, and which refuse mixed devices."""
     manifest = tiled_bundle.manifest
     volume = np.random.default_rng(0).normal(size=(20, 60, 60)).astype(np.float32)
     prepared = manifest.preprocessing.run(volume, (5.0, 2.0, 2.0))
     shape = prepared.data.shape
-    backend = TorchBackend("cpu")
-    backend.device = "cuda"
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
         warnings.filterwarnings("ignore", "(User provided device_type of 'cuda', but )?CUDA is not available")
         with torch.device("cuda"):
             network = build_network(tiled_bundle.path, manifest.architecture, classes=manifest.classes)
-        run = backend._runner(network)
+        run = as_network(network, "cuda")
         for device in ("cuda", "cpu"):
             sweep = Sweep(torch.empty(shape, device=device), manifest.patch, step=0.5, mirroring_axes=(0, 1))
-            values, _ = sweep.run(run, manifest.classes, on_tile=lambda: None)
+            sums = sweep.start(run, manifest.classes)
+            for _ in sums.passes():
+                pass
+            values = sums.logits()
             assert (values.device.type, values.dtype) == (device, torch.float16)
             logits = Logits(values, prepared.back, (), "float32", ("0",))
             assert logits.slab(3, 9).device.type == device
-            for _, slab in mean_logits([logits, logits])._slabs():
+            for _, slab in FusedLogits((logits, logits)).slabs():
                 assert (slab.device.type, slab.dtype) == (device, torch.float32)
 
 
 @pytest.mark.parametrize("first_on_host", [True, False])
-def test_members_may_lie_in_different_places(first_on_host: bool) -> None:
-    """Splines' logits are resampled on the host, others where they were computed."""
+def test_fuses_members_on_different_devices(first_on_host: bool) -> None:
+    """Logits that need splines are resampled on the host, others on their device."""
     host, device = logits_of((5, 8, 8), RESAMPLINGS[0], (0, 1, 2), seed=3)
-    expected = mean_logits([host, host]).labels()
-    mixed = [host, device] if first_on_host else [device, host]
-    np.testing.assert_array_equal(mean_logits(mixed).labels(), expected)
+    expected = FusedLogits((host, host)).labels()
+    mixed = (host, device) if first_on_host else (device, host)
+    np.testing.assert_array_equal(FusedLogits(mixed).labels(), expected)
 
 
-def places(bundle: Bundle, shape: tuple[int, ...], megabytes: int | None) -> list[tuple[str, ...]]:
-    """Return the events of each place that a device with so much memory offers for a prepared volume."""
-    backend = TorchBackend("cpu", device_memory_mb=megabytes)
-    return [
-        tuple(event.code for event in place.events)
-        for place in backend.placements(np.zeros((1, *shape), np.float32), bundle)
-    ]
+def events_of_placements(bundle: Bundle, shape: tuple[int, ...], megabytes: int | None) -> list[tuple[str, ...]]:
+    """Return the events of each placement of a prepared volume on a device with this much memory."""
+    data = np.zeros((1, *shape), np.float32)
+    found = placements(data, bundle, TorchBackend("cpu", device_memory_mb=megabytes))
+    return [tuple(event.code for event in placement.events) for placement in found]
 
 
 @pytest.mark.fault(
     "memory",
-    "a device with too little memory: for the sums of a large volume, then for the network",
-    "the sums on the host, and an event; then an error, with which the case goes to the CPU",
+    "a device has too little memory: first for the logits of a large volume, then for the network",
+    "the logits on the host, and an event; then an error, after which the CPU takes the case",
 )
-def test_what_fits_into_a_devices_memory_is_known_beforehand(tiled_bundle: Bundle) -> None:
-    large = (200, 400, 400)
-    assert places(tiled_bundle, large, None)[0] == ()
-    assert places(tiled_bundle, large, 4000)[0] == ()
-    saw(places(tiled_bundle, large, 1500)[0])
-    assert places(tiled_bundle, large, 1500) == [("sums_on_host",)]
-    assert places(tiled_bundle, (20, 40, 40), 1500)[0] == ()
+def test_predicts_what_fits_into_the_memory_of_a_device(tiled_bundle: Bundle) -> None:
+    large, small = (200, 400, 400), (20, 40, 40)
+    assert events_of_placements(tiled_bundle, large, None)[0] == ()
+    assert events_of_placements(tiled_bundle, large, 4000)[0] == ()
+    assert events_of_placements(tiled_bundle, small, 1500)[0] == ()
+    found = events_of_placements(tiled_bundle, large, 1500)
+    assert found == [("logits_on_host",)]
+    saw(found[0])
     with pytest.raises(DeviceMemoryError, match=r"cpu: expected \d+ MB for a patch of .*, found 500 MB free") as caught:
-        places(tiled_bundle, (20, 40, 40), 500)
+        events_of_placements(tiled_bundle, small, 500)
     one_line_about("cpu", caught.value)
 
 
-def test_a_bundle_says_how_many_numbers_its_network_keeps_at_once() -> None:
+def test_counts_the_values_that_a_network_keeps_at_once() -> None:
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 1), torch.nn.Conv3d(4, 2, 1)).eval()
-    # The first layer's result and the second's, of 2x3x4 voxels each, and the input.
+    # The input and the outputs of both layers, with 2x3x4 voxels each.
     assert peak_activations(network, (1, 1, 2, 3, 4)) == (1 + 4 + 2) * 2 * 3 * 4
-    assert next(network.parameters()).device.type == "cpu", "the network is left as it is"
+    assert next(network.parameters()).device.type == "cpu", "the network stays where it is"
 
 
 @pytest.fixture
 def full_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A device without memory for the first sweep; the list names the folds that were asked for."""
-    asked: list[str] = []
+    """Let a device run out of memory in the first sweep; return the list of the folds that are loaded."""
+    loaded: list[str] = []
     network = TorchBackend.network
 
-    def fails_first(backend: TorchBackend, bundle: Bundle, fold: str, upcoming: str | None = None) -> object:
-        asked.append(fold)
-        if len(asked) == 1:
+    def fails_first(
+        backend: TorchBackend, bundle: Bundle, fold: str, upcoming: str | None = None, **options: bool
+    ) -> object:
+        loaded.append(fold)
+        if len(loaded) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
-        return network(backend, bundle, fold, upcoming)
+        return network(backend, bundle, fold, upcoming, **options)
 
     monkeypatch.setattr(TorchBackend, "network", fails_first)
-    return asked
+    return loaded
 
 
 @pytest.mark.fault(
-    "memory", "the device's memory runs out on the way", "the same numbers with the sums on the host, and an event"
+    "memory", "the device's memory runs out during a sweep", "the same logits, summed on the host, and an event"
 )
 @pytest.mark.slow
-def test_a_device_that_is_full_leaves_the_sums_to_the_host(
+def test_sums_logits_on_the_host_when_the_device_is_full(
     tiled_bundle: Bundle, pancreas: Volume, full_once: list[str]
 ) -> None:
     predictor = Predictor(tiled_bundle, TorchBackend("cpu"))
-    logits = predictor.logits(predictor.prepare(pancreas))
+    logits = predictor.predict(pancreas)
     saw(logits.events)
-    assert [event.code for event in logits.events] == ["sums_on_host"]
+    assert [event.code for event in logits.events] == ["logits_on_host"]
     assert full_once == [tiled_bundle.folds[0], *tiled_bundle.folds]
-    again = predictor.logits(predictor.prepare(pancreas))
+    again = predictor.predict(pancreas)
     assert again.events == ()
     np.testing.assert_array_equal(to_host(logits.values), to_host(again.values))
-    saw(f"{np.count_nonzero(to_host(logits.values) != to_host(again.values))} numbers differ")
+    saw(f"{np.count_nonzero(to_host(logits.values) != to_host(again.values))} logits differ")
 
 
-@pytest.mark.fault("memory", "a GPU that answered is gone when the case begins", "the CPU's mask, and an event")
+@pytest.mark.fault(
+    "memory", "a GPU is lost before the case begins", "the CPU's mask and an event; later cases use the CPU at once"
+)
 @pytest.mark.slow
-def test_a_device_that_is_lost_leaves_the_case_to_the_cpu(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
-    """A GPU that answered when it was chosen and is gone now, which is what this machine without one looks like."""
+def test_a_lost_device_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
+    """Pretends that the GPU worked when it was chosen, on a machine that has none."""
     if torch.cuda.is_available():
-        pytest.skip("this machine's GPU would answer")
-    monkeypatch.setattr(on_torch, "cuda_problem", lambda: "")
+        pytest.skip("the GPU of this machine would work")
+    monkeypatch.setattr(torch_backend, "cuda_problem", lambda: "")
     recipe = load_recipe(task_recipe(1))
-    lost = segment(pancreas, load_system(recipe, DEMO_WEIGHTS, device="cuda"))
-    saw(lost)
-    assert [event.code for event in lost.events] == ["device_failed"]
-    assert "Found no NVIDIA driver on your system; the CPU was used" in lost.events[0].message
-    assert lost.as_dict()["device"] == "cpu"
-    expected = segment(pancreas, load_system(recipe, DEMO_WEIGHTS, device="cpu"))
-    np.testing.assert_array_equal(lost.mask.array, expected.mask.array)
+    session = Session(recipe, DEMO_WEIGHTS, device="cuda")
+    first, second = segment(pancreas, session), segment(pancreas, session)
+    saw(first)
+    assert [event.code for event in first.events] == ["device_failed"]
+    assert "Found no NVIDIA driver on your system; the CPU was used" in first.events[0].message
+    assert second.events == ()
+    assert first.device == second.device == session.load().backend.device == "cpu"
+    expected = segment(pancreas, Session(recipe, DEMO_WEIGHTS, device="cpu"))
+    for found in (first, second):
+        np.testing.assert_array_equal(found.mask.array, expected.mask.array)
+
+
+def pretend_to_have_a_gpu(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the session's OpenVINO backend call itself a GPU, so that a case can fall back to the CPU."""
+    session.load().backend.device = "cuda"
+    monkeypatch.setattr(OpenVinoBackend, "explain", lambda _, error: error)
+
+
+@pytest.mark.fault(
+    "memory", "a GPU has too little memory for each of two cases", "the CPU's mask and an event, for both cases"
+)
+@pytest.mark.slow
+def test_a_full_device_is_tried_again_for_the_next_case(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
+    session = Session(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu")
+    expected = segment(pancreas, session)
+    pretend_to_have_a_gpu(session, monkeypatch)
+    logits = Predictor.logits
+
+    def fails_on_the_gpu(predictor: Predictor, *arguments: object) -> object:
+        if predictor.backend.device == "cuda":
+            raise DeviceMemoryError("cuda", expected="8000 MB", found="4000 MB free")
+        return logits(predictor, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Predictor, "logits", fails_on_the_gpu)
+    for _ in range(2):
+        found = segment(pancreas, session)
+        saw(found)
+        assert [event.code for event in found.events] == ["device_full"]
+        assert found.device == "cpu"
+        assert session.load().backend.device == "cuda"
+        np.testing.assert_array_equal(found.mask.array, expected.mask.array)
 
 
 @pytest.mark.fault(
     "memory",
     "the device is lost in the middle of a case",
-    "a mask from the CPU, without the memory of the failed attempt",
+    "a mask from the CPU, after the memory of the failed attempt was freed",
 )
 @pytest.mark.slow
-def test_what_a_failed_attempt_held_is_free_for_the_cpu(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
-    system = load_system(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu")
-    system.backend.device = "cuda"
-    held: list[weakref.ref[object]] = []
+def test_frees_the_memory_of_a_failed_attempt(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
+    session = Session(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu")
+    pretend_to_have_a_gpu(session, monkeypatch)
+    prepared_before: list[weakref.ref[object]] = []
     logits = Predictor.logits
 
     def fails_once(predictor: Predictor, prepared: object, *arguments: object) -> object:
-        if held:
-            assert held[0]() is None, "the volume that was prepared for the device"
+        if prepared_before:
+            assert prepared_before[0]() is None, "the volume that was prepared for the device is still in memory"
             return logits(predictor, prepared, *arguments)  # type: ignore[arg-type]
-        held.append(weakref.ref(prepared))
-        raise LostDeviceError("cuda", expected="a device", found="none")
+        prepared_before.append(weakref.ref(prepared))
+        raise LostDeviceError("cuda", "the device failed")
 
     monkeypatch.setattr(Predictor, "logits", fails_once)
-    monkeypatch.setattr(OpenVinoBackend, "explained", lambda _, error: error)
-    result = segment(pancreas, system)
+    result = segment(pancreas, session)
     saw(result)
     assert [event.code for event in result.events] == ["device_failed"]
 
 
-def test_errors_of_the_code_are_not_taken_for_the_devices(tiled_bundle: Bundle) -> None:
+def test_tells_errors_of_the_device_from_errors_of_the_code(tiled_bundle: Bundle) -> None:
     backend = TorchBackend("cpu")
-    assert backend.explained(RuntimeError("shape mismatch")) is None
-    assert backend.explained(ValueError("CUDA")) is None
-    lost = backend.explained(RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be"))
+    assert backend.explain(RuntimeError("shape mismatch")) is None
+    assert backend.explain(ValueError("CUDA")) is None
+    lost = backend.explain(RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be"))
     assert isinstance(lost, LostDeviceError)
     assert not isinstance(lost, DeviceMemoryError)
-    assert str(lost).endswith("found CUDA error: unspecified launch failure")
+    assert str(lost) == "cpu: the device failed: CUDA error: unspecified launch failure"
     for text in (
         "CUDA out of memory. Tried to allocate 2 GiB.",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "FIND was unable to find an engine to execute this computation after trying 20 plans.",
         "Unable to find a valid cuDNN algorithm to run convolution",
     ):
-        assert isinstance(backend.explained(RuntimeError(text)), DeviceMemoryError)
-    assert backend.explained(lost) is lost
+        assert isinstance(backend.explain(RuntimeError(text)), DeviceMemoryError)
+    assert backend.explain(lost) is lost
 
 
 @pytest.mark.parametrize(
@@ -247,20 +286,20 @@ def test_errors_of_the_code_are_not_taken_for_the_devices(tiled_bundle: Bundle) 
     [
         pytest.param(
             *(11000, 1, "The NVIDIA driver on your system is too old (found version 11000)"),
-            marks=pytest.mark.fault("memory", "--device cuda with a driver that is too old", "an error that says so"),
+            marks=pytest.mark.fault("memory", "the driver is too old for --device cuda", "an error that says so"),
         ),
         pytest.param(
-            *(13000, 0, "none that answers|No CUDA GPUs are available|CUDA-capable device"),
-            marks=pytest.mark.fault("memory", "--device cuda with a driver and no GPU", "an error that says so"),
+            *(13000, 0, "no device was found|No CUDA GPUs are available|CUDA-capable device"),
+            marks=pytest.mark.fault("memory", "--device cuda with a driver but no GPU", "an error that says so"),
         ),
     ],
     ids=["old", "none"],
 )
-def test_a_driver_that_torch_cannot_use_is_named(tmp_path: Path, version: int, devices: int, reason: str) -> None:
-    """With a library in the driver's place that says what such a driver says."""
+def test_explains_a_driver_that_torch_cannot_use(tmp_path: Path, version: int, devices: int, reason: str) -> None:
+    """Replaces the driver by a library that answers as such a driver does."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler to make a driver with")
+        pytest.skip("there is no C compiler to build a driver with")
     source = tmp_path / "driver.c"
     source.write_text(
         f"int cuInit(unsigned flags) {{ return {0 if devices else 100}; }}\n"
@@ -279,13 +318,13 @@ def test_a_driver_that_torch_cannot_use_is_named(tmp_path: Path, version: int, d
     saw(ended(done.returncode, done.stderr))
     assert done.returncode == 1
     *_, line = done.stderr.splitlines()
-    assert line.startswith("error: device: expected a CUDA device, found ")
+    assert line.startswith("error: device: CUDA cannot be used: ")
     assert any(part in line for part in reason.split("|")), line
     assert line.endswith("; use --device cpu")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_next_fold_is_read_meanwhile() -> None:
+def test_reads_the_next_fold_in_the_background() -> None:
     bundle = open_bundle(DEMO_WEIGHTS / "task1")
     backend = TorchBackend("cpu")
     tile = torch.zeros(1, 1, *bundle.manifest.patch)
@@ -297,7 +336,7 @@ def test_the_next_fold_is_read_meanwhile() -> None:
         np.testing.assert_array_equal(logits.numpy(), fresh.network(bundle, fold)(tile).numpy())
 
 
-def test_a_memory_limit_is_for_gpus(tmp_path: Path) -> None:
+def test_refuses_a_device_memory_limit_for_the_cpu(tmp_path: Path) -> None:
     options = ["--task", "1", "--device", "cpu", "--device-memory", "100"]
     result = CliRunner().invoke(main, ["predict", str(tmp_path), str(tmp_path / "out"), *options])
     assert result.exit_code == 2
@@ -305,7 +344,7 @@ def test_a_memory_limit_is_for_gpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_gpus_runs_where_there_is_none(tmp_path: Path) -> None:
+def test_gpu_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--tiny"],
         cwd=ROOT,

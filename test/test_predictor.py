@@ -1,4 +1,4 @@
-"""Our way of running nnU-Net's models against nnU-Net's own way."""
+"""Predictors give nnU-Net's masks, and refuse models and volumes that cannot be used."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from conftest import ChangedModel, NnunetMask
 from matrix import saw
 from pantherseg.errors import InputError, ModelError
-from pantherseg.fusion import mean_logits
-from pantherseg.inference.backends import Backend, choose_backend
+from pantherseg.inference.backends import Backend
+from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.models.bundle import Bundle, open_bundle
@@ -25,8 +25,8 @@ from pantherseg.volume import Grid, Volume
 
 @pytest.fixture(params=["openvino"])
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """A backend on the CPU; OpenVINO's is the one that runs by default."""
-    return choose_backend("cpu") if request.param == "openvino" else TorchBackend("cpu")
+    """A backend on the CPU: OpenVINO, or what an indirect parameter names."""
+    return OpenVinoBackend() if request.param == "openvino" else TorchBackend("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,9 @@ def demo() -> Bundle:
     return open_bundle(DEMO_WEIGHTS / "task1")
 
 
-def labels_of(predictor: Predictor, volume: Volume) -> np.ndarray:
-    return mean_logits([predictor.logits(predictor.prepare(volume))]).labels()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mirroring", [False, True])
-def test_the_mask_is_nnunets_own(
+def test_mask_equals_nnunets(
     demo_folder: ModelFolder,
     demo: Bundle,
     changed_model: ChangedModel,
@@ -56,13 +52,12 @@ def test_the_mask_is_nnunets_own(
         model, bundle = opened, as_bundle(opened)
     expected = nnunet_mask(model, pancreas, mirroring=mirroring)
     assert (expected == (2 if mirroring else 1)).any()
-    np.testing.assert_array_equal(labels_of(Predictor(bundle, backend, mirroring=mirroring), pancreas), expected)
+    labels = Predictor(bundle, backend, mirroring=mirroring).predict(pancreas).labels()
+    np.testing.assert_array_equal(labels, expected)
 
 
 @pytest.mark.slow
-def test_mirroring_runs_only_where_it_is_wanted(
-    changed_model: ChangedModel, backend: Backend, pancreas: Volume
-) -> None:
+def test_mirrors_only_if_asked_to(changed_model: ChangedModel, backend: Backend, pancreas: Volume) -> None:
     bundle = as_bundle(open_model(changed_model(inference_allowed_mirroring_axes=(2,))))
     plain, mirrored = (Predictor(bundle, backend, mirroring=mirroring) for mirroring in (False, True))
     prepared = plain.prepare(pancreas)
@@ -70,7 +65,7 @@ def test_mirroring_runs_only_where_it_is_wanted(
 
 
 @pytest.mark.slow
-def test_six_folds_of_an_unknown_trainer_and_another_checkpoint(
+def test_runs_six_folds_of_an_unknown_trainer_and_another_checkpoint(
     changed_model: ChangedModel, backend: Backend, pancreas: Volume
 ) -> None:
     folder = changed_model(folds=6, checkpoint="checkpoint_best.pth", trainer_name="nnUNetTrainer1e3_not_in_nnunet")
@@ -78,7 +73,7 @@ def test_six_folds_of_an_unknown_trainer_and_another_checkpoint(
     assert model.folds == tuple("012345")
     predictor = Predictor(as_bundle(model), backend)
     assert predictor.bundle.folds == tuple("012345")
-    logits = predictor.logits(predictor.prepare(pancreas))
+    logits = predictor.predict(pancreas)
     assert (logits.classes, logits.shape) == (3, pancreas.grid.shape)
     assert logits.slab(0, 2).shape == (3, 2, *pancreas.grid.shape[1:])
 
@@ -93,9 +88,9 @@ def test_logits_are_the_mean_over_folds(demo: Bundle, backend: Backend, pancreas
 
 
 @pytest.mark.fault(
-    "models", "the weights of another network than the plans describe", "an error that names the checkpoint"
+    "models", "weights do not belong to the network that the plans describe", "an error that names the checkpoint"
 )
-def test_weights_of_another_network_are_refused(changed_model: ChangedModel) -> None:
+def test_refuses_weights_of_another_network(changed_model: ChangedModel) -> None:
     folder = changed_model()
     plans = json.loads((folder / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"][0] = 4
@@ -114,14 +109,14 @@ def test_weights_of_another_network_are_refused(changed_model: ChangedModel) -> 
             "network_class_name",
             "os.system",
             marks=pytest.mark.fault(
-                "models", "plans that name foreign code as the network", "an error; nothing of it is run"
+                "models", "plans name arbitrary code as the network", "an error, and the code does not run"
             ),
         ),
         ("conv_op", "subprocess.Popen"),
         ("nonlin", "builtins.exec"),
     ],
 )
-def test_plans_that_name_foreign_code_are_refused(changed_model: ChangedModel, key: str, value: str) -> None:
+def test_refuses_plans_that_name_arbitrary_code(changed_model: ChangedModel, key: str, value: str) -> None:
     folder = changed_model()
     plans = json.loads((folder / "plans.json").read_text())
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
@@ -133,7 +128,7 @@ def test_plans_that_name_foreign_code_are_refused(changed_model: ChangedModel, k
 
 
 @pytest.mark.parametrize("broken", ["configurations", "image_reader_writer", "transpose_forward"])
-def test_incomplete_plans_are_named(changed_model: ChangedModel, broken: str) -> None:
+def test_names_the_missing_part_of_plans(changed_model: ChangedModel, broken: str) -> None:
     folder = changed_model()
     plans = json.loads((folder / "plans.json").read_text())
     del plans[broken]
@@ -142,40 +137,36 @@ def test_incomplete_plans_are_named(changed_model: ChangedModel, broken: str) ->
         as_bundle(open_model(folder))
 
 
-@pytest.mark.fault(
-    "models", "weights with which the network computes NaN, on {backend}", "an error that names the fold"
-)
+@pytest.mark.fault("models", "a network computes NaN, with {backend}", "an error that names the fold")
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "torch"], indirect=True)
-def test_weights_that_give_nan_are_an_error(
+def test_refuses_weights_that_give_nan(
     demo_folder: ModelFolder, changed_model: ChangedModel, backend: Backend, pancreas: Volume
 ) -> None:
     content = torch.load(demo_folder.checkpoint_path("0"), weights_only=True)
     weights = {key: value * 1e30 for key, value in content["network_weights"].items()}
     predictor = Predictor(as_bundle(open_model(changed_model(network_weights=weights))), backend)
-    with pytest.raises(
-        ModelError, match=r"fold_0\.safetensors: expected weights of finite logits, found NaN, or logits"
-    ) as caught:
-        predictor.logits(predictor.prepare(pancreas))
+    with pytest.raises(ModelError, match=r"fold_0\.safetensors: the network computed logits that are NaN") as caught:
+        predictor.predict(pancreas)
     saw(caught.value)
 
 
-@pytest.mark.fault("inputs", "a volume of 0.08x0.2x0.2 mm, smaller than one voxel of the model", "labels on its grid")
-def test_a_volume_thinner_than_a_voxel_of_the_models_is_seen_as_one(demo: Bundle, backend: Backend) -> None:
+@pytest.mark.fault("inputs", "a volume of 0.08x0.2x0.2 mm is smaller than one voxel of the model", "labels on its grid")
+def test_predicts_a_volume_smaller_than_a_voxel_of_the_model(demo: Bundle, backend: Backend) -> None:
     tiny = Volume(np.random.default_rng(0).normal(size=(8, 20, 20)).astype(np.float32), Grid((8, 20, 20), (0.01,) * 3))
     predictor = Predictor(demo, backend)
     assert predictor.prepare(tiny).data.shape == (1, 1, 1, 1)
-    labels, events = predictor.labels(tiny)
-    saw(f"labels of {'x'.join(map(str, labels.shape))} voxels (z, y, x)", events)
-    assert (labels.shape, events) == ((8, 20, 20), ())
+    logits = predictor.predict(tiny)
+    saw(f"labels of {'x'.join(map(str, logits.labels().shape))} voxels (z, y, x)", logits.events)
+    assert (logits.labels().shape, logits.events) == ((8, 20, 20), ())
 
 
 @pytest.mark.fault(
     "inputs",
-    "a volume of 18 m, which has too many voxels at the model's spacing",
-    "an error that says how many there may be",
+    "a volume of 18 m has too many voxels at the model's spacing",
+    "an error that names the largest number",
 )
-def test_a_volume_too_large_at_the_models_spacing(demo: Bundle, backend: Backend) -> None:
+def test_refuses_a_volume_too_large_at_the_models_spacing(demo: Bundle, backend: Backend) -> None:
     vast = Volume(np.ones((8, 20, 20), np.float32), Grid((8, 20, 20), (900.0,) * 3))
     with pytest.raises(
         InputError, match="expected at most 268435456 voxels, 10000 a side, at the model's spacing"

@@ -1,6 +1,8 @@
-"""Tiles, their weights and the padding are nnU-Net's own, down to the bit."""
+"""Tiles, their weights and the padding equal nnU-Net's, bit for bit."""
 
 from __future__ import annotations
+
+import itertools
 
 import hypothesis.strategies as st
 import numpy as np
@@ -13,13 +15,13 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 from pantherseg.inference.tiles import padding, tile_starts, tile_weights, tiles
 
 STEPS = st.sampled_from([0.5, 0.25, 0.3, 0.75, 1.0, 1 / 3, 0.9]) | st.floats(0.05, 1)
-# What nnU-Net's planners choose for the challenge's data, and what they never would.
+# Patches that nnU-Net's planner chooses for data of the challenge, and unusual ones.
 PATCHES = [(48, 160, 224), (40, 224, 192), (64, 128, 128), (48, 80, 112), (512, 512), (256, 224), (1, 1, 1), (5, 3, 2)]
 
 
 @st.composite
 def volumes(draw: st.DrawFn, *, at_least_a_patch: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shape of a volume (z, y, x), and a patch of two or three axes."""
+    """Generate the shape of a volume (z, y, x), and a patch with two or three axes."""
     patch = draw(st.lists(st.integers(1, 40), min_size=2, max_size=3))
     beyond = st.integers(0 if at_least_a_patch else -39, 90)
     shape = [max(1, size + draw(beyond)) for size in patch]
@@ -30,43 +32,41 @@ def volumes(draw: st.DrawFn, *, at_least_a_patch: bool) -> tuple[tuple[int, ...]
 
 @settings(max_examples=500, deadline=None)
 @given(tile=st.integers(1, 300), beyond=st.integers(0, 1000), step=STEPS)
-def test_tiles_begin_where_nnunets_do(tile: int, beyond: int, step: float) -> None:
+def test_tile_positions_equal_nnunets(tile: int, beyond: int, step: float) -> None:
     expected = compute_steps_for_sliding_window((tile + beyond,), (tile,), step)[0]
     assert tile_starts(tile + beyond, tile, step) == expected
 
 
 @settings(max_examples=200, deadline=None)
 @given(tile=st.integers(1, 100), beyond=st.integers(0, 300), step=STEPS)
-def test_tiles_cover_an_axis_in_steps_of_their_wanted_distance(tile: int, beyond: int, step: float) -> None:
+def test_tiles_cover_an_axis_and_keep_the_step(tile: int, beyond: int, step: float) -> None:
     starts = tile_starts(tile + beyond, tile, step)
     assert (starts[0], starts[-1]) == (0, beyond)
-    # Rounding to whole voxels may add one.
+    # Rounding to whole voxels may add one voxel.
     assert max(np.diff(starts), default=0) <= tile * step + 1
 
 
 @settings(max_examples=100, deadline=None)
 @given(volume=volumes(at_least_a_patch=True), step=st.sampled_from([0.5, 0.7, 1.0]))
-def test_the_order_of_tiles_is_nnunets(volume: tuple[tuple[int, ...], tuple[int, ...]], step: float) -> None:
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
+def test_order_of_tiles_equals_nnunets(volume: tuple[tuple[int, ...], tuple[int, ...]], step: float) -> None:
     shape, patch = volume
-    predictor = nnUNetPredictor(tile_step_size=step, device=torch.device("cpu"), perform_everything_on_device=False)
-    predictor.configuration_manager = type("Configuration", (), {"patch_size": patch})
-    theirs = [slices[1:] for slices in predictor._internal_get_sliding_window_slicers(shape)]
-    ours = tiles(shape, patch, step)
-    # A tile of a 2-D patch is one slice, which nnU-Net writes as its number.
-    expected = [tuple(slice(p, p + 1) if isinstance(p, int) else p for p in slices) for slices in theirs]
-    assert ours == expected
+    starts = compute_steps_for_sliding_window(shape[-len(patch) :], patch, step)
+    slices = [range(size) for size in shape[: -len(patch)]]
+    expected = [
+        tuple(slice(start, start + size) for start, size in zip(position, (1, *patch)[-3:], strict=True))
+        for position in itertools.product(*slices, *starts)
+    ]
+    assert tiles(shape, patch, step) == expected
 
 
 @settings(max_examples=100, deadline=None)
 @given(patch=st.lists(st.integers(1, 60), min_size=2, max_size=3).map(tuple))
-def test_weights_of_any_patch_are_nnunets(patch: tuple[int, ...]) -> None:
+def test_weights_of_any_patch_equal_nnunets(patch: tuple[int, ...]) -> None:
     check_weights(patch)
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: "x".join(map(str, patch)))
-def test_weights_of_the_planners_patches_are_nnunets(patch: tuple[int, ...]) -> None:
+def test_weights_of_typical_patches_equal_nnunets(patch: tuple[int, ...]) -> None:
     check_weights(patch)
 
 
@@ -78,14 +78,14 @@ def check_weights(patch: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(found.view(np.uint16), expected.numpy().view(np.uint16))
 
 
-def test_shared_weights_cannot_be_written_to() -> None:
+def test_weights_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         tile_weights((3, 3, 3))[0, 0, 0] = 0
 
 
 @settings(max_examples=200, deadline=None)
 @given(volume=volumes(at_least_a_patch=False))
-def test_small_volumes_are_padded_as_nnunet_pads_them(volume: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def test_padding_equals_nnunets(volume: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     shape, patch = volume
     data = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(1, *shape)
     expected, inside = pad_nd_image(torch.from_numpy(data), patch, "constant", {"value": 0}, True, None)

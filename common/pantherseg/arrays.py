@@ -1,4 +1,4 @@
-"""Arrays on the host (numpy) or on a device (torch) by the same functions: those of the array API standard.
+"""The same functions for arrays on the host (numpy) and on a device (torch), by the array API standard.
 
 https://data-apis.org/array-api
 """
@@ -17,31 +17,31 @@ from numpy.typing import DTypeLike, NDArray
 from pantherseg.errors import DeviceMemoryError
 from pantherseg.machine.memory import MB, is_in_memory
 
-# The bits that float16 lacks of float32's, and those of them that lie between two of its numbers.
-TIE_BITS, TIE = 0x1FFF, 0x1000
+# The bits of a float32's mantissa that float16 does not have, and their value halfway between two float16 numbers.
+EXTRA_BITS, HALFWAY = 0x1FFF, 0x1000
 
-# Of numpy or torch, on any device.
+# An array of numpy or torch, on any device.
 Array = Any
 
 
 def namespace(array: Array) -> Any:
-    """Return the module whose functions take an array."""
+    """Return the module with the functions for an array."""
     if isinstance(array, np.ndarray):
         return np
-    from array_api_compat import array_namespace  # where there are torch's arrays, there is this package
+    from array_api_compat import array_namespace  # installed wherever torch is
 
     return array_namespace(array)
 
 
 def like(array: Array, values: NDArray[Any]) -> Array:
-    """Return values of the host as the array that another one is like, on the same device."""
+    """Return values as an array of the same library and on the same device as `array`."""
     if isinstance(array, np.ndarray):
         return values
     return namespace(array).asarray(values, device=array.device)
 
 
 def zeros_like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """Return zeros on another array's device; beside an array in a file in a file, too."""
+    """Return zeros on the device of `array`, or in a temporary file if `array` is in a file."""
     if isinstance(array, np.memmap):
         return zeros_in_file(shape, dtype)
     xp = namespace(array)
@@ -49,14 +49,15 @@ def zeros_like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def zeros_in_file(shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap[Any, Any]:
-    """Return zeros in a temporary file without a name, which ends with the array. Raises DeviceMemoryError."""
+    """Return zeros in an unnamed temporary file, which is removed with the array. Raises DeviceMemoryError."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    expected = f"{math.ceil(size / MB)} MB on a disk to sum logits in"
+    expected = f"{math.ceil(size / MB)} MB of disk space for logits"
     try:
         if is_in_memory(Path(tempfile.gettempdir())):
-            raise DeviceMemoryError("temporary folder", expected=expected, found="one that is in memory")
+            found, hint = "a folder that is kept in memory", "set TMPDIR to a folder on a disk"
+            raise DeviceMemoryError("temporary folder", expected=expected, found=found, hint=hint)
         with tempfile.TemporaryFile() as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would be found by a signal
+            os.posix_fallocate(file.fileno(), 0, size)  # otherwise a full disk would raise a signal on writing
             return np.memmap(file, dtype, shape=shape)
     except OSError as error:
         found = error.strerror or str(error)
@@ -75,39 +76,39 @@ def dtype_name(array: Array) -> str:
 
 
 def as_type(array: Array, dtype: str, *, copy: bool = False) -> Array:
-    """Return an array with another dtype; itself where it has that already, unless a copy is asked for.
+    """Return an array with another dtype, the array itself if it already has that dtype and no copy is wanted.
 
-    The same numbers everywhere: torch would go from float64 to float16 by way of float32, and so round twice.
+    numpy and torch give the same values: from float64 to float16 torch alone would round twice, by way of float32.
     """
     xp = namespace(array)
     if dtype == "float16" and array.dtype == xp.float64 and xp is not np:
-        array = _ready_for_half(array)
+        array = _float32_for_float16(array)
     return xp.astype(array, getattr(xp, dtype), copy=copy)
 
 
-def _ready_for_half(values: Array) -> Array:
-    """Return a float64 tensor in float32, so that rounding it on to float16 is as good as rounding once.
+def _float32_for_float16(values: Array) -> Array:
+    """Return a float64 tensor as float32 such that rounding to float16 gives what rounding once would give.
 
-    Where float32's rounding made a tie between two numbers of float16, the tie goes back to where it came from. Below
-    float16's normal numbers (6e-5) ties are not looked for.
+    Where rounding to float32 ended exactly halfway between two float16 numbers, the result is moved back by one step
+    towards the original value. Subnormal float16 numbers (below 6e-5) are not corrected.
     """
     import torch
 
     single = values.float()
-    made = (single.view(torch.int32) & TIE_BITS) == TIE
-    came_from = torch.where(values > single, torch.inf, -torch.inf).float()
-    return torch.where(made & (single != values), torch.nextafter(single, came_from), single)
+    is_halfway = (single.view(torch.int32) & EXTRA_BITS) == HALFWAY
+    towards = torch.where(values > single, torch.inf, -torch.inf).float()
+    return torch.where(is_halfway & (single != values), torch.nextafter(single, towards), single)
 
 
 def on_device_of(array: Array, other: Array) -> Array:
-    """Return the other array, of whichever library, moved to where an array lies."""
+    """Return `other`, an array of numpy or torch, as an array like `array` on its device."""
     if isinstance(array, np.ndarray):
         return to_host(other)
     return like(array, other) if isinstance(other, np.ndarray) else other.to(array.device)
 
 
 def to_host(array: Array) -> NDArray[Any]:
-    """Return an array as one of numpy, beside which `zeros_like` makes others in the host's memory."""
+    """Return an array as a plain numpy array; `zeros_like` of it allocates memory, never a file."""
     if isinstance(array, np.ndarray):
         return np.asarray(array)
     values: NDArray[Any] = array.cpu().numpy()

@@ -1,1 +1,1 @@
-"""From a volume to logits: the only package that runs networks."""
+"""From a volume to logits. Only this package runs networks."""

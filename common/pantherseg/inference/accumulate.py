@@ -1,7 +1,8 @@
 """One network over a whole volume: tiles, mirroring, and the weighted mean where tiles overlap.
 
 The order and precision are nnU-Net's: forward passes in the network's own precision, sums in float16. Sums in float32
-would be more accurate, and farther from nnU-Net's masks. Everything happens where the data lies, host or device.
+would be more accurate but give masks that differ from nnU-Net's. Everything is computed on the host or the device that
+holds the data.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ from pantherseg.arrays import Array, as_type, like, namespace, to_host, zeros_li
 from pantherseg.inference.tiles import Slices, padded, padding, tile_weights, tiles
 from pantherseg.preprocessing.preprocess import CERTAIN
 
-# Bytes for each voxel of one class while it is searched for infinities: a copy in float16 and three of booleans.
-SEARCH_BYTES = 5
+# The check for infinite logits takes this many bytes per voxel of one class: a copy in float16, three of booleans.
+CHECK_BYTES = 5
+# Values beyond float16 become infinite without a warning: the caller checks the logits and names the fold.
+IGNORE_OVERFLOW = np.errstate(over="ignore", invalid="ignore")
 
-# A view (1, 1, *patch) -> a new array on the same device, (1, class, *patch)
+# Takes a view (1, 1, *patch), returns a new array (1, class, *patch) on the same device.
 Network = Callable[[Array], Array]
 
 
 class Sweep:
     """The tiles of one prepared volume, the same for every fold.
 
-    data: (1, z, y, x) float32, on the host or a device; patch: (z, y, x), or (y, x) for a network of slices;
-    step: distance of tiles as a fraction of the patch; mirroring_axes: spatial axes along which inputs are also
-    mirrored, 0 = z (or y for slices); nearest: start with the tiles nearest to the middle of the body, instead of
-    nnU-Net's order.
+    data: (1, z, y, x) float32, on the host or a device; patch: (z, y, x), or (y, x) for a 2-D network; step: distance
+    of tiles as a fraction of the patch; mirroring_axes: spatial axes along which inputs are also mirrored, 0 = z (or y
+    for a 2-D network); nearest: start with the tiles nearest to the middle of the body instead of in nnU-Net's order.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Sweep:
             middle = _middle(self.data[0])
             self.tiles.sort(key=lambda tile: _distance(tile, middle))
         weights = like(data, tile_weights(patch).copy())
-        # The values are those of float16; products are computed in float32 anyway, and on the host faster from there.
+        # float16 values stored as float32, because products are computed in float32 and this is faster on the host.
         self.tile_weights = as_type(weights, "float32")
         self.flips = [
             tuple(axis + 2 for axis in axes)
@@ -70,7 +72,7 @@ class Sweep:
         return FoldSums(self, network, classes)
 
     def sum_of_weights(self, tiles: list[Slices]) -> Array:
-        """Return the sum of the weights of some tiles at each voxel of the padded volume, float16."""
+        """Return the sum of the weights of some tiles at each voxel of the padded volume, (z, y, x) float16."""
         weights = as_type(self.tile_weights, "float16")
         total = zeros_like(self.data, self.shape, "float16")
         for tile in tiles:
@@ -80,7 +82,7 @@ class Sweep:
 
 
 class FoldSums:
-    """The sums of one fold's logits over a sweep, forward pass after forward pass."""
+    """The sums of one fold's logits over a sweep, which grow with each forward pass."""
 
     def __init__(self, sweep: Sweep, network: Network, classes: int) -> None:
         self._sweep, self._network, self._classes = sweep, network, classes
@@ -89,44 +91,49 @@ class FoldSums:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every tile is in the sums."""
+        """Whether the sums hold all tiles."""
         return self.tiles_done == len(self._sweep.tiles)
 
     def passes(self) -> Iterator[tuple[Array, bool]]:
-        """Run the network, and yield each pass's logits, (1, class, *patch), and whether its tile is done with it.
+        """Run the network; yield the logits (1, class, *patch) of each forward pass and whether it completes a tile.
 
-        The caller may stop at any time; a tile whose last pass was yielded is in the sums.
+        The caller may stop at any time. A tile is in the sums once its last pass has been yielded.
         """
-        sweep, xp = self._sweep, namespace(self._sweep.data)
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for values that are not finite
-            for tile in sweep.tiles:
-                image = sweep.data[(slice(None), *tile)].reshape(1, 1, *sweep.patch)
-                logits = self._network(image)
-                for axes in sweep.flips[1:]:
-                    yield logits, False
-                    logits += xp.flip(self._network(xp.flip(image, axis=axes)), axis=axes)
-                if len(sweep.flips) > 1:
-                    logits /= len(sweep.flips)
-                self._add(tile, logits[0])
-                yield logits, True
+        sweep = self._sweep
+        for tile in sweep.tiles:
+            image = sweep.data[(slice(None), *tile)].reshape(1, 1, *sweep.patch)
+            logits = self._network(image)
+            for axes in sweep.flips[1:]:
+                yield logits, False
+                self._add_mirrored(logits, image, axes)
+            self._add_tile(tile, logits[0])
+            yield logits, True
 
+    @IGNORE_OVERFLOW
     def logits(self) -> Array:
-        """Return the mean logits (class, z, y, x), float16. Voxels that no tile has reached are background.
+        """Return the mean logits (class, z, y, x), float16. Voxels outside of all tiles are background.
 
-        The sums are used up by this.
+        This changes the sums in place and can be called once only.
         """
         sweep, total = self._sweep, self._total
-        with np.errstate(over="ignore", invalid="ignore"):
-            if self.is_complete:
-                total /= sweep.weights
-            else:
-                weights = sweep.sum_of_weights(sweep.tiles[: self.tiles_done])
-                total[0][weights == 0] = CERTAIN
-                weights[weights == 0] = 1
-                total /= weights
+        if self.is_complete:
+            total /= sweep.weights
+        else:
+            weights = sweep.sum_of_weights(sweep.tiles[: self.tiles_done])
+            total[0][weights == 0] = CERTAIN
+            weights[weights == 0] = 1
+            total /= weights
         return total[(slice(None), *sweep.inside)]
 
-    def _add(self, tile: Slices, logits: Array) -> None:
+    @IGNORE_OVERFLOW
+    def _add_mirrored(self, logits: Array, image: Array, axes: tuple[int, ...]) -> None:
+        xp = namespace(image)
+        logits += xp.flip(self._network(xp.flip(image, axis=axes)), axis=axes)
+
+    @IGNORE_OVERFLOW
+    def _add_tile(self, tile: Slices, logits: Array) -> None:
+        if len(self._sweep.flips) > 1:
+            logits /= len(self._sweep.flips)
         logits *= self._sweep.tile_weights
         part = self._total[(slice(None), *tile)]
         part += logits.reshape(self._classes, *(side.stop - side.start for side in tile))
@@ -134,17 +141,17 @@ class FoldSums:
 
 
 def sweep_bytes(shape: tuple[int, ...], patch: tuple[int, ...], *, classes: int, folds: int) -> int:
-    """Return the bytes that sweeps over a prepared volume of a shape (z, y, x) take where they happen.
+    """Return the memory in bytes for sweeps of all folds over a prepared volume of a shape (z, y, x).
 
-    The volume, twice when it is padded; the logits of this fold and, from the second one on, of all before; the
-    weights; and the search for infinities, class by class.
+    It holds the volume, twice if it is padded; the logits of the present fold and the sum of those before; the weights;
+    and what the check for infinite logits takes.
     """
     single, half = np.dtype(np.float32).itemsize, np.dtype(np.float16).itemsize
-    return math.prod(padded(shape, patch)) * (2 * single + (min(2, folds) * classes + 1) * half + SEARCH_BYTES)
+    return math.prod(padded(shape, patch)) * (2 * single + (min(2, folds) * classes + 1) * half + CHECK_BYTES)
 
 
 def _middle(data: Array) -> list[float]:
-    """Return the middle (z, y, x) of the voxels above 0, after a z-score the body's; of all voxels without any."""
+    """Return the middle (z, y, x) of the voxels above 0, after a z-score those of the body; without any, of all."""
     body = to_host(data > 0)
     if not body.any():
         return [(size - 1) / 2 for size in body.shape]
@@ -154,5 +161,5 @@ def _middle(data: Array) -> list[float]:
 
 
 def _distance(tile: Slices, middle: list[float]) -> float:
-    """Return the distance of a tile's middle from a point, in voxels."""
+    """Return the distance in voxels between the middle of a tile and a point."""
     return math.dist([(part.start + part.stop - 1) / 2 for part in tile], middle)

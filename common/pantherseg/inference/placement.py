@@ -1,8 +1,7 @@
-"""Where a member runs: the only place that decides what too little memory leaves out.
+"""Where the networks of a member run. Only this module decides what is given up when memory is short.
 
-Before a member's networks run, the sizes are known: of the network (from the bundle's manifest), of the sums of its
-logits, and of the memory that is free. What seems to fit comes first; each next placement is for when there was too
-little memory after all.
+Before the networks run, their size (from the manifest of the bundle), the size of the logits and the free memory are
+known. The best placement that seems to fit comes first; the next ones are for when memory was too small after all.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from pantherseg.models.bundle import Bundle
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """A place for a member's data and sums, and the backend that runs its networks.
+    """Where a member's data and logits are, and the backend that runs its networks.
 
-    data: the prepared volume (1, z, y, x) in that place; keep_networks: whether the networks may stay in memory for the
-    next case; events: what there was too little memory for.
+    data: the prepared volume (1, z, y, x) in that memory or file; keep_networks: whether the networks may stay in
+    memory for the next case; events: what was given up because memory was short.
     """
 
     data: Array
@@ -44,33 +43,36 @@ def placements(
     keep_networks: bool = False,
     allow_bfloat16: bool = False,
 ) -> Iterator[Placement]:
-    """Yield the placements of a prepared volume (1, z, y, x) that seem to have enough memory, the best one first.
+    """Yield the placements of a prepared volume (1, z, y, x) for which memory seems to suffice, the best one first.
 
-    keep_networks: keep networks for the next case where memory allows; allow_bfloat16: compute in bfloat16 where memory
-    is too small for float32. Raises DeviceMemoryError, with the sizes, where not even the network fits.
+    keep_networks: keep networks for the next case if memory allows it; allow_bfloat16: compute in bfloat16 if memory is
+    too small for float32. Raises DeviceMemoryError, with the sizes, if not even one network fits.
     """
     manifest = bundle.manifest
     sums = sweep_bytes(data.shape[1:], manifest.patch, classes=manifest.classes, folds=len(bundle.folds))
     backend.make_room(bundle)
-    if backend.keeps(bundle):
-        if sums <= backend.free_bytes():
-            yield Placement(data, backend, keep_networks=True)
+    if backend.keeps(bundle) and sums <= backend.free_bytes():
+        yield Placement(data, backend, keep_networks=True)
         backend.release_networks()
+    elif backend.network_bytes(bundle) + sums > backend.free_bytes():
+        backend.release_networks()  # also those of other bundles
     free = backend.free_bytes()
-    shortage: DeviceMemoryError | None = None
     for candidate, events in _by_precision(backend, allow_bfloat16=allow_bfloat16):
+        shortage: DeviceMemoryError | None = None
         network = candidate.network_bytes(bundle)
         if network > free:
             expected = f"{_mb(network)} for a patch of {bundle.display_path.name} in {candidate.precision}"
-            shortage = DeviceMemoryError(
-                candidate.memory_name, expected=expected, found=f"{_mb(free)} free", hint=_hint(candidate, bundle)
-            )
+            hint = HINT
+            if not allow_bfloat16 and backend.in_bfloat16() is not None:
+                hint = f"{HINT}, or allow_bfloat16 = true in the recipe"
+            shortage = DeviceMemoryError(candidate.memory_name, expected=expected, found=f"{_mb(free)} free", hint=hint)
             continue
-        # Half of the memory is left for other members and for larger volumes.
+        # Kept networks leave half of the memory to other members and larger volumes.
         keep = keep_networks and len(bundle.folds) * network + sums <= free // 2
         if network + sums <= free and (placed := candidate.place(data)) is not None:
             yield Placement(placed, candidate, keep, events)
             del placed
+            backend.release_networks()
         try:
             roomier = candidate.place_with_more_room(data)
         except DeviceMemoryError as error:
@@ -86,12 +88,8 @@ def placements(
 def _by_precision(backend: Backend, *, allow_bfloat16: bool) -> Iterator[tuple[Backend, tuple[Event, ...]]]:
     yield backend, ()
     if allow_bfloat16 and (half := backend.in_bfloat16()) is not None:
-        message = f"memory was too small for {backend.precision}; {half.precision} was used"
+        message = f"memory was too small for {backend.precision}; the networks computed in {half.precision}"
         yield half, (Event(EventCode.LESS_PRECISE, message),)
-
-
-def _hint(backend: Backend, bundle: Bundle) -> str:
-    return f"{HINT}, or allow_bfloat16 = true in the recipe" if backend.in_bfloat16() is not None else HINT
 
 
 def _mb(size: int) -> str:

@@ -1,4 +1,4 @@
-"""The folds of one model over one volume: nnU-Net's masks, without nnU-Net."""
+"""The folds of one model over one volume. The masks equal nnU-Net's; nnU-Net is not needed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from pantherseg.volume import Volume
 
 @dataclass(frozen=True)
 class Logits:
-    """Mean logits of a model's folds, (class, z, y, x) on the network's grid, and the way back to the volume's.
+    """The mean logits of a model's folds on the network's grid, and the way back to the grid of the volume.
 
-    values: float16, on the host or a device; events: what a user should know about how they were computed; precision:
-    of the networks; folds: those in the mean; is_complete: whether every tile was run.
+    values: (class, z, y, x) float16, on the host or a device; events: what was left out or done differently;
+    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run.
     """
 
     values: Array
@@ -51,7 +51,7 @@ class Logits:
         return self.back.shape
 
     def slab(self, start: int, stop: int) -> Array:
-        """Return the logits of the volume's slices start..stop, (class, stop - start, y, x) on its own grid."""
+        """Return the logits of slices start..stop of the volume, (class, stop - start, y, x), on the volume's grid."""
         return self.back.slab(self.values, start, stop)
 
     def labels(self) -> NDArray[np.uint8]:
@@ -64,8 +64,8 @@ class Predictor:
     """A bundle's folds, ready for any number of volumes.
 
     step: distance of tiles as a fraction of the patch; mirroring: average over inputs mirrored along the axes that the
-    bundle allows; min_folds: with this many usable folds others may be damaged, without it none; keep_networks,
-    allow_bfloat16: as `placements` takes them.
+    bundle allows; min_folds: the number of usable folds with which others may be damaged, None if all must be usable;
+    keep_networks, allow_bfloat16: as in `placements`.
     """
 
     bundle: Bundle
@@ -78,15 +78,15 @@ class Predictor:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How a volume is prepared; predictors for which it is equal can share what `prepare` returns."""
+        """How a volume is prepared. Predictors with equal preprocessing can share the result of `prepare`."""
         return self.bundle.manifest.preprocessing
 
     def prepare(self, volume: Volume) -> Prepared:
-        """Return a volume (float32) as the network wants it. Raises InputError where nothing of it is left."""
+        """Return a volume (float32) preprocessed for the network. Raises InputError if that is not possible."""
         return self.preprocessing.run(volume.array, volume.grid.spacing)
 
     def predict(self, volume: Volume, deadline: Deadline = NEVER) -> Logits:
-        """Return the mean logits of a volume; raises as `prepare` and `logits` do."""
+        """Return the mean logits of a volume. Raises what `prepare` and `logits` raise."""
         return self.logits(self.prepare(volume), deadline)
 
     def work(self, prepared: Prepared) -> int:
@@ -96,10 +96,10 @@ class Predictor:
         return len(self.bundle.folds) * flips * self._tiles(prepared.data.shape[1:], self.step) * prod(manifest.patch)
 
     def logits(self, prepared: Prepared, deadline: Deadline = NEVER) -> Logits:
-        """Return the mean logits of all folds, summed where there is room for them.
+        """Return the mean logits of all folds.
 
-        deadline: when to be done; what there is no time for is left out, with an event. Raises ModelError where too
-        many folds are damaged, LostDeviceError where the device fails on the way or lacks the memory for one patch.
+        deadline: what does not fit before it is left out, with an event. Raises ModelError if too many folds are
+        damaged, LostDeviceError if the device fails, DeviceMemoryError if its memory is too small for one patch.
         """
         failure: LostDeviceError | None = None
         options = {"keep_networks": self.keep_networks, "allow_bfloat16": self.allow_bfloat16}
@@ -110,7 +110,7 @@ class Predictor:
                 failure = self.backend.explain(error)
                 if failure is None:
                     raise
-            # The memory of the failed attempt must be free for the next one, so nothing may refer to its frames.
+            # Drop every reference to the failed attempt, so that its memory is free for the next one.
             del placement
             failure = failure.at(failure.where)
             if not isinstance(failure, DeviceMemoryError):
@@ -119,14 +119,14 @@ class Predictor:
         try:
             raise failure
         finally:
-            del failure  # an error that its own traceback refers to would keep everything else alive
+            del failure  # which would be a reference cycle by its traceback, and keep memory in use
 
     def _tiles(self, shape: tuple[int, ...], step: float) -> int:
         patch = self.bundle.manifest.patch
         return len(tiles(padded(shape, patch), patch, step))
 
     def _mean_logits(self, placement: Placement, back: WayBack, deadline: Deadline) -> Logits:
-        """Return the mean logits of the folds, which are loaded one after the other."""
+        """Return the mean logits of the folds, which run one after the other."""
         axes, shape = self.bundle.manifest.mirroring_axes, tuple(placement.data.shape[1:])
         schedule = Schedule(
             deadline,
@@ -145,7 +145,7 @@ class Predictor:
 
 
 class _FoldMean:
-    """The mean over the folds of one member in one place."""
+    """The mean over the folds of one member with one placement."""
 
     def __init__(self, predictor: Predictor, placement: Placement, schedule: Schedule, sweeps: _Sweeps) -> None:
         self._bundle, self._min_folds = predictor.bundle, predictor.min_folds
@@ -181,9 +181,9 @@ class _FoldMean:
         return total
 
     def _fold_logits(self, fold: str, upcoming: str | None) -> Array | None:
-        """Return one fold's logits, or None where there is no time for them and another fold has given some.
+        """Return the logits of one fold, or None if there is no time for them and there are logits of another fold.
 
-        Without `keep_networks` the network is freed when this function ends, before the next one is loaded.
+        Unless networks are kept, this one is freed when the function ends, before the next one is loaded.
         """
         placement, schedule = self._placement, self._schedule
         with schedule.loading():
@@ -200,7 +200,7 @@ class _FoldMean:
         return logits
 
     def _run_tiles(self, network: Network) -> tuple[FoldSums, int]:
-        """Run a network over the tiles until the schedule stops it; return the sums and the number of all tiles."""
+        """Run a network over the tiles until the schedule stops it. Return the sums and the number of all tiles."""
         schedule = self._schedule
         while True:
             sweep = self._sweeps.of(schedule.settings)
@@ -220,12 +220,12 @@ class _FoldMean:
 
     def _check_finite(self, logits: Array, fold: str) -> None:
         xp = namespace(logits)
-        if all(xp.all(xp.isfinite(one)) for one in logits):  # class by class, because it takes memory
+        if all(xp.all(xp.isfinite(one)) for one in logits):  # class by class, to save memory
             return
-        found = "NaN, or logits too large for float16"
-        if self._placement.backend.device != "cpu":  # features are float16 there, too: a CPU may succeed
-            raise LostDeviceError(self._placement.backend.device, expected="finite logits", found=found)
-        raise ModelError(self._bundle.weights_path(fold), expected="weights that give finite logits", found=found)
+        problem = "the network computed logits that are NaN or too large for float16"
+        if self._placement.backend.device != "cpu":  # a GPU's features are float16, too, so the CPU may succeed
+            raise LostDeviceError(self._placement.backend.device, problem)
+        raise ModelError(self._bundle.weights_path(fold), problem)
 
 
 class _Sweeps:

@@ -1,7 +1,7 @@
-"""What of a member's work fits into its time: the only place that decides what a deadline leaves out.
+"""Which part of a member's work fits into its time. Only this module decides what a deadline leaves out.
 
-The schedule measures how long forward passes take and is asked after each of them. When not everything fits, it first
-leaves out mirroring, then folds, then the overlap of tiles, then the tiles farthest from the middle of the body.
+The schedule measures how long forward passes take and decides after each of them what follows. If not everything fits,
+it leaves out first mirroring, then folds, then the overlap of tiles, then the tiles far from the middle of the body.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pantherseg.machine.deadline import Deadline
 
 # The steps in which the overlap of tiles is reduced: distances of tiles as fractions of the patch.
 STEPS = (0.6, 0.7, 0.8, 0.9, 1.0)
-# The slowest of this many recent forward passes is what the next ones are expected to take.
+# The next forward passes are expected to take as long as the slowest of this many recent ones.
 RECENT_PASSES = 3
-# With time for this many times the remaining work, passes are no longer timed.
+# Passes are no longer timed once there is time for this many times the work.
 ENOUGH = 3
 
 
@@ -35,8 +35,8 @@ class Next(Enum):
 class SweepSettings:
     """How a fold sweeps over a volume.
 
-    mirroring: also run mirrored inputs; step: distance of tiles as a fraction of the patch; partial: run only as many
-    tiles as there is time for, those nearest to the middle of the body first.
+    mirroring: run mirrored inputs, too; step: distance of tiles as a fraction of the patch; partial: run as many tiles
+    as there is time for, beginning with those nearest to the middle of the body.
     """
 
     mirroring: bool
@@ -45,10 +45,10 @@ class SweepSettings:
 
 
 class Schedule:
-    """The settings of one member over one volume, changed on the way where time gets short.
+    """The settings of one member over one volume, which change when time gets short.
 
-    settings: what is wanted; folds: their names in order; flips: inputs for each tile with mirroring; tiles: computes
-    the number of tiles at a step.
+    settings: those of the recipe; folds: their names in order; flips: forward passes per tile with mirroring; tiles:
+    returns the number of tiles for a step.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Schedule:
         self._flips, self._tiles = flips, tiles
         self._recent: deque[float] = deque(maxlen=RECENT_PASSES)
         self.is_timing = not deadline.is_never
-        """Whether passes are timed. This ends when there is clearly enough time, as a device must be waited for."""
+        """Whether passes are timed. This ends when time clearly suffices, because it means waiting for the device."""
         self._mark = 0.0
         self._loading_seconds = 0.0
         self._tried = self._used = 0
@@ -80,7 +80,7 @@ class Schedule:
         self._loading_seconds = self._now() - start
 
     def next_fold(self) -> bool:
-        """Return whether another fold is started; if not, an event says what is left out."""
+        """Return whether to start another fold; otherwise an event names the folds that are left out."""
         remaining = len(self._folds) - self._tried
         if self.is_first or self._fits(remaining, mirrored=self.settings.mirroring):
             return True
@@ -92,14 +92,14 @@ class Schedule:
         return False
 
     def start_passes(self) -> None:
-        """Note that forward passes start now."""
+        """Record that forward passes start now."""
         if self.is_timing:
             self._mark = self._now()
 
     def pass_done(self, *, tile_done: bool) -> Next:
-        """Decide what follows a forward pass. tile_done: whether it was the last pass of its tile.
+        """Return what follows a forward pass. tile_done: whether it was the last pass of its tile.
 
-        The first pass of a member shows the speed of the device, and may change the settings.
+        The first pass of a member shows the speed of the device and may change the settings.
         """
         if self.is_timing:
             is_first_pass = not self._recent
@@ -115,23 +115,23 @@ class Schedule:
         return Next.CONTINUE
 
     def fold_done(self, *, used: bool) -> None:
-        """Note that a fold has given logits, or that it cannot."""
+        """Record that a fold is done. used: whether it gave logits."""
         self._tried += 1
         self._used += used
 
     def leave_out_folds(self) -> None:
-        """Note that the folds from the present one on are left out."""
+        """Record that the present fold and all later ones are left out."""
         names = " ".join(self._folds[self._tried :])
         self.events.append(Event(EventCode.FOLDS_LEFT_OUT, f"folds {names} were left out: {self._reason()}"))
 
     def leave_out_tiles(self, done: int, tiles: int) -> None:
-        """Note that the first fold has run some tiles only."""
+        """Record that the first fold ran only `done` of all tiles."""
         message = f"{tiles - done} of {tiles} tiles were left out and are background: {self._reason()}"
         self.events.append(Event(EventCode.TILES_LEFT_OUT, message))
 
     @property
     def is_first(self) -> bool:
-        """Whether no fold has given logits yet."""
+        """Whether no fold has given logits so far."""
         return self._used == 0
 
     @property
@@ -146,14 +146,14 @@ class Schedule:
         return self._deadline.clock()
 
     def _fits(self, folds: int, *, mirrored: bool, step: float | None = None, spent: int = 0) -> bool:
-        """Return whether this many folds fit. spent: their forward passes that are done already."""
+        """Return whether this many folds fit into the remaining time. spent: forward passes that are already done."""
         passes = folds * self._tiles(step or self.settings.step) * (self._flips if mirrored else 1) - spent
-        # The first fold has been loaded by the time that this is asked.
+        # The first fold is loaded already when this is called.
         loads = folds - self.is_first
         return passes * self._pace + loads * self._loading_seconds <= self._deadline.left()
 
     def _settings_changed(self) -> bool:
-        """Choose the settings once the pace is known, and return whether they differ from those before."""
+        """Choose the settings once the pace is known, and return whether they have changed."""
         before = self.settings
         if self._fits(len(self._folds), mirrored=before.mirroring, spent=1):
             return False

@@ -1,1 +1,1 @@
-"""What this machine gives a process: CPUs, memory, time."""
+"""CPUs, memory and time that a process may use."""

@@ -1,7 +1,7 @@
-"""The C library's allocator, told to keep what is freed.
+"""Settings of the C library's memory allocator.
 
-glibc hands large freed blocks back to the system, so every tensor of a forward pass is mapped and zeroed anew: on
-two cores that costs more time than the convolutions of a small network.
+By default glibc returns large freed blocks to the system, so that every tensor of a forward pass is mapped and zeroed
+again. On two cores this takes longer than the convolutions of a small network.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Make malloc reuse freed memory from now on; True where the C library took it (glibc), else nothing changes."""
+    """Make malloc reuse freed memory from now on. Return False where the C library does not support this."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, TOP_PAD_BYTES))
-    taken = [mallopt(option, value) == 1 for option, value in settings]
-    return all(taken)
+    accepted = [mallopt(option, value) == 1 for option, value in settings]
+    return all(accepted)

@@ -1,4 +1,4 @@
-"""How many CPUs this process may really use."""
+"""The number of CPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 import os
 from pathlib import Path
 
-# A container's share of the CPUs, cgroup version 2 and 1: quota and period in microseconds.
+# The CPU time of a container, in version 2 and 1 of control groups: quota and period in microseconds.
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 OLD_QUOTA, OLD_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
 
 def usable_cpus() -> int:
-    """Return the number of CPUs that this process may run on, no more than a container's share, at least 1."""
+    """Return the number of CPUs that this process may use, at least 1. A container's limit is rounded up."""
     allowed = len(os.sched_getaffinity(0))
     try:
         quota, period = QUOTA.read_text().split() if QUOTA.exists() else (OLD_QUOTA.read_text(), OLD_PERIOD.read_text())

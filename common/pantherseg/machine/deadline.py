@@ -1,4 +1,4 @@
-"""The time that a case may take, and how its stages share it."""
+"""The time limit of a case, and the shares of its stages."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Reserved for what follows the networks: resampling, post-processing, writing. Several times what one core takes.
+# Reserved for the stages after the networks (resampling, post-processing, writing): several times what they take on
+# one core.
 RESERVED_SECONDS = 2.0
 RESERVED_SECONDS_PER_MVOXEL = 1.0
-# The share of the time that the search for the pancreas may take.
+# The fraction of the time that the localizer may take.
 LOCALIZER_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """The moment by which something must be done. clock: seconds of a clock that never goes back."""
+    """The moment by which something must be done. clock: returns the seconds of a monotonic clock."""
 
     moment: float = math.inf
     clock: Callable[[], float] = time.monotonic
 
     @classmethod
     def after(cls, seconds: float, clock: Callable[[], float] = time.monotonic) -> Deadline:
-        """Return the moment in this many seconds from now."""
+        """Return the deadline that is this many seconds from now."""
         return cls(clock() + seconds, clock)
 
     @property
@@ -32,19 +33,19 @@ class Deadline:
         return math.isinf(self.moment)
 
     def left(self) -> float:
-        """Return the seconds that are left, below 0 when the moment has passed."""
+        """Return the remaining seconds, negative once the moment has passed."""
         return self.moment - self.clock()
 
     def for_networks(self, voxels: int) -> Deadline:
-        """Return when the networks must end so that the rest of a case with this many voxels is done in time."""
+        """Return the deadline of the networks, which leaves time for the rest of a case with this many voxels."""
         return Deadline(self.moment - RESERVED_SECONDS - RESERVED_SECONDS_PER_MVOXEL * voxels / 1e6, self.clock)
 
     def for_localizer(self) -> Deadline:
-        """Return when the localizer must end so that the members have enough time."""
+        """Return the deadline of the localizer, which leaves enough time for the members."""
         return self.share(LOCALIZER_SHARE)
 
     def share(self, fraction: float) -> Deadline:
-        """Return when a fraction (0 to 1) of the time that is left has passed."""
+        """Return the deadline after a fraction (0 to 1) of the remaining time."""
         return self if self.is_never else Deadline.after(max(0.0, self.left()) * fraction, self.clock)
 
 

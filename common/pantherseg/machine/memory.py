@@ -1,6 +1,6 @@
-"""How much memory this process may take, and what is said where there is none left.
+"""How much memory this process may still use, and the error for too little of it.
 
-Grand Challenge limits each process's data (RLIMIT_DATA) to what the machine has, less 1 GB.
+Grand Challenge limits the data of each process (RLIMIT_DATA) to the memory of the machine less 1 GB.
 """
 
 from __future__ import annotations
@@ -14,84 +14,90 @@ from pathlib import Path
 from pantherseg.errors import DeviceMemoryError, last_line
 
 MB = 1 << 20
-# Less than the sample case of Task 1 takes with the demo models.
-LEAST_MB = 512
-# How OpenVINO, what it is made of, and torch say it; the last two where no thread finds room for its stack.
-WORDS = ("alloc", "out of memory", "enough memory", "temporarily unavailable", "Broken promise")
+# Not enough even for the sample case of Task 1 with the demo models.
+MIN_MB = 512
+# Parts of the messages of OpenVINO, oneDNN and torch. The last two appear when a thread cannot allocate its stack.
+SHORTAGE_WORDS = ("alloc", "out of memory", "enough memory", "temporarily unavailable", "Broken promise")
 HINT = "a machine with more memory is needed"
 NO_LIMIT = 1 << 62
-OWN_LIMITS = (("VmData", resource.RLIMIT_DATA), ("VmSize", resource.RLIMIT_AS))
-# How mountinfo writes blanks, tabs, line ends and backslashes.
+# The limits of a process, each with the line of /proc/self/status that counts towards it.
+PROCESS_LIMITS = (("VmData", resource.RLIMIT_DATA), ("VmSize", resource.RLIMIT_AS))
+# mountinfo escapes blanks, tabs, line ends and backslashes in this way.
 OCTAL = re.compile(r"\\([0-7]{3})")
-MEMORY_DISKS = ("tmpfs", "ramfs")
-# The kernel's names for what a group of processes may take and takes, and what of that is only a cache of files.
-GROUP_FILES = {
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
+# For version 2 of control groups and the memory controller of version 1: the files with the limit and the usage, and
+# the lines of memory.stat that count as used but are file caches, which the kernel frees when needed.
+CGROUP_FILES = {
     "": ("memory.max", "memory.current", ("inactive_file", "active_file")),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 }
 
 
 def reserve_memory() -> None:
-    """Take what cannot be asked for later. Raises DeviceMemoryError where this process may take too little to begin.
+    """Allocate early what cannot be allocated later. Raises DeviceMemoryError if the limit of memory is too low.
 
-    Where no memory is left, scipy waits for ever while it is imported: its OpenBLAS asks for 32 MB again and again. So
-    under a limit it is imported now, and otherwise, as it takes long, when it is needed.
+    When no memory is left, importing scipy never ends, because its OpenBLAS retries an allocation of 32 MB. Under a
+    limit it is therefore imported now; otherwise only when it is needed, because the import is slow.
     """
     limit = _limit_mb()
     if limit is None:
         return
-    if limit < LEAST_MB:
-        expected = f"at least {LEAST_MB} MB that this process may take"
-        raise DeviceMemoryError("memory", expected=expected, found=f"a limit of {limit} MB", hint=HINT)
+    if limit < MIN_MB:
+        expected = f"a limit of at least {MIN_MB} MB for this process"
+        raise DeviceMemoryError("memory", expected=expected, found=f"{limit} MB", hint=HINT)
     import_module("scipy.ndimage")
 
 
-def room_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many bytes this process may still take: of the machine, its container, and its own limits.
+def room_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many bytes of memory this process may still allocate.
 
-    proc, groups: where the kernel tells of processes and of groups of them; what it does not tell is no limit.
+    This is the least of what the machine, its control groups (a container) and its own limits leave. proc, cgroup: the
+    file systems in which the kernel describes them; a value that is missing there does not limit the result.
     """
-    taken = _numbers(proc / "self" / "status")
-    own = [limit - taken.get(name, 0) * 1024 for name, limit in _own_limits()]
-    told = _numbers(proc / "meminfo")
-    machine = told.get("MemAvailable", NO_LIMIT) + told.get("SwapFree", 0)
-    return max(0, min(machine * 1024, *own, *_group_bytes(proc, groups), NO_LIMIT))
+    used = _numbers(proc / "self" / "status")
+    own = [limit - used.get(name, 0) * 1024 for name, limit in _process_limits()]
+    meminfo = _numbers(proc / "meminfo")
+    machine = meminfo.get("MemAvailable", NO_LIMIT) + meminfo.get("SwapFree", 0)
+    return max(0, min(machine * 1024, *own, *_cgroup_bytes(proc, cgroup), NO_LIMIT))
 
 
 def is_in_memory(folder: Path, proc: Path = Path("/proc")) -> bool:
-    """Tell whether what a folder holds takes memory, not room on a disk. proc: as in `room_bytes`."""
+    """Return whether files in a folder occupy memory instead of space on a disk. proc: as in `room_bytes`."""
     mounts = (line.split(" ") for line in _text(proc / "self" / "mountinfo").splitlines())
-    kinds = {}
+    types = {}
     for fields in mounts:
         if "-" in fields[5:-1]:
-            point = OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4])
-            kinds[Path(point)] = fields[fields.index("-", 5) + 1]  # the last one hides others
-    place = folder.resolve()
-    return next((kinds[at] in MEMORY_DISKS for at in (place, *place.parents) if at in kinds), False)
+            mount_point = OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4])
+            types[Path(mount_point)] = fields[fields.index("-", 5) + 1]  # a later mount hides an earlier one
+    folder = folder.resolve()
+    return next((types[path] in MEMORY_FILE_SYSTEMS for path in (folder, *folder.parents) if path in types), False)
 
 
-def _own_limits() -> list[tuple[str, int]]:
-    """Return the limits of this process in bytes, each with the kernel's name for what counts towards it."""
-    limits = [(name, resource.getrlimit(kind)[0]) for name, kind in OWN_LIMITS]
+def _process_limits() -> list[tuple[str, int]]:
+    """Return the limits of this process in bytes, each with the name of the usage that it limits."""
+    limits = [(name, resource.getrlimit(kind)[0]) for name, kind in PROCESS_LIMITS]
     return [(name, limit) for name, limit in limits if limit != resource.RLIM_INFINITY]
 
 
-def _group_bytes(proc: Path, groups: Path) -> Iterator[int]:
-    """Yield what each group that this process is in may still take (https://docs.kernel.org/admin-guide/cgroup-v2)."""
+def _cgroup_bytes(proc: Path, cgroup: Path) -> Iterator[int]:
+    """Yield how many bytes each control group of this process may still allocate.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2
+    """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         controller = "memory" if "memory" in controllers.split(",") else controllers
-        if controller not in GROUP_FILES or not path:
+        if controller not in CGROUP_FILES or not path:
             continue
-        limit_name, taken_name, caches = GROUP_FILES[controller]
-        base = groups / controller
-        group = base / path.lstrip("/")  # which a container may not see; its own is at the base
+        limit_name, usage_name, caches = CGROUP_FILES[controller]
+        base = cgroup / controller
+        group = base / path.lstrip("/")  # missing in some containers, which see their own group at the base
         for folder in (group, *group.parents):
             if folder.is_relative_to(base):
-                limit, taken = (_number(_text(folder / name)) for name in (limit_name, taken_name))
-                if limit is not None and taken is not None:
-                    of_files = _numbers(folder / "memory.stat")
-                    yield limit - taken + sum(of_files.get(name, 0) for name in caches)
+                limit, usage = (_number(_text(folder / name)) for name in (limit_name, usage_name))
+                if limit is not None and usage is not None:
+                    statistics = _numbers(folder / "memory.stat")
+                    yield limit - usage + sum(statistics.get(name, 0) for name in caches)
 
 
 def _numbers(path: Path) -> dict[str, int]:
@@ -114,9 +120,9 @@ def _text(path: Path) -> str:
 
 
 def shortage(error: Exception, purpose: str) -> DeviceMemoryError | None:
-    """Return an error that says what there was too little memory for, None for one of another kind."""
+    """Return the error for too little memory, None if `error` has another cause. purpose: what the memory was for."""
     reason = last_line(error)
-    if not isinstance(error, MemoryError) and not any(word in reason for word in WORDS):
+    if not isinstance(error, MemoryError) and not any(word in reason for word in SHORTAGE_WORDS):
         return None
     limit = _limit_mb()
     found = reason if limit is None else f"{reason} (limit {limit} MB)"
@@ -124,4 +130,4 @@ def shortage(error: Exception, purpose: str) -> DeviceMemoryError | None:
 
 
 def _limit_mb() -> int | None:
-    return min((limit // MB for _, limit in _own_limits()), default=None)
+    return min((limit // MB for _, limit in _process_limits()), default=None)

@@ -1,10 +1,10 @@
-"""OpenVINO without `openvino_telemetry`, which reports to its makers and, on import, writes to the home folder."""
+"""OpenVINO without `openvino_telemetry`, which sends usage data to Intel and writes to the home folder on import."""
 
 from __future__ import annotations
 
 import sys
 
-# A name that is None cannot be imported: OpenVINO falls back to a stand-in that does nothing.
+# With None in place of the module its import fails, and OpenVINO uses a substitute that does nothing.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino as ov  # noqa: E402

@@ -1,10 +1,10 @@
-"""What runs a bundle's networks: OpenVINO on CPUs, torch on GPUs and where there is no OpenVINO."""
+"""Backends run the networks of a bundle: OpenVINO on CPUs, torch on GPUs and where OpenVINO is not installed."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +17,17 @@ from pantherseg.models.bundle import Bundle
 
 Mode = Literal["exact", "fast"]
 
-# Made by NVIDIA's driver, natively and under WSL: without one, torch need not be imported to look for a GPU.
+# NVIDIA's driver creates one of these, natively or under WSL. Without them torch is not imported to look for a GPU.
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
-CUDA_NEEDS = ("torch", "dynamic_network_architectures", "array_api_compat")
+CUDA_PACKAGES = ("torch", "dynamic_network_architectures", "array_api_compat")
 
 
 class Backend(Protocol):
-    """A device and a precision, as facts: what they can run, how large it is, how much room there is.
+    """Runs networks on one device in one precision, and says how much memory they need and how much is free.
 
-    events: what a user should know about them; memory_name: what an error calls the memory; roomier_event: the event
-    for sums in the place with more room. `inference.placement` decides by these facts.
+    `inference.placement` decides by these facts. events: what a user should know about the choice of this backend;
+    memory_name: how errors call its memory; roomier_event: the event for logits that are summed where
+    `place_with_more_room` puts the data.
     """
 
     device: str
@@ -37,76 +38,97 @@ class Backend(Protocol):
     roomier_event: EventCode
 
     def network(self, bundle: Bundle, fold: str, upcoming: str | None = None, *, keep: bool = False) -> Network:
-        """Return the network of one fold. It may end the one before, unless that one is kept. Raises ModelError.
+        """Return the network of one fold. Raises ModelError.
 
-        upcoming: the fold that will be asked for next, which may be read meanwhile; keep: keep the network in memory
-        for the next case.
+        The network that was returned before may become unusable, unless it is kept. upcoming: the fold that will be
+        needed next, which may be read in the background; keep: keep the network in memory for the next case.
         """
         ...
 
     def make_room(self, bundle: Bundle) -> None:
-        """Free what is of no use for the networks of this bundle."""
+        """Free networks that cannot be used again, or not together with those of this bundle."""
         ...
 
     def keeps(self, bundle: Bundle) -> bool:
-        """Return whether networks of this bundle are kept in memory."""
+        """Return whether the networks of all folds of this bundle are kept in memory."""
         ...
 
     def release_networks(self) -> None:
-        """Free all networks that are kept."""
+        """Free all kept networks."""
         ...
 
     def network_bytes(self, bundle: Bundle) -> int:
-        """Return about what a network takes, its features included."""
+        """Return an estimate of the memory for one network of the bundle, including its features."""
         ...
 
     def free_bytes(self) -> int:
-        """Return what this process may still take of the memory in which networks run."""
+        """Return how much of the memory in which networks run this process may still allocate."""
         ...
 
     def place(self, data: NDArray[np.float32]) -> Array | None:
-        """Return a prepared volume (1, z, y, x) where networks run, None where there is no room after all."""
+        """Return a prepared volume (1, z, y, x) in the memory of the device, None if there is not enough after all."""
         ...
 
     def place_with_more_room(self, data: NDArray[np.float32]) -> Array:
-        """Return a prepared volume (1, z, y, x) where sums have more room. Raises DeviceMemoryError without room."""
+        """Return a prepared volume (1, z, y, x) where logits have more room. Raises DeviceMemoryError."""
         ...
 
     def in_bfloat16(self) -> Backend | None:
-        """Return the same device in bfloat16, None where it has none or computes in half precision already."""
+        """Return a backend in bfloat16 on the same device, None if it does not exist or would need no less memory."""
         ...
 
     def explain(self, error: Exception) -> LostDeviceError | None:
-        """Return what an error says of the device, None where it says nothing of it."""
+        """Return the error of the device that caused `error`, None if the cause was not the device."""
         ...
 
 
+class FileVersion(NamedTuple):
+    """One version of a file; another one has another inode, size or modification time."""
+
+    path: Path
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileVersion:
+        """Return the present version of a file. Raises OSError."""
+        status = path.stat()
+        return cls(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file still exists in this version."""
+        try:
+            return FileVersion.of(self.path) == self
+        except OSError:
+            return False
+
+
 class VerifiedFolds:
-    """The folds whose files this process has compared with their checksums: each is compared once."""
+    """Compares the files of folds with their checksums, each version of a file once."""
 
     def __init__(self) -> None:
-        self._known: set[tuple[Path, int, int, int]] = set()
+        self._verified: set[FileVersion] = set()
 
     def check(self, bundle: Bundle, fold: str) -> None:
-        """Check a fold's content unless this very file was checked before. Raises ModelError."""
-        path = bundle.weights_path(fold)
-        status = path.stat()
-        key = path, status.st_ino, status.st_size, status.st_mtime_ns
-        if key not in self._known:
+        """Check the content of a fold's file unless this version was checked before. Raises ModelError, OSError."""
+        version = FileVersion.of(bundle.weights_path(fold))
+        if version not in self._verified:
             bundle.check_content(fold)
-            self._known.add(key)
+            self._verified.add(version)
 
 
 def choose_backend(device: str = "auto", mode: Mode = "exact", *, device_memory_mb: int | None = None) -> Backend:
-    """Return the backend for a device (`auto`, `cpu` or `cuda`). Raises DeviceError where it does not answer.
+    """Return the backend for a device (`auto`, `cpu` or `cuda`). Raises DeviceError if CUDA is asked for and unusable.
 
-    mode: `exact` gives nnU-Net's own masks on that kind of device, `fast` the best speed with masks that hardly differ;
-    device_memory_mb: how much of a GPU's memory may be used; without it all that is free.
+    mode: `exact` gives nnU-Net's own masks on that kind of device, `fast` the highest speed with nearly equal masks;
+    device_memory_mb: limit on the GPU memory that may be used, by default all that is free.
     """
     events: tuple[Event, ...] = ()
     if device == "cuda" or (device == "auto" and any(Path(file).exists() for file in GPU_FILES)):
-        missing = [name for name in CUDA_NEEDS if find_spec(name) is None]
-        problem = f"no {' and '.join(missing)}, which would use it" if missing else ""
+        missing = [name for name in CUDA_PACKAGES if find_spec(name) is None]
+        problem = f"these packages are not installed: {', '.join(missing)}" if missing else ""
         if not missing:
             from pantherseg.inference.backends.torch_backend import TorchBackend, cuda_problem
 
@@ -114,8 +136,9 @@ def choose_backend(device: str = "auto", mode: Mode = "exact", *, device_memory_
             if not problem:
                 return TorchBackend("cuda", mode, device_memory_mb=device_memory_mb)
         if device == "cuda":
-            raise DeviceError("device", expected="a CUDA device", found=problem, hint="use --device cpu")
-        events = (Event(EventCode.NO_CUDA, f"there seems to be a GPU, but {problem}; the CPU was used"),)
+            raise DeviceError("device", f"CUDA cannot be used: {problem}", hint="use --device cpu")
+        message = f"a GPU seems to be present, but CUDA cannot be used: {problem}; the CPU was used"
+        events = (Event(EventCode.NO_CUDA, message),)
     if find_spec("openvino") is not None:
         from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 

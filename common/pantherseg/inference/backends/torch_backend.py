@@ -1,4 +1,4 @@
-"""A bundle's networks by torch: on CUDA devices, and on CPUs where there is no OpenVINO."""
+"""Networks by torch: on CUDA devices, and on CPUs where OpenVINO is not installed."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from pantherseg.models.bundle import Bundle
 from pantherseg.models.manifest import MANIFEST
 from pantherseg.networks import build_network, distinct_tensors
 
-# What cuDNN may want for its convolutions beside their input and output: an allowance, as it depends on the device.
+# An allowance for the workspace of cuDNN's convolutions, which depends on the device.
 CONVOLUTION_BYTES = 1024 * MB
-# What torch says when a device is at fault and not the code.
+# Parts of torch's messages about failures of the device, as opposed to errors of the code.
 DEVICE_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NVIDIA")
-# The last two are what is left of it when none of cuDNN's ways to compute a convolution found the memory that it wants.
+# Parts of torch's messages about too little memory. The last two appear when no algorithm of cuDNN found enough.
 MEMORY_WORDS = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "Unable to find a valid cuDNN algorithm")
 
 Values = dict[str, torch.Tensor]
 
 
 def cuda_problem() -> str:
-    """Return why torch cannot compute on a CUDA device, in one line; nothing where it can."""
+    """Return why torch cannot compute on a CUDA device, in one line, or an empty string if it can."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             if not torch.cuda.is_available():
-                return _line(caught[-1].message) if caught else "none that answers"
-            # The driver's age, the device's generation and its free memory all show in one small convolution.
+                return _first_sentence(caught[-1].message) if caught else "no device was found"
+            # A small convolution fails with an old driver, an unsupported device or no free memory.
             ones = torch.ones(1, 1, 4, 4, 4, dtype=torch.float16, device="cuda")
             functional.conv3d(ones, ones).item()
         except RuntimeError as error:
-            return f"one that fails ({_line(error)})"
+            return f"the device fails ({_first_sentence(error)})"
     return ""
 
 
 class TorchBackend:
     """Networks by torch on a CPU or a CUDA device.
 
-    `exact` computes as nnU-Net does on that device: in float32 on a CPU, with float16 autocast on CUDA. `fast` is the
-    same, and says so: nothing faster has been measured yet (`python -m bench.gpu` times what might be).
-    device_memory_mb: how much of the device's memory may be used.
+    `exact` computes as nnU-Net does on that device: in float32 on a CPU, with float16 autocast on CUDA. `fast` computes
+    in the same way, with an event that says so, because nothing faster has been measured yet (`python -m bench.gpu`).
+    device_memory_mb: limit on the memory of the device that may be used.
     """
 
     roomier_event = EventCode.LOGITS_ON_HOST
@@ -78,9 +78,9 @@ class TorchBackend:
         self._ahead: tuple[Path, Future[Values]] | None = None
 
     def network(self, bundle: Bundle, fold: str, upcoming: str | None = None, *, keep: bool = False) -> Network:
-        """Return the network of one fold: the one of the fold before, with other weights. Raises ModelError.
+        """Return the network of one fold: that of the fold before with other weights. Raises ModelError.
 
-        upcoming: a fold that is read and checked meanwhile; keep: of no effect, as one network serves every fold.
+        upcoming: a fold to read and verify in the background; keep: no effect, as all folds share one network.
         """
         values = self._values(bundle, fold)
         network = self._network_of(bundle)
@@ -88,7 +88,7 @@ class TorchBackend:
             tensor.copy_(values[name], non_blocking=True)
         if upcoming is not None:
             self._ahead = bundle.weights_path(upcoming), self._reader.submit(self._read, bundle, upcoming)
-        return self._runner(network)
+        return as_network(network, self.device)
 
     def make_room(self, bundle: Bundle) -> None:
         """Free the network of another bundle."""
@@ -96,14 +96,14 @@ class TorchBackend:
             self._built = None
 
     def keeps(self, bundle: Bundle) -> bool:
-        """Return False: there is one network, which gets each fold's weights in turn."""
+        """Return False: all folds share one network."""
         return False
 
     def release_networks(self) -> None:
-        """Do nothing, as no network is kept."""
+        """Do nothing, because no networks are kept."""
 
     def network_bytes(self, bundle: Bundle) -> int:
-        """Return what a forward pass takes: weights, their copies in float16, features, and what cuDNN wants."""
+        """Return an estimate of the memory for weights, their copies in float16, features and cuDNN's workspace."""
         weights = bundle.manifest.weights
         half = torch.float16.itemsize
         is_built = self._built is not None and self._built[0] == bundle.path
@@ -111,7 +111,7 @@ class TorchBackend:
         return per_weight * weights + half * bundle.manifest.peak_activations + CONVOLUTION_BYTES
 
     def free_bytes(self) -> int:
-        """Return what this process may still take of the device's memory."""
+        """Return how much of the device's memory this process may still allocate."""
         if self.device == "cuda":
             free, _ = torch.cuda.mem_get_info()
             free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -119,7 +119,7 @@ class TorchBackend:
         return NO_LIMIT if self._limit is None else self._limit
 
     def place(self, data: NDArray[np.float32]) -> torch.Tensor | None:
-        """Return a prepared volume on the device, None where another process was faster to take the memory."""
+        """Return a prepared volume on the device, None if another process has taken the memory meanwhile."""
         try:
             return torch.from_numpy(data).to(self.device)
         except torch.OutOfMemoryError:
@@ -131,33 +131,34 @@ class TorchBackend:
         return torch.from_numpy(data)
 
     def in_bfloat16(self) -> None:
-        """Return None: there is no float32 to reduce on CUDA, and a CPU with torch only has no budget."""
+        """Return None: CUDA computes in float16 already, and torch on a CPU has no memory limit."""
 
     def explain(self, error: Exception) -> LostDeviceError | None:
-        """Return what an error says of the device, None where it says nothing of it."""
+        """Return the error of the device that caused `error`, None if the cause was not the device."""
         if isinstance(error, LostDeviceError):
             return error
-        text = _line(error)
+        text = _first_sentence(error)
         memory = any(word in text for word in MEMORY_WORDS)
         if not isinstance(error, RuntimeError) or not (memory or any(word in text for word in DEVICE_WORDS)):
             return None
         if memory and self.device == "cuda":
             torch.cuda.empty_cache()
-        kind = DeviceMemoryError if memory else LostDeviceError
-        return kind(self.device, expected="a device that computes to the end", found=text)
+        if memory:
+            return DeviceMemoryError(self.device, f"there was too little memory: {text}")
+        return LostDeviceError(self.device, f"the device failed: {text}")
 
     def _prepare_cuda(self) -> None:
         self.precision = "float16 autocast"
-        torch.backends.cudnn.benchmark = True  # as nnU-Net's predictor has it
+        torch.backends.cudnn.benchmark = True  # as in nnU-Net's predictor
         if self._limit is not None:
             _, total = torch.cuda.mem_get_info()
             torch.cuda.set_per_process_memory_fraction(min(1.0, self._limit / total))
 
     def _network_of(self, bundle: Bundle) -> nn.Module:
-        """Return the network of a bundle on the device, its weights those of any fold or none."""
+        """Return the network of a bundle on the device; its weights are those of any fold, or not initialised."""
         if self._built is None or self._built[0] != bundle.path:
             manifest = bundle.manifest
-            with torch.device("meta"):  # weights are not invented only to be replaced
+            with torch.device("meta"):  # so that no weights are initialised, as they are replaced anyway
                 network = build_network(bundle.path / MANIFEST, manifest.architecture, classes=manifest.classes)
             network.to_empty(device=self.device).requires_grad_(requires_grad=False)
             self._built = bundle.path, network
@@ -171,7 +172,7 @@ class TorchBackend:
 
     def _read(self, bundle: Bundle, fold: str) -> Values:
         values = self._load(bundle, fold)
-        # From pinned memory the device copies by itself.
+        # From pinned memory the device copies in the background.
         return {name: value.pin_memory() for name, value in values.items()} if self.device == "cuda" else values
 
     def _load(self, bundle: Bundle, fold: str) -> Values:
@@ -179,17 +180,18 @@ class TorchBackend:
         self._verified.check(bundle, fold)
         return load_file(bundle.weights_path(fold))
 
-    def _runner(self, network: nn.Module) -> Network:
-        cuda = self.device == "cuda"
 
-        def run(tile: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad(), torch.autocast("cuda", enabled=cuda):
-                logits: torch.Tensor = network(tile.to(self.device))
-            return logits.to(tile.device)
+def as_network(module: nn.Module, device: str) -> Network:
+    """Return a function that runs a module on a device in nnU-Net's precision, and returns logits where the tile is."""
 
-        return run
+    def run(tile: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cuda", enabled=device == "cuda"):
+            logits: torch.Tensor = module(tile.to(device))
+        return logits.to(tile.device)
+
+    return run
 
 
-def _line(error: object) -> str:
-    """Return the first sentence of what torch says; advice follows it."""
+def _first_sentence(error: object) -> str:
+    """Return the first sentence of one of torch's messages; the rest is advice."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
