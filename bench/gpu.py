@@ -27,7 +27,7 @@ from bench import parity, planned
 from bench.processes import Run, machine
 from bench.side_by_side import CROP, FOLDS, Bench, Network
 from pantherseg.files import write_text
-from pantherseg.packing.sources.nnunet import read_configuration
+from pantherseg.model_sources.nnunet import read_configuration
 from pantherseg.volume import Grid
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"

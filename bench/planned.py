@@ -20,8 +20,8 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 
 from pantherseg.io import write_volume
+from pantherseg.model_sources.nnunet import CHECKPOINT, read_configuration
 from pantherseg.models.find import ModelFolder, open_model_folder
-from pantherseg.packing.sources.nnunet import CHECKPOINT, read_configuration
 from pantherseg.training.nnunet import workspace
 from pantherseg.volume import Grid, Volume
 

@@ -15,10 +15,10 @@ import pytest
 from numpy.typing import NDArray
 
 from matrix import saw
+from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.bundle import GRAPH, Bundle, open_bundle, sha256_of
 from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.models.manifest import MANIFEST
-from pantherseg.packing.sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.phantom import make_phantom
 from pantherseg.volume import Box, Volume

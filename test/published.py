@@ -16,8 +16,8 @@ from conftest import one_line_about
 from matrix import quoted, saw
 from pantherseg.cli import main as pantherseg
 from pantherseg.errors import PantherSegError
+from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.find import ModelFolder
-from pantherseg.packing.sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.paths import ZOO
 from pantherseg.weights import fetch, find_weights, load_zoo
 from pantherseg.weights.downloads import Client
@@ -146,8 +146,8 @@ def winner_record(fetches: Fetches, winner: bytes, demo_folder: ModelFolder) -> 
 
 @pytest.fixture(scope="session")
 def demo_graph(demo_folder: ModelFolder) -> Any:
+    from pantherseg.model_sources.nnunet import read_plan
     from pantherseg.packing import graph
-    from pantherseg.packing.sources.nnunet import read_plan
 
     plan = read_plan(demo_folder.path, "3d_fullres")
     return graph.make_graph(plan.network(), (1, 1, *plan.patch))

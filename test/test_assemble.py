@@ -18,12 +18,12 @@ from mrsegmentator.config import MODEL_REGISTRY
 
 from matrix import saw
 from pantherseg.errors import DownloadError, ModelError, RecipeError
+from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.bundle import open_bundle
 from pantherseg.models.find import ModelFolder, find_models, open_model_folder
-from pantherseg.packing.sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.paths import task_recipe
-from pantherseg.pipeline import load_system
 from pantherseg.recipe import load_recipe
+from pantherseg.session import Session
 from pantherseg.weights import find_weights
 from published import (
     ARCHIVE,
@@ -94,8 +94,8 @@ def test_builds_a_model_from_loose_checkpoints(fetches: Fetches, demo_folder: Mo
     assert fetches.succeeds("baseline-task1")[-1] == f"{task1}: folds 0 1 2 of {BEST}, labels 1 tumour, 2 pancreas"
     for name in (PLANS, DATASET):
         assert json.loads((task1 / name).read_text()) == json.loads((demo_folder.path / name).read_text())
-    system = load_system(load_recipe(task_recipe(1)), fetches.root, device="cpu")
-    assert system.members[0].bundle.folds == ("0", "1", "2")
+    ensemble = Session(load_recipe(task_recipe(1)), fetches.root, device="cpu").load()
+    assert ensemble.members[0].bundle.folds == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("changes", [{"plans": {"other": 1}}, {"plans": None}])

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import CopiedBundle, one_line_about
 from pantherseg.errors import ModelError
+from pantherseg.model_sources.nnunet import DATASET, PLANS
 from pantherseg.models.bundle import GRAPH, GRAPH_CONSTANTS, is_bundle, open_bundle, read_header, sha256_of
 from pantherseg.models.manifest import MANIFEST
-from pantherseg.packing.sources.nnunet import DATASET, PLANS
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.preprocessing.intensity import IntensityScheme, register_intensity_scheme
 from pantherseg.tables import Table

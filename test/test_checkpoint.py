@@ -13,7 +13,7 @@ import pytest
 from conftest import one_line_about
 from matrix import saw
 from pantherseg.errors import ModelError
-from pantherseg.packing.checkpoint import read_checkpoint
+from pantherseg.model_sources.checkpoint import read_checkpoint
 
 torch = pytest.importorskip("torch")
 

@@ -23,8 +23,8 @@ from pantherseg.models.bundle import open_bundle
 from pantherseg.models.find import ModelFolder, find_models
 from pantherseg.packing.pack import pack_models
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
-from pantherseg.pipeline import load_system
 from pantherseg.recipe import load_recipe
+from pantherseg.session import Session
 from pantherseg.weights import Weights, fetch, find_weights, installations
 from pantherseg.weights.installed import read_record, record_path
 from published import (
@@ -76,7 +76,7 @@ def test_installs_models_that_every_command_takes(fetches: Fetches, tmp_path: Pa
     shutil.copytree(DEMO_WEIGHTS / "localizer", fetches.root / "localizer")
     for task, folds in ((1, tuple(FIVE_FOLDS)), (2, ("0", "1"))):
         recipe = load_recipe(task_recipe(task))
-        assert load_system(recipe, fetches.root, device="cpu").members[0].bundle.folds == folds
+        assert Session(recipe, fetches.root, device="cpu").load().members[0].bundle.folds == folds
         result = run("pack", fetches.root, tmp_path / f"packed{task}", "--task", task)
         assert result.exit_code == 0, result.stderr
         assert find_models(tmp_path / f"packed{task}", recipe).members[0].folds == folds

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pantherseg.errors import ModelError
+from pantherseg.model_sources.nnunet import CHECKPOINT, PLANS
 from pantherseg.models.find import ModelFolder
-from pantherseg.packing.sources.nnunet import CHECKPOINT, PLANS
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.weights.installed import record_path
 from published import ARCHIVE, BEST, RECORD, TASK1, ZOO_ENTRIES, Fetches, model_files, run, zipped

@@ -12,10 +12,10 @@ import pytest
 
 from matrix import saw
 from pantherseg.errors import ModelError
+from pantherseg.model_sources.nnunet import read_configuration
 from pantherseg.models.bundle import GRAPH, Bundle, sha256_of, weights_name
 from pantherseg.models.find import ModelFolder, choose_root, find_models, open_model
 from pantherseg.models.manifest import MANIFEST
-from pantherseg.packing.sources.nnunet import read_configuration
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.recipe import Localizer, Member, Recipe, Sockets
 

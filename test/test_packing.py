@@ -22,12 +22,12 @@ from conftest import ChangedModel, CopiedBundle, one_line_about
 from matrix import saw
 from pantherseg.cli.pack import summary
 from pantherseg.errors import ModelError, OutputError, RecipeError
+from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS, read_configuration
 from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.models.find import ModelFolder, find_models, open_model_folder
 from pantherseg.packing import graph as graph_module
 from pantherseg.packing.graph import Graph
 from pantherseg.packing.pack import Packer, as_bundle, pack, pack_models
-from pantherseg.packing.sources.nnunet import CHECKPOINT, DATASET, PLANS, read_configuration
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.recipe import Member, load_recipe
 

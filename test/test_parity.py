@@ -22,9 +22,9 @@ from conftest import NnunetMask
 from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.inference.tiles import tiles
+from pantherseg.model_sources.nnunet import read_configuration
 from pantherseg.models.find import ModelFolder
 from pantherseg.packing.pack import pack
-from pantherseg.packing.sources.nnunet import read_configuration
 from pantherseg.phantom import make_phantom
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.volume import Box, Grid, Volume

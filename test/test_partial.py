@@ -23,11 +23,11 @@ from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.localize import localize
 from pantherseg.machine.deadline import Deadline
+from pantherseg.model_sources.nnunet import CHECKPOINT
 from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.models.find import ModelFolder
 from pantherseg.models.manifest import MANIFEST
 from pantherseg.packing.pack import pack_models
-from pantherseg.packing.sources.nnunet import CHECKPOINT
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.pipeline import Segmentation, segment
 from pantherseg.recipe import Localizer, Member, Recipe, load_recipe

@@ -21,10 +21,10 @@ from pantherseg.inference.backends import Backend
 from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Predictor
+from pantherseg.model_sources import SOURCES, PackableModel
 from pantherseg.models.find import ModelFolder, find_models, open_model_folder
 from pantherseg.networks import Architecture, build_network, register_network
 from pantherseg.packing.pack import as_bundle, pack
-from pantherseg.packing.sources import SOURCES, PackableModel
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.recipe import Member, Recipe, Sockets
 from pantherseg.registry import Registry, decode_registered

@@ -16,7 +16,7 @@ LAYERS = (
     *("errors", "events", "labels", "volume", "paths", "machine", "files", "logs", "tables", "registry", "arrays"),
     *("archives", "io"),
     *("preprocessing", "fusion", "postprocess", "recipe"),
-    *("models", "networks", "packing"),
+    *("networks", "model_sources", "models", "packing"),
     *("inference", "localize"),
     *("phantom", "evaluation", "report", "sbom", "weights", "training"),
     *("ensemble", "session", "pipeline", "case"),

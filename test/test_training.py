@@ -15,12 +15,13 @@ from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io import read_image, read_labels
 from pantherseg.labels import PANCREAS, TUMOUR, find_label, tumour_of
+from pantherseg.model_sources.nnunet import PLANS, read_json
 from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.packing.pack import as_bundle
-from pantherseg.packing.sources.nnunet import PLANS, read_json
 from pantherseg.phantom import write_dataset
 from pantherseg.training.dataset import list_cases, write_nnunet_dataset
-from pantherseg.training.trainer import TRAINERS, TrainingJob
+from pantherseg.training.trainer import TrainingJob
+from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.training_recipe import TrainingRecipe, load_training_recipe
 
 RECIPE = """

@@ -12,9 +12,9 @@ from pathlib import Path
 from pantherseg.archives import Archive, ArchiveError, compression
 from pantherseg.errors import ModelError, PantherSegError, UploadError
 from pantherseg.grand_challenge.verdict import Verdict, first_few
+from pantherseg.model_sources.checkpoint import check_archive
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import ModelFolder, by_role, check_labels, find_models
-from pantherseg.packing.checkpoint import check_archive
 from pantherseg.recipe import Recipe
 
 SUFFIX = ".tar.gz"

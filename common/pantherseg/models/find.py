@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from pantherseg.errors import ModelError, RecipeError
+from pantherseg.model_sources import SOURCES, source_of
+from pantherseg.model_sources.nnunet import LAYOUT, PLANS
 from pantherseg.models.bundle import Bundle, is_bundle, needed, open_bundle
-from pantherseg.packing.sources import SOURCES, source_of
-from pantherseg.packing.sources.nnunet import LAYOUT, PLANS
 from pantherseg.recipe import Localizer, Member, Recipe
 
 MAX_DEPTH = 4

@@ -22,6 +22,9 @@ from pantherseg import __version__
 from pantherseg.errors import DeviceMemoryError, ModelError, OutputError, last_line
 from pantherseg.files import temporary_folder
 from pantherseg.machine.memory import MB, room_bytes, shortage
+from pantherseg.model_sources import PackableModel, source_of
+from pantherseg.model_sources.checkpoint import check_fit
+from pantherseg.model_sources.nnunet import NnunetSource
 from pantherseg.models.bundle import (
     GRAPH,
     GRAPH_CONSTANTS,
@@ -38,9 +41,6 @@ from pantherseg.models.find import Model, ModelFolder, by_role, check_labels, fi
 from pantherseg.models.manifest import MANIFEST, SCHEMA, Manifest, Provenance
 from pantherseg.networks import build_network, distinct_tensors
 from pantherseg.packing.bundle_folder import new_bundle_folder
-from pantherseg.packing.checkpoint import check_fit
-from pantherseg.packing.sources import PackableModel, source_of
-from pantherseg.packing.sources.nnunet import NnunetSource
 from pantherseg.recipe import Recipe
 
 if TYPE_CHECKING:

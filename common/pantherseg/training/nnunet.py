@@ -28,9 +28,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from pantherseg.errors import RecipeError
 from pantherseg.files import write_text, written_beside
+from pantherseg.model_sources.checkpoint import check_fit, read_checkpoint
+from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS, read_json
 from pantherseg.models.find import open_model_folder
-from pantherseg.packing.checkpoint import check_fit, read_checkpoint
-from pantherseg.packing.sources.nnunet import CHECKPOINT, DATASET, PLANS, read_json
 from pantherseg.training.dataset import write_nnunet_dataset
 from pantherseg.training.trainer import TrainingJob
 from pantherseg.training.training_recipe import PlanSettings, ScheduleSettings, TrainingRecipe

@@ -19,11 +19,12 @@ from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.labels import BACKGROUND, LABEL_MAPS
 from pantherseg.machine.allocator import keep_freed_memory
+from pantherseg.model_sources.nnunet import PLANS
 from pantherseg.models.find import open_model_folder
 from pantherseg.packing.pack import as_bundle
-from pantherseg.packing.sources.nnunet import PLANS
 from pantherseg.training.dataset import list_cases, read_case
-from pantherseg.training.trainer import TrainingJob, find_trainer
+from pantherseg.training.trainer import TrainingJob
+from pantherseg.training.trainers import find_trainer
 from pantherseg.training.training_recipe import TrainingRecipe
 
 RECORD = "training.json"

@@ -1,4 +1,4 @@
-"""The interface of trainers, and the trainers that a training recipe can choose by `[trainer] kind`."""
+"""The interface of trainers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pantherseg.errors import RecipeError
 from pantherseg.training.training_recipe import TrainingRecipe
 
 
@@ -44,20 +43,3 @@ class Trainer(Protocol):
         trainer or the model to start from.
         """
         ...
-
-
-def _train_nnunet(job: TrainingJob) -> None:
-    from pantherseg.training.nnunet import train_nnunet  # imports nnU-Net, which takes seconds
-
-    train_nnunet(job)
-
-
-TRAINERS: dict[str, Trainer] = {"nnunet": _train_nnunet}
-
-
-def find_trainer(recipe: TrainingRecipe) -> Trainer:
-    """Return the trainer that a training recipe names. Raises RecipeError for an unknown name."""
-    kind = recipe.trainer.kind
-    if kind not in TRAINERS:
-        raise RecipeError(recipe.name, expected=f"trainer.kind to be one of {', '.join(TRAINERS)}", found=repr(kind))
-    return TRAINERS[kind]

@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 
 from pantherseg.archives import opened
 from pantherseg.errors import DownloadError, ModelError, printable
+from pantherseg.model_sources.checkpoint import read_checkpoint, read_origin
+from pantherseg.model_sources.nnunet import DATASET, PLANS
 from pantherseg.models.find import ModelFolder, open_model_folder
-from pantherseg.packing.checkpoint import read_checkpoint, read_origin
 from pantherseg.packing.pack import pack
-from pantherseg.packing.sources.nnunet import DATASET, PLANS
 from pantherseg.weights.zoo import Weights
 
 logger = logging.getLogger(__name__)

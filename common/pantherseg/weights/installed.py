@@ -10,10 +10,10 @@ import msgspec
 
 from pantherseg.errors import ModelError
 from pantherseg.files import write_text
+from pantherseg.model_sources.nnunet import LAYOUT, PLANS
 from pantherseg.models.bundle import Bundle, is_bundle, open_bundle, sha256_of
 from pantherseg.models.find import FETCHED, open_model_folder
 from pantherseg.models.manifest import MANIFEST
-from pantherseg.packing.sources.nnunet import LAYOUT, PLANS
 from pantherseg.weights.zoo import Weights
 
 

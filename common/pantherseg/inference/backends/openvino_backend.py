@@ -12,7 +12,7 @@ from pantherseg.arrays import zeros_in_file
 from pantherseg.errors import DeviceMemoryError, LostDeviceError, ModelError, last_line
 from pantherseg.events import Event, EventCode
 from pantherseg.inference.accumulate import Network
-from pantherseg.inference.backends import FileVersion, Mode, VerifiedFolds
+from pantherseg.inference.backends.backend import FileVersion, Mode, VerifiedFolds
 from pantherseg.machine.cpus import usable_cpus
 from pantherseg.machine.memory import MB, room_bytes, shortage
 from pantherseg.machine.openvino import ov

@@ -16,7 +16,7 @@ from torch.nn import functional
 from pantherseg.errors import DeviceMemoryError, LostDeviceError
 from pantherseg.events import Event, EventCode
 from pantherseg.inference.accumulate import Network
-from pantherseg.inference.backends import Mode, VerifiedFolds
+from pantherseg.inference.backends.backend import Mode, VerifiedFolds
 from pantherseg.machine.allocator import keep_freed_memory
 from pantherseg.machine.cpus import usable_cpus
 from pantherseg.machine.memory import MB, NO_LIMIT

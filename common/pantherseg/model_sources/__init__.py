@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pantherseg.packing.sources.nnunet import NnunetSource
-from pantherseg.packing.sources.packable import PackableModel, Source
+from pantherseg.model_sources.nnunet import NnunetSource
+from pantherseg.model_sources.packable import PackableModel, Source
 
 __all__ = ["SOURCES", "PackableModel", "Source", "source_of"]
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pantherseg.errors import ModelError
+from pantherseg.model_sources.checkpoint import read_checkpoint
+from pantherseg.model_sources.packable import PackableModel
 from pantherseg.networks import build_network
 from pantherseg.networks.nnunet import NETWORK_PACKAGE, NnunetNetwork
-from pantherseg.packing.checkpoint import read_checkpoint
-from pantherseg.packing.sources.packable import PackableModel
 from pantherseg.preprocessing.intensity import IntensityScheme
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.preprocessing.resample import Resampling
