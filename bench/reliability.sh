@@ -14,6 +14,6 @@ docker info >/dev/null 2>&1 || source test/docker_engine.sh
 for runtime in cuda cpu; do
   ./do_build.sh --runtime "$runtime"
 done
-.venv/bin/python -m pytest --matrix
+.venv/bin/python -m pytest --faults
 .venv/bin/python -m bench.soak
 .venv/bin/python -m bench.fuzz --seconds 300

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from matrix import saw
 from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.bundle import GRAPH, Bundle, open_bundle, sha256_of
 from pantherseg.models.find import ModelFolder, open_model_folder
@@ -24,7 +23,7 @@ from pantherseg.phantom import make_phantom
 from pantherseg.volume import Box, Volume
 from served import FileServer
 
-pytest_plugins = ["matrix", "published"]
+pytest_plugins = ["faults", "published"]
 
 RealData = Callable[[str], Path]
 SmallDisk = Callable[[int], Path]
@@ -42,7 +41,6 @@ def one_line_about(where: object, error: Exception) -> str:
     text = str(error)
     assert text.startswith(f"{where}: ")
     assert len(text.splitlines()) == 1
-    saw(error)
     return text
 
 

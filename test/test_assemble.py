@@ -16,7 +16,6 @@ import pytest
 import torch
 from mrsegmentator.config import MODEL_REGISTRY
 
-from matrix import saw
 from pantherseg.errors import DownloadError, ModelError, RecipeError
 from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.bundle import open_bundle
@@ -228,8 +227,7 @@ def test_refuses_a_checkpoint_with_code(fetches: Fetches, demo_folder: ModelFold
     loose = {f"checkpoint_best_PantherTask1_fold_{fold}.pth": Page(checkpoint) for fold in range(3)}
     fetches.server.add_record(BASELINE_RECORD, loose)
     fetches.server.add_record(RECORD, {ARCHIVE: Page(archive), "PancCT.zip": Page(archive)})
-    with pytest.raises(ModelError, match="asks for code to be run on loading and was refused") as caught:
+    with pytest.raises(ModelError, match="asks for code to be run on loading and was refused"):
         fetches.succeeds(name)
-    saw(caught.value)
     assert not (tmp_path / "run").exists()
     assert fetches.installed() == {}

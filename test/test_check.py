@@ -11,7 +11,6 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from click.testing import CliRunner
 
-from matrix import quoted, saw
 from pantherseg.cli import main
 from pantherseg.grand_challenge.check import check_job, check_output
 from pantherseg.grand_challenge.verdict import Verdict
@@ -45,7 +44,6 @@ def image_path(folder: Path, socket: str) -> Path:
 
 
 def broken(verdicts: list[Verdict]) -> list[str]:
-    saw(*(quoted(verdict.as_line()) for verdict in verdicts if not verdict.kept))
     return [verdict.rule for verdict in verdicts if not verdict.kept]
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from matrix import quoted, saw
 from pantherseg.cli import main
 from pantherseg.errors import UploadError
 from pantherseg.grand_challenge.check_image import check_image
@@ -42,7 +41,6 @@ def broken(verdicts: list[Verdict]) -> dict[str, str]:
 def only_fault(verdicts: list[Verdict], rule: str) -> str:
     """Return what was found where exactly one rule is broken, which must be this one."""
     faults = broken(verdicts)
-    saw(*(quoted(f"{name}: {found}") for name, found in faults.items()))
     assert [name[: len(rule)] for name in faults] == [rule], faults
     (found,) = faults.values()
     assert len(found.splitlines()) == 1

@@ -14,7 +14,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conftest import ChangedModel
-from matrix import ended, quoted, saw
 from pantherseg import __version__, cli
 from pantherseg.cli import main as pantherseg
 from pantherseg.grand_challenge import main as entry_point
@@ -75,7 +74,6 @@ def predict(*arguments: object) -> Result:
 
 
 def check_one_line(stderr: str, named: Path) -> None:
-    saw(quoted(stderr.strip()))
     lines = stderr.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"error: {named}: expected ")
@@ -263,7 +261,6 @@ def test_masks_never_take_the_place_of_their_volumes(tmp_path: Path) -> None:
     before = volume.read_bytes()
     for source in (volume, tmp_path):
         result = CliRunner().invoke(pantherseg, ["predict", str(source), str(tmp_path), "--task", "1"])
-        saw(ended(result.exit_code, result.stderr))
         assert result.exit_code == 1
         assert "expected another folder than the volumes', found scan.mha itself there" in result.stderr
     assert volume.read_bytes() == before
@@ -298,7 +295,6 @@ def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path, cap
     result = CliRunner().invoke(pantherseg, ["predict", str(source), str(output), "--task", "1", "--device", "cpu"])
     assert result.exit_code == 1
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
-    saw(f"exit code {result.exit_code}", *map(quoted, errors), f"{len(list(output.glob('*[az]')))} masks")
     assert errors[0].startswith(f"error: {source / 'a_vast.mha'}: expected at most 268435456 voxels")
     assert errors[1].startswith(f"error: {source / 'c_text.mha'}: expected ")
     assert sorted(path.name for path in output.iterdir()) == [
@@ -321,7 +317,6 @@ def test_a_label_that_the_model_does_not_have_is_an_error(tmp_path: Path) -> Non
         pantherseg, ["predict", str(tmp_path / "scan.mha"), str(tmp_path / "out"), "--recipe", str(recipe)]
     )
     assert result.exit_code == 1
-    saw(ended(result.exit_code, result.stderr))
     assert result.stderr.splitlines()[-1].endswith("expected tumour_label between 1 and 2, found 7")
     assert not (tmp_path / "out").exists()
 

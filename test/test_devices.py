@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import one_line_about
-from matrix import ended, saw
 from pantherseg.arrays import to_host
 from pantherseg.cli import main
 from pantherseg.errors import DeviceMemoryError, LostDeviceError
@@ -136,7 +135,6 @@ def test_predicts_what_fits_into_the_memory_of_a_device(tiled_bundle: Bundle) ->
     assert events_of_placements(tiled_bundle, small, 1500)[0] == ()
     found = events_of_placements(tiled_bundle, large, 1500)
     assert found == [("logits_on_host",)]
-    saw(found[0])
     with pytest.raises(DeviceMemoryError, match=r"cpu: expected \d+ MB for a patch of .*, found 500 MB free") as caught:
         events_of_placements(tiled_bundle, small, 500)
     one_line_about("cpu", caught.value)
@@ -176,13 +174,11 @@ def test_sums_logits_on_the_host_when_the_device_is_full(
 ) -> None:
     predictor = Predictor(tiled_bundle, TorchBackend("cpu"))
     logits = predictor.predict(pancreas)
-    saw(logits.events)
     assert [event.code for event in logits.events] == ["logits_on_host"]
     assert full_once == [tiled_bundle.folds[0], *tiled_bundle.folds]
     again = predictor.predict(pancreas)
     assert again.events == ()
     np.testing.assert_array_equal(to_host(logits.values), to_host(again.values))
-    saw(f"{np.count_nonzero(to_host(logits.values) != to_host(again.values))} logits differ")
 
 
 @pytest.mark.fault(
@@ -197,7 +193,6 @@ def test_a_lost_device_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, pancr
     recipe = load_recipe(task_recipe(1))
     session = Session(recipe, DEMO_WEIGHTS, device="cuda")
     first, second = segment(pancreas, session), segment(pancreas, session)
-    saw(first)
     assert [event.code for event in first.events] == ["device_failed"]
     assert "Found no NVIDIA driver on your system; the CPU was used" in first.events[0].message
     assert second.events == ()
@@ -231,7 +226,6 @@ def test_a_full_device_is_tried_again_for_the_next_case(monkeypatch: pytest.Monk
     monkeypatch.setattr(Predictor, "logits", fails_on_the_gpu)
     for _ in range(2):
         found = segment(pancreas, session)
-        saw(found)
         assert [event.code for event in found.events] == ["device_full"]
         assert found.device == "cpu"
         assert session.load().backend.device == "cuda"
@@ -259,7 +253,6 @@ def test_frees_the_memory_of_a_failed_attempt(monkeypatch: pytest.MonkeyPatch, p
 
     monkeypatch.setattr(Predictor, "logits", fails_once)
     result = segment(pancreas, session)
-    saw(result)
     assert [event.code for event in result.events] == ["device_failed"]
 
 
@@ -315,7 +308,6 @@ def test_explains_a_driver_that_torch_cannot_use(tmp_path: Path, version: int, d
         text=True,
         check=False,
     )
-    saw(ended(done.returncode, done.stderr))
     assert done.returncode == 1
     *_, line = done.stderr.splitlines()
     assert line.startswith("error: device: CUDA cannot be used: ")

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from conftest import SmallDisk, one_line_about
-from matrix import saw
 from pantherseg.errors import DownloadError, PantherSegError
 from pantherseg.weights.downloads import Client
 from pantherseg.weights.partial import RemoteFile, check_secure
@@ -45,7 +44,6 @@ class Downloads:
         path = self.client.download(replace(self.remote, **changes), self.folder)
         assert path.read_bytes() == CONTENT
         assert names(self.folder) == ["w.zip", "w.zip.json"]
-        saw(f"the file, {path.stat().st_size} bytes")
 
     def fails(self, where: object = None, *, left: Any = (), **changes: Any) -> str:
         """Return the error. left: the names of the files that must be left in the folder."""

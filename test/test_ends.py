@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 
 from conftest import CopiedBundle, SmallDisk
-from matrix import ended, saw
 from pantherseg.grand_challenge.check import check_output
 from pantherseg.io import read_labels, write_volume
 from pantherseg.models.find import ModelFolder
@@ -66,12 +65,10 @@ class Job:
         assert [verdict for verdict in check_output(self.output, SOCKETS, job=self.input) if not verdict.kept] == []
         (mask,) = (self.output / MASKS).iterdir()
         assert read_labels(mask).array.any()
-        saw(f"a mask of {np.count_nonzero(read_labels(mask).array)} voxels")
 
     def check_has_no_result(self, *, hidden_files: bool = False) -> None:
         """Check that the output folder holds no files. hidden_files: apart from hidden ones."""
         files = [path for path in self.output.rglob("*") if path.is_file()]
-        saw(f"{len(files)} files in the output folder")
         assert [path for path in files if not (hidden_files and path.name.startswith("."))] == []
 
 
@@ -141,7 +138,6 @@ def run(
         check=False,
         timeout=TIMEOUT_SECONDS,
     )
-    saw(ended(done.returncode, (done.stderr or b"").decode("utf-8", errors="replace")))
     return End(done.returncode, done.stderr or b"")
 
 
@@ -176,7 +172,6 @@ class BackgroundCommand:
         assert self.process.returncode == -number
         with pytest.raises(ProcessLookupError):
             os.killpg(self.process.pid, 0)
-        saw(f"ended by {number.name}, and no process left")
 
 
 @pytest.mark.slow
@@ -213,7 +208,6 @@ def test_ends_on_a_signal_while_models_are_packed(
     run(job.command(models=raw_models), environment={"TMPDIR": str(temporary)}).check_is_success()
     job.check_has_mask()
     left = list(temporary.iterdir())
-    saw(f"{len(left)} temporary files")
     assert left == []
 
 
@@ -525,11 +519,9 @@ def test_reports_no_negative_duration_when_the_clock_jumps(job: Job, tmp_path: P
     now = subprocess.run(clock, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True).stdout
     assert float(now) < time.time() - 900 * 86400, "the clock jumped"
     started.process.communicate(timeout=TIMEOUT_SECONDS)
-    saw(ended(started.process.returncode, ""))
     assert started.process.returncode == 0
     job.check_has_mask()
     seconds = json.loads((job.output / "results.json").read_text())["seconds"]
-    saw(f"{sum(value < 0 for value in seconds.values())} negative durations")
     assert all(0 <= value <= time.monotonic() - start for value in seconds.values())
 
 

@@ -17,7 +17,6 @@ import msgspec
 import pytest
 
 from conftest import SmallDisk
-from matrix import ended, quoted, saw
 from pantherseg.errors import DownloadError, ModelError, OutputError
 from pantherseg.models.bundle import open_bundle
 from pantherseg.models.find import ModelFolder, find_models
@@ -161,7 +160,6 @@ def test_refuses_a_second_fetch_at_the_same_time(fetches: Fetches) -> None:
     for name in ("winner-task1", "baseline-task1"):
         assert "one that is running" in fetches.fails(OutputError, Path(".fetch", "task1.lock"), name)
     *_, last = first
-    saw(quoted(last))
     assert last.endswith(INSTALLED)
 
 
@@ -255,7 +253,6 @@ def test_continues_after_being_killed(fetches: Fetches, winner: bytes) -> None:
     kill_when(command, lambda: any(build.glob(".model.*.part")))
     assert fetches.installed() == {}
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    saw(f"after three kills: {ended(done.returncode, done.stderr)}, {quoted(done.stdout.splitlines()[-1])}")
     assert done.returncode == 0, done.stderr
     # The last run had everything, and each one before continued where the previous one ended.
     offsets = [int((span or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for span in page.requests]

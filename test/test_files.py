@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from matrix import saw
 from pantherseg.errors import OutputError
 from pantherseg.files import prepare_folder, remove_file, temporary_folder, write_text, written_beside
 
@@ -140,7 +139,6 @@ def test_the_next_process_removes_the_files_of_a_killed_one(tmp_path: Path, monk
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     left = [*path.parent.iterdir(), *temporary.iterdir()]
     hidden = [file for file in left if file.name.startswith(".")]
-    saw(f"{len(hidden)} hidden files, {len(left) - len(hidden)} others")
     assert len(hidden) == len(left) == 2
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     unfinished = path.with_name(f".{os.getppid()}.{path.name}")
@@ -148,7 +146,6 @@ def test_the_next_process_removes_the_files_of_a_killed_one(tmp_path: Path, monk
     write_text(path, "complete")
     assert sorted(path.parent.iterdir()) == sorted([path, unfinished])
     folders = [temporary_folder(), temporary_folder()]
-    saw(f"{sum(file.exists() for file in left)} of them after the next process")
     assert sorted(temporary.iterdir()) == sorted(folders), "folders in use are kept"
 
 

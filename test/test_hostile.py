@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from matrix import saw
 from pantherseg.grand_challenge import main as entry_point
 from pantherseg.grand_challenge.check import check_output
-from pantherseg.io import read_labels, write_volume
+from pantherseg.io import write_volume
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Grid, Volume
@@ -80,6 +78,4 @@ def test_segments_a_volume_that_no_scanner_makes(
     code = entry_point(task_recipe(task), options)
     assert code == 0, capsys.readouterr().err
     assert [verdict.as_line() for verdict in check_output(output, recipe.sockets, job=job) if not verdict.kept] == []
-    (mask,) = output.rglob("*.mha")
-    events = [event["code"] for event in json.loads((output / "results.json").read_text())["events"]]
-    saw(f"a mask of {np.count_nonzero(read_labels(mask).array)} of {given.array.size} voxels", events)
+    assert len(list(output.rglob("*.mha"))) == 1

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from matrix import quoted, saw
 from pantherseg.errors import JobError
 from pantherseg.grand_challenge import find_input, output_path
 from pantherseg.paths import ROOT
@@ -37,7 +36,6 @@ def job(folder: Path, *names: str, place: str = PLACE, inputs: object = None) ->
 def reason(folder: Path) -> str:
     with pytest.raises(JobError) as caught:
         find_input(folder, SOCKETS)
-    saw(caught.value)
     text = str(caught.value)
     assert text.startswith(f"{folder}")
     assert ": expected " in text
@@ -174,7 +172,6 @@ def test_finds_the_input_in_a_linked_job_folder(tmp_path: Path) -> None:
     real = job(tmp_path / "real", f"{KEY}.mha", inputs=[entry("socket")])
     link = tmp_path / "input"
     link.symlink_to(real, target_is_directory=True)
-    saw(f"found {quoted(str(find_input(link, SOCKETS).relative_to(link)))}")
     assert find_input(link, SOCKETS) == link / PLACE / f"{KEY}.mha"
     (real / "inputs.json").unlink()
     assert find_input(link, SOCKETS) == link / PLACE / f"{KEY}.mha"

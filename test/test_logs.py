@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from matrix import quoted, saw
 from pantherseg.errors import InputError, PantherSegError, printable
 from pantherseg.logs import OneLineFormatter, one_line, say_error
 
@@ -36,7 +35,6 @@ def test_an_error_is_one_short_line() -> None:
     for filler in (UNPRINTABLE, "体" * 10**5, "\x00" * 10**5):
         text = str(InputError(filler, expected=filler, found=filler, hint=filler))
         assert text.isprintable()
-        saw(f"{len(text.splitlines())} line of {len(text.encode())} bytes")
         assert len(text.encode()) < 8192
         assert ": expected " in text
         assert ", found " in text
@@ -68,7 +66,6 @@ def test_an_unexpected_error_is_one_line_after_its_traceback(
     assert one_line(error, UNPRINTABLE).isprintable()
     say_error(error)
     lines = capsys.readouterr().err.splitlines()
-    saw(f"last line {quoted(lines[-1])}")
     assert lines[-1] == f"error: {one_line(error)}"
     assert all(len(line.encode()) < 8192 and line.isprintable() for line in lines)
     assert len(lines) > 1

@@ -14,7 +14,6 @@ import openvino as ov
 import pytest
 
 from conftest import SmallDisk, one_line_about
-from matrix import ended, quoted, saw
 from pantherseg.arrays import zeros_in_file, zeros_like
 from pantherseg.errors import DeviceMemoryError
 from pantherseg.inference.accumulate import sweep_bytes
@@ -34,7 +33,7 @@ from pantherseg.volume import Grid, Volume
 def run_with_limit(code: str, limit_mb: int, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run Python code with a limit on its data, as the platform sets it."""
     limits = (limit_mb * MB, limit_mb * MB)
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", code],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, limits),
         capture_output=True,
@@ -42,8 +41,6 @@ def run_with_limit(code: str, limit_mb: int, timeout: float | None = None) -> su
         check=False,
         timeout=timeout,
     )
-    saw(ended(done.returncode, done.stderr))
-    return done
 
 
 def test_reserves_nothing_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +118,6 @@ def test_reports_a_memory_error_of_python_in_one_line() -> None:
     code = "import sys\nfrom pantherseg.logs import one_line\ntry:\n    bytearray(1 << 34)\n"
     result = run_with_limit(f"{code}except MemoryError as error:\n    print(one_line(error))", 600)
     expected = "memory: expected enough for this case, found MemoryError (limit 600 MB)"
-    saw(quoted(result.stdout.strip()))
     assert result.stdout == f"{expected}; a machine with more memory is needed\n"
     assert one_line(MemoryError("no room"), "scan.mha").startswith(
         "memory: expected enough for scan.mha, found no room"
@@ -230,7 +226,6 @@ def test_refuses_a_temporary_folder_without_room(small_disk: SmallDisk, monkeypa
     monkeypatch.setattr("pantherseg.arrays.is_in_memory", lambda _: False)
     with pytest.raises(DeviceMemoryError, match="No space left on device") as caught:
         zeros_in_file((2 << 20,), "uint8")
-    saw(caught.value)
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(DeviceMemoryError, match="No such file or directory"):
         zeros_in_file((2 << 20,), "uint8")
@@ -340,7 +335,6 @@ def test_computes_in_bfloat16_if_the_recipe_allows_it(demo: Bundle, set_free: Ca
     set_free(half_network + logits)
     assert placements_of(demo, backend, allow_bfloat16=True) == [BFLOAT16, BFLOAT16_ON_DISK]
     first = next(placements(np.zeros((1, *SHAPE), np.float32), demo, backend, allow_bfloat16=True))
-    saw(first.backend.precision, first.events)
     message = "memory was too small for float32; the networks computed in bfloat16"
     assert [event.message for event in first.events] == [message]
     assert placements_of(demo, half) == [("bfloat16", False, ()), ("bfloat16", True, ("logits_on_disk",))]
@@ -376,7 +370,6 @@ def test_logits_on_disk_equal_those_in_memory(
     assert expected.events == ()
     set_free(predictor.backend.network_bytes(demo))
     found = predictor.logits(prepared)
-    saw(found.events, f"{np.count_nonzero(found.values != expected.values)} logits differ")
     assert [event.code for event in found.events] == ["logits_on_disk"]
     assert "for logits did not fit into" in found.events[0].message
     np.testing.assert_array_equal(found.values, expected.values)
@@ -410,7 +403,6 @@ print(*[event.code for event in logits.events], np.isfinite(logits.values[0, 0])
 @pytest.mark.slow
 def test_sums_logits_on_a_disk_if_memory_runs_out() -> None:
     result = run_with_limit(PREDICT_UNDER_A_HIDDEN_LIMIT, 4000, timeout=300)
-    saw(ended(result.returncode, result.stderr), f"printed {quoted(result.stdout.strip())}")
     assert (result.returncode, result.stdout) == (0, "logits_on_disk True\n"), result.stderr
 
 
@@ -424,7 +416,6 @@ def test_refuses_a_memory_limit_too_low_for_torch(demo_folder: ModelFolder, tmp_
     write_volume(noise((8, 16, 16)), tmp_path / "a.mha")
     arguments = [str(tmp_path / "a.mha"), str(tmp_path / "masks"), "--task", "1", "--model", str(demo_folder.path)]
     done = run_with_limit(f"from pantherseg.cli import main; main(['predict', *{arguments}])", limit, timeout=60)
-    saw(ended(done.returncode, done.stderr))
     assert done.returncode == 1, done.stderr
     assert "memory: expected 13" in done.stderr
     assert "MB to pack a model folder, found" in done.stderr

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from matrix import saw
 from pantherseg.errors import ModelError
 from pantherseg.model_sources.nnunet import read_configuration
 from pantherseg.models.bundle import GRAPH, Bundle, sha256_of, weights_name
@@ -64,7 +63,6 @@ def error_of(root: Path, wanted: Recipe) -> str:
     with pytest.raises(ModelError) as caught:
         find_models(root, wanted)
     assert len(str(caught.value).splitlines()) == 1
-    saw(caught.value)
     return str(caught.value)
 
 
@@ -358,11 +356,8 @@ def test_refuses_an_upload_that_this_user_may_not_read(tmp_path: Path) -> None:
             lambda: choose_root(tmp_path / "uploaded", DEMO_WEIGHTS),
             lambda: find_models(tmp_path / "uploaded", recipe(Member(model="task1"))),
         ):
-            with pytest.raises(
-                ModelError, match=r"uploaded/task1: expected a folder that this user may read, found"
-            ) as caught:
+            with pytest.raises(ModelError, match=r"uploaded/task1: expected a folder that this user may read, found"):
                 look()
-            saw(caught.value)
     finally:
         os.seteuid(os.getuid())
         (tmp_path / "uploaded" / "task1").chmod(0o755)

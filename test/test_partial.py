@@ -15,7 +15,6 @@ from bench.unpack import unpack
 from numpy.typing import NDArray
 
 from conftest import one_line_about
-from matrix import quoted, saw
 from pantherseg.ensemble import Ensemble
 from pantherseg.errors import ModelError
 from pantherseg.events import Event, EventCode
@@ -91,7 +90,6 @@ def codes(result: Segmentation) -> list[EventCode]:
 
 def check_same_mask(result: Segmentation, other: Segmentation) -> None:
     different = int(np.count_nonzero(result.mask.array != other.mask.array))
-    saw(f"{different} voxels differ from the mask of the other folds")
     assert different == 0
 
 
@@ -101,7 +99,6 @@ def check_same_mask(result: Segmentation, other: Segmentation) -> None:
 def test_leaves_out_a_damaged_fold(pancreas: Volume, root: Path, damage: Damage) -> None:
     damage(root / "task1" / "fold_2.safetensors")
     result = run(pancreas, TASK1, root)
-    saw(result)
     assert codes(result) == [LEFT_OUT]
     assert "fold_2.safetensors" in result.events[0].message
     others = run(pancreas, with_member(TASK1, folds=[0, 1, 3, 4]), DEMO_WEIGHTS)
@@ -134,7 +131,6 @@ def test_leaves_out_damaged_checkpoints_in_every_case(pancreas: Volume, raw_root
     others = run(pancreas, with_member(TASK1, folds=[1, 2, 4]), DEMO_WEIGHTS)
     for _ in range(2):
         result = segment(pancreas, session)
-        saw(result)
         assert codes(result) == [LEFT_OUT, LEFT_OUT]
         for event, fold in zip(result.events, (0, 3), strict=True):
             assert f"fold_{fold}/{CHECKPOINT}: " in event.message
@@ -181,9 +177,8 @@ def test_refuses_fewer_folds_than_the_recipe_needs(pancreas: Volume, root: Path,
 @pytest.mark.fault("models", "one of five folds is damaged, and the recipe needs all", "an error that names the fold")
 def test_refuses_a_damaged_fold_where_the_recipe_needs_all(root: Path) -> None:
     cut_short(root / "task1" / "fold_4.safetensors")
-    with pytest.raises(ModelError, match="fold_4") as caught:
+    with pytest.raises(ModelError, match="fold_4"):
         load(with_member(TASK1, min_folds=5), root)
-    saw(caught.value)
     with pytest.raises(ModelError, match="fold_4"):
         load(with_member(TASK1, folds=[3, 4]), root)
     load(with_member(TASK1, folds=[3, 4], min_folds=1), root)
@@ -197,18 +192,16 @@ def test_refuses_a_damaged_fold_where_the_recipe_needs_all(root: Path) -> None:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_refuses_to_pack_an_incomplete_model_for_an_upload(root: Path, tmp_path: Path, damage: Damage) -> None:
     damage(root / "task1" / "fold_2.safetensors")
-    with pytest.raises(ModelError, match=r"fold_2\.safetensors") as caught:
+    with pytest.raises(ModelError, match=r"fold_2\.safetensors"):
         pack_models(root, tmp_path / "packed", TASK1)
-    saw(caught.value)
     assert not (tmp_path / "packed").exists()
 
 
 @pytest.mark.fault("models", "two models of a recipe have different classes", "an error before a network runs")
 def test_refuses_members_with_different_classes() -> None:
     members = [Member(model="task1"), Member(model="localizer")]
-    with pytest.raises(ModelError, match=r"localizer: expected 3 classes, as .*task1 has, found 8") as caught:
+    with pytest.raises(ModelError, match=r"localizer: expected 3 classes, as .*task1 has, found 8"):
         load(msgspec.structs.replace(TASK1, members=members), DEMO_WEIGHTS)
-    saw(caught.value)
 
 
 @pytest.mark.fault(
@@ -222,7 +215,6 @@ def test_searches_the_whole_volume_with_a_damaged_localizer(
 ) -> None:
     damage(root / "localizer" / name)
     result = run(pancreas, TASK2, root)
-    saw(result)
     assert codes(result)[0] == EventCode.LOCALIZER_FAILED
     assert result.events[0].message.endswith("; the whole volume was searched")
     assert result.box.shape == pancreas.grid.shape
@@ -238,7 +230,6 @@ def test_does_not_use_a_damaged_nnunet_folder_as_localizer(root: Path, damage: D
     shutil.rmtree(root / "localizer")
     damage(unpack(open_bundle(DEMO_WEIGHTS / "localizer"), root / "localizer").checkpoint_path("0"))
     ensemble = load(TASK2, root)
-    saw(quoted(ensemble.localizer_problem))
     assert ensemble.localizer is None
     assert f"fold_0/{CHECKPOINT}: " in ensemble.localizer_problem
 
@@ -259,7 +250,6 @@ def test_searches_the_whole_volume_without_memory_to_prepare_it(
 
     monkeypatch.setattr(Predictor, "prepare", fails)
     result = run(pancreas, with_member(TASK2, folds=[0]), DEMO_WEIGHTS)
-    saw(result)
     assert codes(result)[0] == EventCode.LOCALIZER_FAILED
     assert "27.5 MiB" in result.events[0].message
 
@@ -278,7 +268,6 @@ def test_searches_the_whole_volume_without_memory_for_the_localizer(
 
     monkeypatch.setattr(OpenVinoBackend, "network_bytes", needed)
     result = run(pancreas, with_member(TASK2, folds=[0]), DEMO_WEIGHTS)
-    saw(result)
     assert codes(result)[0] == EventCode.LOCALIZER_FAILED
     assert "MB for a patch of localizer in" in result.events[0].message
     assert result.box.shape == pancreas.grid.shape
@@ -347,7 +336,6 @@ def test_rejects_an_implausible_box(found: tuple[slice, ...], reason: str) -> No
     volume = Volume(array, Grid(array.shape, (5.0, 3.0, 3.0)))
     settings = Localizer(model="localizer", label=7, margin_mm=10.0)
     box, events = localize(volume, FixedLocalizer(labels), settings)  # type: ignore[arg-type]
-    saw(*(quoted(f"{event.code}: {event.message}") for event in events))
     assert (box is None) == bool(reason)
     assert [event.code for event in events] == ([EventCode.IMPLAUSIBLE_BOX] if reason else [])
     if reason:

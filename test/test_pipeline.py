@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from matrix import saw
 from pantherseg.events import EventCode
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import Phantom, make_phantom
@@ -88,7 +87,6 @@ def test_searches_the_whole_volume_where_no_pancreas_is_found(
     grid = small_crop(phantoms[2]).grid
     noise = np.random.default_rng(0).normal(100, 10, grid.shape).astype(np.float32)
     result = segment(Volume(noise, grid), sessions[2])
-    saw(result)
     assert result.box.shape == grid.shape
     assert EventCode.NO_PANCREAS_FOUND in codes(result)
     assert result.mask.array.any(), "the challenge's recipe rescues an empty mask"
@@ -100,7 +98,6 @@ def test_searches_the_whole_volume_without_a_localizer(tmp_path: Path, phantoms:
     (tmp_path / "task2").symlink_to(DEMO_WEIGHTS / "task2")
     volume = small_crop(phantoms[2])
     result = segment(volume, session_of(2, tmp_path))
-    saw(result)
     assert codes(result)[:1] == [EventCode.NO_LOCALIZER]
     assert result.box.shape == volume.grid.shape
 
@@ -116,7 +113,6 @@ def test_rescues_the_mask_of_a_constant_image(
     grid = small_crop(phantoms[task]).grid
     black = Volume(np.zeros(grid.shape, np.float32), grid)
     result = segment(black, sessions[task])
-    saw(result)
     assert result.mask.array.any()
     assert codes(result)[-1] == EventCode.EMPTY_MASK_RESCUED
 
@@ -126,6 +122,5 @@ def test_rescues_the_mask_of_a_constant_image(
 def test_leaves_the_mask_of_a_constant_image_empty_without_a_rescue(phantoms: dict[int, Phantom]) -> None:
     grid = small_crop(phantoms[1]).grid
     result = segment(Volume(np.zeros(grid.shape, np.float32), grid), session_of(1, rescue=False))
-    saw(result)
     assert not result.mask.array.any()
     assert codes(result) == [EventCode.EMPTY_MASK]

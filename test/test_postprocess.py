@@ -7,7 +7,6 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage, special
 
-from matrix import saw
 from pantherseg.events import EventCode
 from pantherseg.postprocess import CONNECTIVITY, Components, Prediction, Rescue, Step
 from pantherseg.volume import Grid
@@ -143,7 +142,6 @@ def test_rescue_marks_only_the_component_of_the_highest_peak() -> None:
 )
 def test_rescue_of_a_uniform_probability_grows_around_one_voxel() -> None:
     mask, codes = apply(logits_of(np.zeros(SHAPE, bool)), Rescue(max_mm3=2 * 27))
-    saw(f"a mask of {mask.sum()} voxels", codes)
     assert codes == [RESCUED]
     assert mask.sum() == 27
     assert mask[0, 0, 0], "the peak is the first of equal voxels"
@@ -167,7 +165,6 @@ def test_rescue_of_a_ridge_with_two_equal_ends_is_one_component() -> None:
 )
 def test_rescue_fills_a_mask_whose_components_were_all_dropped() -> None:
     mask, codes = apply(logits_of(THREE), Components(min_mm3=1000.0), Rescue())
-    saw(f"a mask of {mask.sum()} voxels", codes)
     assert codes == [DROPPED, RESCUED]
     assert mask.any()
     assert ndimage.label(mask, CONNECTIVITY)[1] == 1

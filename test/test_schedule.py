@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from matrix import saw
 from pantherseg.cli import main
 from pantherseg.events import Event
 from pantherseg.inference.accumulate import Network, Sweep
@@ -104,7 +103,6 @@ def run(predictor: Predictor, seconds: float) -> Logits:
 
 
 def codes(logits: Logits) -> list[str]:
-    saw(logits.events)
     return [event.code for event in logits.events]
 
 
@@ -187,7 +185,6 @@ def test_runs_one_tile_when_no_time_is_left(bundle: Bundle) -> None:
     backend = SlowBackend(Clock(), load_s=3.0)
     logits = run(predictor_of(bundle, backend), 1.0)
     assert "tiles_left_out" in codes(logits)
-    saw(f"{len(backend.forwards) - 1} tile after one pass that was timed")
     assert backend.clock.now == 5.0, "loading, one pass that is timed, and one tile"
 
 
@@ -208,8 +205,6 @@ def test_is_at_most_one_tile_late(
     backend = SlowBackend(Clock(), forward_s, load_s)
     logits = run(predictor_of(bundle, backend, mirroring=mirroring, step=step), seconds)
     least = load_s + 2 * forward_s
-    late = max(backend.clock.now - max(seconds, least), 0) / (4 * forward_s)
-    saw("in time" if late == 0 else "at most one tile late" if late <= 1 else f"{late:.1f} tiles late")
     assert backend.clock.now <= max(seconds, least) + 4 * forward_s
     assert np.isfinite(logits.values).all()
     every = len(tiles(SHAPE, PATCH, step)) * 5 * (4 if mirroring else 1)
@@ -292,7 +287,6 @@ def test_deadline_shares_the_remaining_time() -> None:
 def test_segments_a_case_without_any_time(pancreas: Volume) -> None:
     session = Session(load_recipe(task_recipe(2)), DEMO_WEIGHTS, device="cpu")
     result = segment(pancreas, session, deadline=Deadline.after(0.0))
-    saw(result)
     assert result.mask.grid == pancreas.grid
     assert "tiles_left_out" in [event.code for event in result.events]
 

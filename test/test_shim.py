@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from matrix import quoted, saw
 from pantherseg.grand_challenge.check import check_output
 from pantherseg.io import write_volume
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
@@ -38,7 +37,7 @@ PACK = 'source scripts/containers.sh; weights=weights/demo; pack_model "$0" "$1"
 
 
 def faulty(images: list[Any], done: str, must: str) -> pytest.MarkDecorator:
-    """Run a test on images; on the first of them it is a row of the fault matrix."""
+    """Run a test on images; on the first of them it is a row of the table of faults."""
     first = pytest.param(images[0], marks=pytest.mark.fault("platform", done, must))
     return pytest.mark.parametrize("image", [first, *images[1:]], indirect=True)
 
@@ -90,21 +89,9 @@ def job(image: Image, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(image: Image, job: Path, python: Path, tmp_path: Path) -> Invoke:
     def once(**options: Any) -> Outcome:
-        outcome = invoke(image, job, tmp_path / "run", python=python, **options)
-        saw(recorded(outcome))
-        return outcome
+        return invoke(image, job, tmp_path / "run", python=python, **options)
 
     return once
-
-
-def recorded(outcome: Outcome) -> str:
-    """Return what the platform has recorded of a run as a phrase."""
-    left = f"{len(outcome.uploaded)} files uploaded, {len(outcome.survivors)} processes left"
-    if outcome.result is None:
-        reason = outcome.setup["user_safe_error_message"] if outcome.setup else "nothing recorded"
-        return f"not begun: {quoted(reason)}, {left}"
-    shown = f", shown to the user: {quoted(outcome.shown)}" if outcome.result["return_code"] else ""
-    return f"exit code {outcome.result['return_code']}{shown}, {left}"
 
 
 @pytest.fixture(scope="session")
@@ -209,7 +196,6 @@ def check_success(outcome: Outcome, image: Image, native: bytes) -> dict[str, An
     assert recorded == outcome.uploaded
     (mask,) = outcome.outputs.rglob("*.mha")
     same = mask.read_bytes() == native
-    saw(f"the mask is {'the same' if same else 'another'} as without a container")
     assert same
     report: dict[str, Any] = json.loads((outcome.outputs / "results.json").read_text())
     return report
@@ -300,7 +286,6 @@ def test_a_damaged_fold_costs_no_case(
     assert outcome.result is not None
     assert outcome.result["return_code"] == 0
     report = json.loads((outcome.outputs / "results.json").read_text())
-    saw([event["code"] for event in report["events"]])
     assert [event["code"] for event in report["events"]] == ["fold_left_out"]
     (mask,) = outcome.outputs.rglob("*.mha")
     assert mask.read_bytes() != native_mask(task_of(image)), "the fold took part"
