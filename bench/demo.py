@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from pantherseg.cli.predict import predict_all
+from pantherseg.batch import run_batch
 from pantherseg.evaluation import evaluate
 from pantherseg.files import write_text
 from pantherseg.logs import show_log
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import write_dataset
+from pantherseg.recipe import load_recipe
+from pantherseg.session import Session
 
 # Not among the seeds of weights/demo/make.sh and test/make_samples.py.
 FIRST_SEED = 9000
@@ -32,9 +34,8 @@ def measure(task: int, cases: int, work: Path) -> dict[str, Any]:
     """Return the totals and the distribution of the scores of one task."""
     data, masks = work / f"task{task}", work / f"task{task}-masks"
     write_dataset(data, task=task, cases=cases, seed=FIRST_SEED)
-    failed = predict_all(
-        data / "imagesTr", masks, recipe=task_recipe(task), model=DEMO_WEIGHTS, device="cpu", mode="exact", rescue=True
-    )
+    session = Session(load_recipe(task_recipe(task)), DEMO_WEIGHTS, device="cpu", many_cases=True)
+    failed = run_batch(data / "imagesTr", masks, session)
     result = evaluate(masks, data / "labelsTr")
     dice = {name: round(case.official.dice, 4) for name, case in result.cases.items()}
     values = np.array(list(dice.values()))

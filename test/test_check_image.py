@@ -30,7 +30,7 @@ ENGINE = "an image of Docker's engine"
 ONE_IMAGE = "one image in manifest.json"
 NOT_ROOT = "USER set, and not root"
 ENTRY_POINT = "an entry point or a command"
-STARTS = "it starts"
+STARTS = "the container starts"
 RULES = 7
 
 

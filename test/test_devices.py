@@ -135,7 +135,9 @@ def test_predicts_what_fits_into_the_memory_of_a_device(tiled_bundle: Bundle) ->
     assert events_of_placements(tiled_bundle, small, 1500)[0] == ()
     found = events_of_placements(tiled_bundle, large, 1500)
     assert found == [("logits_on_host",)]
-    with pytest.raises(DeviceMemoryError, match=r"cpu: expected \d+ MB for a patch of .*, found 500 MB free") as caught:
+    with pytest.raises(
+        DeviceMemoryError, match=r"cpu: expected \d+ MB for the network of .*, found 500 MB free"
+    ) as caught:
         events_of_placements(tiled_bundle, small, 500)
     one_line_about("cpu", caught.value)
 

@@ -18,18 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pantherseg.errors import InputError, OutputError, PantherSegError
-from pantherseg.evaluation import (
-    METRICS,
-    CaseScores,
-    compare,
-    comparison_table,
-    evaluate,
-    evaluation_table,
-    score_case,
-    totals,
-    write_csv,
-    write_json,
-)
+from pantherseg.evaluation import compare, comparison_table, evaluate, evaluation_table, write_csv, write_json
+from pantherseg.evaluation.metrics import METRICS, CaseScores, score_case, totals
 from pantherseg.io import read_labels, write_volume
 from pantherseg.volume import Grid, Triple, Volume
 

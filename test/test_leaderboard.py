@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pantherseg.errors import PantherSegError
-from pantherseg.evaluation import Totals, leaderboard_standings, leaderboard_table, published_teams, standings
+from pantherseg.evaluation import leaderboard_table
+from pantherseg.evaluation.leaderboard import leaderboard_standings, published_teams, standings
+from pantherseg.evaluation.metrics import Totals
 
 PERFECT = Totals(dice=1, surface_dice_5mm=1, hd95_mm=0, masd_mm=0, volume_rmse_mm3=0)
 

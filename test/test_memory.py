@@ -285,7 +285,7 @@ def test_places_logits_on_a_disk_if_only_the_network_fits(demo: Bundle, set_free
 def test_refuses_a_network_that_does_not_fit(demo: Bundle, set_free: Callable[[int], None]) -> None:
     backend = OpenVinoBackend()
     set_free(backend.network_bytes(demo) // 4)
-    with pytest.raises(DeviceMemoryError, match=r"expected \d+ MB for a patch of task1 in bfloat16") as caught:
+    with pytest.raises(DeviceMemoryError, match=r"expected \d+ MB for the network of task1 in bfloat16") as caught:
         placements_of(demo, backend, allow_bfloat16=True)
     one_line_about("memory", caught.value)
 
@@ -302,7 +302,7 @@ def test_exact_never_computes_in_bfloat16_without_permission(demo: Bundle, set_f
     set_free(network - MB)
     with pytest.raises(DeviceMemoryError) as caught:
         Predictor(demo, backend).predict(noise((20, 40, 40)))
-    sizes = f"expected {network // MB} MB for a patch of task1 in float32, found {network // MB - 1} MB free"
+    sizes = f"expected {network // MB} MB for the network of task1 in float32, found {network // MB - 1} MB free"
     hint = "a machine with more memory is needed, or allow_bfloat16 = true in the recipe"
     assert one_line_about("memory", caught.value) == f"memory: {sizes}; {hint}"
 

@@ -269,7 +269,7 @@ def test_searches_the_whole_volume_without_memory_for_the_localizer(
     monkeypatch.setattr(OpenVinoBackend, "network_bytes", needed)
     result = run(pancreas, with_member(TASK2, folds=[0]), DEMO_WEIGHTS)
     assert codes(result)[0] == EventCode.LOCALIZER_FAILED
-    assert "MB for a patch of localizer in" in result.events[0].message
+    assert "MB for the network of localizer in" in result.events[0].message
     assert result.box.shape == pancreas.grid.shape
 
 

@@ -18,7 +18,7 @@ from pantherseg.cli import main
 from pantherseg.events import Event
 from pantherseg.inference.accumulate import Network, Sweep
 from pantherseg.inference.predictor import Logits, Predictor
-from pantherseg.inference.schedule import Next, Schedule, SweepSettings
+from pantherseg.inference.schedule import Next, Schedule, SweepSettings, localizer_deadline, networks_deadline
 from pantherseg.inference.tiles import tiles
 from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.machine.memory import NO_LIMIT
@@ -273,13 +273,13 @@ def test_deadline_shares_the_remaining_time() -> None:
     clock.now += 20
     assert deadline.left() == 40
     assert deadline.share(0.25).left() == 10
-    assert 0 < deadline.for_localizer().left() < 40
-    assert deadline.for_networks(3_000_000).left() < 40
+    assert 0 < localizer_deadline(deadline).left() < 40
+    assert networks_deadline(deadline, 3_000_000).left() < 40
     clock.now += 50
     assert deadline.left() == -10
     assert deadline.share(0.5).left() == 0
     assert NEVER.left() == np.inf
-    assert NEVER.share(0.5).for_networks(10**9).left() == np.inf
+    assert networks_deadline(NEVER.share(0.5), 10**9).left() == np.inf
 
 
 @pytest.mark.fault("time", "a whole case has no time at all", "a mask on the volume's grid, and events")

@@ -19,7 +19,7 @@ LAYERS = (
     *("networks", "model_sources", "models", "packing"),
     *("inference", "localize"),
     *("phantom", "evaluation", "report", "sbom", "weights", "training"),
-    *("ensemble", "session", "pipeline", "case"),
+    *("ensemble", "session", "pipeline", "case", "batch"),
     *("grand_challenge", "api", "cli"),
 )
 # The package itself (its version) and the entry points that only call another module.

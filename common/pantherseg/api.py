@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pantherseg.inference.backends import Mode
 from pantherseg.io import read_image
+from pantherseg.machine.deadline import Deadline
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.pipeline import Segmentation
 from pantherseg.pipeline import segment as segment_volume
@@ -52,7 +53,7 @@ def segment(volume: Volume, session: Session) -> Segmentation:
 
     The result's `mask` is a Volume on the same grid (uint8, 1 = tumour). Raises InputError.
     """
-    return segment_volume(volume, session)
+    return segment_volume(volume, session, deadline=Deadline.after(session.recipe.time_budget_s))
 
 
 def read_volume(path: Path) -> Volume:

@@ -24,7 +24,7 @@ from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
-from pantherseg.errors import DownloadError, OutputError
+from pantherseg.errors import DownloadError, OutputError, os_reason
 
 # Weights and images hardly shrink: an archive that unpacks to far more than its own size was made to fill a disk.
 MAX_GROWTH = 20
@@ -300,4 +300,4 @@ def _writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(target, expected="to unpack here", found=error.strerror or str(error)) from error
+        raise OutputError(target, expected="to unpack here", found=os_reason(error)) from error

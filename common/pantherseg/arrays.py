@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pantherseg.errors import DeviceMemoryError
+from pantherseg.errors import DeviceMemoryError, os_reason
 from pantherseg.machine.memory import MB, is_in_memory
 
 # The bits of a float32's mantissa that float16 does not have, and their value halfway between two float16 numbers.
@@ -60,7 +60,7 @@ def zeros_in_file(shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap[Any, An
             os.posix_fallocate(file.fileno(), 0, size)  # otherwise a full disk would raise a signal on writing
             return np.memmap(file, dtype, shape=shape)
     except OSError as error:
-        found = error.strerror or str(error)
+        found = os_reason(error)
         raise DeviceMemoryError("temporary folder", expected=expected, found=found) from error
 
 

@@ -3,7 +3,7 @@
     session = Session(load_recipe(path), models)
     run_case(source, session, CaseOutput(mask, report))
 
-The container, `pantherseg predict` and workers of a cohort differ only in where a source and its output lie.
+The container and `pantherseg predict` differ only in where a source and its output lie.
 """
 
 from __future__ import annotations

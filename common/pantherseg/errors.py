@@ -9,12 +9,13 @@ PantherSegError          any error that a user can act on, in one line
 ├── DownloadError        published weights that cannot be fetched
 ├── DeviceError          a device that was asked for and cannot be used
 │   └── LostDeviceError  a device that fails in the middle of a case
-│       └── DeviceMemoryError  a device with too little memory
+│       └── DeviceMemoryError  too little memory, or disk space in its place
 └── OutputError          a result that cannot be written
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +35,18 @@ def printable(text: str, limit: int = MAX_CHARACTERS) -> str:
         return shown
     half = (limit - 5) // 2
     return f"{shown[:half]} ... {shown[-half:]}"
+
+
+def os_reason(error: OSError) -> str:
+    """Return what the operating system says, without the number and the path that Python adds."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def first_few(names: Iterable[str], limit: int = 5) -> str:
+    """Return the first of some names for an error or a log line, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(every[:limit]) + more
 
 
 def last_line(error: Exception) -> str:
@@ -100,7 +113,7 @@ class LostDeviceError(DeviceError):
 
 
 class DeviceMemoryError(LostDeviceError):
-    """A device with too little memory."""
+    """Too little memory, or disk space in its place."""
 
 
 class OutputError(PantherSegError):

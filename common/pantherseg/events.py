@@ -30,7 +30,7 @@ class EventCode(StrEnum):
     IMPLAUSIBLE_BOX = "implausible_box"
     """The localizer's box cannot hold a pancreas; the whole volume was searched."""
     FOLD_LEFT_OUT = "fold_left_out"
-    """A damaged fold was left out."""
+    """A fold that is missing, damaged or unlike the others was left out."""
     MIRRORING_LEFT_OUT = "mirroring_left_out"
     """There was too little time for mirrored inputs."""
     FOLDS_LEFT_OUT = "folds_left_out"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pantherseg.errors import OutputError
+from pantherseg.errors import OutputError, os_reason
 
 TEMPORARY = ".pantherseg-"
 ATTEMPTS = 10
@@ -114,7 +114,7 @@ def prepare_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(folder, f"failed to write to this folder: {error.strerror or error}") from error
+        raise OutputError(folder, f"failed to write to this folder: {os_reason(error)}") from error
 
 
 def remove_file(path: Path) -> None:
@@ -122,7 +122,7 @@ def remove_file(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(path, f"failed to replace this file: {error.strerror or error}") from error
+        raise OutputError(path, f"failed to replace this file: {os_reason(error)}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,7 @@
-"""The numbers in masks and label maps, and what they stand for. No other module decides which label is the tumour."""
+"""The labels of PANTHER's masks and of the models that are trained here.
+
+For inference, `tumour_label` and `localizer.label` of a recipe name the labels of its models.
+"""
 
 from __future__ import annotations
 

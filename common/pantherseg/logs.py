@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from pantherseg.errors import PantherSegError, printable
+from pantherseg.errors import PantherSegError, os_reason, printable
 from pantherseg.machine.memory import shortage
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def one_line(error: Exception, where: object = "") -> str:
     if isinstance(error, PantherSegError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        reason = error.strerror or type(error).__name__
+        reason = os_reason(error)
         return str(PantherSegError(str(error.filename), f"this file or folder cannot be used: {reason}"))
     place = f"{where}: " if where else ""
     return printable(f"{place}unexpected {type(error).__name__}: {' '.join(str(error).split())}")

@@ -1,4 +1,4 @@
-"""The way of one volume: localizer, crop, members, fusion, post-processing, uncrop."""
+"""Segments one volume: localizer, crop, members, fusion, post-processing, uncrop."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pantherseg.ensemble import Ensemble
 from pantherseg.errors import DeviceMemoryError, InputError, LostDeviceError, ModelError
 from pantherseg.events import Event, EventCode
 from pantherseg.inference.predictor import Logits, Predictor
+from pantherseg.inference.schedule import localizer_deadline, member_deadline, networks_deadline
 from pantherseg.localize import localize, searched_whole
 from pantherseg.logs import stage
 from pantherseg.machine.deadline import NEVER, Deadline
@@ -37,8 +38,9 @@ class ModelUse:
 class Segmentation:
     """A tumour mask (uint8, 1 = tumour) on the input's grid, and how it came about.
 
-    box: where the members looked; events: what happened on the way; seconds: for each stage, in their order; recipe:
-    its name; device, precision: where and how the members' networks ran; models: the members, then the localizer.
+    box: where the members looked; events: of the case; seconds: for each stage, in their order; recipe: its name;
+    device, precision: where and how the members' networks ran; models: the members, then the localizer;
+    peak_memory_mb: the most that the process has taken.
     """
 
     mask: Volume
@@ -49,6 +51,7 @@ class Segmentation:
     device: str
     precision: str
     models: tuple[ModelUse, ...]
+    peak_memory_mb: int
 
     @property
     def tumour_ml(self) -> float:
@@ -67,7 +70,7 @@ class Segmentation:
             "tumour_ml": round(self.tumour_ml, 3),
             "box": {"start_zyx": self.box.start, "stop_zyx": self.box.stop},
             "events": [event.as_dict() for event in self.events],
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "peak_memory_mb": self.peak_memory_mb,
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
 
@@ -75,14 +78,14 @@ class Segmentation:
 def segment(
     volume: Volume, session: Session, *, events: tuple[Event, ...] = (), deadline: Deadline = NEVER
 ) -> Segmentation:
-    """Segment the tumour in a volume (float32, z, y, x). Raises InputError, which names the place `volume`.
+    """Segment the tumour in a volume (float32, z, y, x). Raises InputError about "volume".
 
     events: what happened before, such as on reading; they come first in the result's. deadline: when the mask must be
     written; what does not fit before it is left out. Where a GPU fails or is too small, the case starts again on the
     CPU; after a failure the session stays there.
     """
     ensemble = session.load()
-    networks = deadline.for_networks(volume.array.size)
+    networks = networks_deadline(deadline, volume.array.size)
     try:
         return _segment(volume, session.recipe, ensemble, events, networks)
     except (LostDeviceError, RuntimeError) as error:
@@ -132,6 +135,7 @@ def _segment(
         device=ensemble.backend.device,
         precision=" and ".join(dict.fromkeys(member.precision for member in logits)),
         models=_models_used(ensemble, logits),
+        peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     )
 
 
@@ -156,7 +160,7 @@ def _member_logits(crop: Volume, members: tuple[Predictor, ...], deadline: Deadl
             prepared[member.preprocessing] = member.prepare(crop)
     work = [member.work(prepared[member.preprocessing]) for member in members]
     return [
-        member.logits(prepared[member.preprocessing], deadline.share(work[number] / sum(work[number:])))
+        member.logits(prepared[member.preprocessing], member_deadline(deadline, work, number))
         for number, member in enumerate(members)
     ]
 
@@ -172,10 +176,10 @@ def _search_box(
     if ensemble.localizer is None:
         if ensemble.localizer_problem:
             return whole, (searched_whole(EventCode.LOCALIZER_FAILED, ensemble.localizer_problem),)
-        return whole, (searched_whole(EventCode.NO_LOCALIZER, f"the model folder has no '{settings.model}'"),)
+        return whole, (searched_whole(EventCode.NO_LOCALIZER, f"the folder of models has no '{settings.model}'"),)
     with stage("localizer", seconds) as remarks:
         try:
-            box, events = localize(volume, ensemble.localizer, settings, deadline.for_localizer())
+            box, events = localize(volume, ensemble.localizer, settings, localizer_deadline(deadline))
         except (ModelError, InputError, DeviceMemoryError, MemoryError) as error:
             if isinstance(error, DeviceMemoryError) and ensemble.backend.device != "cpu":
                 raise  # the CPU may have more

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from pantherseg.errors import RecipeError
 from pantherseg.fusion import Fusion, MeanLogits
+from pantherseg.labels import TUMOUR
 from pantherseg.postprocess import Rescue, Step
 from pantherseg.tables import FileName, Fraction, NotNegative, Positive, Table, read_table
 
@@ -30,9 +31,9 @@ class Member(Table, frozen=True):
     """One trained model of the ensemble, with all its folds."""
 
     model: str
-    """Name of the model below the model folder."""
+    """Name of the model's folder in the folder of models."""
     checkpoint: FileName | None = None
-    """Default: checkpoint_final.pth of an nnU-Net folder, and whichever a bundle was packed from."""
+    """If omitted: checkpoint_final.pth of an nnU-Net folder; for a bundle the checkpoint that it was packed from."""
     folds: Folds = "all"
     """Folds in the order in which they run; `all` takes every fold_* found."""
     step: Fraction = 0.5
@@ -40,7 +41,7 @@ class Member(Table, frozen=True):
     mirroring: bool = False
     """Average over mirrored inputs along the axes that the checkpoint allows."""
     min_folds: Annotated[int, Meta(ge=1)] = 3
-    """With this many usable folds others may be missing or damaged; of fewer folds all must work."""
+    """At least this many folds must be usable; a model with fewer folds needs all of them."""
 
     def __post_init__(self) -> None:
         _refuse_repeated(self.folds)
@@ -50,7 +51,7 @@ class Localizer(Table, frozen=True):
     """The model that finds the pancreas before the members look closer."""
 
     model: str
-    """Name of the model below the model folder, or `mrsegmentator` for that package's own weights."""
+    """Name of the model's folder in the folder of models, or `mrsegmentator` for that package's own weights."""
     label: int
     """The pancreas in the localizer's label map."""
     margin_mm: NotNegative
@@ -76,7 +77,7 @@ class Localizer(Table, frozen=True):
 
 
 class Recipe(Table, frozen=True):
-    """What runs on the way of one case."""
+    """How one case is processed."""
 
     schema: Literal[1]
     name: str
@@ -84,7 +85,7 @@ class Recipe(Table, frozen=True):
     members: list[Member]
     time_budget_s: Positive = 900.0
     """Seconds for a case, from reading to writing; what does not fit is left out and reported."""
-    tumour_label: int = 1
+    tumour_label: int = TUMOUR
     """The tumour in the members' label maps."""
     localizer: Localizer | None = None
     fusion: Fusion = MeanLogits()

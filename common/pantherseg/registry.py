@@ -58,7 +58,7 @@ class Registry(Generic[T]):
         Raises ValueError for an unknown name, a missing or an unknown key, and an invalid value.
         """
         name = table.get(self.tag) if isinstance(table, dict) else None
-        known = ", ".join(self._variants)
+        known = ", ".join(self.names())
         if not isinstance(name, str):
             raise ValueError(f"Expected a {self.what}: a table whose key '{self.tag}' is one of {known}")
         if name not in self._variants:

@@ -21,8 +21,8 @@ class Session:
 
     models: folder of models, with one for each that the recipe names; device: `auto`, `cpu` or `cuda`; mode: `exact` or
     `fast`; device_memory_mb: how much of a GPU's memory may be used; many_cases: keep compiled networks for the next
-    case where memory allows, which a single case does not pay for. Raises DeviceMemoryError where this process may
-    take too little memory.
+    case where memory allows, which a single case does not pay for. Raises DeviceMemoryError if the process's memory
+    limit is too low.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from pantherseg.errors import RecipeError
+from pantherseg.errors import RecipeError, os_reason
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def read_table(path: Path, kind: type[T]) -> T:
         _refuse_non_finite(path, content)
         return msgspec.convert(content, kind, dec_hook=decode_registered)
     except OSError as error:
-        raise RecipeError(path, f"failed to read this file: {error.strerror or error}") from error
+        raise RecipeError(path, f"failed to read this file: {os_reason(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(path, f"invalid TOML: {error}") from error
     except msgspec.ValidationError as error:

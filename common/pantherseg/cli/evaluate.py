@@ -29,7 +29,7 @@ def evaluate(
 ) -> None:
     """Score masks against reference masks.
 
-    PRED and REF are files or folders; label 1 of REF is the tumour. Prints the five metrics of the challenge for each
+    PRED and REF are files or folders; label 1 is the tumour in both. Prints the five metrics of the challenge for each
     case and in total, as the challenge's evaluator computes them (official), and with the axes in the right order
     (corrected).
     """

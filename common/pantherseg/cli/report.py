@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from pantherseg.cli.options import PATH
+from pantherseg.io import case_name, read_image, read_labels
+from pantherseg.report import draw_case
 
 
 @click.command()
@@ -19,9 +21,6 @@ def report(image: Path, mask: Path, output: Path, reference: Path | None) -> Non
 
     The picture PNG shows the tumour MASK on the volume IMAGE in three directions.
     """
-    from pantherseg.io import case_name, read_image, read_labels
-    from pantherseg.report import draw_case
-
     volume, _ = read_image(image)
     truth = None if reference is None else read_labels(reference)
     draw_case(volume, read_labels(mask), truth, output, title=case_name(image))

@@ -53,7 +53,8 @@ def list_weights(root: Path | None) -> None:
 def fetch(name: str, root: Path | None, files: tuple[str, ...], zenodo: str) -> None:
     """Download, check and install weights.
 
-    The weights NAME are packed and become DIR/<role>. The same command continues an interrupted download.
+    The weights NAME are installed as DIR/<role>, packed; those for training only stay an nnU-Net folder, DIR/<name>.
+    The same command continues an interrupted download.
     """
     try:
         from pantherseg.weights.downloads import Client
@@ -113,6 +114,6 @@ def _row(found: Installation) -> tuple[str, ...]:
     elif found.installed and record is not None:
         where, licence = shown(found.folder), record.licence
     elif found.occupied:
-        where = f"no: {found.folder.name} is {record.name if record is not None else 'another model'}"
+        where = f"no; the folder holds {record.name if record is not None else 'another model'}"
     megabytes = "?" if size is None else f"{size / 1e6:.0f}"
     return entry.name, entry.role or "-", megabytes, licence, str(entry.source), entry.recipe or "-", where

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pantherseg.errors import InputError
+from pantherseg.errors import InputError, first_few
 from pantherseg.evaluation.metrics import CaseScores, Totals, score_case, surface_distance_library, totals
 from pantherseg.io import case_name, find_sources, read_labels
 
@@ -81,7 +81,7 @@ def evaluate(predictions: Path, references: Path) -> Evaluation:
             "%d of %d cases have no prediction and are scored as empty masks: %s",
             len(missing),
             len(cases),
-            _names(missing),
+            first_few(missing),
         )
     return Evaluation(cases)
 
@@ -98,11 +98,11 @@ def _pairs(predictions: Path, references: Path) -> dict[str, tuple[Path | None, 
         raise InputError(
             predictions,
             expected=f"masks named like their reference masks, e.g. {next(iter(reference_files.values())).name}",
-            found=_names(p.name for p in prediction_files),
+            found=first_few(p.name for p in prediction_files),
         )
     others = [path.name for name, path in found.items() if name not in reference_files]
     if others and references.is_dir():
-        logger.warning("ignored predictions without a reference mask: %s", _names(others))
+        logger.warning("ignored predictions without a reference mask: %s", first_few(others))
     wanted = reference_files if predictions.is_dir() else matched
     return {name: (matched.get(name), reference_files[name]) for name in wanted}
 
@@ -130,10 +130,3 @@ def _by_case(folder: Path, files: Iterable[Path], *, known: Iterable[str]) -> di
             raise InputError(folder, expected=f"one file for case {name}", found=f"{cases[name].name} and {path.name}")
         cases[name] = path
     return cases
-
-
-def _names(names: Iterable[str]) -> str:
-    """Return the first few names, and the number of the others."""
-    every = list(names)
-    more = f" and {len(every) - NAMES_SHOWN} more" if len(every) > NAMES_SHOWN else ""
-    return ", ".join(every[:NAMES_SHOWN]) + more

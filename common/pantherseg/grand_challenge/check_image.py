@@ -30,7 +30,7 @@ from pantherseg.archives import (
     decompressed,
     tar_members,
 )
-from pantherseg.errors import UploadError
+from pantherseg.errors import UploadError, os_reason
 from pantherseg.grand_challenge.verdict import Verdict
 
 COMPRESSIONS = {"none": ".tar", "gzip": ".tar.gz", "xz": ".tar.xz"}
@@ -84,7 +84,7 @@ def _archive_verdicts(path: Path) -> Iterator[Verdict]:
             kind = compression(file)
             saved = _read_saved(file, Budget.of(size, at_least=MIN_ALLOWED_BYTES))
     except OSError as error:
-        raise UploadError(path, expected="a readable archive", found=error.strerror or str(error)) from error
+        raise UploadError(path, expected="a readable archive", found=os_reason(error)) from error
     except ArchiveError as error:
         yield Verdict(rule, False, f"{error}. Could not decompress the container image file.")
         return
@@ -151,7 +151,7 @@ def _saved_by_engine(tag: str) -> Saved:
 
 def _start(tag: str) -> Verdict:
     """Start an image once as the platform does, but with an empty input. Raises UploadError."""
-    rule = "it starts"
+    rule = "the container starts"
     name = f"pantherseg-check-{uuid.uuid4().hex}"
     command = ["docker", "run", "--rm", "--name", name, "--network", "none", "--tmpfs", "/input:ro", tag]
     null = subprocess.DEVNULL

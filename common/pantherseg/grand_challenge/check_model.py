@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pantherseg.archives import Archive, ArchiveError, compression
-from pantherseg.errors import ModelError, PantherSegError, UploadError
-from pantherseg.grand_challenge.verdict import Verdict, first_few
+from pantherseg.errors import ModelError, PantherSegError, UploadError, first_few
+from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.model_sources.checkpoint import check_archive
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import ModelFolder, by_role, check_labels, find_models

@@ -10,7 +10,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pantherseg.errors import JobError
+from pantherseg.errors import JobError, os_reason
 from pantherseg.io import case_name, find_sources
 from pantherseg.recipe import Sockets
 
@@ -23,7 +23,7 @@ def find_input(folder: Path, sockets: Sockets) -> Path:
     try:
         return _find_input(folder, sockets)
     except OSError as error:
-        where, found = error.filename or folder, error.strerror or str(error)
+        where, found = error.filename or folder, os_reason(error)
         raise JobError(where, f"the job folder cannot be read: {found}") from error
 
 

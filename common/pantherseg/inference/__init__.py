@@ -1,1 +1,1 @@
-"""From a volume to logits. Only this package runs networks."""
+"""From a volume to logits: the networks of a case run here."""

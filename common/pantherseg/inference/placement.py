@@ -61,7 +61,7 @@ def placements(
         shortage: DeviceMemoryError | None = None
         network = candidate.network_bytes(bundle)
         if network > free:
-            expected = f"{_mb(network)} for a patch of {bundle.display_path.name} in {candidate.precision}"
+            expected = f"{_mb(network)} for the network of {bundle.display_path.name} in {candidate.precision}"
             hint = HINT
             if not allow_bfloat16 and backend.in_bfloat16() is not None:
                 hint = f"{HINT}, or allow_bfloat16 = true in the recipe"

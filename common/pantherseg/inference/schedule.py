@@ -23,6 +23,28 @@ RECENT_PASSES = 3
 ENOUGH = 3
 
 
+# Reserved for what follows the networks (resampling, post-processing, writing): several times what one core takes.
+RESERVED_SECONDS = 2.0
+RESERVED_SECONDS_PER_MVOXEL = 1.0
+# The share of the time that the search for the pancreas may take.
+LOCALIZER_SHARE = 1 / 3
+
+
+def networks_deadline(deadline: Deadline, voxels: int) -> Deadline:
+    """Return when the networks must end so that the rest of a case with this many voxels is done in time."""
+    return deadline.earlier(RESERVED_SECONDS + RESERVED_SECONDS_PER_MVOXEL * voxels / 1e6)
+
+
+def localizer_deadline(deadline: Deadline) -> Deadline:
+    """Return when the localizer must end so that the members have enough time. deadline: of all networks."""
+    return deadline.share(LOCALIZER_SHARE)
+
+
+def member_deadline(deadline: Deadline, work: Sequence[int], number: int) -> Deadline:
+    """Return when a member must end so that those after it have their share of the time. work: of each member."""
+    return deadline.share(work[number] / sum(work[number:]))
+
+
 class Next(Enum):
     """What follows a forward pass."""
 
@@ -173,4 +195,4 @@ class Schedule:
         self.events.append(Event(EventCode.MIRRORING_LEFT_OUT, f"inputs were not mirrored: {self._reason()}"))
 
     def _reason(self) -> str:
-        return f"{max(0.0, self._deadline.left()):.0f} s were left, and a forward pass takes {self._pace:.2f} s"
+        return f"{max(0.0, self._deadline.left()):.0f} s remained, and a forward pass takes {self._pace:.2f} s"

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pantherseg.errors import InputError, OutputError
+from pantherseg.errors import InputError, OutputError, os_reason
 from pantherseg.events import Event, EventCode
 from pantherseg.files import written_beside
 from pantherseg.io.itk import ItkReader
@@ -142,7 +142,7 @@ def _unreadable_as_input_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        expected, found = "a file or folder that can be read", error.strerror or str(error)
+        expected, found = "a file or folder that can be read", os_reason(error)
         raise InputError(path, expected=expected, found=found) from error
 
 
@@ -161,7 +161,7 @@ def _finite(source: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tup
         )
     if bad:
         image[~finite] = image[finite].min()
-        message = f"{bad} NaN or infinite voxels were set to the finite minimum"
+        message = f"{bad} voxels that are NaN, infinite or too large got the smallest of the other values"
         events.append(Event(EventCode.NON_FINITE_VOXELS, message))
     if image.min() == image.max():
         events.append(Event(EventCode.CONSTANT_IMAGE, f"every voxel has the value {image.flat[0]:g}"))

@@ -7,13 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Reserved for the stages after the networks (resampling, post-processing, writing): several times what they take on
-# one core.
-RESERVED_SECONDS = 2.0
-RESERVED_SECONDS_PER_MVOXEL = 1.0
-# The fraction of the time that the localizer may take.
-LOCALIZER_SHARE = 1 / 3
-
 
 @dataclass(frozen=True)
 class Deadline:
@@ -36,13 +29,9 @@ class Deadline:
         """Return the remaining seconds, negative once the moment has passed."""
         return self.moment - self.clock()
 
-    def for_networks(self, voxels: int) -> Deadline:
-        """Return the deadline of the networks, which leaves time for the rest of a case with this many voxels."""
-        return Deadline(self.moment - RESERVED_SECONDS - RESERVED_SECONDS_PER_MVOXEL * voxels / 1e6, self.clock)
-
-    def for_localizer(self) -> Deadline:
-        """Return the deadline of the localizer, which leaves enough time for the members."""
-        return self.share(LOCALIZER_SHARE)
+    def earlier(self, seconds: float) -> Deadline:
+        """Return the moment this many seconds before."""
+        return Deadline(self.moment - seconds, self.clock)
 
     def share(self, fraction: float) -> Deadline:
         """Return the deadline after a fraction (0 to 1) of the remaining time."""

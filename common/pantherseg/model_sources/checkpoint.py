@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pantherseg.errors import ModelError
+from pantherseg.errors import ModelError, os_reason
 
 if TYPE_CHECKING:
     import torch
@@ -150,4 +150,4 @@ def _describe_file(path: Path) -> str:
         with path.open("rb") as file:
             return f"{path.stat().st_size} bytes, unreadable, beginning with {file.read(24)!r}"
     except OSError as error:
-        return error.strerror or str(error)
+        return os_reason(error)

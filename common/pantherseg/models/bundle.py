@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pantherseg.errors import ModelError, RecipeError, printable
+from pantherseg.errors import ModelError, RecipeError, os_reason, printable
 from pantherseg.models.manifest import MANIFEST, Manifest, read_manifest
 
 GRAPH = "graph.xml"
@@ -194,7 +194,7 @@ def _check_sha256(path: Path, checksums: Mapping[str, str]) -> None:
     try:
         found = sha256_of(path)
     except OSError as error:
-        raise ModelError(path, expected="a bundle's file", found=error.strerror or str(error)) from error
+        raise ModelError(path, expected="a bundle's file", found=os_reason(error)) from error
     if found != expected:
         hint = "copy the bundle again or pack the model again"
         raise ModelError(path, expected=f"SHA-256 {expected}", found=found, hint=hint)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pantherseg.errors import ModelError, RecipeError
+from pantherseg.errors import ModelError, RecipeError, os_reason
 from pantherseg.model_sources import SOURCES, source_of
 from pantherseg.model_sources.nnunet import LAYOUT, PLANS
 from pantherseg.models.bundle import Bundle, is_bundle, needed, open_bundle
@@ -51,7 +51,6 @@ class Models:
     localizer: None if the recipe has none, the root contains none, or it cannot be used; problem: why it cannot.
     """
 
-    root: Path
     members: tuple[Model, ...]
     localizer: Model | None
     problem: str = ""
@@ -97,7 +96,7 @@ def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
         if complete:
             raise
         problem = str(error)
-    return Models(root, members, localizer, problem)
+    return Models(members, localizer, problem)
 
 
 def by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
@@ -169,7 +168,7 @@ def open_model_folder(
 
 def _refuse_unreadable(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
-        found = error.strerror or str(error)
+        found = os_reason(error)
         raise ModelError(error.filename, expected="a folder that this user may read", found=found) from error
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from pantherseg.errors import ModelError
+from pantherseg.errors import ModelError, os_reason
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.tables import FileName, Table, decode_registered
 
@@ -72,6 +72,6 @@ def read_manifest(path: Path) -> Manifest:
             raise ModelError(path, expected=f"schema {SCHEMA}", found=str(schema), hint="pack the model again")
         return msgspec.convert(content, Manifest, dec_hook=decode_registered)
     except OSError as error:
-        raise ModelError(path, expected=expected, found=error.strerror or str(error)) from error
+        raise ModelError(path, expected=expected, found=os_reason(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelError(path, expected=expected, found=str(error)) from error

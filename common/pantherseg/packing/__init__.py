@@ -1,1 +1,1 @@
-"""Model folders of training frameworks into bundles. The only package that reads checkpoints."""
+"""Turns the model folders of training frameworks into bundles."""

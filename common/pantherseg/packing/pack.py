@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from pantherseg import __version__
-from pantherseg.errors import DeviceMemoryError, ModelError, OutputError, last_line
+from pantherseg.errors import DeviceMemoryError, ModelError, OutputError, last_line, os_reason
 from pantherseg.files import temporary_folder
 from pantherseg.machine.memory import MB, room_bytes, shortage
 from pantherseg.model_sources import PackableModel, source_of
@@ -88,8 +88,8 @@ def as_bundle(model: Model, min_folds: int | None = None) -> Bundle:
     try:
         folder = temporary_folder()
     except OSError as error:
-        hint = f"or run `pantherseg pack {model.path} BUNDLE` beforehand"
-        found = error.strerror or str(error)
+        hint = f"make room there, or run `pantherseg pack {model.path} BUNDLE` beforehand"
+        found = os_reason(error)
         raise OutputError("temporary folder", expected="room to pack a model", found=found, hint=hint) from error
     # torch creates an empty cache folder as soon as a network runs, and would leave it in the temporary directory.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torch"))

@@ -17,7 +17,7 @@ class TrainerSettings(Table, frozen=True):
     """Which trainer is used."""
 
     kind: str = "nnunet"
-    """A name in `trainer.TRAINERS`."""
+    """A name in `trainers.TRAINERS`."""
 
 
 class PlanSettings(Table, frozen=True):

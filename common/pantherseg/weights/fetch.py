@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pantherseg.errors import DownloadError, ModelError, OutputError
+from pantherseg.errors import DownloadError, ModelError, OutputError, os_reason
 from pantherseg.files import prepare_folder, write_text
 from pantherseg.models.bundle import is_bundle, open_bundle, sha256_of
 from pantherseg.models.find import check_labels
@@ -64,7 +64,7 @@ def fetch(
             yield _already_installed(before, files)
             return
         if missing := missing_packages():
-            found, hint = f"no {' and '.join(missing)}", "pip install pantherseg[cuda]"
+            found, hint = f"no {' and '.join(missing)}", "pip install 'pantherseg[cuda]'"
             raise ModelError(entry.name, expected="the packages that read nnU-Net checkpoints", found=found, hint=hint)
         recipe = load_recipe(ROOT / entry.recipe) if entry.role and entry.recipe else None
         release = find_release(entry, client, zenodo=zenodo, files=files)
@@ -123,7 +123,7 @@ def _install(
         with _recorded(target, msgspec.structs.replace(record, placed=checksums(built))):
             built.rename(target)
     except OSError as error:
-        raise OutputError(target, expected="to install a model", found=error.strerror or str(error)) from error
+        raise OutputError(target, expected="to install a model", found=os_reason(error)) from error
     except DownloadError:
         # The archive is damaged or unsafe, so the next attempt must download it again.
         for path in downloads:
@@ -160,12 +160,12 @@ def _install_lock(root: Path, name: str) -> Iterator[None]:
     try:
         file = path.open("ab")
     except OSError as error:
-        raise OutputError(path, expected="a lock", found=error.strerror or str(error)) from error
+        raise OutputError(path, expected="a lock", found=os_reason(error)) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError(path, expected=f"no other fetch of {name}", found="one that is running") from error
         except OSError as error:
-            raise OutputError(path, expected="a lock", found=error.strerror or str(error)) from error
+            raise OutputError(path, expected="a lock", found=os_reason(error)) from error
         yield

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pantherseg.errors import ModelError
+from pantherseg.errors import ModelError, os_reason
 from pantherseg.files import write_text
 from pantherseg.model_sources.nnunet import LAYOUT, PLANS
 from pantherseg.models.bundle import Bundle, is_bundle, open_bundle, sha256_of
@@ -129,7 +129,7 @@ def verify(installation: Installation) -> str:
         try:
             found = sha256_of(folder / name)
         except OSError as error:
-            raise ModelError(folder / name, expected="a file", found=error.strerror or str(error)) from error
+            raise ModelError(folder / name, expected="a file", found=os_reason(error)) from error
         if found != expected:
             raise ModelError(folder / name, expected=f"SHA-256 {expected}", found=found)
     if is_bundle(folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from pantherseg.errors import DownloadError, OutputError
+from pantherseg.errors import DownloadError, OutputError, os_reason
 from pantherseg.files import write_text
 
 ALGORITHMS = ("md5", "sha256")
@@ -157,4 +157,4 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "what was received is kept; run the command again to continue"
-        raise OutputError(path, expected="to write this file", found=error.strerror or str(error), hint=hint) from error
+        raise OutputError(path, expected="to write this file", found=os_reason(error), hint=hint) from error

@@ -189,7 +189,7 @@ def _from_registry(source: MrSegmentator) -> Direct:
     try:
         from mrsegmentator.config import MODEL_REGISTRY
     except ImportError as error:
-        hint = "pip install pantherseg[cuda]"
+        hint = "pip install 'pantherseg[cuda]'"
         raise DownloadError("mrsegmentator", expected="the package to be installed", found="none", hint=hint) from error
     try:
         known = MODEL_REGISTRY[source.model]

@@ -1,0 +1,73 @@
+"""A volume, or every volume of a folder, into a folder of masks and reports."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pantherseg.case import CaseOutput, run_case
+from pantherseg.errors import InputError, OutputError, PantherSegError
+from pantherseg.files import prepare_folder
+from pantherseg.io import case_name, find_sources, mask_name
+from pantherseg.logs import one_line
+from pantherseg.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+def has_many_cases(source: Path) -> bool:
+    """Return whether a path is a folder of sources, rather than a source itself. Raises InputError."""
+    return source.is_dir() and find_sources(source) != [source]
+
+
+def run_batch(source: Path, output: Path, session: Session) -> list[Path]:
+    """Segment a source, or every source in a folder, and return the sources that failed.
+
+    The folder `output` gets a mask in the format of each source and a report <case>.json. A single source that fails
+    raises its error; in a folder the others are still segmented. Raises what `run_case` raises for models, devices and
+    outputs that no source could use.
+    """
+    if not has_many_cases(source):
+        _check_targets([source], output)
+        run_case(source, session, _output_of(source, output))
+        return []
+    sources = _sources(source)
+    _check_targets(sources, output)
+    session.load()  # models or a folder that cannot be used end the run, rather than each case
+    prepare_folder(output)
+    failed = []
+    for number, path in enumerate(sources, start=1):
+        logger.info("volume %d of %d", number, len(sources))
+        try:
+            run_case(path, session, _output_of(path, output))
+        except Exception as error:  # whatever is wrong with one volume, the others are segmented
+            logger.debug("%s", path, exc_info=not isinstance(error, PantherSegError))
+            logger.error("error: %s", one_line(error, path))
+            failed.append(path)
+    if failed:
+        names = ", ".join(path.name for path in failed)
+        logger.error("error: %d of %d volumes failed: %s", len(failed), len(sources), names)
+    return failed
+
+
+def _output_of(source: Path, output: Path) -> CaseOutput:
+    return CaseOutput(output / mask_name(source), output / f"{case_name(source)}.json")
+
+
+def _sources(folder: Path) -> list[Path]:
+    sources = find_sources(folder)
+    if not sources:
+        raise InputError(folder, "the folder contains no volume")
+    cases = [case_name(path) for path in sources]
+    repeated = [path.name for path, case in zip(sources, cases, strict=True) if cases.count(case) > 1]
+    if repeated:
+        raise InputError(folder, expected="one file for each case", found=", ".join(repeated))
+    return sources
+
+
+def _check_targets(sources: list[Path], output: Path) -> None:
+    """Raise OutputError if a mask would overwrite its volume, which has the same name."""
+    for path in sources:
+        if (output / mask_name(path)).resolve() == path.resolve():
+            problem = f"the mask of {path.name} would overwrite the volume itself"
+            raise OutputError(output, problem, hint="write to another folder")
