@@ -44,6 +44,13 @@ def one_line_about(where: object, error: Exception) -> str:
     return text
 
 
+def flip_a_bit(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.fixture
 def server() -> Iterator[FileServer]:
     """A server of files on this machine that may be told to fail."""

@@ -1,4 +1,4 @@
-"""Archives of unknown content: what is unpacked, and what is refused before it is."""
+"""Archives of unknown content: what is unpacked, and what is refused before unpacking."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from archive_files import entry, tar
 from pantherseg.archives import Archive, ArchiveError, opened
 from pantherseg.errors import DownloadError, OutputError
 
@@ -36,25 +37,6 @@ def zip_with_link(name: str, target: str) -> bytes:
     return buffer.getvalue()
 
 
-def tarred(files: Files, compression: str = "gz") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def tar_with(name: str, kind: bytes, target: str = "") -> bytes:
-    buffer = io.BytesIO(tarred(FILES, ""))
-    with tarfile.open(fileobj=buffer, mode="a") as archive:
-        member = tarfile.TarInfo(name)
-        member.type, member.linkname = kind, target
-        archive.addfile(member)
-    return buffer.getvalue()
-
-
 def damaged(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes(byte ^ 255 for byte in content[middle : middle + 9]) + content[middle + 9 :]
@@ -72,7 +54,7 @@ def write(tmp_path: Path) -> Callable[[bytes], Path]:
 
 @pytest.mark.parametrize(
     "content",
-    [zipped(FILES), zipped(FILES, deflate=True), *(tarred(FILES, kind) for kind in ("", "gz", "bz2", "xz"))],
+    [zipped(FILES), zipped(FILES, deflate=True), *(tar(FILES, compression=kind) for kind in ("", "gz", "bz2", "xz"))],
     ids=["zip", "deflated zip", "tar", "tar.gz", "tar.bz2", "tar.xz"],
 )
 def test_unpacks_chosen_files(write: Callable[[bytes], Path], tmp_path: Path, content: bytes) -> None:
@@ -86,8 +68,8 @@ def test_unpacks_chosen_files(write: Callable[[bytes], Path], tmp_path: Path, co
 @pytest.mark.parametrize(
     "content",
     [
-        tar_with("model/link", tarfile.SYMTYPE, "fold_0/weights.pth"),
-        tar_with("model/link", tarfile.LNKTYPE, "model/fold_0/weights.pth"),
+        tar(FILES, entry("model/link", tarfile.SYMTYPE, target="fold_0/weights.pth")),
+        tar(FILES, entry("model/link", tarfile.LNKTYPE, target="model/fold_0/weights.pth")),
         zip_with_link("model/link", "fold_0/weights.pth"),
     ],
     ids=["symbolic", "hard", "zip"],
@@ -106,25 +88,25 @@ def test_unpacks_links_for_a_caller_who_asks(write: Callable[[bytes], Path], tmp
     [
         (zipped({**FILES, "../evil": b"-"}), "found ../evil"),
         (zipped({**FILES, "/tmp/evil": b"-"}), "found /tmp/evil"),
-        (tarred({**FILES, "a/../../evil": b"-"}), "found a/../../evil"),
-        (tarred({**FILES, "/evil": b"-"}), "found /evil"),
+        (tar({**FILES, "a/../../evil": b"-"}), "found a/../../evil"),
+        (tar({**FILES, "/evil": b"-"}), "found /evil"),
         (zip_with_link("a", "/etc"), r"found a \(a link to /etc\)"),
-        (tar_with("a", tarfile.SYMTYPE, "/etc"), r"found a \(a link to /etc\)"),
-        (tar_with("a", tarfile.LNKTYPE, "model/plans.json"), r"found a \(a link to model/plans.json\)"),
-        (tar_with("a", tarfile.CHRTYPE), r"found a \(a device or pipe\)"),
+        (tar(FILES, entry("a", tarfile.SYMTYPE, target="/etc")), r"found a \(a link to /etc\)"),
+        (tar(FILES, entry("a", tarfile.LNKTYPE, target="model/plans.json")), r"found a \(a link to model/plans.json\)"),
+        (tar(FILES, entry("a", tarfile.CHRTYPE)), r"found a \(a device or pipe\)"),
         (zipped({**FILES, "./a": b"-", "a": b"-"}), "found 2 members with the name 'a'"),
-        (tarred({**FILES, "model": b"-"}), "found 'model' both as a file and as a folder"),
+        (tar({**FILES, "model": b"-"}), "found 'model' both as a file and as a folder"),
         (b"<!doctype html><title>Log in</title>", "a file that is not a tar archive and begins with b'<!doctype html>"),
         (b"", "not a tar archive and begins with b''"),
         (b"\x28\xb5\x2f\xfd" + bytes(100), "compression by zstd, which is not supported"),
-        (tarred(FILES)[:-20], r"a damaged or truncated archive \(EOFError"),
-        (tarred(FILES, "")[: -(10 << 10)], "a damaged or truncated archive"),
-        (tarred(FILES, "") + b"more", "data after its end"),
+        (tar(FILES, compression="gz")[:-20], r"a damaged or truncated archive \(EOFError"),
+        (tar(FILES)[: -(10 << 10)], "a damaged or truncated archive"),
+        (tar(FILES) + b"more", "data after its end"),
         (zipped(FILES).replace(b"weights", b"wEIGHTS", 1), r"a damaged or truncated archive \(BadZipFile"),
-        (b"?star".join(tarred(FILES, "").rsplit(b"ustar", 1)), "a damaged or truncated archive"),
-        (damaged(tarred(FILES, "bz2")), "a damaged or truncated archive"),
-        (damaged(tarred(FILES, "gz")), "a damaged or truncated archive"),
-        (damaged(tarred(FILES, "xz")), "a damaged or truncated archive"),
+        (b"?star".join(tar(FILES).rsplit(b"ustar", 1)), "a damaged or truncated archive"),
+        (damaged(tar(FILES, compression="bz2")), "a damaged or truncated archive"),
+        (damaged(tar(FILES, compression="gz")), "a damaged or truncated archive"),
+        (damaged(tar(FILES, compression="xz")), "a damaged or truncated archive"),
     ],
 )
 def test_refuses_archives_of_weights(write: Callable[[bytes], Path], content: bytes, found: str) -> None:
@@ -136,7 +118,11 @@ def test_refuses_archives_of_weights(write: Callable[[bytes], Path], content: by
 
 @pytest.mark.parametrize(
     "pack",
-    [lambda zeros: zipped({"a": zeros}, deflate=True), lambda zeros: tarred({"a": zeros}), gzip.compress],
+    [
+        lambda zeros: zipped({"a": zeros}, deflate=True),
+        lambda zeros: tar({"a": zeros}, compression="gz"),
+        gzip.compress,
+    ],
     ids=["zip", "tar", "empty blocks"],
 )
 def test_refuses_archives_made_to_fill_a_disk(write: Callable[[bytes], Path], pack: Callable[[bytes], bytes]) -> None:

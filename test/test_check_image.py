@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import lzma
 import os
@@ -18,12 +17,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from archive_files import ImageArchive, entry, tar, without_last_member
 from pantherseg.cli import main
 from pantherseg.errors import UploadError
 from pantherseg.grand_challenge.check_image import check_image
 from pantherseg.grand_challenge.verdict import Verdict
-from pantherseg.paths import ROOT
-from saved import Saved, tar
+from verdicts import broken, only_fault, upload_fault
 
 ARCHIVE = "an archive of docker save"
 ENGINE = "an image of Docker's engine"
@@ -32,322 +31,239 @@ NOT_ROOT = "USER set, and not root"
 ENTRY_POINT = "an entry point or a command"
 STARTS = "the container starts"
 RULES = 7
+ZSTD = b"\x28\xb5\x2f\xfd"
+Check = Callable[..., list[Verdict]]
+Members = dict[str, bytes]
 
 
-def broken(verdicts: list[Verdict]) -> dict[str, str]:
-    return {verdict.rule: verdict.found for verdict in verdicts if not verdict.kept}
+@pytest.fixture
+def check(tmp_path: Path) -> Check:
+    """Check an archive under a file name."""
+
+    def check(image: ImageArchive | bytes, name: str = "image.tar") -> list[Verdict]:
+        path = tmp_path / name
+        path.write_bytes(image.content() if isinstance(image, ImageArchive) else image)
+        return check_image(str(path))
+
+    return check
 
 
-def only_fault(verdicts: list[Verdict], rule: str) -> str:
-    """Return what was found where exactly one rule is broken, which must be this one."""
-    faults = broken(verdicts)
-    assert [name[: len(rule)] for name in faults] == [rule], faults
-    (found,) = faults.values()
-    assert len(found.splitlines()) == 1
-    return found
+def zipped(content: bytes) -> bytes:
+    return gzip.compress(content, 1)
 
 
-def judged(saved: Saved, tmp_path: Path, name: str = "image.tar") -> list[Verdict]:
-    return check_image(str(saved.write(tmp_path / name)))
+def with_config(**changes: Any) -> ImageArchive:
+    image = ImageArchive()
+    image.config |= changes
+    return image
 
 
-@pytest.mark.parametrize("name", ["image.tar", "image.tar.gz"])
-def test_accepts_a_good_image(tmp_path: Path, name: str) -> None:
-    verdicts = judged(Saved(), tmp_path, name)
+def as_blobs(members: Members) -> None:
+    """Lay the members out as Docker 25 does."""
+    (image,) = json.loads(members["manifest.json"])
+    moved = {name: f"blobs/sha256/{name.split('/')[0].removesuffix('.json')}" for name in image["Layers"]}
+    moved[image["Config"]] = f"blobs/sha256/{image['Config'].removesuffix('.json')}"
+    for old, new in moved.items():
+        members[new] = members.pop(old)
+    image |= {"Config": moved[image["Config"]], "Layers": [moved[name] for name in image["Layers"]]}
+    members["manifest.json"] = json.dumps([image]).encode()
+    members["index.json"] = b"{}"
+
+
+def with_a_link_for_a_layer() -> bytes:
+    members = ImageArchive().members()
+    first = next(name for name in members if name.endswith("layer.tar"))
+    members["moved/layer.tar"] = members.pop(first)
+    return tar(members, entry(first, tarfile.SYMTYPE, target="../moved/layer.tar"))
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        (ImageArchive(), "image.tar"),
+        (zipped(ImageArchive().content()), "image.tar.gz"),
+        (lzma.compress(ImageArchive().content(), preset=0), "image.tar.xz"),
+        (ImageArchive(pack=zipped), "image.tar"),
+        (ImageArchive(change=as_blobs), "image.tar"),
+        (with_a_link_for_a_layer(), "image.tar"),
+        (ImageArchive(tags=None), "image.tar"),
+        (ImageArchive(tags=["host:5000/a/mine:V1"]), "image.tar"),
+        *((with_config(User=user), "image.tar") for user in ("user:staff", "user:50", "1000", "1000:1000")),
+        (with_config(Entrypoint=None, Cmd=["run"]), "image.tar"),
+        (with_config(Volumes={"/data": {}, "/outputs": {}}), "image.tar"),
+    ],
+)
+def test_accepts_a_good_image(check: Check, image: ImageArchive | bytes, name: str) -> None:
+    verdicts = check(image, name)
     assert broken(verdicts) == {}
     assert len(verdicts) == RULES
 
 
-def test_accepts_compression_by_xz(tmp_path: Path) -> None:
-    path = tmp_path / "image.tar.xz"
-    path.write_bytes(lzma.compress(Saved().content(), preset=0))
-    assert broken(check_image(str(path))) == {}
-
-
 @pytest.mark.parametrize(
-    ("name", "pack"),
-    [
-        ("image.tar.gz", lambda content: content),
-        ("image.tar", lambda content: gzip.compress(content, 1)),
-        ("image.zip", lambda content: content),
-        ("image.tgz", lambda content: gzip.compress(content, 1)),
-    ],
+    ("name", "pack"), [("image.tar.gz", bytes), ("image.tar", zipped), ("image.zip", bytes), ("image.tgz", zipped)]
 )
 def test_refuses_a_suffix_that_does_not_fit_the_compression(
-    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+    check: Check, name: str, pack: Callable[[bytes], bytes]
 ) -> None:
-    path = tmp_path / name
-    path.write_bytes(pack(Saved().content()))
-    assert name in only_fault(check_image(str(path)), ARCHIVE)
+    assert name in only_fault(check(pack(ImageArchive().content()), name), ARCHIVE)
 
 
-def truncated_gzip(content: bytes) -> bytes:
-    return gzip.compress(content, 1)[:-200]
-
-
-def changed_gzip(content: bytes) -> bytes:
-    packed = bytearray(gzip.compress(content, 1))
+def with_another_checksum(content: bytes) -> bytes:
+    packed = bytearray(zipped(content))
     packed[-6] ^= 1
     return bytes(packed)
 
 
+def with_a_header_of_a_larger_member(_: bytes) -> bytes:
+    info = entry("././@LongLink", tarfile.GNUTYPE_LONGNAME)
+    info.size = 1 << 30
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(100_000)
+
+
 @pytest.mark.parametrize(
-    ("name", "spoil"),
+    ("name", "damage"),
     [
         pytest.param(
             "image.tar.gz",
-            truncated_gzip,
-            marks=pytest.mark.fault(
-                "outputs", "an image's archive cut short", "the rule that it breaks, before the upload"
-            ),
+            lambda content: zipped(content)[:-200],
+            marks=upload_fault("an image's archive cut short"),
+            id="gzip cut",
         ),
-        ("image.tar.gz", changed_gzip),
+        ("image.tar.gz", with_another_checksum),
         ("image.tar.xz", lambda content: lzma.compress(content, preset=0)[:-100]),
         ("image.tar", lambda content: content[: len(content) // 3]),
         ("image.tar", lambda content: content.rstrip(b"\0")[:-50]),
+        ("image.tar", without_last_member),
+        ("image.tar", with_a_header_of_a_larger_member),
         ("image.tar", lambda content: b""),
         ("image.tar", lambda content: b"no archive" * 100),
-        ("image.tar", lambda content: b"\x28\xb5\x2f\xfd" + bytes(2000)),
+        ("image.tar", lambda content: ZSTD + bytes(2000)),
     ],
-    ids=["gzip cut", "gzip changed", "xz cut", "tar cut", "tar cut late", "empty", "text", "zstd"],
 )
-def test_refuses_a_damaged_archive(tmp_path: Path, name: str, spoil: Callable[[bytes], bytes]) -> None:
-    path = tmp_path / name
-    path.write_bytes(spoil(Saved().content()))
-    assert only_fault(check_image(str(path)), ARCHIVE).endswith("Could not decompress the container image file.")
+def test_refuses_a_damaged_archive(check: Check, name: str, damage: Callable[[bytes], bytes]) -> None:
+    found = only_fault(check(damage(ImageArchive().content()), name), ARCHIVE)
+    assert found.endswith("Could not decompress the container image file.")
 
 
-def test_refuses_an_archive_that_ends_between_two_members(tmp_path: Path) -> None:
-    content = Saved().content()
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        last = archive.getmembers()[-1]
-    path = tmp_path / "image.tar"
-    path.write_bytes(content[: last.offset])
-    assert "a damaged or truncated archive" in only_fault(check_image(str(path)), ARCHIVE)
-
-
-def second_image(members: dict[str, bytes]) -> None:
+def second_image(members: Members) -> None:
     members["manifest.json"] = json.dumps(json.loads(members["manifest.json"]) * 2).encode()
 
 
-def only_oci(members: dict[str, bytes]) -> None:
+def oci_layout(members: Members) -> None:
     del members["manifest.json"]
     members["index.json"] = b'{"schemaVersion": 2, "manifests": []}'
-    members["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
 
 
-def drop(suffix: str) -> Callable[[dict[str, bytes]], object]:
+def without(suffix: str) -> Callable[[Members], object]:
     return lambda members: [members.pop(name) for name in list(members) if name.endswith(suffix)]
 
 
-def other_configuration(members: dict[str, bytes]) -> None:
+def other_configuration(members: Members) -> None:
     name = next(name for name in members if name.endswith(".json") and name != "manifest.json")
     members[name] = members[name].replace(b'"user"', b'"User"')
 
 
-def other_layer(members: dict[str, bytes]) -> None:
+def other_layer(members: Members) -> None:
     name = [name for name in members if name.endswith("layer.tar")][-1]
     members[name] = tar({"opt/code": b"other code"})
 
 
-def set_manifest(content: bytes) -> Callable[[dict[str, bytes]], object]:
+def manifest(content: bytes) -> Callable[[Members], object]:
     return lambda members: members.update({"manifest.json": content})
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("changes", "found"),
     [
-        (second_image, "The container image file should only have 1 image. This file contains 2."),
-        (set_manifest(b"[]"), "This file contains 0."),
-        (only_oci, "no manifest.json but index.json: an OCI layout. Was this created with docker save?"),
-        (drop("manifest.json"), "no manifest.json. Was this created with docker save?"),
-        (set_manifest(b"{}"), "manifest.json without a list of images"),
-        (set_manifest(b"[1]"), "manifest.json without a list of images"),
-        (set_manifest(b"[{"), "manifest.json, which is not valid JSON"),
-        (set_manifest(b"[" * 100_000), "manifest.json, which is not valid JSON"),
-        (set_manifest(b'[{"Config": 3}]'), "no 3, the image's configuration"),
-        (set_manifest(b'[{"Config": "x.json"}]'), "no x.json, the image's configuration"),
-        (other_configuration, "a configuration whose SHA-256 is not its name"),
-        (drop("layer.tar"), "/layer.tar, no such file"),
-        (other_layer, "layers whose SHA-256 is not in the configuration"),
+        ({"change": second_image}, "The container image file should only have 1 image. This file contains 2."),
+        ({"change": manifest(b"[]")}, "This file contains 0."),
+        ({"change": oci_layout}, "no manifest.json but index.json: an OCI layout. Was this created with docker save?"),
+        ({"change": without("manifest.json")}, "no manifest.json. Was this created with docker save?"),
+        ({"change": manifest(b"{}")}, "manifest.json without a list of images"),
+        ({"change": manifest(b"[1]")}, "manifest.json without a list of images"),
+        ({"change": manifest(b"[{")}, "manifest.json, which is not valid JSON"),
+        ({"change": manifest(b"[" * 100_000)}, "manifest.json, which is not valid JSON"),
+        ({"change": manifest(b'[{"Config": 3}]')}, "no 3, the image's configuration"),
+        ({"change": manifest(b'[{"Config": "x.json"}]')}, "no x.json, the image's configuration"),
+        ({"change": other_configuration}, "a configuration whose SHA-256 is not its name"),
+        ({"change": without("layer.tar")}, "/layer.tar, no such file"),
+        ({"change": other_layer}, "layers whose SHA-256 is not in the configuration"),
+        ({"layers": []}, "no layers"),
+        ({"pack": lambda layer: ZSTD + layer}, "/layer.tar, compression by zstd, which is not supported"),
+        ({"pack": lambda layer: zipped(layer)[:-20]}, "/layer.tar, a damaged or truncated archive"),
+        ({"pack": lambda layer: layer[:700]}, "layers whose SHA-256 is not in the configuration"),
     ],
 )
-def test_refuses_an_archive_without_exactly_one_image(
-    tmp_path: Path, change: Callable[[dict[str, bytes]], object], said: str
-) -> None:
-    assert said in only_fault(judged(Saved(change=change), tmp_path), ONE_IMAGE)
+def test_refuses_an_archive_without_exactly_one_image(check: Check, changes: dict[str, Any], found: str) -> None:
+    assert found in only_fault(check(ImageArchive(**changes)), ONE_IMAGE)
 
 
-def test_refuses_an_image_without_layers(tmp_path: Path) -> None:
-    assert only_fault(judged(Saved(layers=[]), tmp_path), ONE_IMAGE) == "no layers"
-
-
-def test_accepts_layers_compressed_by_gzip(tmp_path: Path) -> None:
-    assert broken(judged(Saved(pack=gzip.compress), tmp_path)) == {}
-
-
-def zstd(layer: bytes) -> bytes:
-    return subprocess.run(["zstd", "--quiet"], input=layer, capture_output=True, check=True).stdout
-
-
-@pytest.mark.parametrize(
-    ("pack", "said"),
-    [
-        (zstd, "/layer.tar, compression by zstd, which is not supported"),
-        (lambda layer: gzip.compress(layer)[:-20], "/layer.tar, a damaged or truncated archive"),
-        (lambda layer: layer[:700], "layers whose SHA-256 is not in the configuration"),
-    ],
-)
-def test_refuses_layers_that_cannot_be_read(tmp_path: Path, pack: Callable[[bytes], bytes], said: str) -> None:
-    if pack is zstd and shutil.which("zstd") is None:
-        pytest.skip("zstd is not installed")
-    assert said in only_fault(judged(Saved(pack=pack), tmp_path), ONE_IMAGE)
-
-
-def test_accepts_the_layout_of_docker_25(tmp_path: Path) -> None:
-    def as_blobs(members: dict[str, bytes]) -> None:
-        (entry,) = json.loads(members["manifest.json"])
-        moved = {name: f"blobs/sha256/{name.split('/')[0].removesuffix('.json')}" for name in entry["Layers"]}
-        moved[entry["Config"]] = f"blobs/sha256/{entry['Config'].removesuffix('.json')}"
-        for old, new in moved.items():
-            members[new] = members.pop(old)
-        entry |= {"Config": moved[entry["Config"]], "Layers": [moved[name] for name in entry["Layers"]]}
-        members["manifest.json"] = json.dumps([entry]).encode()
-        members["index.json"] = b"{}"
-
-    assert broken(judged(Saved(change=as_blobs), tmp_path)) == {}
-
-
-def test_accepts_a_link_in_place_of_an_equal_layer(tmp_path: Path) -> None:
-    members = Saved().members()
-    first = next(name for name in members if name.endswith("layer.tar"))
-    members["moved/layer.tar"] = members.pop(first)
-    buffer = io.BytesIO(tar(members))
-    with tarfile.open(fileobj=buffer, mode="a") as archive:
-        link = tarfile.TarInfo(first)
-        link.type, link.linkname = tarfile.SYMTYPE, "../moved/layer.tar"
-        archive.addfile(link)
-    path = tmp_path / "image.tar"
-    path.write_bytes(buffer.getvalue())
-    assert broken(check_image(str(path))) == {}
-
-
-@pytest.mark.fault(
-    "outputs", "an image's {where} of a few bytes that expands to 200 MB", "the rule that it breaks, before the upload"
-)
+@upload_fault("an image's {where} of a few bytes that expands to 30 MB")
 @pytest.mark.parametrize("where", ["archive", "layer"])
 def test_stops_reading_an_archive_that_was_made_to_fill_a_disk(
-    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+    check: Check, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pantherseg.grand_challenge.check_image.MIN_ALLOWED_BYTES", 1 << 20)
-    saved = Saved()
-    saved.layers.append(tar({"zeros": bytes(200 << 20)}))
-    name = "image.tar"
-    if where == "archive":
-        name = "image.tar.gz"
-    else:
-        saved.pack = lambda layer: gzip.compress(layer, 1)
-    assert "made to fill a disk" in only_fault(judged(saved, tmp_path, name), ARCHIVE)
+    image = ImageArchive(pack=zipped if where == "layer" else bytes)
+    image.layers.append(tar({"zeros": bytes(30 << 20)}))
+    verdicts = check(image) if where == "layer" else check(zipped(image.content()), "image.tar.gz")
+    assert "made to fill a disk" in only_fault(verdicts, ARCHIVE)
 
 
-def test_refuses_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_too_many_members(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pantherseg.archives.MAX_MEMBERS", 5)
-    assert "more than 5 members" in only_fault(judged(Saved(), tmp_path), ARCHIVE)
+    assert "more than 5 members" in only_fault(check(ImageArchive()), ARCHIVE)
 
 
-def test_refuses_a_header_that_states_more_than_the_archive_has(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("././@LongLink")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
-    path = tmp_path / "image.tar"
-    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(100_000))
-    only_fault(check_image(str(path)), ARCHIVE)
-
-
-def with_config(**changes: Any) -> Saved:
-    saved = Saved()
-    saved.config |= changes
-    return saved
+ROOT_USERS = ("", None, "Root", "0", "0:0", "root:user", "00", ":1000")
+NO_COMMAND: tuple[dict[str, Any], ...] = ({"Entrypoint": None}, {"Entrypoint": [], "Cmd": []}, {"Entrypoint": "run"})
+RESERVED = ("/input", "/output", "/tmp", "/opt/ml", "/opt/ml/model", "/opt")
 
 
 @pytest.mark.parametrize(
-    "user",
+    ("image", "rule", "found"),
     [
-        "",
-        None,
         pytest.param(
-            "root",
-            marks=pytest.mark.fault(
-                "outputs", "an image that runs as root", "the rule that it breaks, before the upload"
-            ),
+            with_config(User="root"),
+            NOT_ROOT,
+            "root. The container runs as root.",
+            marks=upload_fault("an image that runs as root"),
+            id="root",
         ),
-        "Root",
-        "0",
-        "0:0",
-        "root:user",
-        "00",
-        ":1000",
+        *((with_config(User=u), NOT_ROOT, f"{u or 'no USER'}. The container runs as root.") for u in ROOT_USERS),
+        pytest.param(
+            ImageArchive(platform={"architecture": "arm64", "os": "linux"}),
+            "for linux/amd64",
+            "linux/arm64. Architecture type 'arm64' is not supported.",
+            marks=upload_fault("an image for other processors"),
+            id="architecture",
+        ),
+        *((ImageArchive(tags=[tag]), "a name in lower case", tag) for tag in ("Mine:latest", "a/Mine")),
+        *((with_config(**config), ENTRY_POINT, "neither ENTRYPOINT nor CMD") for config in NO_COMMAND),
+        *((with_config(Volumes={path: {}}), "no VOLUME on", path) for path in RESERVED),
     ],
 )
-def test_refuses_root(tmp_path: Path, user: str | None) -> None:
-    assert "The container runs as root." in only_fault(judged(with_config(User=user), tmp_path), NOT_ROOT)
+def test_names_the_broken_rule_of_a_configuration(check: Check, image: ImageArchive, rule: str, found: str) -> None:
+    assert only_fault(check(image), rule) == found
 
 
-@pytest.mark.parametrize("user", ["user", "user:staff", "user:50", "1000", "1000:1000"])
-def test_accepts_other_users(tmp_path: Path, user: str) -> None:
-    assert broken(judged(with_config(User=user), tmp_path)) == {}
-
-
-@pytest.mark.fault("outputs", "an image for other processors", "the rule that it breaks, before the upload")
-def test_refuses_another_architecture(tmp_path: Path) -> None:
-    saved = Saved(about={"architecture": "arm64", "os": "linux"})
-    found = only_fault(judged(saved, tmp_path), "for linux/amd64")
-    assert found == "linux/arm64. Architecture type 'arm64' is not supported."
-
-
-@pytest.mark.parametrize(("tag", "kept"), [("Mine:latest", False), ("host:5000/a/mine:V1", True), ("a/Mine", False)])
-def test_refuses_capitals_in_the_name(tmp_path: Path, tag: str, kept: bool) -> None:
-    verdicts = judged(Saved(tags=[tag]), tmp_path)
-    assert (only_fault(verdicts, "a name in lower case") == tag) if not kept else broken(verdicts) == {}
-
-
-def test_accepts_an_image_without_a_name(tmp_path: Path) -> None:
-    assert broken(judged(Saved(tags=None), tmp_path)) == {}
-
-
-@pytest.mark.parametrize("config", [{"Entrypoint": None}, {"Entrypoint": [], "Cmd": []}, {"Entrypoint": "run"}])
-def test_refuses_an_image_without_an_entry_point(tmp_path: Path, config: dict[str, Any]) -> None:
-    assert only_fault(judged(with_config(**config), tmp_path), ENTRY_POINT) == "neither ENTRYPOINT nor CMD"
-
-
-def test_accepts_a_command_without_an_entry_point(tmp_path: Path) -> None:
-    assert broken(judged(with_config(Entrypoint=None, Cmd=["run"]), tmp_path)) == {}
-
-
-def test_judges_a_configuration_with_unexpected_types(tmp_path: Path) -> None:
+def test_judges_a_configuration_with_unexpected_types(check: Check) -> None:
     odd = {"User": 5, "Entrypoint": "run.py", "Cmd": {}, "Volumes": [{}]}
-    assert list(broken(judged(with_config(**odd), tmp_path))) == [ENTRY_POINT]
-    saved = Saved(about={})
-    saved.config.clear()
-    assert list(broken(judged(saved, tmp_path))) == ["for linux/amd64", NOT_ROOT, ENTRY_POINT]
-
-
-@pytest.mark.parametrize("volume", ["/input", "/output", "/tmp", "/opt/ml", "/opt/ml/model", "/opt"])
-def test_refuses_volumes_on_the_platforms_paths(tmp_path: Path, volume: str) -> None:
-    assert only_fault(judged(with_config(Volumes={volume: {}}), tmp_path), "no VOLUME on") == volume
-
-
-def test_accepts_volumes_elsewhere(tmp_path: Path) -> None:
-    assert broken(judged(with_config(Volumes={"/data": {}, "/outputs": {}}), tmp_path)) == {}
+    assert list(broken(check(with_config(**odd)))) == [ENTRY_POINT]
+    empty = ImageArchive(platform={}, config={})
+    assert list(broken(check(empty))) == ["for linux/amd64", NOT_ROOT, ENTRY_POINT]
 
 
 def test_the_command_prints_lines_or_json(tmp_path: Path) -> None:
-    path = str(with_config(User="root").write(tmp_path / "image.tar"))
-    lines = CliRunner().invoke(main, ["check", "image", path])
+    path = tmp_path / "image.tar"
+    path.write_bytes(with_config(User="root").content())
+    lines = CliRunner().invoke(main, ["check", "image", str(path)])
     assert lines.exit_code == 1
     assert [line.split()[0] for line in lines.stdout.splitlines()].count("BROKEN") == 1
-    report = CliRunner().invoke(main, ["check", "image", path, "--json"])
+    report = CliRunner().invoke(main, ["check", "image", str(path), "--json"])
     assert [verdict["kept"] for verdict in json.loads(report.stdout)].count(False) == 1
-    good = CliRunner().invoke(main, ["check", "image", str(Saved().write(tmp_path / "good.tar"))])
+    path.write_bytes(ImageArchive().content())
+    good = CliRunner().invoke(main, ["check", "image", str(path)])
     assert (good.exit_code, len(good.stdout.splitlines())) == (0, RULES)
 
 
@@ -364,10 +280,11 @@ def test_refuses_what_is_neither_a_file_nor_a_tag(tmp_path: Path, monkeypatch: p
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Put a `docker` into PATH that saves the default image and does the rest as it is told."""
-    program, image = tmp_path / "docker", Saved().write(tmp_path / "image.tar")
+    """Put a `docker` into PATH that saves the default image, cut to a size, and runs the given shell commands."""
+    program, image = tmp_path / "docker", tmp_path / "image.tar"
 
-    def write(*, save: str = "true", run: str = "true", kill: str = "false") -> None:
+    def write(*, size: int | None = None, save: str = "true", run: str = "true", kill: str = "false") -> None:
+        image.write_bytes(ImageArchive().content()[:size])
         cases = f"image) ;;\nsave) cat {image}\n{save} ;;\nrun) {run} ;;\nkill) {kill} ;;"
         program.write_text(f"#!/bin/sh\ncase $1 in\n{cases}\nesac\n")
         program.chmod(0o755)
@@ -377,17 +294,15 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 
 
 @pytest.mark.parametrize("size", [0, 3000, None])
-def test_names_the_engines_error_while_it_saves(tmp_path: Path, engine: Callable[..., None], size: int | None) -> None:
-    """Such as a full disk: the engine writes the whole image to a folder of its own before it sends it."""
-    (tmp_path / "image.tar").write_bytes(Saved().content()[:size])
-    engine(save="echo no space left on device >&2; exit 1")
+def test_names_the_engines_error_while_it_saves(engine: Callable[..., None], size: int | None) -> None:
+    """For example a full disk: the engine writes the whole image to a temporary folder before it sends it."""
+    engine(size=size, save="echo no space left on device >&2; exit 1")
     with pytest.raises(UploadError, match="expected docker save to write the image, found no space left on device"):
         check_image("mine:latest")
 
 
-def test_refuses_a_damaged_image_of_the_engine(tmp_path: Path, engine: Callable[..., None]) -> None:
-    (tmp_path / "image.tar").write_bytes(Saved().content()[:3000])
-    engine()
+def test_refuses_a_damaged_image_of_the_engine(engine: Callable[..., None]) -> None:
+    engine(size=3000)
     assert "docker save wrote a damaged or truncated archive" in only_fault(check_image("mine:latest"), ENGINE)
 
 
@@ -464,18 +379,14 @@ def program_that_exits_with_its_user() -> bytes:
             "nobody",
             "/run",
             "unable to find user nobody",
-            marks=pytest.mark.fault(
-                "outputs", "an image with an unknown user", "the rule that it breaks, before the upload"
-            ),
+            marks=upload_fault("an image with an unknown user"),
             id="unknown user",
         ),
         pytest.param(
             "user",
             "/gone",
             "no such file or directory",
-            marks=pytest.mark.fault(
-                "outputs", "an image without its entry point", "the rule that it breaks, before the upload"
-            ),
+            marks=upload_fault("an image without its entry point"),
             id="missing entry point",
         ),
     ],
@@ -498,10 +409,3 @@ def test_starts_images_that_docker_built(tmp_path: Path, user: str, entry_point:
     else:
         assert broken(verdicts) == {}
         assert verdicts[-1].found == "exit code 42 with an empty /input"
-
-
-def test_the_projects_dockerfiles_keep_the_rules() -> None:
-    for task in ("task1", "task2"):
-        text = (ROOT / f"Dockerfile.{task}").read_text()
-        assert "VOLUME" not in text
-        assert "USER user" in text

@@ -23,27 +23,16 @@ def content(**changes: Any) -> dict[str, Any]:
     """Return a checkpoint as nnU-Net's trainer saves it; its log contains numpy numbers."""
     return {
         "network_weights": dict(WEIGHTS),
-        "optimizer_state": {
-            "state": {0: {"momentum_buffer": torch.ones(2)}},
-            "param_groups": [{"lr": 0.01, "nesterov": True, "params": [0, 1]}],
-        },
+        "optimizer_state": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.01}]},
         "grad_scaler_state": None,
         "logging": {
             "mean_fg_dice": [np.float64(0.25), np.float32(0.5), np.float16(0.5)],
-            "train_losses": [np.float32(-0.5)],
             "epoch_end_timestamps": [1700000000.5],
             "counts": [np.int64(3), np.int32(4), np.bool_(True)],
         },
         "_best_ema": np.float64(0.125),
         "current_epoch": 1000,
-        "init_args": {
-            "plans": {"configurations": {"3d_fullres": {"patch_size": [16, 32, 32]}}},
-            "configuration": "3d_fullres",
-            "fold": 0,
-            "dataset_json": {"labels": {"background": 0, "tumour": 1}},
-            "unpack_dataset": True,
-            "device": torch.device("cuda"),
-        },
+        "init_args": {"configuration": "3d_fullres", "fold": 0, "device": torch.device("cuda")},
         "trainer_name": "nnUNetTrainer1e3",
         "inference_allowed_mirroring_axes": (0, 1, 2),
     } | changes
@@ -64,8 +53,7 @@ def error_of(path: Path) -> str:
 def test_reads_a_checkpoint_of_nnunet(tmp_path: Path, zipped: bool) -> None:
     path = saved(tmp_path / "c.pth", content(), _use_new_zipfile_serialization=zipped)
     checkpoint = read_checkpoint(path)
-    assert checkpoint.configuration == "3d_fullres"
-    assert checkpoint.trainer == "nnUNetTrainer1e3"
+    assert (checkpoint.configuration, checkpoint.trainer) == ("3d_fullres", "nnUNetTrainer1e3")
     assert checkpoint.mirroring_axes == (0, 1, 2)
     assert list(checkpoint.weights) == list(WEIGHTS)
     assert all(torch.equal(checkpoint.weights[key], value) for key, value in WEIGHTS.items())
@@ -96,16 +84,10 @@ class Malicious:
         return os.system, (f"touch '{self.target}'",)
 
 
-@pytest.mark.parametrize(
-    "zipped",
-    [
-        pytest.param(
-            True,
-            marks=pytest.mark.fault("models", "an nnU-Net checkpoint contains code", "an error; the code is not run"),
-        ),
-        False,
-    ],
-)
+CODE = pytest.mark.fault("models", "an nnU-Net checkpoint contains code", "an error; the code is not run")
+
+
+@pytest.mark.parametrize("zipped", [pytest.param(True, marks=CODE), False])
 def test_refuses_code_in_a_checkpoint_without_running_it(tmp_path: Path, zipped: bool) -> None:
     target = tmp_path / "was_run"
     malicious = content(trainer_name=Malicious(target))
@@ -136,6 +118,9 @@ def test_refuses_damaged_files(tmp_path: Path) -> None:
     error_of(tmp_path)
 
 
+NO_WEIGHTS = [{}, None, {"a": 1.0}, [torch.ones(1)]]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -143,20 +128,16 @@ def test_refuses_damaged_files(tmp_path: Path) -> None:
         3,
         {},
         {"state_dict": WEIGHTS},
-        content(network_weights={}),
-        content(network_weights=None),
-        content(network_weights={"a": 1.0}),
-        content(network_weights=[torch.ones(1)]),
-        content(init_args=None),
-        content(init_args={}),
+        *(content(network_weights=weights) for weights in NO_WEIGHTS),
+        *(content(init_args=settings) for settings in (None, {})),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=range(10),
 )
 def test_refuses_other_content(tmp_path: Path, wrong: object) -> None:
     assert "network_weights, init_args.configuration" in error_of(saved(tmp_path / "c.pth", wrong))
 
 
-def test_a_damaged_byte_in_the_directory_of_the_archive_is_one_line_of_error(tmp_path: Path) -> None:
+def test_names_a_checkpoint_with_a_damaged_byte_in_the_directory_of_its_archive(tmp_path: Path) -> None:
     path = saved(tmp_path / "c.pth", content())
     whole = path.read_bytes()
     refused = 0
@@ -176,13 +157,9 @@ def test_a_damaged_byte_in_the_directory_of_the_archive_is_one_line_of_error(tmp
     "an error that names the file",
 )
 def test_detects_a_damaged_byte_of_the_weights(tmp_path: Path) -> None:
-    """torch itself loads such a file and returns other weights."""
-    weights = {"a.weight": torch.randn(64, 64)}
-    path = tmp_path / "c.pth"
-    torch.save({"network_weights": weights, "init_args": {"configuration": "3d_fullres"}}, path)
+    weights = torch.randn(64, 64)
+    path = saved(tmp_path / "c.pth", content(network_weights={"a.weight": weights}))
     good = path.read_bytes()
-    place = good.index(weights["a.weight"].numpy().tobytes()[:16]) + 100
+    place = good.index(weights.numpy().tobytes()[:16]) + 100
     path.write_bytes(good[:place] + bytes([good[place] ^ 0x40]) + good[place + 1 :])
-    assert not torch.equal(torch.load(path, weights_only=True)["network_weights"]["a.weight"], weights["a.weight"])
-    with pytest.raises(ModelError, match=r"c.pth: expected an nnU-Net checkpoint, found a damaged part"):
-        read_checkpoint(path)
+    assert "expected an nnU-Net checkpoint, found a damaged part" in error_of(path)

@@ -1,4 +1,4 @@
-"""Network families and model folders of other frameworks are added by one registration each."""
+"""A network family, or the model folders of another framework, are added by one registration."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ from pantherseg.registry import Registry, decode_registered
 from pantherseg.tables import Fraction, Table
 from pantherseg.volume import Grid, Volume
 
-PATCH = (8, 16, 16)
-DESCRIPTION = {
-    "patch": PATCH,
+TINY: dict[str, object] = {"family": "test.tiny", "width": 4}
+DESCRIPTION: dict[str, object] = {
+    "patch": (8, 16, 16),
     "labels": {"background": 0, "tumour": 1},
-    "architecture": {"family": "test.tiny", "width": 4},
     "preprocessing": {
         "spacing": [1.0, 1.0, 1.0],
         "transpose": [0, 1, 2],
@@ -47,7 +46,7 @@ DESCRIPTION = {
 
 
 class Shape:
-    """A kind of thing with variants."""
+    """A base class with registered variants."""
 
     registry: ClassVar[Registry[Shape]] = Registry("shape")
 
@@ -158,16 +157,13 @@ class TestSource:
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A model folder of the registered source with two folds."""
     SOURCES.append(TestSource())
-    folder = write_model(tmp_path / "models" / "task1", DESCRIPTION)
-    yield folder
+    yield write_model(tmp_path / "models" / "task1", TINY)
     SOURCES.pop()
 
 
-def write_model(folder: Path, description: dict[str, object]) -> Path:
+def write_model(folder: Path, architecture: dict[str, object]) -> Path:
     folder.mkdir(parents=True)
-    (folder / "model.json").write_text(json.dumps(description))
-    architecture = description["architecture"]
-    assert isinstance(architecture, dict)
+    (folder / "model.json").write_text(json.dumps(DESCRIPTION | {"architecture": architecture}))
     for fold in range(2):
         torch.manual_seed(fold)
         (folder / f"fold_{fold}").mkdir()
@@ -182,7 +178,7 @@ def test_finds_packs_and_runs_a_model_of_a_registered_source_and_family(folder: 
     assert model == ModelFolder(folder, ("0", "1"), "weights.pt")
     bundle = as_bundle(model)
     manifest = bundle.manifest
-    assert manifest.architecture == DESCRIPTION["architecture"]
+    assert manifest.architecture == TINY
     assert manifest.provenance.record == {"framework": "test"}
     assert manifest.provenance.files_sha256.keys() == {"model.json"}
 
@@ -218,7 +214,7 @@ def test_refuses_an_unknown_family_and_invalid_settings(tmp_path: Path) -> None:
 
 
 def test_refuses_a_network_whose_graph_holds_transformed_weights(folder: Path, tmp_path: Path) -> None:
-    other = write_model(tmp_path / "other", DESCRIPTION | {"architecture": {"family": "test.transposed"}})
+    other = write_model(tmp_path / "other", {"family": "test.transposed"})
     with pytest.raises(ModelError) as caught:
         pack(open_model_folder(other), tmp_path / "bundle")
     assert "the graph does not contain weight unchanged" in one_line_about(other, caught.value)

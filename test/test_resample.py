@@ -112,17 +112,10 @@ def test_torch_resampling_matches_nnunet(
 @settings(max_examples=60, deadline=None)
 @given(shape=shapes, new_shape=shapes, spacing=spacings, data=st.data())
 def test_slabs_equal_the_whole_result(shape: Shape, new_shape: Shape, spacing: Triple, data: st.DataObject) -> None:
-    resampling = data.draw(
-        st.sampled_from(
-            [
-                Resampling.from_plans(SPLINE, LOGITS),
-                Resampling.from_plans(SPLINE, {**LOGITS, "order": 0, "order_z": 1}),
-                Resampling.from_plans(SPLINE, IMAGES),
-                Resampling.from_plans(TORCH, {}),
-            ]
-        )
+    plans = [(SPLINE, LOGITS), (SPLINE, {**LOGITS, "order": 0, "order_z": 1}), (SPLINE, IMAGES), (TORCH, {})]
+    resizer = Resampling.from_plans(*data.draw(st.sampled_from(plans))).resizer(
+        shape, new_shape, spacing, (1.0, 1.0, 1.0)
     )
-    resizer = resampling.resizer(shape, new_shape, spacing, (1.0, 1.0, 1.0))
     logits = random_data(shape, "float16", channels=3)
     whole = resizer.resize(logits)
     assert str(whole.dtype) == resizer.result_type(logits)
@@ -163,12 +156,14 @@ def test_computes_the_same_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> N
         np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-7)
 
 
-def test_has_the_defaults_of_nnunet() -> None:
-    spline = Resampling.from_plans(SPLINE, {})
-    assert (spline.order, spline.order_z, spline.force_separate_z) == (3, 0, False)
-    torchs = Resampling.from_plans(TORCH, {"is_seg": False, "num_threads": 4, "memefficient_seg_resampling": True})
-    assert (torchs.mode, torchs.aniso_axis_mode, torchs.force_separate_z) == ("linear", "nearest-exact", None)
-    assert spline.separate_z_anisotropy_threshold == torchs.separate_z_anisotropy_threshold == 3
+@pytest.mark.parametrize(
+    ("name", "arguments"), [(SPLINE, {}), (TORCH, {"num_threads": 1, "memefficient_seg_resampling": True})]
+)
+@pytest.mark.parametrize("spacing", [(2.9, 1.0, 1.0), (3.1, 1.0, 1.0)])
+def test_has_the_defaults_of_nnunet(name: str, arguments: dict[str, Any], spacing: Triple) -> None:
+    image = random_data((5, 6, 7), "float32")
+    ours, theirs = resample_with_both(image, name, {"is_seg": False, **arguments}, (11, 9, 8), spacing, (1.0, 1.0, 1.0))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
