@@ -129,7 +129,8 @@ NO_WEIGHTS = [{}, None, {"a": 1.0}, [torch.ones(1)]]
         {},
         {"state_dict": WEIGHTS},
         *(content(network_weights=weights) for weights in NO_WEIGHTS),
-        *(content(init_args=settings) for settings in (None, {})),
+        content(init_args=None),
+        content(init_args={}),
     ],
     ids=range(10),
 )

@@ -1,4 +1,4 @@
-"""The built images: what the platform asks of them, and how they end when something is wrong."""
+"""The built images: the platform's rules for them, and how a run ends when something is wrong."""
 
 from __future__ import annotations
 
@@ -46,31 +46,28 @@ def described(image: str) -> dict[str, Any]:
     return description
 
 
-def test_the_image_is_what_the_platform_takes(image: str) -> None:
+def test_runs_the_tasks_entry_point_as_an_ordinary_user(image: str) -> None:
     description = described(image)
     config = description["Config"]
     assert description["Architecture"] == "amd64"
-    assert config["User"] not in ("", "0", "root")
     assert not config.get("Volumes")
-    assert config["Entrypoint"] == [
-        "/opt/venv/bin/python",
-        f"/opt/pantherseg/Task{image.split('-')[1][-1]}/inference.py",
-    ]
+    program = f"/opt/pantherseg/Task{image.split('-')[1][-1]}/inference.py"
+    assert config["Entrypoint"] == ["/opt/venv/bin/python", program]
     command = f'getent passwd {config["User"]} && test "$(id -u)" -ne 0 && touch "$HOME/x" && test ! -w /opt/venv'
     result = docker("run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c", command)
     assert result.returncode == 0, result.stderr
 
 
-def test_the_image_says_what_it_is(image: str) -> None:
-    labels = described(image)["Config"]["Labels"]
-    said = {name.removeprefix("org.opencontainers.image."): value for name, value in labels.items()}
+def test_describes_itself_in_labels(image: str) -> None:
+    prefixed = described(image)["Config"]["Labels"]
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in prefixed.items()}
     runtime = "cpu" if image.endswith("-cpu") else "cuda"
-    assert said["title"] == f"pantherseg, Task {image.split('-')[1][-1]}, {runtime}"
-    assert "Not for clinical use" in said["description"]
-    assert (said["licenses"], said["version"]) == ("Apache-2.0", __version__)
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", said["revision"])
-    assert re.fullmatch(r"https://\S+|unknown", said["source"])
-    assert ("created" in said) == (len(said["revision"]) == 40)
+    assert labels["title"] == f"pantherseg, Task {image.split('-')[1][-1]}, {runtime}"
+    assert "Not for clinical use" in labels["description"]
+    assert (labels["licenses"], labels["version"]) == ("Apache-2.0", __version__)
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", labels["revision"])
+    assert re.fullmatch(r"https://\S+|unknown", labels["source"])
+    assert ("created" in labels) == (len(labels["revision"]) == 40)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -86,7 +83,7 @@ def test_the_small_image_has_no_torch() -> None:
     assert result.stdout == "None None None\n"
 
 
-def test_a_containers_limit_is_what_a_case_may_take() -> None:
+def test_a_case_may_take_the_memory_of_its_container() -> None:
     command = "from pantherseg.machine.memory import room_bytes; print(room_bytes() >> 20)"
     options = ["--rm", "--network", "none", "--memory", "700m", "--entrypoint", "python"]
     result = docker("run", *options, built("task1-cpu"), "-c", command)
@@ -95,7 +92,7 @@ def test_a_containers_limit_is_what_a_case_may_take() -> None:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    """A copy of Task 1's sample job with folders for the output and the model, open to any user."""
+    """A copy of Task 1's sample job with folders for the output and the model, writable for any user."""
     shutil.copytree(ROOT / "test" / "input" / "task1", tmp_path / "input")
     for name in ("output", "model"):
         (tmp_path / name).mkdir()
@@ -116,7 +113,7 @@ def second_volume(job: Path) -> None:
     shutil.copy(volume_of(job), volume_of(job).with_name("second.mha"))
 
 
-def file_that_is_no_model(job: Path) -> None:
+def file_that_is_not_a_model(job: Path) -> None:
     (job / "model" / "readme.txt").write_text("not a model")
 
 
@@ -137,11 +134,11 @@ def raw_checkpoint_damaged(job: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-# What is done to a job, and what the last line says: in the large image, in the small one where it differs.
+# What is done to a job, and what the last line of stderr names: with torch, and without where that differs.
 FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (volume_cut_short, "bytes of compressed voxels, found 1422", ""),
     (second_volume, "expected exactly one volume", ""),
-    (file_that_is_no_model, "expected one bundle or nnU-Net model folder", ""),
+    (file_that_is_not_a_model, "expected one bundle or nnU-Net model folder", ""),
     (three_folds_damaged, "task1/fold_1.safetensors: expected", ""),
     (raw_checkpoint_damaged, "fold_1/checkpoint_final.pth: expected an nnU-Net checkpoint", "run `pantherseg pack"),
 ]
@@ -155,7 +152,7 @@ def run_job(job: Path, *, runtime: str = "", output_mode: str = "rw") -> subproc
 
 @pytest.mark.fault("platform", "one fold damaged, image pantherseg-task1-cpu", "a mask, and an event")
 @pytest.mark.slow
-def test_a_fold_that_is_damaged_costs_no_case(job: Path) -> None:
+def test_leaves_a_damaged_fold_out(job: Path) -> None:
     shutil.copytree(DEMO_WEIGHTS / "task1", job / "model" / "task1")
     truncate_fold(job, 3)
     result = run_job(job, runtime="-cpu")
@@ -166,14 +163,14 @@ def test_a_fold_that_is_damaged_costs_no_case(job: Path) -> None:
     assert len(list((job / "output" / "images").rglob("*.mha"))) == 1
 
 
-@pytest.mark.fault("platform", "{spoil}, image pantherseg-task1{runtime}", "an error that names it, and no result")
+@pytest.mark.fault("platform", "{damage}, image pantherseg-task1{runtime}", "an error that names it, and no result")
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize(("spoil", "reason", "without_torch"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
-def test_a_fault_ends_with_its_reason_and_without_a_result(
-    job: Path, spoil: Callable[[Path], None], reason: str, without_torch: str, runtime: str
+@pytest.mark.parametrize(("damage", "reason", "without_torch"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
+def test_ends_with_the_reason_and_without_a_result(
+    job: Path, damage: Callable[[Path], None], reason: str, without_torch: str, runtime: str
 ) -> None:
-    spoil(job)
+    damage(job)
     result = run_job(job, runtime=runtime)
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1
@@ -183,7 +180,7 @@ def test_a_fault_ends_with_its_reason_and_without_a_result(
 
 
 @pytest.mark.slow
-def test_a_raw_model_folder_is_packed_in_the_large_image(job: Path) -> None:
+def test_packs_a_raw_model_folder_where_torch_is_installed(job: Path) -> None:
     masks = []
     for provide in (
         lambda role: unpack(open_bundle(DEMO_WEIGHTS / "task1", folds=[0, 1]), role),
@@ -198,13 +195,13 @@ def test_a_raw_model_folder_is_packed_in_the_large_image(job: Path) -> None:
 
 
 def interruptible() -> None:
-    """Undo what a shell does to its commands in the background: they ignore Ctrl-C, and so does what they start."""
+    """Let Ctrl-C end a command, even where a shell started these tests in the background and made them ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["== packing the models", "models "], ids=["packing", "networks"])
-def test_ctrl_c_leaves_no_container_and_no_files_behind(tmp_path: Path, moment: str) -> None:
+def test_leaves_no_container_and_no_files_behind_after_ctrl_c(tmp_path: Path, moment: str) -> None:
     built("task1-cpu")
     run = subprocess.Popen(
         [ROOT / "do_test_run.sh", "--no-build", "--runtime", "cpu", "task1"],
@@ -219,7 +216,7 @@ def test_ctrl_c_leaves_no_container_and_no_files_behind(tmp_path: Path, moment: 
     seen = [""]
     while not seen[-1].startswith(moment):
         seen.append(run.stdout.readline())
-        assert seen[-1], f"ended before: {seen}"
+        assert seen[-1], f"the script has ended: {seen}"
     os.killpg(run.pid, signal.SIGINT)
     run.communicate(timeout=30)
     assert run.returncode == 130
@@ -229,7 +226,7 @@ def test_ctrl_c_leaves_no_container_and_no_files_behind(tmp_path: Path, moment: 
 
 @pytest.mark.fault("platform", "the output folder is read-only, image pantherseg-task1", "an error that names it")
 @pytest.mark.slow
-def test_an_output_that_cannot_be_written_is_named(job: Path) -> None:
+def test_names_an_output_folder_that_cannot_be_written(job: Path) -> None:
     result = run_job(job, output_mode="ro")
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: /output")

@@ -19,7 +19,7 @@ from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.preprocessing.intensity import IntensityScheme, Unchanged
 from pantherseg.preprocessing.preprocess import CERTAIN, Prepared, Preprocessing
 from pantherseg.preprocessing.resample import Resampling
-from pantherseg.registry import decode_registered
+from pantherseg.tables import decode_registered
 from pantherseg.volume import Shape, Triple
 
 with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints a greeting on import
@@ -30,7 +30,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints a greeting on 
 PLANS = json.loads((DEMO_WEIGHTS / "task1" / "plans.json").read_text(encoding="utf-8"))
 DATASET = json.loads((DEMO_WEIGHTS / "task1" / "dataset.json").read_text(encoding="utf-8"))
 FOREGROUND = {"mean": 83.7, "std": 41.3, "percentile_00_5": 5.5, "percentile_99_5": 171.25}
-SCHEMES = [
+SCHEMES: list[dict[str, Any]] = [
     {"scheme": "ZScoreNormalization", "use_mask": False},
     {"scheme": "ZScoreNormalization", "use_mask": True},
     {"scheme": "CTNormalization", **FOREGROUND},

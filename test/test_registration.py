@@ -27,8 +27,8 @@ from pantherseg.networks import Architecture, build_network, register_network
 from pantherseg.packing.pack import as_bundle, pack
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.recipe import Member, Recipe, Sockets
-from pantherseg.registry import Registry, decode_registered
-from pantherseg.tables import Fraction, Table
+from pantherseg.registry import Registry
+from pantherseg.tables import Fraction, Table, decode_registered
 from pantherseg.volume import Grid, Volume
 
 TINY: dict[str, object] = {"family": "test.tiny", "width": 4}

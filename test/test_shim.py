@@ -1,4 +1,4 @@
-"""The platform's own runner on the built images: what it records of a good run, and of every bad end."""
+"""The platform's own runner on the built images: what it records of a good case and of each kind of failure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,24 +29,24 @@ from shim.image import Image, describe, exported, open_image, stored_layers
 from shim.invocation import SIGNING_KEY, Outcome, invoke, verified
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
-# What `.ci/run` takes, and the rest.
+# The images of .ci/run, and the others.
 SHORT = ["task2-cpu"]
 CPU = [*SHORT, pytest.param("task1-cpu", marks=pytest.mark.full)]
 EVERY = [*CPU, *(pytest.param(name, marks=pytest.mark.full) for name in ("task1", "task2"))]
-# From scripts/containers.sh, on the demo weights whatever weights/own holds.
+# Packs the demo models, whatever is in weights/own.
 PACK = 'source scripts/containers.sh; weights=weights/demo; pack_model "$0" "$1"'
 
 
-def faulty(images: list[Any], done: str, must: str) -> pytest.MarkDecorator:
+NAMED = "an error that names it, shown to the user; nothing uploaded, no process left"
+
+
+def on_images(images: list[Any], done: str, must: str) -> pytest.MarkDecorator:
     """Run a test on images; on the first of them it is a row of the table of faults."""
     first = pytest.param(images[0], marks=pytest.mark.fault("platform", done, must))
     return pytest.mark.parametrize("image", [first, *images[1:]], indirect=True)
 
 
-class Invoke(Protocol):
-    """Runs the image of a test; see `run`."""
-
-    def __call__(self, **options: Any) -> Outcome: ...
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="session")
@@ -87,11 +88,9 @@ def job(image: Image, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(image: Image, job: Path, python: Path, tmp_path: Path) -> Invoke:
-    def once(**options: Any) -> Outcome:
-        return invoke(image, job, tmp_path / "run", python=python, **options)
-
-    return once
+def run(image: Image, job: Path, python: Path, tmp_path: Path) -> Run:
+    """Run the image of the test on its job."""
+    return partial(invoke, image, job, tmp_path / "run", python=python)
 
 
 @pytest.fixture(scope="session")
@@ -125,9 +124,9 @@ def native_mask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], byt
         output = folder / task
         if not output.exists():
             program = task_recipe(int(task[-1])).with_name("inference.py")
-            places = {"--input": ROOT / "test" / "input" / task, "--output": output, "--model": DEMO_WEIGHTS}
-            options = [str(word) for option in places.items() for word in option]
-            subprocess.run([sys.executable, str(program), *options], check=True, capture_output=True)
+            folders = {"--input": ROOT / "test" / "input" / task, "--output": output, "--model": DEMO_WEIGHTS}
+            options = [word for option in folders.items() for word in option]
+            subprocess.run([sys.executable, program, *options], check=True, capture_output=True)
         return next(output.rglob("*.mha")).read_bytes()
 
     return mask
@@ -145,14 +144,14 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# One line for each condition under which the platform runs an image, as the image itself sees it.
+# Prints one line for each condition under which the platform runs an image, as the image sees it.
 CONDITIONS = r"""
 echo "user $(id -u) $(id -g) $HOME"
 echo "folder $(pwd)"
 echo "input $(readlink /input) $(find /input/ -type f | sort | xargs)"
 touch /input/x 2>/dev/null && echo "input can be written"
-for place in /output /tmp /opt/ml/model; do
-  touch "$place/x" && rm "$place/x" && echo "$place can be written and holds $(ls -A "$place" | xargs)"
+for folder in /output /tmp /opt/ml/model; do
+  touch "$folder/x" && rm "$folder/x" && echo "$folder can be written and holds $(ls -A "$folder" | xargs)"
 done
 echo "the model's files belong to $(find /opt/ml/model -type f -printf '%u\n' | sort -u | xargs)"
 echo "data $(ulimit -d)"
@@ -163,7 +162,7 @@ echo "secrets $(env | grep -ci grand_challenge)"
 
 
 @pytest.mark.parametrize("image", SHORT, indirect=True)
-def test_the_conditions_are_the_platform_s(
+def test_runs_an_image_under_the_platforms_conditions(
     image: Image, job: Path, python: Path, packed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     asked = replace(image, entrypoint=["/bin/sh", "-c", CONDITIONS])
@@ -185,7 +184,7 @@ def test_the_conditions_are_the_platform_s(
 
 
 def check_success(outcome: Outcome, image: Image, native: bytes) -> dict[str, Any]:
-    """Check that the platform has recorded a valid mask, the native one, and return the report beside it."""
+    """Check that the platform has recorded the mask that is made without a container, and return the report."""
     assert (outcome.exit_code, outcome.survivors) == (0, [])
     assert outcome.result is not None, outcome.log
     assert (outcome.result["return_code"], outcome.result["user_safe_error_message"]) == (0, ""), outcome.shown
@@ -195,14 +194,14 @@ def check_success(outcome: Outcome, image: Image, native: bytes) -> dict[str, An
     recorded = sorted(entry["relative_path"] for entry in outcome.result["outputs"])
     assert recorded == outcome.uploaded
     (mask,) = outcome.outputs.rglob("*.mha")
-    same = mask.read_bytes() == native
+    same = mask.read_bytes() == native  # so that pytest does not print both
     assert same
     report: dict[str, Any] = json.loads((outcome.outputs / "results.json").read_text())
     return report
 
 
 def check_failure(outcome: Outcome, *reasons: str) -> None:
-    """Check that the platform has recorded a failure, shows its reason in one line, and has no output."""
+    """Check that the platform has recorded a failure, shows its reason in one line, and received no output."""
     assert (outcome.exit_code, outcome.survivors) == (0, [])
     assert outcome.result is not None, outcome.log
     assert outcome.result["return_code"] == 1
@@ -212,9 +211,9 @@ def check_failure(outcome: Outcome, *reasons: str) -> None:
     assert (outcome.result["outputs"], outcome.uploaded) == ([], [])
 
 
-@faulty(EVERY, "nothing: a good case, for comparison", "the mask that is made without a container, and the report")
-def test_a_good_case_is_recorded_with_the_native_mask(
-    image: Image, run: Invoke, packed: Callable[[str], Path], native_mask: Callable[[str], bytes]
+@on_images(EVERY, "nothing: a good case, for comparison", "the mask that is made without a container, and the report")
+def test_records_the_mask_of_a_good_case(
+    image: Image, run: Run, packed: Callable[[str], Path], native_mask: Callable[[str], bytes]
 ) -> None:
     outcome = run(model=packed(task_of(image)))
     assert outcome.setup is not None
@@ -224,62 +223,54 @@ def test_a_good_case_is_recorded_with_the_native_mask(
 
 
 @pytest.mark.full
-@faulty(CPU, "no model is uploaded", "the demo models' mask")
-def test_without_a_model_the_demo_weights_are_used(
-    image: Image, run: Invoke, native_mask: Callable[[str], bytes]
-) -> None:
+@on_images(CPU, "no model is uploaded", "the demo models' mask")
+def test_uses_the_demo_weights_without_a_model(image: Image, run: Run, native_mask: Callable[[str], bytes]) -> None:
     report = check_success(run(), image, native_mask(task_of(image)))
     assert all(model["path"].startswith("/opt/pantherseg/weights/demo/") for model in report["models"])
 
 
-@faulty(
-    EVERY, "the volume is cut short", "an error that names it, shown to the user; nothing uploaded, no process left"
-)
-def test_a_damaged_input_is_named(job: Path, run: Invoke) -> None:
+@on_images(EVERY, "the volume is cut short", NAMED)
+def test_names_a_damaged_volume(job: Path, run: Run) -> None:
     (volume,) = job.rglob("*.mha")
     truncate(volume)
     outcome = run()
-    # As the platform lays it out, whatever lies behind the link.
+    # The path is that of the job, although /input is a link.
     check_failure(outcome, f"/input/{volume.relative_to(job)}: expected", "bytes of compressed voxels")
     assert outcome.lines("stdout") == []
 
 
 @pytest.mark.full
-@faulty(EVERY, "the platform's time is over", "an end by SIGTERM; nothing uploaded, no process left")
-def test_the_end_by_the_time_limit_is_at_once_and_leaves_nothing(run: Invoke) -> None:
+@on_images(EVERY, "the platform's time is over", "an end by SIGTERM; nothing uploaded, no process left")
+def test_ends_at_once_at_the_time_limit_and_leaves_nothing(run: Run) -> None:
     outcome = run(timeout="PT2S")
     assert (outcome.exit_code, outcome.survivors) == (0, [])
     assert outcome.result is not None
     assert (outcome.result["return_code"], outcome.shown) == (1, "Time limit exceeded")
     assert (outcome.result["outputs"], outcome.uploaded) == ([], [])
-    # It ended by SIGTERM: SIGKILL comes 5 s later.
+    # It ended by SIGTERM, since SIGKILL comes 5 s later.
     assert 2 <= float(outcome.result["exec_duration"].removeprefix("PT").removesuffix("S")) < 6
 
 
 @pytest.mark.full
-@faulty(EVERY, "a machine with 256 MB", "an error that names it, shown to the user; nothing uploaded, no process left")
-def test_a_machine_that_is_too_small_is_named(run: Invoke) -> None:
+@on_images(EVERY, "a machine with 256 MB", NAMED)
+def test_names_a_machine_that_is_too_small(run: Run) -> None:
     check_failure(run(memory_mb=256), "memory: expected at least 512 MB", "found a limit of 256 MB")
 
 
 @pytest.mark.full
-@faulty(
-    CPU,
-    "a volume that is too large for the machine's memory",
-    "an error that names it, shown to the user; nothing uploaded, no process left",
-)
-def test_a_volume_that_is_too_large_is_named(image: Image, job: Path, run: Invoke) -> None:
+@on_images(CPU, "a volume that is too large for the machine's memory", NAMED)
+def test_names_a_volume_that_is_too_large(job: Path, run: Run) -> None:
     (volume,) = job.rglob("*.mha")
-    # 300 MB as it is stored, 600 MB in float32, and nothing left for more.
+    # 300 MB as stored and 600 MB in float32.
     write_volume(Volume(np.zeros((600, 500, 500), np.int16), Grid((600, 500, 500), (1.0, 1.0, 1.0))), volume)
-    # In the words of whatever asked for too much first: what reads it, or what works on it.
+    # The reader or a later step may be the first to need too much memory.
     check_failure(run(memory_mb=1000), "memory")
 
 
 @pytest.mark.full
-@faulty(CPU, "a fold of the uploaded model is damaged", "the mask of the other folds, and an event")
-def test_a_damaged_fold_costs_no_case(
-    image: Image, run: Invoke, unpacked_model: Path, native_mask: Callable[[str], bytes]
+@on_images(CPU, "a fold of the uploaded model is damaged", "the mask of the other folds, and an event")
+def test_leaves_a_damaged_fold_out(
+    image: Image, run: Run, unpacked_model: Path, native_mask: Callable[[str], bytes]
 ) -> None:
     truncate(unpacked_model / task_of(image) / "fold_3.safetensors")
     outcome = run(model=archived(unpacked_model))
@@ -288,25 +279,23 @@ def test_a_damaged_fold_costs_no_case(
     report = json.loads((outcome.outputs / "results.json").read_text())
     assert [event["code"] for event in report["events"]] == ["fold_left_out"]
     (mask,) = outcome.outputs.rglob("*.mha")
-    assert mask.read_bytes() != native_mask(task_of(image)), "the fold took part"
+    assert mask.read_bytes() != native_mask(task_of(image)), "the damaged fold was used"
 
 
 @pytest.mark.full
-@faulty(
-    CPU,
-    "three folds of the uploaded model are damaged",
-    "an error that names it, shown to the user; nothing uploaded, no process left",
-)
-def test_too_many_damaged_folds_are_named(image: Image, run: Invoke, unpacked_model: Path) -> None:
+@on_images(CPU, "three folds of the uploaded model are damaged", NAMED)
+def test_names_the_first_of_too_many_damaged_folds(image: Image, run: Run, unpacked_model: Path) -> None:
     for fold in (0, 2, 4):
         truncate(unpacked_model / task_of(image) / f"fold_{fold}.safetensors")
     check_failure(run(model=archived(unpacked_model)), f"/opt/ml/model/{task_of(image)}/fold_0.safetensors: expected")
 
 
 @pytest.mark.full
-@faulty(SHORT, "the uploaded model's archive is cut short", "the runner's own error; nothing uploaded, no process left")
-def test_a_truncated_model_archive_is_refused_by_the_runner(
-    image: Image, run: Invoke, packed: Callable[[str], Path], tmp_path: Path
+@on_images(
+    SHORT, "the uploaded model's archive is cut short", "the runner's own error; nothing uploaded, no process left"
+)
+def test_the_runner_refuses_a_truncated_model_archive(
+    image: Image, run: Run, packed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     shutil.copy(packed(task_of(image)), tmp_path / "model.tar.gz")
     truncate(tmp_path / "model.tar.gz")
@@ -319,7 +308,7 @@ def test_a_truncated_model_archive_is_refused_by_the_runner(
 
 @pytest.mark.full
 @pytest.mark.parametrize("image", SHORT, indirect=True)
-def test_an_exported_file_system_is_as_good_as_the_engine_s_layers(
+def test_an_exported_file_system_gives_the_same_mask_as_the_engines_layers(
     image: Image, job: Path, python: Path, native_mask: Callable[[str], bytes], tmp_path: Path
 ) -> None:
     description = described(SHORT[0])
@@ -331,9 +320,9 @@ def test_an_exported_file_system_is_as_good_as_the_engine_s_layers(
 
 @pytest.mark.full
 @pytest.mark.parametrize("image", SHORT, indirect=True)
-def test_a_process_that_outlives_the_runner_is_seen(image: Image, job: Path, python: Path, tmp_path: Path) -> None:
-    lasting = replace(image, entrypoint=["/bin/sh", "-c", "setsid sleep 600 >/dev/null 2>&1 &"])
-    outcome = invoke(lasting, job, tmp_path / "run", python=python)
+def test_reports_a_process_that_outlives_the_runner(image: Image, job: Path, python: Path, tmp_path: Path) -> None:
+    leaves_a_process = replace(image, entrypoint=["/bin/sh", "-c", "setsid sleep 600 >/dev/null 2>&1 &"])
+    outcome = invoke(leaves_a_process, job, tmp_path / "run", python=python)
     assert outcome.result is not None
     assert (outcome.result["return_code"], outcome.survivors) == (0, ["sleep 600 "])
 
@@ -348,7 +337,7 @@ def test_a_killed_run_leaves_no_process_and_no_mount(image: Image, job: Path, py
     inside: set[str] = set()
     until = time.monotonic() + 60
     while not inside & {namespace(pid) for pid in processes(entry)}:
-        assert time.monotonic() < until, "the image has not begun"
+        assert time.monotonic() < until, "the image has not started"
         time.sleep(0.05)
         inside = {namespace(pid) for pid in processes(str(tmp_path))} - {namespace("self"), ""}
     child.kill()
@@ -366,7 +355,7 @@ def processes(words: str) -> list[str]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_text()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended since
             continue
         if words in line.replace("\0", " "):
             found.append(path.parent.name)
@@ -374,14 +363,14 @@ def processes(words: str) -> list[str]:
 
 
 def namespace(process: str) -> str:
-    """Return the process namespace of a process, nothing of one that has ended."""
+    """Return the process namespace of a process; an empty string where it has ended."""
     try:
         return str(Path("/proc", process, "ns", "pid").readlink())
     except OSError:
         return ""
 
 
-def test_a_result_that_was_changed_is_refused() -> None:
+def test_refuses_a_result_that_was_changed() -> None:
     content = b'{"return_code": 0}'
     signature = hmac.new(bytes.fromhex(SIGNING_KEY), content, "sha256").hexdigest()
     assert verified(content, {"signature_hmac_sha256": signature}) == {"return_code": 0}

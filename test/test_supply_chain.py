@@ -48,47 +48,14 @@ def test_every_dependency_is_in_its_lock_file() -> None:
         assert names <= pinned, name
 
 
-@pytest.mark.parametrize(
-    ("file", "lock"),
-    [
-        ("Dockerfile.task1", "COPY requirements-${RUNTIME}.lock /tmp/requirements.lock"),
-        ("Dockerfile.task2", "COPY requirements-${RUNTIME}.lock /tmp/requirements.lock"),
-        ("scripts/native.sh", "requirements.lock"),
-    ],
-)
-def test_pip_installs_only_packages_with_checksums(file: str, lock: str) -> None:
+@pytest.mark.parametrize("file", ["Dockerfile.task1", "Dockerfile.task2", "scripts/native.sh"])
+def test_pip_installs_only_packages_with_checksums(file: str) -> None:
     text = (ROOT / file).read_text().replace("\\\n", " ")
     commands = [line for line in text.splitlines() if "pip install" in line]
-    assert lock in text
     assert commands
     for command in commands:
         # The checkout itself has no checksum, and is installed without dependencies.
         assert ("--require-hashes" in command and "requirements.lock" in command) or "--no-deps" in command, command
-
-
-def test_pip_refuses_a_package_with_another_checksum(tmp_path: Path) -> None:
-    wheel = tmp_path / "thing-1.0-py3-none-any.whl"
-    make_wheel(wheel)
-    requirements = tmp_path / "requirements.lock"
-    requirements.write_text(f"thing==1.0 --hash=sha256:{'0' * 64}\n")
-    python = shutil.which("python3") or "python3"
-    command = [python, "-m", "pip", "download", "--no-index", "--find-links", tmp_path, "--require-hashes"]
-    command += ["--dest", tmp_path / "downloads", "--requirement", requirements]
-    if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
-        pytest.skip("pip is not available")
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "DO NOT MATCH THE HASHES" in result.stderr
-
-
-def make_wheel(path: Path) -> None:
-    import zipfile
-
-    with zipfile.ZipFile(path, "w") as archive:
-        folder = "thing-1.0.dist-info"
-        archive.writestr(f"{folder}/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
-        archive.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{folder}/RECORD", "")
 
 
 def git(folder: Path, *arguments: str, date: str = "2026-01-02T03:04:05+00:00") -> str:
@@ -112,17 +79,15 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def build(checkout: Path) -> list[str]:
-    """Build one image and return the arguments of `docker build`."""
+def build(checkout: Path, *, ceiling: str = "") -> list[str]:
+    """Build one image and return the arguments of `docker build`. ceiling: a folder in which git does not search."""
     arguments = checkout.parent / "arguments"
     arguments.unlink(missing_ok=True)
     path = f"{checkout.parent / 'bin'}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "GIT_CEILING_DIRECTORIES": str(checkout.parent)}
-    result = subprocess.run(
-        [checkout / "do_build.sh", "task1"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    environment = {**os.environ, "PATH": path, "GIT_CEILING_DIRECTORIES": ceiling or str(checkout.parent)}
+    command = [checkout / "do_build.sh", "task1"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
     return arguments.read_text().splitlines()
 
 
@@ -154,11 +119,7 @@ def test_the_revision_is_unknown_in_another_projects_checkout(checkout: Path) ->
     git(project, "init", "--quiet")
     git(project, "add", "checkout")
     git(project, "commit", "--quiet", "--message", "another project")
-    path = f"{project / 'bin'}:{os.environ['PATH']}"
-    subprocess.run(
-        [checkout / "do_build.sh", "task1"], env={**os.environ, "PATH": path}, check=True, capture_output=True
-    )
-    assert "REVISION=unknown" in (project / "arguments").read_text().splitlines()
+    assert "REVISION=unknown" in build(checkout, ceiling="/")
 
 
 @pytest.mark.parametrize(
@@ -180,10 +141,10 @@ def test_the_source_is_a_web_address_without_a_password(checkout: Path, remote: 
 
 
 @pytest.mark.parametrize("task", ["task1", "task2"])
-def test_labels_are_the_last_layers(task: str) -> None:
+def test_what_changes_with_every_commit_comes_after_the_last_layer(task: str) -> None:
     lines = (ROOT / f"Dockerfile.{task}").read_text().splitlines()
-    label = next(number for number, line in enumerate(lines) if line.startswith("LABEL"))
-    assert not [line for line in lines[label:] if line.startswith(("COPY", "ADD", "RUN", "ENV", "WORKDIR", "USER"))]
-    changing = [number for number, line in enumerate(lines) if line.startswith(("ARG REVISION", "ARG VERSION"))]
-    last = max(number for number, line in enumerate(lines) if line.startswith(("COPY", "RUN", "USER", "ENTRYPOINT")))
-    assert min(changing) > last, "steps after an argument that changes would not be cached"
+    steps = ("COPY", "ADD", "RUN", "ENV", "WORKDIR", "USER", "ENTRYPOINT")
+    last = max(number for number, line in enumerate(lines) if line.startswith(steps))
+    changing = ("LABEL", "ARG REVISION", "ARG VERSION")
+    first = min(number for number, line in enumerate(lines) if line.startswith(changing))
+    assert first > last, "steps after an argument that changes would not be cached"

@@ -1,4 +1,4 @@
-"""A built image: what it says of itself, and its file system as folders."""
+"""A built image: its configuration, and its file system as folders."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Image:
-    """An image as the platform knows it. layers: folders with its file system, the topmost first."""
+    """An image as the platform knows it.
+
+    folder: the working directory. layers: folders with its file system, the topmost first.
+    """
 
     name: str
     user: str
     folder: str
-    """Where its command starts (WORKDIR)."""
     environment: dict[str, str]
     entrypoint: list[str] | None
     command: list[str] | None
@@ -27,7 +29,7 @@ class Image:
 
 
 def describe(name: str) -> dict[str, Any] | None:
-    """Return what the Docker engine says of an image; None where no engine answers, or it has no such image."""
+    """Return the Docker engine's description of an image; None without an engine or without the image."""
     if shutil.which("docker") is None:
         return None
     result = subprocess.run(["docker", "image", "inspect", name], capture_output=True, text=True, check=False)
@@ -36,7 +38,7 @@ def describe(name: str) -> dict[str, Any] | None:
 
 
 def open_image(description: dict[str, Any], layers: tuple[Path, ...]) -> Image:
-    """Return an image by its description, and the folders with its file system."""
+    """Return an image from its description and the folders with its file system."""
     config = description["Config"]
     return Image(
         name=description["RepoTags"][0],
@@ -50,7 +52,7 @@ def open_image(description: dict[str, Any], layers: tuple[Path, ...]) -> Image:
 
 
 def stored_layers(description: dict[str, Any]) -> tuple[Path, ...]:
-    """Return the folders in which the engine itself keeps the image, if it keeps it so and on this machine."""
+    """Return the folders in which the engine stores the image; none if it stores images in another way or elsewhere."""
     data = (description.get("GraphDriver") or {}).get("Data") or {}
     paths = [data.get("UpperDir", ""), *data.get("LowerDir", "").split(":")]
     layers = tuple(Path(path) for path in paths if path)
@@ -59,7 +61,7 @@ def stored_layers(description: dict[str, Any]) -> tuple[Path, ...]:
 
 @contextmanager
 def exported(description: dict[str, Any], folder: Path) -> Iterator[tuple[Path, ...]]:
-    """Write an image's file system to a folder for as long as the block runs; as many bytes as the image has."""
+    """Write an image's file system to a folder, which needs as much space as the image, and remove it afterwards."""
     create = ["docker", "create", "--network", "none", description["Id"]]
     container = subprocess.run(create, capture_output=True, text=True, check=True).stdout.strip()
     folder.mkdir()

@@ -2,7 +2,7 @@
 
     python -I inside.py run.json
 
-It runs in the runner's environment, knows nothing of pantherseg and mounts wherever it likes: all of that ends with it.
+It runs in the runner's environment and does not import pantherseg. Its mounts disappear with its namespaces.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GRACE_S = 2.0
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Run one invocation as `invocation.py` describes it; results, logs and what survived go to its folder."""
+    """Run one invocation with the settings of `invocation.py`, and write results and logs to its folder."""
     os.umask(0o022)
     results = Path(settings["results"])
     loopback_up()
@@ -59,19 +59,19 @@ def main(settings: dict[str, Any]) -> None:
 
 
 def loopback_up() -> None:
-    """Start the only network there is; a new namespace has it, but down."""
+    """Start the loopback network, which is down in a new namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
 
 
 def upload(client: Any, settings: dict[str, Any]) -> None:
-    """Put inputs, models and the description of the invocation where the runner fetches them."""
+    """Upload the inputs, the model and the description of the invocation to the bucket that the runner reads."""
     client.create_bucket(Bucket=BUCKET)
     inputs = []
     for relative, path in settings["inputs"].items():
         client.upload_file(path, BUCKET, f"inputs/{relative}")
-        place = {"relative_path": relative, "bucket_name": BUCKET, "bucket_key": f"inputs/{relative}"}
-        inputs.append(place | {"decompress": False})
+        source = {"relative_path": relative, "bucket_name": BUCKET, "bucket_key": f"inputs/{relative}"}
+        inputs.append(source | {"decompress": False})
     if settings["model"] is not None:
         client.upload_file(settings["model"], BUCKET, MODEL_KEY)
     task = {
@@ -97,22 +97,22 @@ def download(client: Any, results: Path) -> dict[str, dict[str, str]]:
 
 
 def mount(*arguments: str | Path) -> None:
-    """Mount something in this namespace."""
+    """Run `mount` in this namespace."""
     subprocess.run(["mount", *map(str, arguments)], check=True)
 
 
-def mount_image(place: Path, layers: list[str]) -> Path:
-    """Return the image's file system as the platform starts its runner in it; what is written stays in memory."""
-    mount("-t", "tmpfs", "none", place)
-    root, upper, work = place / "root", place / "upper", place / "work"
-    for folder in (root, upper, work):
-        folder.mkdir()
+def mount_image(folder: Path, layers: list[str]) -> Path:
+    """Mount the image's file system as on the platform and return its root; written files stay in memory."""
+    mount("-t", "tmpfs", "none", folder)
+    root, upper, work = folder / "root", folder / "upper", folder / "work"
+    for path in (root, upper, work):
+        path.mkdir()
     mount("-t", "overlay", "-o", f"lowerdir={':'.join(layers)},upperdir={upper},workdir={work}", "none", root)
     for name, mode in (("input", 0o755), ("output", 0o777)):
         (root / name).mkdir(exist_ok=True)
         (root / name).chmod(mode)
     for name, mode in (("tmp", 0o777), ("opt/ml", 0o755)):
-        fresh = place / name.replace("/", "-")
+        fresh = folder / name.replace("/", "-")
         fresh.mkdir()
         fresh.chmod(mode)
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -134,12 +134,12 @@ def mount_image(place: Path, layers: list[str]) -> Path:
 
 
 def mount_runner(root: Path) -> list[str]:
-    """Lay this Python, its packages and libraries into the image, and return the command that starts the runner there.
+    """Mount this Python, its packages and libraries in the image, and return the command that starts the runner there.
 
-    The real one is a single file that brings its own. Naming the libraries to the loader keeps them out of the
-    environment, which the runner hands on.
+    The platform's runner is a single file with its own Python. The libraries are named to the loader, not in the
+    environment, because the runner passes its environment on to the image.
     """
-    place = root / RUNNER.relative_to("/")
+    target = root / RUNNER.relative_to("/")
     packages = Path(sagemaker_shim.cli.__file__).parents[1]
     base = Path(sys.base_prefix)
     mapped = {Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
@@ -147,8 +147,8 @@ def mount_runner(root: Path) -> list[str]:
     libraries = {folder: f"lib{number}" for number, folder in enumerate(sorted({path.parent for path in outside}))}
     loader = next(path for path in outside if path.name.startswith("ld-"))
     for source, name in {base: "python", packages: "packages", **libraries}.items():
-        (place / name).mkdir(parents=True)
-        mount("--bind", "-o", "ro", source, place / name)
+        (target / name).mkdir(parents=True)
+        mount("--bind", "-o", "ro", source, target / name)
     python = Path(sys.executable).resolve().relative_to(base)
     paths = ":".join(str(RUNNER / name) for name in libraries.values())
     start = [RUNNER / libraries[loader.parent] / loader.name, "--library-path", paths, RUNNER / "python" / python]
@@ -156,7 +156,7 @@ def mount_runner(root: Path) -> list[str]:
 
 
 def survivors() -> list[str]:
-    """Return the command lines of processes that outlive the runner; this one is the parent of all that do."""
+    """Return the command lines of processes that outlive the runner; they become children of this process."""
     until = time.monotonic() + GRACE_S
     while True:
         try:
@@ -172,5 +172,5 @@ def survivors() -> list[str]:
 
 if __name__ == "__main__":
     main(json.loads(Path(sys.argv[1]).read_text()))
-    # The server's thread may be waiting for a connection that nobody closes any more.
+    # The server's thread may still be waiting for a connection to be closed.
     os._exit(0)

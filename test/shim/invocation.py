@@ -1,4 +1,4 @@
-"""One run of an image by the platform's runner, and what the platform would know of it afterwards."""
+"""One run of an image by the platform's runner, and what the platform would receive from it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ PREFIX = "invocations/algorithm-1"
 PK = "algorithm-1"
 # The platform's default machine, 16 GB of which it keeps one.
 MEMORY_MB = 15 * 1024
-# A run is ended after this, whatever it does; longer than any here takes.
-LAST_RESORT_S = 900
+# Every run here is shorter; a longer one is stopped.
+MAX_RUN_S = 900
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left.
+    """The results of a run.
 
-    exit_code: the runner's own, 0 even where the image fails. setup, result: what it says of the models' and of the
-    image's run, None where it said nothing. outputs: a folder with what was uploaded. survivors: command lines.
+    exit_code: of the runner, 0 even where the image fails. setup, result: the runner's reports on the set-up of the
+    model and on the run of the image, None where there is none. outputs: a folder with the uploaded files. survivors:
+    command lines of processes that did not end.
     """
 
     exit_code: int
@@ -40,13 +41,13 @@ class Outcome:
 
     @property
     def uploaded(self) -> list[str]:
-        """The files that the platform got, by their paths below the output folder."""
+        """Return the uploaded files by their paths below the output folder."""
         files = (path for path in self.outputs.rglob("*") if path.is_file())
         return sorted(str(path.relative_to(self.outputs)) for path in files)
 
     @property
     def shown(self) -> str:
-        """What the platform shows of a failure: the runner's words, else the last line of stderr that is not empty."""
+        """Return the reason of a failure as the platform shows it: the runner's message, or the last line of stderr."""
         if self.result is None:
             return ""
         lines = [line.strip() for line in self.result["user_process_last_stderr_lines"] if line.strip()]
@@ -67,10 +68,10 @@ def invoke(
     timeout: str = "PT900S",
     memory_mb: int = MEMORY_MB,
 ) -> Outcome:
-    """Run an image on a job folder as the platform does; `work` is a new folder for what the run leaves.
+    """Run an image on a job folder as the platform does; `work` is a new folder for the results.
 
-    python: of the runner's environment. timeout: as ISO 8601 writes a duration. memory_mb: RLIMIT_DATA. Raises
-    RuntimeError where the run itself could not be made.
+    python: of the runner's environment. timeout: a duration in ISO 8601. memory_mb: RLIMIT_DATA. Raises RuntimeError
+    where the runner cannot be started.
     """
     for folder in ("results", "mount"):
         (work / folder).mkdir(parents=True)
@@ -89,14 +90,14 @@ def invoke(
     (work / "run.json").write_text(json.dumps(settings))
     inside = Path(__file__).with_name("inside.py")
     command = [*NAMESPACES, str(python), "-I", str(inside), str(work / "run.json")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LAST_RESORT_S)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MAX_RUN_S)
     if run.returncode:
-        raise RuntimeError(f"the run could not be made: {run.stderr}")
+        raise RuntimeError(f"the runner could not be started: {run.stderr}")
     return read_outcome(work / "results")
 
 
 def environment(image: Image, memory_mb: int) -> dict[str, str]:
-    """Return what the runner is started with: the image's own variables and the platform's."""
+    """Return the runner's environment: the image's own variables and the platform's."""
     platform = {
         "CMD_B64J": encoded(image.command),
         "ENTRYPOINT_B64J": encoded(image.entrypoint),
@@ -116,7 +117,7 @@ def encoded(value: object) -> str:
 
 
 def read_outcome(results: Path) -> Outcome:
-    """Return what a run left in its folder. Raises ValueError for a result that is not signed by its key."""
+    """Read the results of a run from its folder. Raises ValueError for a result with an invalid signature."""
     about = json.loads((results / "outcome.json").read_text())
     log = [
         json.loads(line)
@@ -125,15 +126,14 @@ def read_outcome(results: Path) -> Outcome:
         if line.startswith("{")
     ]
     outputs = results / "objects" / PREFIX
-    said = {}
+    reports = {}
     for name in ("runtime_setup_result", "inference_result"):
         path = outputs / ".sagemaker_shim" / f"{name}.json"
         key = f"{PREFIX}/.sagemaker_shim/{name}.json"
-        said[name] = None if not path.is_file() else verified(path.read_bytes(), about["metadata"][key])
+        reports[name] = None if not path.is_file() else verified(path.read_bytes(), about["metadata"][key])
         path.unlink(missing_ok=True)
-    return Outcome(
-        about["exit_code"], said["runtime_setup_result"], said["inference_result"], outputs, log, about["survivors"]
-    )
+    setup, result = reports.values()
+    return Outcome(about["exit_code"], setup, result, outputs, log, about["survivors"])
 
 
 def verified(content: bytes, metadata: dict[str, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the platform's runner needs of this machine: root, namespaces, and Python 3.12 in an environment of its own."""
+"""The platform's runner needs root, namespaces, and a separate Python 3.12 environment on this machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pantherseg.paths import ROOT
 
 LOCK = Path(__file__).with_name("requirements.lock")
 ENVIRONMENT = ROOT / ".venv-shim"
-# The runner's releases of today ask for it; on an older Python pip finds one of years ago.
+# Required by recent releases of the runner; on an older Python pip would install a release of years ago.
 VERSION = (3, 12)
-# All processes of a run are in these, and gone with the first of them; its mounts are seen by nobody else. A run ends
-# with whoever started it, however that ends.
+# All processes of a run are in these namespaces and end with the first of them, which ends with the process that started
+# it. Nothing outside sees their mounts.
 NAMESPACES = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -24,7 +24,7 @@ NAMESPACES = (
 
 
 def missing() -> str:
-    """Return what this machine lacks for a run, or an empty string."""
+    """Return why this machine cannot make a run, or an empty string."""
     if os.geteuid() != 0:
         return "only root may make namespaces and mounts"
     for tool in (NAMESPACES[0], "unshare", "mount"):
@@ -33,14 +33,14 @@ def missing() -> str:
     probe = [*NAMESPACES, "mount", "-t", "tmpfs", "none", "/mnt"]
     result = subprocess.run(probe, capture_output=True, text=True, check=False)
     if result.returncode:
-        return f"no namespaces with mounts of their own: {result.stderr.strip()}"
+        return f"no namespaces with separate mounts: {result.stderr.strip()}"
     return "" if next(_interpreters(), None) else "no Python 3.12"
 
 
 def runner() -> Path:
-    """Return the interpreter of the environment with the runner, made on first use and when its lock file changes.
+    """Return the interpreter of the runner's environment, which is made on first use and when its lock file changes.
 
-    Raises subprocess.CalledProcessError with pip's words where it cannot be filled.
+    Raises subprocess.CalledProcessError with pip's message where the runner cannot be installed.
     """
     python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / LOCK.name
     if not stamp.is_file() or stamp.read_bytes() != LOCK.read_bytes():
@@ -56,14 +56,14 @@ def runner() -> Path:
 
 
 def _interpreters() -> Iterator[str]:
-    """Yield every Python 3.12 that answers: on the path, and among pyenv's."""
+    """Yield every Python 3.12 that can be started, on PATH and among pyenv's versions."""
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     name = f"python{VERSION[0]}.{VERSION[1]}"
     pyenvs = sorted(map(str, versions.glob(f"{VERSION[0]}.{VERSION[1]}.*/bin/{name}")))
     for candidate in (sys.executable, shutil.which(name), *pyenvs):
         if candidate is None:
             continue
-        # What pyenv lays on the path is there for versions that it does not start.
-        question = f"import ensurepip, sys; sys.exit(sys.version_info[:2] != {VERSION})"
-        if subprocess.run([candidate, "-c", question], capture_output=True, check=False).returncode == 0:
+        # pyenv puts commands on PATH even for versions that it does not start.
+        code = f"import ensurepip, sys; sys.exit(sys.version_info[:2] != {VERSION})"
+        if subprocess.run([candidate, "-c", code], capture_output=True, check=False).returncode == 0:
             yield candidate
