@@ -42,14 +42,10 @@ def damaged(content: bytes) -> bytes:
     return content[:middle] + bytes(byte ^ 255 for byte in content[middle : middle + 9]) + content[middle + 9 :]
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[bytes], Path]:
-    def write(content: bytes) -> Path:
-        path = tmp_path / "archive"
-        path.write_bytes(content)
-        return path
-
-    return write
+def write(folder: Path, content: bytes) -> Path:
+    path = folder / "archive"
+    path.write_bytes(content)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -57,8 +53,8 @@ def write(tmp_path: Path) -> Callable[[bytes], Path]:
     [zipped(FILES), zipped(FILES, deflate=True), *(tar(FILES, compression=kind) for kind in ("", "gz", "bz2", "xz"))],
     ids=["zip", "deflated zip", "tar", "tar.gz", "tar.bz2", "tar.xz"],
 )
-def test_unpacks_chosen_files(write: Callable[[bytes], Path], tmp_path: Path, content: bytes) -> None:
-    with opened(write(content)) as archive:
+def test_unpacks_chosen_files(tmp_path: Path, content: bytes) -> None:
+    with opened(write(tmp_path, content)) as archive:
         assert archive.sizes == {name: len(content) for name, content in FILES.items()}
         archive.unpack({"model/fold_0/weights.pth": tmp_path / "new" / "weights.pth"})
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["weights.pth"]
@@ -74,8 +70,8 @@ def test_unpacks_chosen_files(write: Callable[[bytes], Path], tmp_path: Path, co
     ],
     ids=["symbolic", "hard", "zip"],
 )
-def test_unpacks_links_for_a_caller_who_asks(write: Callable[[bytes], Path], tmp_path: Path, content: bytes) -> None:
-    archive = Archive(write(content))
+def test_unpacks_links_for_a_caller_who_asks(tmp_path: Path, content: bytes) -> None:
+    archive = Archive(write(tmp_path, content))
     assert (archive.links, archive.refused) == ({"model/link": "model/fold_0/weights.pth"}, [])
     archive.unpack({name: tmp_path / "new" / name for name in (*archive.sizes, *archive.links)})
     link = tmp_path / "new" / "model" / "link"
@@ -104,13 +100,11 @@ def test_unpacks_links_for_a_caller_who_asks(write: Callable[[bytes], Path], tmp
         (tar(FILES) + b"more", "data after its end"),
         (zipped(FILES).replace(b"weights", b"wEIGHTS", 1), r"a damaged or truncated archive \(BadZipFile"),
         (b"?star".join(tar(FILES).rsplit(b"ustar", 1)), "a damaged or truncated archive"),
-        (damaged(tar(FILES, compression="bz2")), "a damaged or truncated archive"),
-        (damaged(tar(FILES, compression="gz")), "a damaged or truncated archive"),
-        (damaged(tar(FILES, compression="xz")), "a damaged or truncated archive"),
+        *((damaged(tar(FILES, compression=kind)), "a damaged or truncated archive") for kind in ("bz2", "gz", "xz")),
     ],
 )
-def test_refuses_archives_of_weights(write: Callable[[bytes], Path], content: bytes, found: str) -> None:
-    path = write(content)
+def test_refuses_archives_of_weights(tmp_path: Path, content: bytes, found: str) -> None:
+    path = write(tmp_path, content)
     with pytest.raises(DownloadError, match=found) as caught, opened(path):
         pass
     assert str(caught.value).startswith(f"{path}: expected ")
@@ -125,19 +119,19 @@ def test_refuses_archives_of_weights(write: Callable[[bytes], Path], content: by
     ],
     ids=["zip", "tar", "empty blocks"],
 )
-def test_refuses_archives_made_to_fill_a_disk(write: Callable[[bytes], Path], pack: Callable[[bytes], bytes]) -> None:
+def test_refuses_archives_made_to_fill_a_disk(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     with pytest.raises(ArchiveError, match="made to fill a disk"):
-        Archive(write(pack(bytes(70 << 20))))
+        Archive(write(tmp_path, pack(bytes(70 << 20))))
 
 
-def test_refuses_a_damaged_member_of_a_zip_archive(write: Callable[[bytes], Path], tmp_path: Path) -> None:
-    archive = Archive(write(damaged(zipped(FILES))))
+def test_refuses_a_damaged_member_of_a_zip_archive(tmp_path: Path) -> None:
+    archive = Archive(write(tmp_path, damaged(zipped(FILES))))
     with pytest.raises(ArchiveError, match="Bad CRC-32"):
         archive.unpack({name: tmp_path / "new" / name for name in archive.sizes})
 
 
-def test_names_the_folder_that_cannot_be_written(write: Callable[[bytes], Path], tmp_path: Path) -> None:
-    archive = Archive(write(zipped(FILES)))
+def test_names_the_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    archive = Archive(write(tmp_path, zipped(FILES)))
     (tmp_path / "new").touch()
     with pytest.raises(OutputError, match="new/model: expected to unpack here"):
         archive.unpack({name: tmp_path / "new" / name for name in archive.sizes})

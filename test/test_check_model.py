@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from archive_files import entry, without_last_member
-from conftest import CopiedBundle
+from conftest import CopiedBundle, flip_a_bit
 from pantherseg.cli import main
 from pantherseg.errors import OutputError, UploadError
 from pantherseg.grand_challenge.check_model import check_model
@@ -84,11 +84,6 @@ def test_accepts_the_archive_that_the_script_packs(tmp_path: Path) -> None:
     assert broken(check_model(tmp_path / "model.tar.gz", TASK1)) == {}
 
 
-def with_a_changed_byte(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
 DAMAGED = "a damaged or truncated archive"
 
 
@@ -98,8 +93,6 @@ DAMAGED = "a damaged or truncated archive"
         pytest.param(
             lambda content: content[:-1000], DAMAGED, marks=upload_fault("a model archive cut short"), id="cut short"
         ),
-        (lambda content: content[:1000], DAMAGED),
-        (with_a_changed_byte, DAMAGED),
         (lambda content: gzip.compress(without_last_member(gzip.decompress(content)), 1), DAMAGED),
         pytest.param(
             gzip.decompress,
@@ -109,7 +102,6 @@ DAMAGED = "a damaged or truncated archive"
         (lambda content: bz2.compress(gzip.decompress(content)[:9000]), "bzip2: the platform takes gzip only"),
         (lambda content: b"", "no compression"),
         (lambda content: gzip.compress(b"text" * 1000), DAMAGED),
-        (lambda content: gzip.compress(b""), DAMAGED),
         pytest.param(
             lambda content: gzip.compress(bytes(100 << 20), 1),
             "made to fill a disk",
@@ -127,11 +119,6 @@ def test_refuses_an_incomplete_archive(models: Path, damage: Callable[[bytes], b
 def test_refuses_another_suffix(models: Path) -> None:
     found = only_fault(check_model(packed(models, name="model.tgz"), TASK1), ARCHIVE)
     assert found == "model.tgz: the platform takes no other name"
-
-
-def test_refuses_too_many_members(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pantherseg.archives.MAX_MEMBERS", 5)
-    assert "more than 5 members" in only_fault(check_model(packed(models), TASK1), ARCHIVE)
 
 
 def link(target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
@@ -175,24 +162,11 @@ def test_refuses_members_that_the_platform_does_not_unpack(models: Path, info: t
     assert not Path("/etc/evil").exists()
 
 
-@pytest.mark.parametrize("info", [entry("../evil"), link("/etc/passwd"), link("../../x")])
-def test_refuses_what_the_platforms_own_filter_refuses(models: Path, info: tarfile.TarInfo) -> None:
-    """The platform unpacks with Python's filter `data`."""
-    path = packed(models, info)
-    assert INSIDE in broken(check_model(path, TASK1))
-    with tarfile.open(path) as archive, pytest.raises(tarfile.FilterError):
-        archive.extractall(models.parent / "there", filter="data")
-
-
 @pytest.mark.parametrize(("kind", "target"), [(tarfile.SYMTYPE, "../weights"), (tarfile.LNKTYPE, "weights")])
 def test_follows_links_to_files_of_the_archive(models: Path, kind: bytes, target: str) -> None:
     (models / "task1" / "fold_1.safetensors").rename(models / "weights")
     path = packed(models, entry("task1/fold_1.safetensors", kind, target=target))
     assert broken(check_model(path, TASK1)) == {}
-
-
-def test_refuses_a_name_of_a_file_and_of_a_folder(models: Path) -> None:
-    assert "as a file and as a folder" in only_fault(check_model(packed(models, entry("task1")), TASK1), ARCHIVE)
 
 
 @pytest.mark.parametrize(
@@ -297,11 +271,12 @@ def test_refuses_a_damaged_checkpoint_of_an_nnunet_folder(demo_folder: ModelFold
     shutil.copytree(demo_folder.path, tmp_path / "models" / "task1")
     path = tmp_path / "models" / "task1" / "fold_1" / "checkpoint_final.pth"
     whole = path.read_bytes()
+    flip_a_bit(path)
     for content, found in (
+        (path.read_bytes(), "expected an nnU-Net checkpoint, found a damaged part"),
         (whole[:-5000], "expected a complete checkpoint, found a truncated one"),
         (b"", "expected a complete checkpoint"),
         (b"version https://git-lfs.github.com/spec/v1\n", "expected a complete checkpoint, found a truncated one, or "),
-        (with_a_changed_byte(whole), "expected an nnU-Net checkpoint, found a damaged part"),
     ):
         path.write_bytes(content)
         assert f"fold_1/checkpoint_final.pth: {found}" in only_fault(check_model(tmp_path / "models", TASK1), RUNS)

@@ -258,15 +258,6 @@ def test_refuses_a_bundle_of_other_checkpoints_than_the_recipe(tmp_path: Path) -
         assert found.path == folder, "a recipe without a checkpoint accepts any bundle"
 
 
-@pytest.mark.parametrize("missing", [MANIFEST, GRAPH])
-def test_names_a_missing_file_of_a_bundle(tmp_path: Path, missing: str) -> None:
-    folder = bundle(tmp_path / "task2")
-    (folder / missing).unlink()
-    text = error_of(tmp_path, TASK2)
-    assert text.startswith(f"{folder / missing}: expected a bundle's ")
-    assert text.endswith("found No such file or directory")
-
-
 @EITHER
 def test_ignores_hidden_unfinished_models(tmp_path: Path, make: Make) -> None:
     make(tmp_path / "task2" / ".fetch" / "made")

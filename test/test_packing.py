@@ -370,15 +370,17 @@ def files_of(bundle: Bundle) -> set[str]:
 
 
 @ONE_GRAPH
-def test_fills_an_empty_folder_and_makes_missing_parents(changed_model: ChangedModel, tmp_path: Path) -> None:
-    model, parent = open_model_folder(changed_model()), tmp_path / "a" / "b"
-    (parent / "empty").mkdir(parents=True)
-    (parent / "empty" / ".part").mkdir()
-    (parent / "empty" / ".part" / "of_a_process_that_was_killed").touch()
-    bundle = pack(model, parent / "empty")
-    assert [path.name for path in parent.iterdir()] == ["empty"]
+def test_fills_an_empty_folder_and_makes_missing_parents(
+    changed_model: ChangedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, empty = open_model_folder(changed_model()), tmp_path / "parent" / "empty"
+    (empty / ".part").mkdir(parents=True)
+    (empty / ".part" / "of_a_process_that_was_killed").touch()
+    monkeypatch.chdir(empty)
+    bundle = pack(model, Path())
     # The unfinished bundle of another process is neither an obstacle nor removed.
-    assert {path.name for path in bundle.path.iterdir()} == {".part", *files_of(bundle)}
+    assert {path.name for path in empty.iterdir()} == {".part", *files_of(bundle)}
+    assert list(empty.parent.iterdir()) == [empty]
     assert pack(model, tmp_path / "c" / "d" / "e").folds == ("0",)
 
 
@@ -495,17 +497,6 @@ def test_packs_all_folds_of_members_that_share_a_model(demo_folder: ModelFolder,
     members[1] = Member(model="task1", folds=[0, 3], checkpoint="best.pth")
     with pytest.raises(RecipeError, match=r"expected one checkpoint of task1, found checkpoint_final.pth and best.pth"):
         pack_models(tmp_path / "models", tmp_path / "others", msgspec.structs.replace(settings, members=members))
-
-
-@ONE_GRAPH
-def test_packs_into_the_current_directory(
-    changed_model: ChangedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = changed_model(folds=1)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    pack(open_model_folder(folder), Path())
-    assert open_bundle(tmp_path / "here").folds == ("0",)
 
 
 def test_names_a_temporary_folder_that_cannot_be_made(

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import io
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -15,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from pantherseg.errors import InputError
+from pantherseg.model_sources.nnunet import read_configuration
 from pantherseg.paths import DEMO_WEIGHTS
-from pantherseg.preprocessing.intensity import IntensityScheme, Unchanged
+from pantherseg.preprocessing.intensity import Unchanged
 from pantherseg.preprocessing.preprocess import CERTAIN, Prepared, Preprocessing
-from pantherseg.preprocessing.resample import Resampling
 from pantherseg.tables import decode_registered
 from pantherseg.volume import Shape, Triple
 
@@ -64,20 +66,11 @@ def plans_with(
 
 
 def preprocessing_of(plans: dict[str, Any]) -> Preprocessing:
-    configuration = plans["configurations"]["3d_fullres"]
-    images, logits = (
-        Resampling.from_plans(configuration[f"resampling_fn_{kind}"], configuration[f"resampling_fn_{kind}_kwargs"])
-        for kind in ("data", "probabilities")
-    )
-    (scheme,), (use_mask,) = configuration["normalization_schemes"], configuration["use_mask_for_norm"]
-    (settings,) = (one for one in SCHEMES if one["scheme"] == scheme and one.get("use_mask", use_mask) == use_mask)
-    return Preprocessing(
-        spacing=tuple(configuration["spacing"]),
-        transpose=tuple(plans["transpose_forward"]),
-        normalization=IntensityScheme.registry.decode(settings),
-        images=images,
-        logits=logits,
-    )
+    """Return the preprocessing of a model folder with these plans."""
+    with TemporaryDirectory() as folder:
+        for name, content in (("plans.json", plans), ("dataset.json", DATASET)):
+            Path(folder, name).write_text(json.dumps(content))
+        return read_configuration(Path(folder), "3d_fullres").preprocessing
 
 
 def nnunet_preprocessing(

@@ -101,17 +101,6 @@ def test_lists_the_debian_packages_with_the_status_installed(debian: Callable[[s
     assert debian("") == []
 
 
-def test_lists_the_packages_that_dpkg_query_shows() -> None:
-    if shutil.which("dpkg-query") is None:
-        pytest.skip("dpkg-query is not available")
-    command = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package} ${Version}\n"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    expected = {tuple(line.split()[1:]) for line in lines if line.startswith("installed ")}
-    components = json.loads(sbom.contents("a"))["components"]
-    found = {(entry["name"], entry["version"]) for entry in components if entry["purl"].startswith("pkg:deb/")}
-    assert found == expected
-
-
 @pytest.mark.parametrize(
     ("metadata", "expected"),
     [

@@ -8,11 +8,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -325,49 +323,6 @@ def test_reports_a_process_that_outlives_the_runner(image: Image, job: Path, pyt
     outcome = invoke(leaves_a_process, job, tmp_path / "run", python=python)
     assert outcome.result is not None
     assert (outcome.result["return_code"], outcome.survivors) == (0, ["sleep 600 "])
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("image", SHORT, indirect=True)
-def test_a_killed_run_leaves_no_process_and_no_mount(image: Image, job: Path, python: Path, tmp_path: Path) -> None:
-    arguments = (image, job, tmp_path / "run")
-    child = get_context("spawn").Process(target=invoke, args=arguments, kwargs={"python": python})
-    child.start()
-    entry = image.entrypoint[-1] if image.entrypoint else ""
-    inside: set[str] = set()
-    until = time.monotonic() + 60
-    while not inside & {namespace(pid) for pid in processes(entry)}:
-        assert time.monotonic() < until, "the image has not started"
-        time.sleep(0.05)
-        inside = {namespace(pid) for pid in processes(str(tmp_path))} - {namespace("self"), ""}
-    child.kill()
-    child.join()
-    until = time.monotonic() + 10
-    while inside & {namespace(path.name) for path in Path("/proc").glob("[0-9]*")}:
-        assert time.monotonic() < until, "processes survive"
-        time.sleep(0.05)
-    assert str(tmp_path) not in Path("/proc/mounts").read_text()
-
-
-def processes(words: str) -> list[str]:
-    """Return the ids of processes with these words on their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_text()
-        except OSError:  # it has ended since
-            continue
-        if words in line.replace("\0", " "):
-            found.append(path.parent.name)
-    return found
-
-
-def namespace(process: str) -> str:
-    """Return the process namespace of a process; an empty string where it has ended."""
-    try:
-        return str(Path("/proc", process, "ns", "pid").readlink())
-    except OSError:
-        return ""
 
 
 def test_refuses_a_result_that_was_changed() -> None:

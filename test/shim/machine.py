@@ -15,8 +15,8 @@ LOCK = Path(__file__).with_name("requirements.lock")
 ENVIRONMENT = ROOT / ".venv-shim"
 # Required by recent releases of the runner; on an older Python pip would install a release of years ago.
 VERSION = (3, 12)
-# All processes of a run are in these namespaces and end with the first of them, which ends with the process that started
-# it. Nothing outside sees their mounts.
+# All processes of a run are in these namespaces and end with the first of them, which ends with the process that
+# started it. Nothing outside sees their mounts.
 NAMESPACES = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"),
