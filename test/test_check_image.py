@@ -22,7 +22,8 @@ from pantherseg.cli import main
 from pantherseg.errors import UploadError
 from pantherseg.grand_challenge.check_image import check_image
 from pantherseg.grand_challenge.verdict import Verdict
-from verdicts import broken, only_fault, upload_fault
+from shim.image import built
+from verdicts import broken, only_fault, upload_case, upload_fault
 
 ARCHIVE = "an archive of docker save"
 ENGINE = "an image of Docker's engine"
@@ -123,12 +124,7 @@ def with_a_header_of_a_larger_member(_: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        pytest.param(
-            "image.tar.gz",
-            lambda content: zipped(content)[:-200],
-            marks=upload_fault("an image's archive cut short"),
-            id="gzip cut",
-        ),
+        upload_case("an image's archive cut short", "image.tar.gz", lambda content: zipped(content)[:-200]),
         ("image.tar.gz", with_another_checksum),
         ("image.tar.xz", lambda content: lzma.compress(content, preset=0)[:-100]),
         ("image.tar", lambda content: content[: len(content) // 3]),
@@ -215,6 +211,9 @@ def test_refuses_too_many_members(check: Check, monkeypatch: pytest.MonkeyPatch)
     assert "more than 5 members" in only_fault(check(ImageArchive()), ARCHIVE)
 
 
+RUNS_AS_ROOT = "The container runs as root."
+ARM = {"architecture": "arm64", "os": "linux"}
+REFUSED_ARM = "linux/arm64. Architecture type 'arm64' is not supported."
 ROOT_USERS = ("", None, "Root", "0", "0:0", "root:user", "00", ":1000")
 NO_COMMAND: tuple[dict[str, Any], ...] = ({"Entrypoint": None}, {"Entrypoint": [], "Cmd": []}, {"Entrypoint": "run"})
 RESERVED = ("/input", "/output", "/tmp", "/opt/ml", "/opt/ml/model", "/opt")
@@ -223,21 +222,9 @@ RESERVED = ("/input", "/output", "/tmp", "/opt/ml", "/opt/ml/model", "/opt")
 @pytest.mark.parametrize(
     ("image", "rule", "found"),
     [
-        pytest.param(
-            with_config(User="root"),
-            NOT_ROOT,
-            "root. The container runs as root.",
-            marks=upload_fault("an image that runs as root"),
-            id="root",
-        ),
-        *((with_config(User=u), NOT_ROOT, f"{u or 'no USER'}. The container runs as root.") for u in ROOT_USERS),
-        pytest.param(
-            ImageArchive(platform={"architecture": "arm64", "os": "linux"}),
-            "for linux/amd64",
-            "linux/arm64. Architecture type 'arm64' is not supported.",
-            marks=upload_fault("an image for other processors"),
-            id="architecture",
-        ),
+        upload_case("an image that runs as root", with_config(User="root"), NOT_ROOT, "root. " + RUNS_AS_ROOT),
+        *((with_config(User=user), NOT_ROOT, f"{user or 'no USER'}. {RUNS_AS_ROOT}") for user in ROOT_USERS),
+        upload_case("an image for other processors", ImageArchive(platform=ARM), "for linux/amd64", REFUSED_ARM),
         *((ImageArchive(tags=[tag]), "a name in lower case", tag) for tag in ("Mine:latest", "a/Mine")),
         *((with_config(**config), ENTRY_POINT, "neither ENTRYPOINT nor CMD") for config in NO_COMMAND),
         *((with_config(Volumes={path: {}}), "no VOLUME on", path) for path in RESERVED),
@@ -342,18 +329,10 @@ def test_stops_a_container_that_still_runs(engine: Callable[..., None], monkeypa
         check_image("mine:latest")
 
 
-def needs_docker() -> None:
-    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
-        pytest.skip("no Docker engine answers")
-
-
 @pytest.mark.docker
 def test_accepts_the_projects_own_image() -> None:
-    needs_docker()
-    image = "pantherseg-task1-cpu"
-    if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode:
-        pytest.skip(f"./do_build.sh has not built {image}")
-    verdicts = check_image(image)
+    built("task1-cpu")
+    verdicts = check_image("pantherseg-task1-cpu")
     assert broken(verdicts) == {}
     assert len(verdicts) == RULES + 1
     with pytest.raises(UploadError, match="No such image"):
@@ -375,24 +354,13 @@ def program_that_exits_with_its_user() -> bytes:
     ("user", "entry_point", "fault"),
     [
         ("user", "/run", ""),
-        pytest.param(
-            "nobody",
-            "/run",
-            "unable to find user nobody",
-            marks=upload_fault("an image with an unknown user"),
-            id="unknown user",
-        ),
-        pytest.param(
-            "user",
-            "/gone",
-            "no such file or directory",
-            marks=upload_fault("an image without its entry point"),
-            id="missing entry point",
-        ),
+        upload_case("an image with an unknown user", "nobody", "/run", "unable to find user nobody"),
+        upload_case("an image without its entry point", "user", "/gone", "no such file or directory"),
     ],
 )
 def test_starts_images_that_docker_built(tmp_path: Path, user: str, entry_point: str, fault: str) -> None:
-    needs_docker()
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        pytest.skip("no Docker engine answers")
     name = "pantherseg-check-test"
     (tmp_path / "passwd").write_text("user:x:42:42::/:/run\n")
     (tmp_path / "run").write_bytes(program_that_exits_with_its_user())

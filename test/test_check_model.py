@@ -25,7 +25,7 @@ from pantherseg.models.bundle import sha256_of
 from pantherseg.models.find import ModelFolder
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.recipe import Member, load_recipe
-from verdicts import broken, only_fault, upload_fault
+from verdicts import broken, only_fault, upload_case, upload_fault
 
 TASK1, TASK2 = load_recipe(task_recipe(1)), load_recipe(task_recipe(2))
 ARCHIVE = "a .tar.gz archive, complete"
@@ -90,23 +90,18 @@ DAMAGED = "a damaged or truncated archive"
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        pytest.param(
-            lambda content: content[:-1000], DAMAGED, marks=upload_fault("a model archive cut short"), id="cut short"
-        ),
+        upload_case("a model archive cut short", lambda content: content[:-1000], DAMAGED),
         (lambda content: gzip.compress(without_last_member(gzip.decompress(content)), 1), DAMAGED),
-        pytest.param(
-            gzip.decompress,
-            "no compression: the platform takes gzip only",
-            marks=upload_fault("a model archive without compression"),
+        upload_case(
+            "a model archive without compression", gzip.decompress, "no compression: the platform takes gzip only"
         ),
         (lambda content: bz2.compress(gzip.decompress(content)[:9000]), "bzip2: the platform takes gzip only"),
         (lambda content: b"", "no compression"),
         (lambda content: gzip.compress(b"text" * 1000), DAMAGED),
-        pytest.param(
+        upload_case(
+            "a model archive of a few bytes that expands to 100 MB",
             lambda content: gzip.compress(bytes(100 << 20), 1),
             "made to fill a disk",
-            marks=upload_fault("a model archive of a few bytes that expands to 100 MB"),
-            id="bomb",
         ),
     ],
 )
@@ -128,30 +123,18 @@ def link(target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
 @pytest.mark.parametrize(
     ("info", "found"),
     [
-        pytest.param(
-            entry("../evil"),
-            "../evil",
-            marks=upload_fault("a file in a model archive that lands outside"),
-            id="outside",
-        ),
+        upload_case("a file in a model archive that lands outside", entry("../evil"), "../evil"),
         (entry("task1/../../evil"), "task1/../../evil"),
         (entry("/etc/evil"), "/etc/evil"),
-        pytest.param(
+        upload_case(
+            "a link in a model archive to a file of the machine",
             link("/etc/passwd"),
             "task1/a (a link to /etc/passwd)",
-            marks=upload_fault("a link in a model archive to a file of the machine"),
-            id="link",
         ),
         *((link(target), f"task1/a (a link to {target})") for target in ("../../x", "gone", ".")),
         *((link(target, tarfile.LNKTYPE), f"task1/a (a link to {target})") for target in ("/etc/passwd", "../x")),
-        pytest.param(
-            entry("task1/a", tarfile.CHRTYPE),
-            "task1/a (a device or pipe)",
-            marks=upload_fault("a device in a model archive"),
-            id="device",
-        ),
-        (entry("task1/a", tarfile.BLKTYPE), "task1/a (a device or pipe)"),
-        (entry("task1/a", tarfile.FIFOTYPE), "task1/a (a device or pipe)"),
+        upload_case("a device in a model archive", entry("task1/a", tarfile.CHRTYPE), "task1/a (a device or pipe)"),
+        *((entry("task1/a", kind), "task1/a (a device or pipe)") for kind in (tarfile.BLKTYPE, tarfile.FIFOTYPE)),
     ],
 )
 def test_refuses_members_that_the_platform_does_not_unpack(models: Path, info: tarfile.TarInfo, found: str) -> None:
@@ -169,21 +152,11 @@ def test_follows_links_to_files_of_the_archive(models: Path, kind: bytes, target
     assert broken(check_model(path, TASK1)) == {}
 
 
-@pytest.mark.parametrize(
-    ("kind", "mode"),
-    [
-        pytest.param(
-            tarfile.REGTYPE,
-            0o600,
-            marks=upload_fault("a file in a model archive that only its owner may read"),
-            id="rights",
-        ),
-        (tarfile.DIRTYPE, 0o744),
-    ],
-)
-def test_refuses_permissions_for_the_owner_alone(models: Path, kind: bytes, mode: int) -> None:
-    path = packed(models, entry("task1/notes", kind, mode=mode))
-    assert only_fault(check_model(path, TASK1), READABLE) == f"task1/notes (mode {mode:04o})"
+@upload_fault("a file in a model archive that only its owner may read")
+def test_refuses_permissions_for_the_owner_alone(models: Path) -> None:
+    for kind, mode in ((tarfile.REGTYPE, 0o600), (tarfile.DIRTYPE, 0o744)):
+        path = packed(models, entry("task1/notes", kind, mode=mode))
+        assert only_fault(check_model(path, TASK1), READABLE) == f"task1/notes (mode {mode:04o})"
 
 
 def test_refuses_permissions_and_links_in_a_folder(models: Path) -> None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bench.unpack import unpack
@@ -19,50 +18,36 @@ from pantherseg import __version__
 from pantherseg.models.bundle import open_bundle
 from pantherseg.packing.pack import pack
 from pantherseg.paths import DEMO_WEIGHTS, ROOT
+from shim.image import built
 
 pytestmark = pytest.mark.docker
 TASKS = ["task1", "task2"]
 RUNTIMES = ["", "-cpu"]
+EVERY_IMAGE = pytest.mark.parametrize("name", [task + runtime for runtime in RUNTIMES for task in TASKS])
 
 
 def docker(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False, timeout=timeout)
 
 
-@pytest.fixture(params=[task + runtime for runtime in RUNTIMES for task in TASKS])
-def image(request: pytest.FixtureRequest) -> str:
-    return built(request.param)
-
-
-def built(name: str) -> str:
-    image = f"pantherseg-{name}"
-    if shutil.which("docker") is None or docker("image", "inspect", image).returncode:
-        pytest.skip(f"no Docker engine answers, or ./do_build.sh has not built {image}")
-    return image
-
-
-def described(image: str) -> dict[str, Any]:
-    description: dict[str, Any] = json.loads(docker("image", "inspect", image).stdout)[0]
-    return description
-
-
-def test_runs_the_tasks_entry_point_as_an_ordinary_user(image: str) -> None:
-    description = described(image)
-    config = description["Config"]
-    assert description["Architecture"] == "amd64"
+@EVERY_IMAGE
+def test_runs_the_tasks_entry_point_as_an_ordinary_user(name: str) -> None:
+    image = built(name)
+    config = image["Config"]
+    assert image["Architecture"] == "amd64"
     assert not config.get("Volumes")
-    program = f"/opt/pantherseg/Task{image.split('-')[1][-1]}/inference.py"
-    assert config["Entrypoint"] == ["/opt/venv/bin/python", program]
+    assert config["Entrypoint"] == ["/opt/venv/bin/python", f"/opt/pantherseg/Task{name[4]}/inference.py"]
     command = f'getent passwd {config["User"]} && test "$(id -u)" -ne 0 && touch "$HOME/x" && test ! -w /opt/venv'
-    result = docker("run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c", command)
+    result = docker("run", "--rm", "--network", "none", "--entrypoint", "sh", image["Id"], "-c", command)
     assert result.returncode == 0, result.stderr
 
 
-def test_describes_itself_in_labels(image: str) -> None:
-    prefixed = described(image)["Config"]["Labels"]
-    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in prefixed.items()}
-    runtime = "cpu" if image.endswith("-cpu") else "cuda"
-    assert labels["title"] == f"pantherseg, Task {image.split('-')[1][-1]}, {runtime}"
+@EVERY_IMAGE
+def test_describes_itself_in_labels(name: str) -> None:
+    prefixed = built(name)["Config"]["Labels"]
+    labels = {label.removeprefix("org.opencontainers.image."): value for label, value in prefixed.items()}
+    runtime = "cpu" if name.endswith("-cpu") else "cuda"
+    assert labels["title"] == f"pantherseg, Task {name[4]}, {runtime}"
     assert "Not for clinical use" in labels["description"]
     assert (labels["licenses"], labels["version"]) == ("Apache-2.0", __version__)
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", labels["revision"])
@@ -72,21 +57,23 @@ def test_describes_itself_in_labels(image: str) -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_both_tasks_share_the_layers_below_the_code(runtime: str) -> None:
-    layers = [described(built(task + runtime))["RootFS"]["Layers"] for task in TASKS]
+    layers = [built(task + runtime)["RootFS"]["Layers"] for task in TASKS]
     shared = [one for one, other in zip(*layers, strict=True) if one == other]
     assert len(layers[0]) - len(shared) == 1, "only the layer with the task's recipe differs"
 
 
 def test_the_small_image_has_no_torch() -> None:
     command = "from importlib.util import find_spec; print(*map(find_spec, ('torch', 'nnunetv2', 'matplotlib')))"
-    result = docker("run", "--rm", "--network", "none", "--entrypoint", "python", built("task1-cpu"), "-c", command)
+    result = docker(
+        "run", "--rm", "--network", "none", "--entrypoint", "python", built("task1-cpu")["Id"], "-c", command
+    )
     assert result.stdout == "None None None\n"
 
 
 def test_a_case_may_take_the_memory_of_its_container() -> None:
     command = "from pantherseg.machine.memory import room_bytes; print(room_bytes() >> 20)"
     options = ["--rm", "--network", "none", "--memory", "700m", "--entrypoint", "python"]
-    result = docker("run", *options, built("task1-cpu"), "-c", command)
+    result = docker("run", *options, built("task1-cpu")["Id"], "-c", command)
     assert 600 < int(result.stdout) < 700, result.stderr
 
 
@@ -147,7 +134,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
 def run_job(job: Path, *, runtime: str = "", output_mode: str = "rw") -> subprocess.CompletedProcess[str]:
     mounts = (f"{job}/input:/input:ro", f"{job}/output:/output:{output_mode}", f"{job}/model:/opt/ml/model:ro")
     volumes = [word for mount in mounts for word in ("--volume", mount)]
-    return docker("run", "--rm", "--network", "none", *volumes, built(f"task1{runtime}"))
+    return docker("run", "--rm", "--network", "none", *volumes, built(f"task1{runtime}")["Id"])
 
 
 @pytest.mark.fault("platform", "one fold damaged, image pantherseg-task1-cpu", "a mask, and an event")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from importlib.metadata import distributions, version
@@ -17,6 +16,7 @@ from locks import locked
 from pantherseg import __version__, sbom
 from pantherseg.cli import main
 from pantherseg.paths import ROOT
+from shim.image import built
 
 Document = dict[str, Any]
 
@@ -130,11 +130,20 @@ def test_finds_the_licence_of_a_package(
 @pytest.mark.docker
 @pytest.mark.parametrize("runtime", ["cuda", "cpu"])
 def test_lists_every_package_of_an_images_lock_file(runtime: str) -> None:
-    image = "pantherseg-task1" + ("" if runtime == "cuda" else "-cpu")
-    docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "image", "inspect", image], capture_output=True).returncode:
-        pytest.skip(f"Docker is not available, or ./do_build.sh has not built {image}")
-    command = [docker, "run", "--rm", "--network", "none", "--entrypoint", "python", image, "-m", "pantherseg", "sbom"]
+    image = built("task1" if runtime == "cuda" else "task1-cpu")["Id"]
+    command = [
+        "docker",
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--entrypoint",
+        "python",
+        image,
+        "-m",
+        "pantherseg",
+        "sbom",
+    ]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     check_schema(text)
     document = json.loads(text)

@@ -23,7 +23,7 @@ from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Grid, Volume
 from shim import machine
-from shim.image import Image, describe, exported, open_image, stored_layers
+from shim.image import Image, built, exported, open_image, stored_layers
 from shim.invocation import SIGNING_KEY, Outcome, invoke, verified
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -60,19 +60,12 @@ def python() -> Path:
 
 @pytest.fixture(scope="module")
 def image(python: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    description = described(request.param)
+    description = built(request.param)
     if layers := stored_layers(description):
         yield open_image(description, layers)
         return
     with exported(description, tmp_path_factory.mktemp("image") / "root") as layers:
         yield open_image(description, layers)
-
-
-def described(name: str) -> dict[str, Any]:
-    description = describe(f"pantherseg-{name}")
-    if description is None:
-        pytest.skip(f"no Docker engine answers, or ./do_build.sh has not built pantherseg-{name}")
-    return description
 
 
 def task_of(image: Image) -> str:
@@ -309,7 +302,7 @@ def test_the_runner_refuses_a_truncated_model_archive(
 def test_an_exported_file_system_gives_the_same_mask_as_the_engines_layers(
     image: Image, job: Path, python: Path, native_mask: Callable[[str], bytes], tmp_path: Path
 ) -> None:
-    description = described(SHORT[0])
+    description = built(SHORT[0])
     with exported(description, tmp_path / "root") as layers:
         outcome = invoke(open_image(description, layers), job, tmp_path / "run", python=python)
         check_success(outcome, image, native_mask(task_of(image)))

@@ -85,7 +85,7 @@ def build(checkout: Path, *, ceiling: str = "") -> list[str]:
     arguments.unlink(missing_ok=True)
     path = f"{checkout.parent / 'bin'}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "GIT_CEILING_DIRECTORIES": ceiling or str(checkout.parent)}
-    command = [checkout / "do_build.sh", "task1"]
+    command = [str(checkout / "do_build.sh"), "task1"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     return arguments.read_text().splitlines()

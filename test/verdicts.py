@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,11 @@ from pantherseg.grand_challenge.verdict import Verdict
 def upload_fault(done: str) -> pytest.MarkDecorator:
     """Return the mark of an upload that the platform would refuse."""
     return pytest.mark.fault("outputs", done, "the rule that it breaks, before the upload")
+
+
+def upload_case(done: str, *values: object) -> Any:
+    """Return the parameters of a test as a row of the table of faults: an upload that the platform would refuse."""
+    return pytest.param(*values, marks=upload_fault(done), id=done)
 
 
 def broken(verdicts: Sequence[Verdict]) -> dict[str, str]:

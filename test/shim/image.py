@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 @dataclass(frozen=True)
 class Image:
@@ -28,13 +30,16 @@ class Image:
     layers: tuple[Path, ...]
 
 
-def describe(name: str) -> dict[str, Any] | None:
-    """Return the Docker engine's description of an image; None without an engine or without the image."""
-    if shutil.which("docker") is None:
-        return None
-    result = subprocess.run(["docker", "image", "inspect", name], capture_output=True, text=True, check=False)
-    description: list[dict[str, Any]] = json.loads(result.stdout) if result.returncode == 0 else [{}]
-    return description[0] or None
+def built(name: str) -> dict[str, Any]:
+    """Return the Docker engine's description of an image of this project, such as task1-cpu; skip a test without it."""
+    image = f"pantherseg-{name}"
+    command = ["docker", "image", "inspect", image]
+    if shutil.which("docker") is not None:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode == 0:
+            description: list[dict[str, Any]] = json.loads(result.stdout)
+            return description[0]
+    pytest.skip(f"no Docker engine answers, or ./do_build.sh has not built {image}")
 
 
 def open_image(description: dict[str, Any], layers: tuple[Path, ...]) -> Image:
