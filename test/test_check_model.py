@@ -223,7 +223,7 @@ def test_checks_all_folds_of_members_that_share_a_model(models: Path) -> None:
     assert "fold_1.safetensors: expected SHA-256" in only_fault(check_model(models, recipe), RUNS)
 
 
-@upload_fault("a model archive with another model in place of the localizer")
+@upload_fault("a model archive with another model instead of the localizer")
 def test_refuses_another_model_in_place_of_the_localizer(tmp_path: Path) -> None:
     shutil.copytree(DEMO_WEIGHTS / "task2", tmp_path / "models" / "task2")
     shutil.copytree(DEMO_WEIGHTS / "task1", tmp_path / "models" / "localizer")
@@ -298,7 +298,7 @@ def test_the_command(models: Path, tmp_path: Path) -> None:
         check_model(tmp_path / "gone", TASK1)
 
 
-def test_prints_one_line_for_each_rule_whatever_the_names(models: Path) -> None:
+def test_prints_one_line_for_each_rule_even_for_odd_names(models: Path) -> None:
     path = packed(models, entry("../two\nlines\udcff"))
     result = CliRunner().invoke(main, ["check", "model", str(path), "--task", "1"])
     assert result.exit_code == 1

@@ -142,8 +142,8 @@ def test_names_a_checkpoint_with_a_damaged_byte_in_the_directory_of_its_archive(
     path = saved(tmp_path / "c.pth", content())
     whole = path.read_bytes()
     refused = 0
-    for place in range(whole.index(b"PK\x01\x02"), len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :])
+    for offset in range(whole.index(b"PK\x01\x02"), len(whole)):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x81]) + whole[offset + 1 :])
         try:
             read_checkpoint(path)  # some bytes are only names and dates
         except ModelError as error:
@@ -159,8 +159,10 @@ def test_names_a_checkpoint_with_a_damaged_byte_in_the_directory_of_its_archive(
 )
 def test_detects_a_damaged_byte_of_the_weights(tmp_path: Path) -> None:
     weights = torch.randn(64, 64)
-    path = saved(tmp_path / "c.pth", content(network_weights={"a.weight": weights}))
+    checkpoint = {"network_weights": {"a.weight": weights}, "init_args": {"configuration": "3d_fullres"}}
+    path = saved(tmp_path / "c.pth", checkpoint)
     good = path.read_bytes()
-    place = good.index(weights.numpy().tobytes()[:16]) + 100
-    path.write_bytes(good[:place] + bytes([good[place] ^ 0x40]) + good[place + 1 :])
+    offset = good.index(weights.numpy().tobytes()[:16]) + 100
+    path.write_bytes(good[:offset] + bytes([good[offset] ^ 0x40]) + good[offset + 1 :])
+    assert not torch.equal(torch.load(path, weights_only=True)["network_weights"]["a.weight"], weights)
     assert "expected an nnU-Net checkpoint, found a damaged part" in error_of(path)

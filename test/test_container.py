@@ -121,7 +121,7 @@ def raw_checkpoint_damaged(job: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-# What is done to a job, and what the last line of stderr names: with torch, and without where that differs.
+# Damage to a job, and the reason in the last line of stderr; another one without torch where that differs.
 FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
     (volume_cut_short, "bytes of compressed voxels, found 1422", ""),
     (second_volume, "expected exactly one volume", ""),

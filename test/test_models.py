@@ -66,9 +66,9 @@ def error_of(root: Path, wanted: Recipe) -> str:
 
 
 @EITHER
-@pytest.mark.parametrize("place", [Path("task2"), "task2" / RESULTS, Path("task2/a/b/c/d")])
-def test_finds_a_model_below_the_name_of_its_role(tmp_path: Path, place: Path, make: Make) -> None:
-    expected = make(tmp_path / place)
+@pytest.mark.parametrize("below", [Path("task2"), "task2" / RESULTS, Path("task2/a/b/c/d")])
+def test_finds_a_model_below_the_name_of_its_role(tmp_path: Path, below: Path, make: Make) -> None:
+    expected = make(tmp_path / below)
     localizer = make(tmp_path / "localizer" / RESULTS)
     make(tmp_path / "task1")
     models = find_models(tmp_path, TASK2)
@@ -86,9 +86,9 @@ def test_does_not_search_deeper_than_the_limit(tmp_path: Path, make: Make) -> No
 
 
 @EITHER
-@pytest.mark.parametrize("place", [Path(), RESULTS, Path("my_model")])
-def test_finds_the_only_model_of_the_root_for_a_single_member(tmp_path: Path, place: Path, make: Make) -> None:
-    expected = make(tmp_path / "root" / place)
+@pytest.mark.parametrize("below", [Path(), RESULTS, Path("my_model")])
+def test_finds_the_only_model_of_the_root_for_a_single_member(tmp_path: Path, below: Path, make: Make) -> None:
+    expected = make(tmp_path / "root" / below)
     models = find_models(tmp_path / "root", recipe(Member(model="task2")))
     assert [member.path for member in models.members] == [expected]
     assert models.localizer is None
@@ -113,7 +113,7 @@ def test_several_members_need_folders_with_their_names(tmp_path: Path) -> None:
     assert [member.path for member in find_models(tmp_path, two).members] == [a, b]
 
 
-@pytest.mark.fault("models", "two models in the place of one", "an error that names both")
+@pytest.mark.fault("models", "two models where one is expected", "an error that names both")
 def test_refuses_several_models_for_one_member(tmp_path: Path) -> None:
     model(tmp_path / "one")
     bundle(tmp_path / "other")
@@ -296,15 +296,15 @@ def test_chooses_the_upload_if_it_contains_a_file(tmp_path: Path) -> None:
     assert choose_root(uploaded, shipped) == uploaded
 
 
-@pytest.mark.parametrize("place", [".", "base"])
-def test_finds_the_weights_of_mrsegmentator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+@pytest.mark.parametrize("below", [".", "base"])
+def test_finds_the_weights_of_mrsegmentator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
     localizer = Localizer(model="mrsegmentator", label=7, margin_mm=30.0, checkpoint="checkpoint_final.pth")
     wanted = recipe(Member(model="task2"), localizer=localizer)
     root, weights = tmp_path / "root", tmp_path / "weights"
     model(root / "task2")
     monkeypatch.setenv("MRSEG_WEIGHTS_PATH", str(weights))
     assert find_models(root, wanted).localizer is None
-    expected = model(weights / place, "0", "1")
+    expected = model(weights / below, "0", "1")
     found = find_models(root, wanted).localizer
     assert found
     assert (found.path, found.folds) == (expected, ("0", "1"))

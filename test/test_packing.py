@@ -97,13 +97,7 @@ def test_packing_a_model_folder_again_gives_the_demo_bundle(packed: Bundle) -> N
     same = {"provenance": demo.manifest.provenance, "sha256": demo.manifest.sha256}
     assert msgspec.structs.replace(packed.manifest, **same) == demo.manifest
     assert packed.manifest.provenance.files_sha256 == demo.manifest.provenance.files_sha256
-
-
-@pytest.mark.slow
-def test_the_same_checkpoints_give_the_same_bytes(demo_folder: ModelFolder, packed: Bundle, tmp_path: Path) -> None:
-    again = pack(demo_folder, tmp_path / "again")
-    assert contents(again.path) == contents(packed.path)
-    assert {path.stat().st_mode & 0o777 for path in again.path.iterdir()} == {0o644}
+    assert {path.stat().st_mode & 0o777 for path in packed.path.iterdir()} == {0o644}
 
 
 @pytest.mark.slow
@@ -144,9 +138,7 @@ def test_a_checkpoint_with_optimizer_state_becomes_half_as_large(
     assert bundle.graph_path.stat().st_size < 500_000
 
 
-@pytest.mark.fault(
-    "models", "a Git LFS pointer in the place of a checkpoint", "an error that names it, and nothing packed"
-)
+@pytest.mark.fault("models", "a Git LFS pointer instead of a checkpoint", "an error that names it, and nothing packed")
 def test_names_a_git_lfs_pointer(changed_model: ChangedModel, tmp_path: Path) -> None:
     folder = changed_model()
     path = folder / "fold_0" / CHECKPOINT
@@ -507,6 +499,7 @@ def test_names_a_temporary_folder_that_cannot_be_made(
         as_bundle(demo_folder)
 
 
+@ONE_GRAPH
 def test_names_a_full_disk(changed_model: ChangedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device")

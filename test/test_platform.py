@@ -188,7 +188,7 @@ def platforms_refusal(folder: Path, scratch: Path) -> str:
     It converts the output with panimg and then checks it in grandchallenge/components: `_create_images_result` and
     `_validate_voxel_values`.
     """
-    from panimg.image_builders import image_builder_mhd, image_builder_tiff
+    from panimg.image_builders import image_builder_mhd, image_builder_tiff  # type: ignore[import-untyped]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # panimg leaves TIFFs open

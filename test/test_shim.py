@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow]
 SHORT = ["task2-cpu"]
 CPU = [*SHORT, pytest.param("task1-cpu", marks=pytest.mark.full)]
 EVERY = [*CPU, *(pytest.param(name, marks=pytest.mark.full) for name in ("task1", "task2"))]
-# Packs the demo models, whatever is in weights/own.
+# Packs the demo models and ignores those in weights/own.
 PACK = 'source scripts/containers.sh; weights=weights/demo; pack_model "$0" "$1"'
 
 
