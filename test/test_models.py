@@ -155,11 +155,7 @@ def test_a_folder_with_only_folds_is_an_incomplete_model(tmp_path: Path) -> None
     assert error_of(tmp_path, TASK2).endswith("found no plans.json")
 
 
-@pytest.mark.fault(
-    "models",
-    "a checkpoint, then every fold of a raw nnU-Net folder is missing",
-    "an error that names what is missing",
-)
+@pytest.mark.fault("models", "a checkpoint or every fold of a raw nnU-Net folder is missing", "an error that names it")
 def test_names_missing_checkpoints_and_folds(tmp_path: Path) -> None:
     folder = model(tmp_path / "task2", "0", "1")
     best = folder / "fold_1" / "checkpoint_best.pth"
@@ -246,7 +242,7 @@ def test_never_uses_a_fold_that_the_manifest_does_not_name(tmp_path: Path) -> No
 
 
 @pytest.mark.fault(
-    "models", "a bundle of other checkpoints than the recipe names", "an error that says how to pack it again"
+    "models", "a bundle of other checkpoints than the recipe names", "an error that says how to repack it"
 )
 def test_refuses_a_bundle_of_other_checkpoints_than_the_recipe(tmp_path: Path) -> None:
     folder = bundle(tmp_path / "task2", checkpoint="checkpoint_best.pth")
@@ -316,9 +312,7 @@ def test_finds_the_weights_of_mrsegmentator(tmp_path: Path, monkeypatch: pytest.
     assert found.path == in_root
 
 
-@pytest.mark.fault(
-    "models", "uploaded models that the container's user may not read", "an error, not a mask of the demo models"
-)
+@pytest.mark.fault("models", "uploaded models that their user may not read", "an error, not a mask of the demo models")
 def test_refuses_an_upload_that_this_user_may_not_read(tmp_path: Path) -> None:
     model(tmp_path / "uploaded" / "task1")
     (tmp_path / "uploaded" / "task1").chmod(0o000)
