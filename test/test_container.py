@@ -123,7 +123,7 @@ def raw_checkpoint_damaged(job: Path) -> None:
 
 # Damage to a job, and the reason in the last line of stderr; another one without torch where that differs.
 FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
-    (volume_cut_short, "bytes of compressed voxels, found 1422", ""),
+    (volume_cut_short, "compressed bytes, found 1422 bytes", ""),
     (second_volume, "expected exactly one volume", ""),
     (file_that_is_not_a_model, "expected one bundle or nnU-Net model folder", ""),
     (three_folds_damaged, "task1/fold_1.safetensors: expected", ""),

@@ -226,7 +226,7 @@ def test_names_a_damaged_volume(job: Path, run: Run) -> None:
     truncate(volume)
     outcome = run()
     # The path is that of the job, although /input is a link.
-    check_failure(outcome, f"/input/{volume.relative_to(job)}: expected", "bytes of compressed voxels")
+    check_failure(outcome, f"/input/{volume.relative_to(job)}: expected", "compressed bytes, found")
     assert outcome.lines("stdout") == []
 
 
