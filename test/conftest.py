@@ -23,7 +23,7 @@ from pantherseg.phantom import make_phantom
 from pantherseg.volume import Box, Volume
 from served import FileServer
 
-pytest_plugins = ["faults", "published"]
+pytest_plugins = ["faults", "published", "volume_files"]
 
 RealData = Callable[[str], Path]
 SmallDisk = Callable[[int], Path]
