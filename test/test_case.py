@@ -74,19 +74,15 @@ def test_reports_the_events_of_reading_first(tmp_path: Path, session: Session, o
     assert codes == [EventCode.CONSTANT_IMAGE, EventCode.EMPTY_MASK_RESCUED]
 
 
-def test_names_a_bad_source_before_it_looks_for_models(tmp_path: Path, recipe: Recipe, output: CaseOutput) -> None:
-    source = tmp_path / "scan.mha"
+def test_names_a_bad_source_before_missing_models(source: Path, recipe: Recipe, output: CaseOutput) -> None:
+    missing = source.with_name("missing")
+    with pytest.raises(ModelError) as no_models:
+        run_case(source, Session(recipe, missing), output)
+    assert no_models.value.where == missing
     source.write_text("not a volume")
-    with pytest.raises(InputError) as caught:
-        run_case(source, Session(recipe, tmp_path / "missing"), output)
-    assert caught.value.where == source
-    assert not output.report.parent.exists()
-
-
-def test_writes_nothing_without_models(source: Path, tmp_path: Path, recipe: Recipe, output: CaseOutput) -> None:
-    with pytest.raises(ModelError) as caught:
-        run_case(source, Session(recipe, tmp_path / "missing"), output)
-    assert caught.value.where == tmp_path / "missing"
+    with pytest.raises(InputError) as bad_source:
+        run_case(source, Session(recipe, missing), output)
+    assert bad_source.value.where == source
     assert not output.report.parent.exists()
 
 

