@@ -22,12 +22,13 @@ from pantherseg.models.bundle import open_bundle
 from pantherseg.models.find import ModelFolder
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.volume import Grid, Volume
+from volume_files import GRID, RAW, VOXELS, metaimage
 
 SLUG = "abdominal-t1-mri"
 
 
 def good(path: Path) -> Path:
-    write_volume(Volume(np.arange(60, dtype=np.int16).reshape(3, 4, 5), Grid((3, 4, 5), (2.0, 1.0, 1.0))), path)
+    write_volume(Volume(VOXELS, GRID), path)
     return path
 
 
@@ -40,18 +41,15 @@ def text(path: Path) -> None:
 
 
 def truncated(path: Path) -> None:
-    content = good(path).read_bytes()
-    path.write_bytes(content[:-20])
+    metaimage(path, RAW[:-20])
 
 
 def negative_spacing(path: Path) -> None:
-    content = good(path).read_bytes()
-    assert b"ElementSpacing = 1 1 2" in content
-    path.write_bytes(content.replace(b"ElementSpacing = 1 1 2", b"ElementSpacing = 1 1 -2"))
+    metaimage(path, changes={"ElementSpacing": "1 1 -2"})
 
 
 def not_a_number(path: Path) -> None:
-    write_volume(Volume(np.full((3, 4, 5), np.nan, np.float32), Grid((3, 4, 5), (1.0, 1.0, 1.0))), path)
+    write_volume(Volume(np.full(GRID.shape, np.nan, np.float32), GRID), path)
 
 
 def folder(path: Path) -> None:

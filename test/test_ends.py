@@ -52,9 +52,9 @@ class Job:
         (path,) = (self.input / "images" / SOCKETS.input).iterdir()
         return path
 
-    def command(self, *before: str | Path, models: Path | None = None) -> list[str]:
+    def command(self, *before: str | Path) -> list[str]:
         """Return the command of the container, preceded by other words."""
-        options = ["--input", self.input, "--output", self.output, "--model", models or self.models]
+        options = ["--input", self.input, "--output", self.output, "--model", self.models]
         return [str(word) for word in (*before, sys.executable, ROOT / "Task1" / "inference.py", *options)]
 
     def damage(self) -> None:
@@ -172,34 +172,26 @@ class BackgroundCommand:
 
 
 @pytest.mark.fault(
-    "ends", "{number} while networks run; then a second run", "an immediate end and no result; then a mask"
-)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_ends_on_a_signal_while_networks_run(job: Job, number: signal.Signals) -> None:
-    started = BackgroundCommand(job.command())
-    started.wait_for_line(b"models ")
-    started.end_by(number)
-    job.check_has_no_result(hidden_files=True)
-    check_makes_mask(job, job.command())
-
-
-@pytest.mark.fault(
     "ends",
-    "{number} while models are packed; then a second run",
+    "{number} while {stage}; then a second run",
     "an immediate end and no result; then a mask, and the temporary files removed",
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_ends_on_a_signal_while_models_are_packed(
-    job: Job, raw_models: Path, number: signal.Signals, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("stage", ["networks run", "models are packed"])
+def test_ends_on_a_signal(job: Job, raw_models: Path, number: signal.Signals, stage: str, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    started = BackgroundCommand(job.command(models=raw_models), TMPDIR=str(temporary))
-    started.wait_until(lambda: any(temporary.glob(".pantherseg-*/*")))
+    if stage == "models are packed":
+        job.models = raw_models
+    started = BackgroundCommand(job.command(), TMPDIR=str(temporary))
+    if stage == "models are packed":
+        started.wait_until(lambda: any(temporary.glob(".pantherseg-*/*")))
+    else:
+        started.wait_for_line(b"models ")
     started.end_by(number)
     job.check_has_no_result(hidden_files=True)
     assert all(path.name.startswith(".") for path in temporary.iterdir())
-    check_makes_mask(job, job.command(models=raw_models), environment={"TMPDIR": str(temporary)})
+    check_makes_mask(job, job.command(), environment={"TMPDIR": str(temporary)})
     assert list(temporary.iterdir()) == []
 
 
@@ -244,8 +236,8 @@ def test_refuses_a_limit_on_the_file_size(job: Job) -> None:
     "an error that says so, and no result",
 )
 def test_refuses_a_full_disk_for_temporary_files(job: Job, raw_models: Path, small_disk: SmallDisk) -> None:
-    disk = small_disk(1 << 20)
-    run(job.command(models=raw_models), environment={"TMPDIR": str(disk)}).check_is_error("No space left")
+    job.models, disk = raw_models, small_disk(1 << 20)
+    run(job.command(), environment={"TMPDIR": str(disk)}).check_is_error("No space left")
     job.check_has_no_result()
     assert list(disk.iterdir()) == []
 

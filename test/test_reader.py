@@ -19,6 +19,7 @@ from bench.fuzz import kept_files, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from faults import refused
 from pantherseg.errors import InputError
@@ -107,22 +108,12 @@ def test_fuzzing_for_some_seconds_finds_no_fault() -> None:
     assert reached > 0.7 * lines, "the fuzzer does not reach the readers' code"
 
 
-@st.composite
-def directions(draw: st.DrawFn) -> NDArray[np.float64]:
-    """Any rotation, drawn as a quaternion, with any reflection."""
-    quaternion = np.array([draw(st.floats(-1, 1)) for _ in range(4)])
-    length = np.linalg.norm(quaternion)
-    w, x, y, z = quaternion / length if length > 1e-3 else np.array([1.0, 0.0, 0.0, 0.0])
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    return rotation @ np.diag(draw(st.tuples(*[st.sampled_from([1.0, -1.0])] * 3)))
-
-
+# Any rotation, with any reflection.
+directions = st.builds(
+    lambda seed, signs: Rotation.random(rng=seed).as_matrix() @ np.diag(signs),
+    st.integers(0, 2**32 - 1),
+    st.tuples(*[st.sampled_from([1.0, -1.0])] * 3),
+) | st.just(np.eye(3))
 lengths = st.one_of(st.just(1), st.integers(1, 9))
 # Slightly within the limits: NIfTI stores float32.
 spacings = st.floats(np.log(MIN_SPACING_MM) + 1e-6, np.log(MAX_SPACING_MM) - 1e-6).map(lambda log: float(np.exp(log)))
@@ -139,7 +130,7 @@ spacings = st.floats(np.log(MIN_SPACING_MM) + 1e-6, np.log(MAX_SPACING_MM) - 1e-
     st.tuples(lengths, lengths, lengths),
     st.tuples(spacings, spacings, spacings),
     st.tuples(*[st.floats(-1e4, 1e4)] * 3),
-    directions(),
+    directions,
     st.sampled_from(TYPES),
     st.sampled_from(SUFFIXES),
     st.booleans(),
@@ -289,15 +280,19 @@ def test_reading_takes_at_most_four_times_the_memory_of_the_voxels(tmp_path: Pat
     assert bounded_outcome(path, voxel_bytes=64 << 20) == "volume"
 
 
-@refused("a picture or another format under a volume's name")
+@refused("a picture, a text or another format under a volume's name")
 def test_refuses_another_format_under_the_name_of_a_volume(tmp_path: Path) -> None:
     # ITK alone would choose the format by the content, and read one that was not checked.
+    contents = [b"dear reader,\nthis is no volume\n", bytes(range(256)) * 8, b"a = b", b"\xff\n\n="]
     for suffix in (".png", ".tif", ".nrrd"):
-        other = tmp_path / f"other{suffix}"
-        sitk.WriteImage(sitk.Image([5, 4], sitk.sitkUInt8), str(other))
-        for name in ("a.mha", "a.nii", "a.nrrd"):
-            (tmp_path / name).write_bytes(other.read_bytes())
-            assert bounded_refusal(tmp_path / name)
+        sitk.WriteImage(sitk.Image([5, 4], sitk.sitkUInt8), str(tmp_path / f"other{suffix}"))
+        contents.append((tmp_path / f"other{suffix}").read_bytes())
+    for content in contents:
+        for suffix in (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd"):
+            path = tmp_path / f"a{suffix}"
+            path.write_bytes(content)
+            assert bounded_refusal(path)
+            path.unlink()
 
 
 @pytest.mark.fault("inputs", "a file name {id}", "an error of one line")
