@@ -233,6 +233,7 @@ def test_replaces_a_few_non_finite_voxels_by_the_minimum(tmp_path: Path, value: 
     assert image.array[9, 9, 8] == np.float32(array[9, 9, 8])
 
 
+@pytest.mark.fault("inputs", "more than 1% of the voxels are NaN, or all of them", "an error that says how many")
 def test_accepts_one_percent_of_nan_and_no_more(tmp_path: Path) -> None:
     path, array = tmp_path / "a.nrrd", np.arange(1000.0, dtype=np.float32).reshape(10, 10, 10)
     for count, found in ((10, None), (11, r"11 of 1000 \(1\.1%\)"), (1000, r"1000 of 1000 \(100\.0%\)")):
