@@ -64,6 +64,7 @@ def pack(task: str, weights: Path, target: Path) -> subprocess.CompletedProcess[
     return run_script("bash", "-euc", command, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_model_archives_of_the_same_models_have_the_same_bytes(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, umask in ((first, 0o022), (second, 0o077)):
@@ -133,6 +134,7 @@ def save(checkout: Path) -> tuple[subprocess.CompletedProcess[str], str]:
     return result, (checkout.parent / "received").read_text()
 
 
+@pytest.mark.slow
 def test_saves_the_models_of_the_user(checkout: Path) -> None:
     result, received = save(checkout)
     assert result.returncode == 0, result.stderr
