@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -18,12 +19,13 @@ from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.bundle import GRAPH, Bundle, open_bundle, sha256_of
 from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.models.manifest import MANIFEST
-from pantherseg.paths import DEMO_WEIGHTS
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import make_phantom
+from pantherseg.recipe import Recipe, load_recipe
 from pantherseg.volume import Box, Volume
 from served import FileServer
 
-pytest_plugins = ["faults", "published"]
+pytest_plugins = ["faults", "published", "volume_files"]
 
 RealData = Callable[[str], Path]
 SmallDisk = Callable[[int], Path]
@@ -160,6 +162,13 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     yield resize
     if folder.is_mount():
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def one_fold() -> Recipe:
+    """Task 1's recipe with one fold."""
+    recipe = load_recipe(task_recipe(1))
+    return msgspec.structs.replace(recipe, members=[msgspec.structs.replace(recipe.members[0], folds=[0])])
 
 
 @pytest.fixture(scope="session")

@@ -53,9 +53,8 @@ def test_every_exported_name_is_documented() -> None:
 
 
 def test_every_error_is_exported() -> None:
-    errors = vars(import_module("pantherseg.errors")).values()
-    names = {error.__name__ for error in errors if isinstance(error, type) and issubclass(error, Exception)}
-    assert names <= set(pantherseg.__all__)
+    errors = {value for value in vars(import_module("pantherseg.errors")).values() if isinstance(value, type)}
+    assert {error.__name__ for error in errors if issubclass(error, Exception)} <= set(pantherseg.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

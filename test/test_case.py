@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -13,8 +12,8 @@ from pantherseg.case import CaseOutput, run_case
 from pantherseg.errors import InputError, ModelError, OutputError
 from pantherseg.events import EventCode
 from pantherseg.io import read_labels, write_volume
-from pantherseg.paths import DEMO_WEIGHTS, task_recipe
-from pantherseg.recipe import Recipe, load_recipe
+from pantherseg.paths import DEMO_WEIGHTS
+from pantherseg.recipe import Recipe
 from pantherseg.session import Session
 from pantherseg.volume import Grid, Volume
 
@@ -22,15 +21,8 @@ GRID = Grid((12, 24, 24), (4.0, 3.0, 3.0), origin=(5.0, -7.0, 11.0))
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    """Return Task 1's recipe with one fold."""
-    recipe = load_recipe(task_recipe(1))
-    return msgspec.structs.replace(recipe, members=[msgspec.structs.replace(recipe.members[0], folds=[0])])
-
-
-@pytest.fixture(scope="module")
-def session(recipe: Recipe) -> Session:
-    return Session(recipe, DEMO_WEIGHTS, device="cpu", many_cases=True)
+def session(one_fold: Recipe) -> Session:
+    return Session(one_fold, DEMO_WEIGHTS, device="cpu", many_cases=True)
 
 
 @pytest.fixture
@@ -74,19 +66,15 @@ def test_reports_the_events_of_reading_first(tmp_path: Path, session: Session, o
     assert codes == [EventCode.CONSTANT_IMAGE, EventCode.EMPTY_MASK_RESCUED]
 
 
-def test_names_a_bad_source_before_it_looks_for_models(tmp_path: Path, recipe: Recipe, output: CaseOutput) -> None:
-    source = tmp_path / "scan.mha"
+def test_names_a_bad_source_before_missing_models(source: Path, one_fold: Recipe, output: CaseOutput) -> None:
+    missing = source.with_name("missing")
+    with pytest.raises(ModelError) as no_models:
+        run_case(source, Session(one_fold, missing), output)
+    assert no_models.value.where == missing
     source.write_text("not a volume")
-    with pytest.raises(InputError) as caught:
-        run_case(source, Session(recipe, tmp_path / "missing"), output)
-    assert caught.value.where == source
-    assert not output.report.parent.exists()
-
-
-def test_writes_nothing_without_models(source: Path, tmp_path: Path, recipe: Recipe, output: CaseOutput) -> None:
-    with pytest.raises(ModelError) as caught:
-        run_case(source, Session(recipe, tmp_path / "missing"), output)
-    assert caught.value.where == tmp_path / "missing"
+    with pytest.raises(InputError) as bad_source:
+        run_case(source, Session(one_fold, missing), output)
+    assert bad_source.value.where == source
     assert not output.report.parent.exists()
 
 

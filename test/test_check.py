@@ -21,13 +21,13 @@ from pantherseg.volume import Grid, Volume
 SOCKETS = Sockets(input="abdominal-t1-mri", output="pancreatic-tumor-segmentation")
 GRID = Grid((3, 4, 5), (3.0, 1.5, 1.5), origin=(1.0, -2.0, 3.0))
 NAME = "case.mha"
+READABLE = "a readable 3-D image"
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    write_volume(
-        Volume(np.arange(60, dtype=np.int16).reshape(GRID.shape), GRID), image_path(tmp_path / "job", SOCKETS.input)
-    )
+    image = np.arange(60, dtype=np.int16).reshape(GRID.shape)
+    write_volume(Volume(image, GRID), image_path(tmp_path / "job", SOCKETS.input))
     return tmp_path / "job"
 
 
@@ -80,39 +80,35 @@ def other_grid(folder: Path) -> None:
     rewrite(folder, np.ones(GRID.shape, np.uint8), Grid(GRID.shape, (3.0, 1.5, 1.6), origin=GRID.origin))
 
 
+def two_channels(folder: Path) -> None:
+    sitk.WriteImage(sitk.Image([5, 4, 3], sitk.sitkVectorUInt8, 2), str(mask_of(folder)))
+
+
+def single_slice(folder: Path) -> None:
+    sitk.WriteImage(sitk.Image(5, 4, sitk.sitkUInt8), str(mask_of(folder)))
+
+
+def renamed(folder: Path) -> None:
+    mask_of(folder).rename(mask_of(folder).with_name("x.mha"))
+
+
 FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("no mask", lambda f: mask_of(f).unlink(), "exactly one file"),
     ("a second file", lambda f: (mask_of(f).parent / "b.mha").write_bytes(b""), "exactly one file"),
     ("a NIfTI", as_nifti, "MetaImage or TIFF"),
     ("a text file", lambda f: mask_of(f).write_text("mask"), "MetaImage or TIFF"),
-    ("a truncated mask", truncated, "a readable 3-D image"),
-    (
-        "two channels",
-        lambda f: sitk.WriteImage(sitk.Image([5, 4, 3], sitk.sitkVectorUInt8, 2), str(mask_of(f))),
-        "a readable",
-    ),
-    (
-        "a single slice",
-        lambda f: sitk.WriteImage(sitk.Image(5, 4, sitk.sitkUInt8), str(mask_of(f))),
-        "a readable 3-D image",
-    ),
-    ("a TIFF", as_tiff, "a readable 3-D image"),
-    ("a mask without voxels", lambda f: in_header(f, b"DimSize = 5", b"DimSize = 0"), "a readable 3-D image"),
-    (
-        "a header field that is not a number",
-        lambda f: in_header(f, b"NDims", b"WindowCenter = x\nNDims"),
-        "a readable 3-D image",
-    ),
+    ("a truncated mask", truncated, READABLE),
+    ("two channels", two_channels, "a readable"),
+    ("a single slice", single_slice, READABLE),
+    ("a TIFF", as_tiff, READABLE),
+    ("a mask without voxels", lambda f: in_header(f, b"DimSize = 5", b"DimSize = 0"), READABLE),
+    ("a field that is not a number", lambda f: in_header(f, b"NDims", b"WindowCenter = x\nNDims"), READABLE),
     ("a header that is not UTF-8", lambda f: in_header(f, b"NDims", b"Comment = \xe9\nNDims"), "MetaImage or TIFF"),
     ("16-bit labels", lambda f: rewrite(f, np.ones(GRID.shape, np.int16)), "type int8 or uint8"),
     ("labels as float", lambda f: rewrite(f, np.ones(GRID.shape, np.float32)), "type int8 or uint8"),
     ("a label other than 0 and 1", lambda f: rewrite(f, np.full(GRID.shape, 2, np.uint8)), "values (0, 1)"),
     ("a mask on another grid", other_grid, "the input's name and grid"),
-    (
-        "a mask under another name",
-        lambda f: mask_of(f).rename(mask_of(f).with_name("x.mha")),
-        "the input's name and grid",
-    ),
+    ("a mask under another name", renamed, "the input's name and grid"),
     ("a dangling link", lambda f: (f / "gone").symlink_to("/nowhere"), "no dangling or folder links"),
 ]
 

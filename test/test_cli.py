@@ -22,12 +22,13 @@ from pantherseg.models.bundle import open_bundle
 from pantherseg.models.find import ModelFolder
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.volume import Grid, Volume
+from volume_files import GRID, RAW, VOXELS, metaimage
 
 SLUG = "abdominal-t1-mri"
 
 
 def good(path: Path) -> Path:
-    write_volume(Volume(np.arange(60, dtype=np.int16).reshape(3, 4, 5), Grid((3, 4, 5), (2.0, 1.0, 1.0))), path)
+    write_volume(Volume(VOXELS, GRID), path)
     return path
 
 
@@ -40,18 +41,15 @@ def text(path: Path) -> None:
 
 
 def truncated(path: Path) -> None:
-    content = good(path).read_bytes()
-    path.write_bytes(content[:-20])
+    metaimage(path, RAW[:-20])
 
 
 def negative_spacing(path: Path) -> None:
-    content = good(path).read_bytes()
-    assert b"ElementSpacing = 1 1 2" in content
-    path.write_bytes(content.replace(b"ElementSpacing = 1 1 2", b"ElementSpacing = 1 1 -2"))
+    metaimage(path, changes={"ElementSpacing": "1 1 -2"})
 
 
 def not_a_number(path: Path) -> None:
-    write_volume(Volume(np.full((3, 4, 5), np.nan, np.float32), Grid((3, 4, 5), (1.0, 1.0, 1.0))), path)
+    write_volume(Volume(np.full(GRID.shape, np.nan, np.float32), GRID), path)
 
 
 def folder(path: Path) -> None:
@@ -60,6 +58,7 @@ def folder(path: Path) -> None:
 
 BAD_VOLUMES = [empty, text, truncated, negative_spacing, not_a_number]
 MakesVolume = Callable[[Path], object]
+RefuseJob = Callable[..., str]
 
 
 @pytest.fixture
@@ -69,15 +68,21 @@ def models(tmp_path: Path) -> Path:
     return path
 
 
-def predict(*arguments: object) -> Result:
-    return CliRunner().invoke(pantherseg, ["predict", *map(str, arguments)])
+def run(*words: object) -> Result:
+    """Run a command of pantherseg."""
+    return CliRunner().invoke(pantherseg, [*map(str, words)])
 
 
 def check_one_line(stderr: str, named: Path) -> None:
     lines = stderr.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith(f"error: {named}: expected ")
-    assert ", found " in lines[0]
+    assert lines[0].startswith(f"error: {named}: ")
+
+
+def check_refused(result: Result, named: Path) -> None:
+    """Check that a command ended with 1 and an error of one line that names the file or folder at fault."""
+    assert (result.exit_code, result.stdout) == (1, "")
+    check_one_line(result.stderr, named)
 
 
 def job(tmp_path: Path, volume: MakesVolume | None, *, slug: str = SLUG) -> Path:
@@ -93,32 +98,32 @@ def job(tmp_path: Path, volume: MakesVolume | None, *, slug: str = SLUG) -> Path
     return path
 
 
-def run_job(path: Path, tmp_path: Path, models: Path, recipe: Path | None = None) -> tuple[int, list[Path]]:
-    output = tmp_path / "output"
-    output.mkdir(parents=True)
-    options = ["--input", str(path), "--output", str(output), "--model", str(models)]
-    return entry_point(recipe or task_recipe(1), options), list(output.iterdir())
+@pytest.fixture
+def refuse_job(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> RefuseJob:
+    def check(path: Path, named: Path, recipe: Path = task_recipe(1)) -> str:  # noqa: B008 - the path of a file
+        """Run a job that must end with 1, one line that names a path, and no output. Return the line."""
+        output = tmp_path / "output"
+        output.mkdir(exist_ok=True)
+        code = entry_point(recipe, ["--input", str(path), "--output", str(output), "--model", str(models)])
+        captured = capsys.readouterr()
+        assert (code, captured.out, list(output.iterdir())) == (1, "", [])
+        check_one_line(captured.err, named)
+        return captured.err
+
+    return check
 
 
 @pytest.mark.parametrize("bad", BAD_VOLUMES)
 def test_predict_refuses_a_bad_volume(tmp_path: Path, models: Path, bad: MakesVolume) -> None:
     path = tmp_path / "a.mha"
     bad(path)
-    result = predict(path, tmp_path / "out", "--task", 1, "--model", models)
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    check_one_line(result.stderr, path)
+    check_refused(run("predict", path, tmp_path / "out", "--task", 1, "--model", models), path)
     assert not (tmp_path / "out").exists()
 
 
 def test_predict_refuses_a_missing_volume_and_an_empty_folder(tmp_path: Path, models: Path) -> None:
-    missing = tmp_path / "missing.mha"
-    result = predict(missing, tmp_path / "out", "--task", 2, "--model", models)
-    assert result.exit_code == 1
-    check_one_line(result.stderr, missing)
-    result = predict(models, tmp_path / "out", "--task", 2, "--model", models)
-    assert result.exit_code == 1
-    check_one_line(result.stderr, models)
+    for source in (tmp_path / "missing.mha", models):
+        check_refused(run("predict", source, tmp_path / "out", "--task", 2, "--model", models), source)
     assert not (tmp_path / "out").exists()
 
 
@@ -127,21 +132,16 @@ def test_predict_refuses_two_files_of_a_case(tmp_path: Path, models: Path) -> No
     images = tmp_path / "images"
     good(images / "a.mha")
     good(images / "a.nii.gz")
-    result = predict(images, tmp_path / "out", "--task", 1, "--model", models)
-    assert result.exit_code == 1
-    check_one_line(result.stderr, images)
+    result = run("predict", images, tmp_path / "out", "--task", 1, "--model", models)
+    check_refused(result, images)
     assert "found a.mha, a.nii.gz" in result.stderr
 
 
 def test_predict_names_a_bad_recipe_and_missing_models(tmp_path: Path, models: Path) -> None:
     path, recipe = good(tmp_path / "a.mha"), tmp_path / "r.toml"
     recipe.write_text("schema = 1")
-    result = predict(path, tmp_path / "out", "--recipe", recipe, "--model", models)
-    assert result.exit_code == 1
-    check_one_line(result.stderr, recipe)
-    result = predict(path, tmp_path / "out", "--task", 1, "--model", models, "--device", "cpu")
-    assert result.exit_code == 1
-    check_one_line(result.stderr, models)
+    check_refused(run("predict", path, tmp_path / "out", "--recipe", recipe, "--model", models), recipe)
+    check_refused(run("predict", path, tmp_path / "out", "--task", 1, "--model", models, "--device", "cpu"), models)
     assert not (tmp_path / "out").exists()
 
 
@@ -170,7 +170,7 @@ def test_predict_names_a_bad_recipe_and_missing_models(tmp_path: Path, models: P
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(pantherseg, arguments)
+    result = run(*arguments)
     assert result.exit_code == 2
     assert "Usage: " in result.stderr
     assert result.stdout == ""
@@ -178,73 +178,49 @@ def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path, monkeypa
 
 
 def test_help_and_version() -> None:
-    result = CliRunner().invoke(pantherseg, ["--help"])
+    result = run("--help")
     assert result.exit_code == 0
     assert "Not for clinical use" in result.stdout
-    assert __version__ in CliRunner().invoke(pantherseg, ["--version"]).stdout
+    assert __version__ in run("--version").stdout
 
 
 @pytest.mark.parametrize("arguments", [["evaluate", "{0}", "{0}"], ["report", "{0}", "{0}", "{0}.png"]])
 def test_other_commands_name_a_missing_file(tmp_path: Path, arguments: list[str]) -> None:
     missing = tmp_path / "missing.mha"
-    result = CliRunner().invoke(pantherseg, [argument.format(missing) for argument in arguments])
-    assert result.exit_code == 1
-    check_one_line(result.stderr, missing)
+    check_refused(run(*(argument.format(missing) for argument in arguments)), missing)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.fault("jobs", "the job's volume: {bad}", "an error that names the file, and no result")
 @pytest.mark.parametrize("bad", BAD_VOLUMES)
-def test_a_job_with_a_bad_volume(
-    tmp_path: Path, models: Path, bad: MakesVolume, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refuses_a_job_with_a_bad_volume(tmp_path: Path, refuse_job: RefuseJob, bad: MakesVolume) -> None:
     path = job(tmp_path, bad)
-    assert run_job(path, tmp_path, models) == (1, [])
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    check_one_line(captured.err, path / "images" / SLUG / "uuid.mha")
+    refuse_job(path, path / "images" / SLUG / "uuid.mha")
 
 
-@pytest.mark.parametrize(
-    "volume",
-    [
-        pytest.param(
-            None, marks=pytest.mark.fault("jobs", "a job without its volume", "an error that names the place")
-        ),
-        folder,
-    ],
-)
-def test_a_job_without_a_volume(
-    tmp_path: Path, models: Path, volume: MakesVolume | None, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.fault("jobs", "a job {id}", "an error that names the place")
+@pytest.mark.parametrize("volume", [None, folder], ids=["without its volume", "with a folder in place of its volume"])
+def test_refuses_a_job_without_a_volume(tmp_path: Path, refuse_job: RefuseJob, volume: MakesVolume | None) -> None:
     path = job(tmp_path, volume)
-    assert run_job(path, tmp_path, models) == (1, [])
-    check_one_line(capsys.readouterr().err, path / "images" / SLUG)
+    refuse_job(path, path / "images" / SLUG)
 
 
 @pytest.mark.fault("jobs", "the job of the other task", "an error that says so, and no result")
-def test_a_job_of_the_other_task(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_a_job_of_the_other_task(tmp_path: Path, refuse_job: RefuseJob) -> None:
     path = job(tmp_path, good, slug="abdominal-t2-mri")
-    assert run_job(path, tmp_path, models) == (1, [])
-    error = capsys.readouterr().err
-    check_one_line(error, path / "inputs.json")
-    assert "each task has its own container" in error
+    assert "each task has its own container" in refuse_job(path, path / "inputs.json")
 
 
 @pytest.mark.fault("jobs", "no recipe; then no models", "an error that names where they were looked for, and no result")
-def test_a_job_without_models_or_recipe(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_a_job_without_models_or_recipe(tmp_path: Path, models: Path, refuse_job: RefuseJob) -> None:
     path = job(tmp_path, good)
-    recipe = tmp_path / "missing.toml"
-    assert run_job(path, tmp_path / "a", models, recipe) == (1, [])
-    check_one_line(capsys.readouterr().err, recipe)
-    assert run_job(path, tmp_path / "b", models) == (1, [])
-    check_one_line(capsys.readouterr().err, models)
+    refuse_job(path, tmp_path / "missing.toml", tmp_path / "missing.toml")
+    refuse_job(path, models)
 
 
 @pytest.mark.fault("jobs", "no input folder at all", "an error that names it, and no result")
-def test_no_job_at_all(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_job(tmp_path / "missing", tmp_path, models) == (1, [])
-    check_one_line(capsys.readouterr().err, tmp_path / "missing")
+def test_refuses_a_missing_job_folder(tmp_path: Path, refuse_job: RefuseJob) -> None:
+    refuse_job(tmp_path / "missing", tmp_path / "missing")
 
 
 def test_wrong_usage_of_the_entry_point(capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,25 +231,16 @@ def test_wrong_usage_of_the_entry_point(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.fault("inputs", "the masks' folder is that of the volumes", "an error, and the volumes unchanged")
-def test_masks_never_take_the_place_of_their_volumes(tmp_path: Path) -> None:
-    volume = tmp_path / "scan.mha"
-    write_volume(Volume(np.ones((2, 3, 4), np.int16), Grid((2, 3, 4), (1.0, 1.0, 1.0))), volume)
+def test_masks_never_replace_their_volumes(tmp_path: Path) -> None:
+    volume, links = good(tmp_path / "store" / "scan.mha"), tmp_path / "links"
     before = volume.read_bytes()
-    for source in (volume, tmp_path):
-        result = CliRunner().invoke(pantherseg, ["predict", str(source), str(tmp_path), "--task", "1"])
-        assert result.exit_code == 1
-        assert "expected another folder than the volumes', found scan.mha itself there" in result.stderr
-    assert volume.read_bytes() == before
-
-
-def test_predict_does_not_overwrite_a_volume_behind_a_link(tmp_path: Path) -> None:
-    store, links = tmp_path / "store", tmp_path / "links"
     links.mkdir()
-    write_volume(Volume(np.ones((2, 3, 4), np.int16), Grid((2, 3, 4), (1.0, 1.0, 1.0))), store / "scan.mha")
-    (links / "scan.mha").symlink_to(store / "scan.mha")
-    result = CliRunner().invoke(pantherseg, ["predict", str(links / "scan.mha"), str(store), "--task", "1"])
-    assert result.exit_code == 1
-    assert "scan.mha itself there" in result.stderr
+    (links / "scan.mha").symlink_to(volume)
+    for source in (volume, volume.parent, links / "scan.mha"):
+        result = run("predict", source, volume.parent, "--task", 1)
+        assert result.exit_code == 1
+        assert "the mask of scan.mha would overwrite the volume itself" in result.stderr
+    assert volume.read_bytes() == before
 
 
 @pytest.mark.fault(
@@ -284,67 +251,52 @@ def test_predict_does_not_overwrite_a_volume_behind_a_link(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
-    good = Volume(
-        np.random.default_rng(0).normal(100, 20, (9, 40, 40)).astype(np.float32), Grid((9, 40, 40), (5.0,) * 3)
-    )
-    vast = Volume(good.array[:8, :20, :20], Grid((8, 20, 20), (900.0,) * 3))
-    for name, volume in (("a_vast.mha", vast), ("b_good.MHA", good), ("d_good.nii.gz", good)):
+    noise = np.random.default_rng(0).normal(100, 20, (9, 40, 40)).astype(np.float32)
+    usable = Volume(noise, Grid(noise.shape, (5.0, 5.0, 5.0)))
+    vast = Volume(noise[:8, :20, :20], Grid((8, 20, 20), (900.0, 900.0, 900.0)))
+    for name, volume in (("a_vast.mha", vast), ("b_good.MHA", usable), ("d_good.nii.gz", usable)):
         write_volume(volume, source / name.lower())
         (source / name.lower()).rename(source / name)
     (source / "c_text.mha").write_text("no volume")
-    result = CliRunner().invoke(pantherseg, ["predict", str(source), str(output), "--task", "1", "--device", "cpu"])
+    result = run("predict", source, output, "--task", 1, "--device", "cpu")
     assert result.exit_code == 1
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert errors[0].startswith(f"error: {source / 'a_vast.mha'}: expected at most 268435456 voxels")
     assert errors[1].startswith(f"error: {source / 'c_text.mha'}: expected ")
-    assert sorted(path.name for path in output.iterdir()) == [
-        "b_good.json",
-        "b_good.mha",
-        "d_good.json",
-        "d_good.nii.gz",
-    ]
+    written = {path.name for path in output.iterdir()}
+    assert written == {"b_good.json", "b_good.mha", "d_good.json", "d_good.nii.gz"}
 
 
 @pytest.mark.fault(
     "models", "the recipe wants a label that the model does not have", "an error that says which labels there are"
 )
-@pytest.mark.slow
 def test_a_label_that_the_model_does_not_have_is_an_error(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(task_recipe(1).read_text().replace("[sockets]", "tumour_label = 7\n\n[sockets]"))
-    write_volume(Volume(np.ones((9, 40, 40), np.int16), Grid((9, 40, 40), (5.0,) * 3)), tmp_path / "scan.mha")
-    result = CliRunner().invoke(
-        pantherseg, ["predict", str(tmp_path / "scan.mha"), str(tmp_path / "out"), "--recipe", str(recipe)]
-    )
+    result = run("predict", good(tmp_path / "scan.mha"), tmp_path / "out", "--recipe", recipe)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].endswith("expected tumour_label between 1 and 2, found 7")
     assert not (tmp_path / "out").exists()
 
 
-def pack(*arguments: object) -> Result:
-    return CliRunner().invoke(pantherseg, ["pack", *map(str, arguments)])
-
-
+@pytest.mark.slow
 def test_pack_writes_a_bundle_and_prints_its_contents(changed_model: ChangedModel, tmp_path: Path) -> None:
     folder, target = changed_model(folds=2, checkpoint="checkpoint_best.pth"), tmp_path / "bundle"
-    result = pack(folder, target)
-    assert result.exit_code == 1
-    check_one_line(result.stderr, folder / "fold_0" / "checkpoint_final.pth")
+    result = run("pack", folder, target)
+    check_refused(result, folder / "fold_0" / "checkpoint_final.pth")
     assert "found checkpoint_best.pth in fold_0" in result.stderr
-    result = pack(folder, target, "--checkpoint", "checkpoint_best.pth")
+    result = run("pack", folder, target, "--checkpoint", "checkpoint_best.pth")
     assert result.exit_code == 0
     size = sum(path.stat().st_size for path in target.iterdir()) / 1e6
     labels = "labels 1 tumour, 2 pancreas"
     assert result.stdout == f"{target}: folds 0 1 of checkpoint_best.pth, {labels}, {size:.1f} MB\n"
     assert open_bundle(target).folds == ("0", "1")
-    result = pack(folder, target, "--checkpoint", "checkpoint_best.pth")
-    assert result.exit_code == 1
-    check_one_line(result.stderr, target)
+    check_refused(run("pack", folder, target, "--checkpoint", "checkpoint_best.pth"), target)
 
 
 @pytest.mark.parametrize("option", [["--task", "2"], ["--recipe", str(task_recipe(2))]])
 def test_pack_with_a_recipe_packs_every_model(tmp_path: Path, option: list[str]) -> None:
-    result = pack(DEMO_WEIGHTS, tmp_path / "bundles", *option)
+    result = run("pack", DEMO_WEIGHTS, tmp_path / "bundles", *option)
     assert result.exit_code == 0
     assert [line.partition(":")[0] for line in result.stdout.splitlines()] == [
         str(tmp_path / "bundles" / role) for role in ("task2", "localizer")
@@ -354,14 +306,10 @@ def test_pack_with_a_recipe_packs_every_model(tmp_path: Path, option: list[str])
 
 def test_pack_refuses_sources_that_are_not_model_folders(tmp_path: Path, models: Path) -> None:
     for source in (tmp_path / "missing", models, DEMO_WEIGHTS / "task1"):
-        result = pack(source, tmp_path / "bundle")
-        assert result.exit_code == 1
-        assert result.stdout == ""
-        check_one_line(result.stderr, source)
+        result = run("pack", source, tmp_path / "bundle")
+        check_refused(result, source)
     assert "a bundle, which is packed already" in result.stderr
-    result = pack(models, tmp_path / "bundle", "--task", 1)
-    assert result.exit_code == 1
-    check_one_line(result.stderr, models)
+    check_refused(run("pack", models, tmp_path / "bundle", "--task", 1), models)
     assert sorted(tmp_path.iterdir()) == [models]
 
 
@@ -370,7 +318,7 @@ def test_pack_refuses_sources_that_are_not_model_folders(tmp_path: Path, models:
 def test_predict_reports_its_precision(tmp_path: Path, pancreas: Volume, mode: str) -> None:
     scan, output = tmp_path / "scan.mha", tmp_path / "out"
     write_volume(pancreas, scan)
-    result = predict(scan, output, "--task", 1, "--device", "cpu", "--mode", mode)
+    result = run("predict", scan, output, "--task", 1, "--device", "cpu", "--mode", mode)
     assert result.exit_code == 0
     report = json.loads((output / "scan.json").read_text())
     codes = [event["code"] for event in report["events"]]
@@ -388,7 +336,7 @@ def test_an_nnunet_folder_is_packed_on_use_and_gives_the_bundles_mask(
     temporary.mkdir()
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "task1").symlink_to(demo_folder.path)
-    assert predict(scan, tmp_path / "bundle", "--task", 1, "--device", "cpu").exit_code == 0
+    assert run("predict", scan, tmp_path / "bundle", "--task", 1, "--device", "cpu").exit_code == 0
     arguments = ["predict", scan, tmp_path / "folder", "--task", 1, "--device", "cpu", "--model", tmp_path / "models"]
     done = subprocess.run(
         [sys.executable, "-m", "pantherseg", *map(str, arguments)],
@@ -405,12 +353,12 @@ def test_an_nnunet_folder_is_packed_on_use_and_gives_the_bundles_mask(
 
 
 def test_the_help_lists_every_command_with_its_first_line() -> None:
-    listed = CliRunner().invoke(pantherseg, ["--help"]).stdout.partition("Commands:\n")[2].splitlines()
+    listed = run("--help").stdout.partition("Commands:\n")[2].splitlines()
     names = [line.split()[0] for line in listed]
     modules = {path.stem for path in Path(cli.__file__).parent.glob("[!_]*.py")}
     assert set(names) == modules - {"options"}
     for name, line in zip(names, listed, strict=True):
-        usage = CliRunner().invoke(pantherseg, [name, "--help"]).stdout
+        usage = run(name, "--help").stdout
         assert usage.split("\n\n")[1].strip() == line.strip().removeprefix(name).strip()
 
 
@@ -427,22 +375,17 @@ print([name for name in ("numpy", "msgspec", "pantherseg.cli.predict") if name i
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("setting", "options", "rescued"),
-    [
-        ("true", [], True),
-        ("false", [], False),
-        ("true", ["--no-rescue"], False),
-        ("false", ["--rescue"], True),
-    ],
+    ("in_recipe", "options", "rescued"),
+    [(True, [], True), (False, [], False), (True, ["--no-rescue"], False), (False, ["--rescue"], True)],
 )
 def test_predict_rescues_an_empty_mask_as_in_the_recipe_or_as_asked(
-    tmp_path: Path, setting: str, options: list[str], rescued: bool
+    tmp_path: Path, in_recipe: bool, options: list[str], rescued: bool
 ) -> None:
-    text = task_recipe(1).read_text()
-    assert "rescue = true" in text
+    text, table = task_recipe(1).read_text(), '[[postprocess]]\nkind = "rescue"\n'
+    assert table in text
     recipe, scan = tmp_path / "recipe.toml", tmp_path / "scan.mha"
-    recipe.write_text(text.replace("rescue = true", f"rescue = {setting}"))
+    recipe.write_text(text if in_recipe else "postprocess = []\n" + text.replace(table, ""))
     write_volume(Volume(np.zeros((9, 40, 40), np.int16), Grid((9, 40, 40), (5.0,) * 3)), scan)
-    result = predict(scan, tmp_path / "out", "--recipe", recipe, "--device", "cpu", *options)
+    result = run("predict", scan, tmp_path / "out", "--recipe", recipe, "--device", "cpu", *options)
     assert result.exit_code == 0, result.stderr
     assert read_labels(tmp_path / "out" / "scan.mha").array.any() == rescued

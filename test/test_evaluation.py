@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.evaluation import compare, comparison_table, evaluate, evaluation_table, write_csv, write_json
-from pantherseg.evaluation.metrics import METRICS, CaseScores, score_case, totals
+from pantherseg.evaluation.metrics import METRICS, Totals, score_case, totals
 from pantherseg.io import read_labels, write_volume
 from pantherseg.volume import Grid, Triple, Volume
 
@@ -31,7 +31,7 @@ OFFICIAL_DIAGONAL = math.hypot(9 * 2, 11 * 1, 13 * 4)
 
 
 def volume(array: NDArray[Any], spacing: Triple = SPACING, origin: Triple = (0.0, 0.0, 0.0)) -> Volume:
-    return Volume(array, Grid(array.shape, spacing, origin))  # type: ignore[arg-type]
+    return Volume(array, Grid(array.shape, spacing, origin))
 
 
 def block(start: tuple[int, int, int], size: tuple[int, int, int] = (1, 1, 1), label: int = 1) -> Volume:
@@ -66,9 +66,8 @@ def test_dice_and_volume_are_the_same_in_both_conventions() -> None:
     scores = score_case(block((2, 3, 4), (4, 4, 6)), block((2, 3, 3), (4, 4, 4)))
     for metrics in (scores.official, scores.corrected):
         assert metrics.dice == pytest.approx(2 * 48 / (96 + 64))
-        assert metrics.predicted_volume_mm3 == pytest.approx(96 * 8)
-        assert metrics.reference_volume_mm3 == pytest.approx(64 * 8)
-        assert metrics.volume_error_mm3 == pytest.approx(32 * 8)
+        volumes = (metrics.predicted_volume_mm3, metrics.reference_volume_mm3, metrics.volume_error_mm3)
+        assert volumes == pytest.approx((96 * 8, 64 * 8, 32 * 8))
         assert not metrics.missing
 
 
@@ -83,10 +82,8 @@ def test_scores_missing_empty_and_full_masks_as_the_published_evaluator(predicti
 
 
 def test_ignores_the_pancreas_label() -> None:
-    with_pancreas = REFERENCE.array.copy()
-    with_pancreas[6:8, 2:9, 2:9] = 2
-    other_pancreas = REFERENCE.array.copy()
-    other_pancreas[0:2] = 2
+    with_pancreas, other_pancreas = REFERENCE.array.copy(), REFERENCE.array.copy()
+    with_pancreas[6:8, 2:9, 2:9] = other_pancreas[0:2] = 2
     assert score_case(volume(other_pancreas), volume(with_pancreas)) == score_case(REFERENCE, REFERENCE)
 
 
@@ -114,27 +111,12 @@ def test_refuses_a_prediction_on_another_grid(prediction: Volume, difference: st
         score_case(prediction, REFERENCE, name="pred.mha")
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 10**6), st.integers(0, 10**6))
-def test_metrics_are_symmetric(seed_a: int, seed_b: int) -> None:
-    a, b = volume(random_mask(seed_a)), volume(random_mask(seed_b))
-    one, other = score_case(a, b), score_case(b, a)
-    assert one.corrected.dice == other.corrected.dice
-    assert 0 <= one.corrected.dice <= 1
-    assert one.corrected.hd95_mm == pytest.approx(other.corrected.hd95_mm)
-    assert one.corrected.masd_mm == pytest.approx(other.corrected.masd_mm)
-    assert one.corrected.volume_error_mm3 == pytest.approx(-other.corrected.volume_error_mm3)
-
-
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6))
 def test_identical_masks_have_perfect_scores(seed: int) -> None:
     mask = volume(random_mask(seed))
     scores = score_case(mask, mask)
-    for metrics in (scores.official, scores.corrected):
-        figures = metrics.as_totals()
-        assert (figures.dice, figures.surface_dice_5mm) == (1, 1)
-        assert (figures.hd95_mm, figures.masd_mm, figures.volume_rmse_mm3) == (0, 0, 0)
+    assert scores.official.as_totals() == scores.corrected.as_totals() == Totals(1, 1, 0, 0, 0)
 
 
 @settings(deadline=None, max_examples=20)
@@ -161,27 +143,15 @@ def test_metrics_are_those_of_surface_distance_on_the_whole_volume() -> None:
     assert metrics.dice == surface_distance.compute_dice_coefficient(a, b)
 
 
-def shifted(path: Path, label: int, axis: int) -> CaseScores:
-    labels = read_labels(path)
-    organ = (labels.array == label).astype(np.uint8)
-    return score_case(Volume(np.roll(organ, 1, axis), labels.grid), Volume(organ, labels.grid))
-
-
-def test_metrics_of_a_shifted_pancreas(real_data: Callable[[str], Path]) -> None:
-    metrics = shifted(real_data("totalsegmentator/example_seg_mr.nii.gz"), label=7, axis=2).corrected
-    assert metrics.dice == pytest.approx(0.8452, abs=5e-5)
-    assert metrics.masd_mm == pytest.approx(0.5761, abs=5e-5)
-    assert metrics.hd95_mm == pytest.approx(3.0, abs=5e-5)
-
-
 def test_metrics_of_a_shifted_spleen_with_thick_slices(real_data: Callable[[str], Path]) -> None:
-    scores = shifted(real_data("chaos/label_1.nii.gz"), label=4, axis=0)
-    assert scores.corrected.dice == scores.official.dice == pytest.approx(0.8475, abs=5e-5)
-    assert scores.corrected.masd_mm == pytest.approx(1.2308, abs=5e-5)
-    assert scores.corrected.hd95_mm == pytest.approx(6.7315, abs=5e-5)
-    assert scores.corrected.surface_dice_5mm == pytest.approx(0.9303, abs=5e-5)
-    assert scores.official.hd95_mm == pytest.approx(1.25, abs=5e-5)
-    assert scores.official.surface_dice_5mm == 1.0
+    labels = read_labels(real_data("chaos/label_1.nii.gz"))
+    spleen = (labels.array == 4).astype(np.uint8)
+    scores = score_case(Volume(np.roll(spleen, 1, 0), labels.grid), Volume(spleen, labels.grid))
+    corrected, official = scores.corrected, scores.official
+    assert corrected.dice == official.dice == pytest.approx(0.8475, abs=5e-5)
+    assert corrected.masd_mm == pytest.approx(1.2308, abs=5e-5)
+    assert (corrected.hd95_mm, official.hd95_mm) == pytest.approx((6.7315, 1.25), abs=5e-5)
+    assert (corrected.surface_dice_5mm, official.surface_dice_5mm) == pytest.approx((0.9303, 1.0), abs=5e-5)
 
 
 def test_totals_are_means_and_the_volume_rmse() -> None:
@@ -206,39 +176,37 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_matches_files_by_case(folders: tuple[Path, Path]) -> None:
     result = evaluate(*folders)
-    assert list(result.cases) == ["10000_0001", "10001_0001"]
-    assert [c.official.dice for c in result.cases.values()] == [1, 0]
+    assert {name: case.official.dice for name, case in result.cases.items()} == {"10000_0001": 1, "10001_0001": 0}
     assert result.missing == ()
 
 
-def test_scores_a_missing_prediction_as_empty(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
-    (folders[0] / "10001_0001_0000.nii.gz").unlink()
+def test_warns_about_a_missing_prediction_and_one_without_reference(
+    folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    (folders[0] / "10001_0001_0000.nii.gz").rename(folders[0] / "unknown.nii.gz")
     result = evaluate(*folders)
+    assert list(result.cases) == ["10000_0001", "10001_0001"]
     assert result.missing == ("10001_0001",)
     assert result.corrected.dice == pytest.approx(0.5)
     assert result.corrected.hd95_mm == pytest.approx(CORRECTED_DIAGONAL / 2)
     assert "10001_0001" in caplog.text
+    assert "unknown.nii.gz" in caplog.text
 
 
-def test_ignores_a_prediction_without_reference_with_a_warning(
-    folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("prediction", "reference", "case"),
+    [
+        ("10001_0001_0000.nii.gz", "", "10001_0001"),
+        ("", "10000_0001.mha", "10000_0001"),
+        ("10001_0001_0000.nii.gz", "10000_0001.mha", "10000_0001"),
+    ],
+)
+def test_a_single_file_selects_its_case(
+    folders: tuple[Path, Path], prediction: str, reference: str, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_volume(REFERENCE, folders[0] / "unknown.mha")
-    assert list(evaluate(*folders).cases) == ["10000_0001", "10001_0001"]
-    assert "unknown.mha" in caplog.text
-
-
-def test_a_single_file_selects_its_case(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
     predictions, references = folders
-    assert list(evaluate(predictions / "10001_0001_0000.nii.gz", references).cases) == ["10001_0001"]
-    assert list(evaluate(predictions, references / "10000_0001.mha").cases) == ["10000_0001"]
+    assert list(evaluate(predictions / prediction, references / reference).cases) == [case]
     assert not caplog.text
-
-
-def test_two_single_files_need_no_common_name(folders: tuple[Path, Path]) -> None:
-    predictions, references = folders
-    result = evaluate(predictions / "10001_0001_0000.nii.gz", references / "10000_0001.mha")
-    assert list(result.cases) == ["10000_0001"]
 
 
 def test_refuses_two_predictions_of_a_case(folders: tuple[Path, Path]) -> None:
@@ -277,12 +245,13 @@ def test_writes_json(folders: tuple[Path, Path], tmp_path: Path) -> None:
     write_json(evaluate(*folders), path)
     result = json.loads(path.read_text())
     assert set(result) == {"cases", "official", "corrected", "not_for_clinical_use"}
-    assert set(result["official"]) == set(result["corrected"]) == set(METRICS)
     case = result["cases"]["10001_0001"]
     assert set(case) == {"official", "corrected", "missing"}
-    assert set(case["official"]) == set(case["corrected"]) == set(METRICS)
+    for scores in (result["official"], result["corrected"], case["official"], case["corrected"]):
+        assert set(scores) == set(METRICS)
     assert case["missing"] is False
-    assert [p.name for p in path.parent.iterdir()] == ["scores.json"]
+    with pytest.raises(OutputError, match=str(path)):
+        write_json(evaluate(*folders), path / "scores.json")
 
 
 def test_writes_csv_with_a_row_per_case_and_convention(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -291,30 +260,21 @@ def test_writes_csv_with_a_row_per_case_and_convention(folders: tuple[Path, Path
     write_csv(evaluate(*folders), path)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(r["case"], r["convention"]) for r in rows] == [
-        ("10000_0001", "official"),
-        ("10000_0001", "corrected"),
-        ("10001_0001", "official"),
-        ("10001_0001", "corrected"),
+    assert [(row["case"], row["convention"], row["missing"]) for row in rows] == [
+        ("10000_0001", "official", "true"),
+        ("10000_0001", "corrected", "true"),
+        ("10001_0001", "official", "false"),
+        ("10001_0001", "corrected", "false"),
     ]
-    assert [r["missing"] for r in rows] == ["true", "true", "false", "false"]
     assert float(rows[0]["volume_error_mm3"]) == -8
     assert float(rows[0]["hd95_mm"]) == pytest.approx(OFFICIAL_DIAGONAL)
-
-
-def test_reports_a_file_that_cannot_be_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="file"):
-        write_json(evaluate(*folders), tmp_path / "file" / "scores.json")
 
 
 def test_table_explains_conventions_and_missing_cases(folders: tuple[Path, Path]) -> None:
     (folders[0] / "10000_0001.mha").unlink()
     table = evaluation_table(evaluate(*folders))
-    assert "10000_0001 (missing)" in table
-    assert "official: the challenge's evaluator" in table
-    assert "corrected: spacing in the order of the array" in table
-    assert "Not for clinical use" in table
+    for text in ("10000_0001 (missing)", "official: ", "corrected: ", "Not for clinical use"):
+        assert text in table
     lines = table.splitlines()
     assert len(lines[0]) == len(lines[2]) == len(lines[5])
 
@@ -333,15 +293,9 @@ def test_comparison_counts_better_and_worse_cases(folders: tuple[Path, Path]) ->
     # HD95 along x: a shift of two voxels in case 1 instead of one in case 2, each 2 mm.
     assert result.corrected["hd95_mm"].mean_difference == pytest.approx(1)
     assert result.corrected["volume_rmse_mm3"].equal == 2
-    table = comparison_table(result, name_a="one", name_b="other")
-    assert "other against one, 2 cases" in table
-
-
-def test_comparison_with_itself_has_no_difference(folders: tuple[Path, Path]) -> None:
-    result = evaluate(*folders)
-    for difference in compare(result, result).corrected.values():
-        assert (difference.better, difference.worse, difference.equal) == (0, 0, 2)
-        assert difference.p_value == 1
+    assert "other against one, 2 cases" in comparison_table(result, name_a="one", name_b="other")
+    for difference in compare(one, one).corrected.values():
+        assert (difference.better, difference.worse, difference.equal, difference.p_value) == (0, 0, 2, 1)
 
 
 def test_comparison_is_significant_for_a_consistent_difference(folders: tuple[Path, Path]) -> None:

@@ -49,16 +49,11 @@ def test_an_error_is_a_comparison_or_a_sentence() -> None:
     assert str(error.at("other.mha")) == "other.mha: the file is empty; copy it again"
 
 
+@pytest.mark.fault("ends", "an unexpected error: {id}", "its traceback, then a last line with its type")
 @pytest.mark.parametrize(
     "error",
-    [
-        pytest.param(
-            ValueError(UNPRINTABLE),
-            marks=pytest.mark.fault("ends", "an unexpected error", "its traceback, then a last line with its type"),
-        ),
-        OSError(5, "x" * 10**5, UNPRINTABLE),
-        KeyError(UNPRINTABLE),
-    ],
+    [ValueError(UNPRINTABLE), OSError(5, "x" * 10**5, UNPRINTABLE), KeyError(UNPRINTABLE)],
+    ids=["ValueError", "OSError", "KeyError"],
 )
 def test_an_unexpected_error_is_one_line_after_its_traceback(
     error: Exception, capsys: pytest.CaptureFixture[str]

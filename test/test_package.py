@@ -110,7 +110,7 @@ def test_the_installed_package_keeps_fetched_weights_in_the_users_data_folder(in
     variables = {"PYTHONPATH": str(installed), "XDG_DATA_HOME": str(tmp_path / "data")}
     assert run(*command, "list", cwd=tmp_path, **variables).returncode == 0
     done = run(*command, "verify", cwd=tmp_path, **variables)
-    assert done.stdout.startswith("ok       data/pantherseg/weights: no weights there")
+    assert done.stdout.startswith("ok       data/pantherseg/weights: no weights are installed")
     assert not (tmp_path / "data").exists()
 
 

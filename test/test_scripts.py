@@ -19,13 +19,14 @@ from pantherseg.paths import DEMO_WEIGHTS, ROOT
 SCRIPTS = ["do_build.sh", "do_test_run.sh", "do_save.sh"]
 
 
-def run(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ROOT / script, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+def run_script(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_help_works_from_any_folder(script: str, tmp_path: Path) -> None:
-    result = run(script, "--help", cwd=tmp_path)
+    result = run_script(ROOT / script, "--help", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout.startswith(f"usage: ./{script} ")
     assert "task1|task2|all" in result.stdout
@@ -45,7 +46,7 @@ def test_the_help_works_from_any_folder(script: str, tmp_path: Path) -> None:
 def test_wrong_usage_exits_with_2_and_the_reason(
     script: str, arguments: list[str], reason: str, tmp_path: Path
 ) -> None:
-    result = run(script, *arguments, cwd=tmp_path)
+    result = run_script(ROOT / script, *arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == f"error: {reason}"
 
@@ -54,17 +55,16 @@ def test_wrong_usage_exits_with_2_and_the_reason(
 def test_shellcheck_finds_no_problem(script: str) -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    result = subprocess.run(
-        ["shellcheck", "--external-sources", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = run_script("shellcheck", "--external-sources", script, cwd=ROOT)
     assert result.stdout + result.stderr == ""
 
 
 def pack(task: str, weights: Path, target: Path) -> subprocess.CompletedProcess[str]:
     command = f'source scripts/containers.sh; weights="{weights}"; pack_model {task} "{target}"'
-    return subprocess.run(["bash", "-euc", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    return run_script("bash", "-euc", command, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_model_archives_of_the_same_models_have_the_same_bytes(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, umask in ((first, 0o022), (second, 0o077)):
@@ -127,16 +127,14 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def save(checkout: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], str]:
+def save(checkout: Path) -> tuple[subprocess.CompletedProcess[str], str]:
     """Run do_save.sh. Return its result and the commands that the Docker engine received."""
-    tools = checkout.parent / "bin"
-    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
-    result = subprocess.run(
-        [checkout / "do_save.sh", *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    path = f"{checkout.parent / 'bin'}:{os.environ['PATH']}"
+    result = run_script(checkout / "do_save.sh", cwd=checkout, PATH=path)
     return result, (checkout.parent / "received").read_text()
 
 
+@pytest.mark.slow
 def test_saves_the_models_of_the_user(checkout: Path) -> None:
     result, received = save(checkout)
     assert result.returncode == 0, result.stderr
@@ -153,35 +151,25 @@ def test_saves_the_models_of_the_user(checkout: Path) -> None:
     assert [line for line in received.splitlines() if line.startswith("save")] == [f"save {name}" for name in names]
 
 
-def without_a_fold(root: Path) -> None:
-    (root / "task2" / "fold_3.safetensors").unlink()
-
-
-def with_a_damaged_fold(root: Path) -> None:
-    path = root / "task2" / "fold_3.safetensors"
+def with_a_damaged_fold(models: Path) -> None:
+    path = models / "task2" / "fold_3.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
 
-def without_a_manifest(root: Path) -> None:
-    (root / "task2" / "manifest.json").unlink()
+def with_another_model_as_localizer(models: Path) -> None:
+    shutil.rmtree(models / "localizer")
+    shutil.copytree(models / "task1", models / "localizer")
 
 
-def with_another_model_as_localizer(root: Path) -> None:
-    shutil.rmtree(root / "localizer")
-    shutil.copytree(root / "task1", root / "localizer")
-
-
-def without_models(root: Path) -> None:
-    shutil.rmtree(root / "task2")
-    (root / "task2").mkdir()
+def without_models(models: Path) -> None:
+    shutil.rmtree(models / "task2")
+    (models / "task2").mkdir()
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (without_a_fold, "found no fold_3.safetensors"),
         (with_a_damaged_fold, "task2/fold_3.safetensors: expected SHA-256"),
-        (without_a_manifest, "task2/manifest.json: expected a bundle's manifest"),
         (with_another_model_as_localizer, "localizer: expected label between 1 and 2, found 7"),
         (without_models, "weights/own: expected one bundle or nnU-Net model folder"),
     ],

@@ -18,14 +18,7 @@ from pantherseg.session import Session
 from pantherseg.volume import Grid, Volume
 
 
-@pytest.fixture
-def recipe() -> Recipe:
-    """Return Task 1's recipe with one fold."""
-    recipe = load_recipe(task_recipe(1))
-    return msgspec.structs.replace(recipe, members=[msgspec.structs.replace(recipe.members[0], folds=[0])])
-
-
-def test_loads_the_models_once_for_several_cases(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loads_the_models_once_for_several_cases(one_fold: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     load_ensemble = ensemble.load_ensemble
     loaded = []
 
@@ -34,7 +27,7 @@ def test_loads_the_models_once_for_several_cases(recipe: Recipe, monkeypatch: py
         return loaded[-1]
 
     monkeypatch.setattr(ensemble, "load_ensemble", counted)
-    session = Session(recipe, DEMO_WEIGHTS, device="cpu", many_cases=True)
+    session = Session(one_fold, DEMO_WEIGHTS, device="cpu", many_cases=True)
     assert loaded == [], "models are not loaded before they are needed"
     volume = Volume(np.ones((8, 16, 16), np.float32), Grid((8, 16, 16), (4.0, 3.0, 3.0)))
     first, second = (segment(volume, session).mask.array for _ in range(2))
@@ -44,8 +37,8 @@ def test_loads_the_models_once_for_several_cases(recipe: Recipe, monkeypatch: py
 
 
 @pytest.mark.parametrize("many_cases", [False, True])
-def test_keeps_networks_only_for_many_cases(recipe: Recipe, many_cases: bool) -> None:
-    loaded = Session(recipe, DEMO_WEIGHTS, device="cpu", many_cases=many_cases).load()
+def test_keeps_networks_only_for_many_cases(one_fold: Recipe, many_cases: bool) -> None:
+    loaded = Session(one_fold, DEMO_WEIGHTS, device="cpu", many_cases=many_cases).load()
     assert [predictor.keep_networks for predictor in loaded.predictors] == [many_cases]
 
 
@@ -56,8 +49,8 @@ def test_every_predictor_gets_the_recipes_permission_for_bfloat16(allowed: bool)
     assert [predictor.allow_bfloat16 for predictor in predictors] == [allowed, allowed]
 
 
-def test_models_that_cannot_be_loaded_are_an_error_each_time(recipe: Recipe, tmp_path: Path) -> None:
-    session = Session(recipe, tmp_path / "missing", device="cpu")
+def test_models_that_cannot_be_loaded_are_an_error_each_time(one_fold: Recipe, tmp_path: Path) -> None:
+    session = Session(one_fold, tmp_path / "missing", device="cpu")
     for _ in range(2):
         with pytest.raises(ModelError, match="missing"):
             session.load()

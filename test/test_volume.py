@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pantherseg.errors import InputError, OutputError
+from pantherseg.events import Event, EventCode
 from pantherseg.io import read_image, read_labels, write_volume
 from pantherseg.io.itk import from_itk, to_itk
 from pantherseg.volume import Box, Grid, Shape, Triple, Volume, uncrop
 
 SHAPE = (4, 5, 7)
-REPLACED = "the volume with these set to its minimum, and an event"
 Direction = tuple[Triple, Triple, Triple]
 
 
@@ -90,9 +90,8 @@ def test_itk_finds_a_voxel_at_the_same_position(tmp_path: Path) -> None:
 
 
 def test_refuses_to_write_an_unknown_format(tmp_path: Path) -> None:
-    volume = counting(GRID)
     with pytest.raises(OutputError, match=r"a\.nothing: expected a file name that ends with one of \.mha"):
-        write_volume(volume, tmp_path / "a.nothing")
+        write_volume(counting(GRID), tmp_path / "a.nothing")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -211,7 +210,6 @@ def test_names_the_difference_of_two_grids(other: Grid, named: str) -> None:
 def test_ignores_differences_by_rounding() -> None:
     rounded = Grid(SHAPE, (5.0, 0.7500001, 1.25), (-120.5001, 33.25, 780.125), direction(np.round(OBLIQUE, 5)))
     assert GRID.difference(rounded) == ""
-    assert GRID.difference(GRID) == ""
 
 
 def test_refuses_an_array_of_another_shape_than_the_grid() -> None:
@@ -219,37 +217,35 @@ def test_refuses_an_array_of_another_shape_than_the_grid() -> None:
         Volume(np.zeros((1, 2, 3)), GRID)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(np.nan, marks=pytest.mark.fault("inputs", "a few voxels are NaN", REPLACED)),
-        pytest.param(np.inf, marks=pytest.mark.fault("inputs", "a few voxels are infinite", REPLACED)),
-        -np.inf,
-        pytest.param(1e300, marks=pytest.mark.fault("inputs", "a few voxels are too large to compute with", REPLACED)),
-        -1e300,
-    ],
+@pytest.mark.fault(
+    "inputs", "a few voxels are {value}", "the volume with these voxels set to its minimum, and an event"
 )
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -1e300])
 def test_replaces_a_few_non_finite_voxels_by_the_minimum(tmp_path: Path, value: float) -> None:
     array = np.linspace(-7, 50, 1000).reshape(10, 10, 10)
     array[2, 3, 4] = array[9, 9, 9] = value
     write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / "a.mha")
-    image, events = read_image(tmp_path / "a.mha")
-    assert [event.code for event in events] == ["non_finite_voxels"]
-    assert events[0].message.startswith("2 NaN or infinite")
+    image, (event,) = read_image(tmp_path / "a.mha")
+    assert event.code == EventCode.NON_FINITE_VOXELS
+    assert event.message.startswith("2 voxels that are NaN, infinite or too large")
     assert image.array.dtype == np.float32
     assert image.array[2, 3, 4] == image.array[9, 9, 9] == image.array.min() == -7
     assert image.array[9, 9, 8] == np.float32(array[9, 9, 8])
 
 
+@pytest.mark.fault("inputs", "more than 1% of the voxels are NaN, or all of them", "an error that says how many")
 def test_accepts_one_percent_of_nan_and_no_more(tmp_path: Path) -> None:
-    array = np.arange(1000.0, dtype=np.float32).reshape(10, 10, 10)
-    array.flat[:10] = np.nan
-    write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / "a.nrrd")
-    assert read_image(tmp_path / "a.nrrd")[0].array.min() == 10
-    array.flat[10] = np.nan
-    write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / "a.nrrd")
-    with pytest.raises(InputError, match=r"a\.nrrd: expected at most 1% NaN .*, found 11 of 1000"):
-        read_image(tmp_path / "a.nrrd")
+    path, array = tmp_path / "a.nrrd", np.arange(1000.0, dtype=np.float32).reshape(10, 10, 10)
+    for count, found in ((10, None), (11, r"11 of 1000 \(1\.1%\)"), (1000, r"1000 of 1000 \(100\.0%\)")):
+        array.flat[:count] = np.nan
+        write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), path)
+        if found is None:
+            assert read_image(path)[0].array.min() == count
+        else:
+            with pytest.raises(
+                InputError, match=rf"a\.nrrd: expected at most 1% NaN or infinite voxels, found {found}"
+            ):
+                read_image(path)
 
 
 @pytest.mark.fault("inputs", "every voxel has the same value", "the volume, and an event")
@@ -257,17 +253,16 @@ def test_reports_a_constant_image(tmp_path: Path) -> None:
     write_volume(Volume(np.full(SHAPE, 3, np.int16), GRID), tmp_path / "a.mha")
     image, events = read_image(tmp_path / "a.mha")
     assert (image.array == 3).all()
-    assert [(event.code, event.message) for event in events] == [("constant_image", "every voxel has the value 3")]
+    assert events == (Event(EventCode.CONSTANT_IMAGE, "every voxel has the value 3"),)
 
 
 @pytest.mark.fault("inputs", "a fourth axis of length 1", "the volume without it, and an event")
 def test_drops_a_fourth_axis_of_length_one(tmp_path: Path) -> None:
-    image = sitk.JoinSeries([to_itk(counting(GRID))])
-    sitk.WriteImage(image, str(tmp_path / "a.mha"), useCompression=True)
+    sitk.WriteImage(sitk.JoinSeries([to_itk(counting(GRID))]), str(tmp_path / "a.mha"))
     volume, events = read_image(tmp_path / "a.mha")
     assert np.array_equal(volume.array, counting(GRID).array)
     assert volume.grid.difference(GRID) == ""
-    assert [event.code for event in events] == ["fourth_axis_dropped"]
+    assert [event.code for event in events] == [EventCode.FOURTH_AXIS_DROPPED]
 
 
 def test_refuses_labels_that_are_not_whole_numbers(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,14 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from faults import refused
-from pantherseg.io import read_image, write_volume
+from pantherseg.io import read_image
 from pantherseg.io.itk import to_itk
 from pantherseg.io.limits import MAX_SIDE_VOXELS
 from pantherseg.volume import Grid, Volume
-from volume_files import GRID, RAW, VOXELS, ZLIB, compressed, metaimage, nifti, nrrd, quiet_itk, refusal
-
-__all__ = ["quiet_itk"]
+from volume_files import GRID, RAW, VOXELS, ZLIB, compressed, metaimage, nifti, nrrd, refusal
 
 pytestmark = pytest.mark.usefixtures("quiet_itk")
 
-SUFFIXES = [".mha", ".mhd", ".nii", ".nii.gz", ".nrrd"]
 DAMAGED = "the file is truncated or damaged"
 ADDRESS_SPACE_BYTES = 8 << 30
 
@@ -37,23 +34,13 @@ def test_refuses_a_missing_file_a_folder_and_an_empty_file(tmp_path: Path) -> No
     (tmp_path / "folder.mha").mkdir()
     formats = "expected a volume in one of the formats .mha .mhd .nii .nii.gz .nrrd"
     assert refusal(tmp_path / "folder.mha") == f"{formats}, found a folder"
-    for suffix in SUFFIXES:
+    for suffix in (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd"):
         empty = tmp_path / f"empty{suffix}"
         empty.touch()
         assert refusal(empty) == "expected a volume, found an empty file"
     for name, found in (("a.raw", "the suffix .raw"), ("a", "no suffix")):
         (tmp_path / name).touch()
         assert refusal(tmp_path / name) == f"{formats}, found {found}"
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize(
-    "content", [b"dear reader,\nthis is no volume\n", bytes(range(256)) * 8, b"a = b", b"\xff\n\n="]
-)
-def test_refuses_a_file_of_another_kind(tmp_path: Path, suffix: str, content: bytes) -> None:
-    path = tmp_path / f"text{suffix}"
-    path.write_bytes(content)
-    assert refusal(path)
 
 
 def test_reads_the_unchanged_files(tmp_path: Path) -> None:
@@ -66,8 +53,7 @@ def test_reads_the_unchanged_files(tmp_path: Path) -> None:
     ):
         volume, events = read_image(path)
         assert np.array_equal(volume.array, VOXELS)
-        assert volume.grid == GRID
-        assert events == ()
+        assert (volume.grid, events) == (GRID, ())
 
 
 @pytest.mark.fault(
@@ -163,8 +149,7 @@ def test_reads_a_big_endian_nifti(tmp_path: Path) -> None:
         struct.pack_into(f">{kind}", swapped, offset, *struct.unpack_from(f"<{kind}", content, offset))
     swapped[352:] = VOXELS.astype(">i2").tobytes()
     path.write_bytes(swapped)
-    volume = read_image(path)[0].array
-    assert np.array_equal(volume, VOXELS)
+    assert np.array_equal(read_image(path)[0].array, VOXELS)
     path.write_bytes(swapped[:-1])
     assert "472 bytes of header and voxels, found 471" in refusal(path)
 
@@ -231,6 +216,8 @@ def row(expected: str, fault: str = "", **changes: str | None) -> object:
         row("orthonormal direction cosines", TransformMatrix="2 0 0 0 2 0 0 0 2"),
         row("Offset once in the header, found it again as Origin", "the header has two origins", Origin="1 1 1"),
         row("the field name DimSize, found dimsize", dimsize="1 1 1"),
+        row("the field name ElementSpacing, found elementspacing", ElementSpacing=None, elementspacing="1 1 2"),
+        row("the field name CompressedDataSize, found compresseddatasize", compresseddatasize="48"),
         row("a MetaImage header", Comment="a\0b"),
         row("a MetaImage header", "a header with a field of 10 MB", Comment="long" * (10 << 18)),
         row("a MetaImage header", **{"C" * 1000: "x"}),
@@ -240,8 +227,8 @@ def row(expected: str, fault: str = "", **changes: str | None) -> object:
         row("CompressedDataSize, found -5", CompressedData="True", CompressedDataSize="-5"),
         row(
             "valid compressed voxels",
-            "voxels that the header calls compressed are not",
-            CompressedData="True",
+            "uncompressed voxels, said to be zlib",
+            CompressedData="1",
             CompressedDataSize="48",
         ),
     ],
@@ -267,27 +254,23 @@ def test_refuses_a_metaimage_variant_by_name(tmp_path: Path, changes: dict[str, 
     assert re.match(rf"MetaImage with {variant}.* is not supported; convert it, for example with SimpleITK", text)
 
 
+@refused("a NRRD with {variant}")
 @pytest.mark.parametrize(
     ("old", "new", "variant"),
     [
-        pytest.param(b"raw", b"ascii", "the encoding ascii", marks=refused("a NRRD with its voxels as text")),
+        (b"raw", b"ascii", "the encoding ascii"),
         (b"raw", b"hex", "the encoding hex"),
-        pytest.param(b"raw", b"bzip2", "the encoding bzip2", marks=refused("a NRRD with bzip2 compression")),
+        (b"raw", b"bzip2", "the encoding bzip2"),
         (b"raw", b"zstd", "the encoding zstd"),
-        pytest.param(
-            b"endian",
-            b"data file: /etc/passwd\nendian",
-            r"its voxels in another file \(data file: /etc/passwd\)",
-            marks=refused("a NRRD with its voxels in another file"),
-        ),
-        (b"endian", b"datafile: LIST\nendian", r"its voxels in another file \(datafile: LIST\)"),
+        (b"endian", b"data file: /etc/passwd\nendian", "its voxels in another file (data file: /etc/passwd)"),
+        (b"endian", b"datafile: LIST\nendian", "its voxels in another file (datafile: LIST)"),
         (b"endian", b"byte skip: -1\nendian", "byte skip: -1"),
         (b"endian", b"line skip: 1\nendian", "line skip: 1"),
     ],
 )
 def test_refuses_a_nrrd_variant_by_name(tmp_path: Path, old: bytes, new: bytes, variant: str) -> None:
     text = refusal(nrrd(tmp_path / "a.nrrd", old, new))
-    assert re.match(f"NRRD with {variant} is not supported; convert it, for example with SimpleITK", text)
+    assert text.startswith(f"NRRD with {variant} is not supported; convert it, for example with SimpleITK")
 
 
 @pytest.mark.parametrize(
@@ -328,16 +311,6 @@ def test_refuses_images_that_are_not_scalar_volumes(tmp_path: Path, suffix: str)
         assert re.search(expected, refusal(path))
 
 
-@pytest.mark.fault("inputs", "more than 1% of the voxels are NaN, or all of them", "an error that says how many")
-def test_refuses_more_than_one_percent_nan(tmp_path: Path) -> None:
-    array = VOXELS.astype(np.float32)
-    array[0, 0, 0] = np.nan
-    write_volume(Volume(array, GRID), tmp_path / "a.mha")
-    assert "expected at most 1% NaN or infinite voxels, found 1 of 60 (1.7%)" in refusal(tmp_path / "a.mha")
-    write_volume(Volume(np.full_like(array, np.nan), GRID), tmp_path / "a.mha")
-    assert "found 60 of 60 (100.0%)" in refusal(tmp_path / "a.mha")
-
-
 @pytest.fixture
 def little_memory() -> Iterator[None]:
     """An address space too small for the volumes that the headers claim."""
@@ -347,29 +320,18 @@ def little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-HUGE = {"DimSize": "60000 60000 60000"}
-
-
-@pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(
-            lambda folder: metaimage(folder / "a.mha", RAW, HUGE),
-            marks=pytest.mark.fault(
-                "inputs",
-                "a small file claims to hold 60,000 voxels along each axis",
-                "an error without allocating them",
-            ),
-            id="plain",
-        ),
-        lambda folder: compressed(folder / "a.mha", ZLIB, HUGE),
-        lambda folder: metaimage(folder / "a.mha", RAW, {"DimSize": "4294967296 4294967296 1"}),
-        lambda folder: nifti(folder / "a.nii.gz", (42, "<h", 30000), (44, "<h", 30000), (46, "<h", 30000)),
-    ],
+@pytest.mark.fault(
+    "inputs", "a small file claims to hold 60,000 voxels along each axis", "an error without allocating them"
 )
-def test_refuses_a_small_file_that_claims_a_huge_volume(tmp_path: Path, make: Callable[[Path], Path]) -> None:
-    assert " voxels along each axis" in refusal(make(tmp_path))
+@pytest.mark.usefixtures("little_memory")
+def test_refuses_a_small_file_that_claims_a_huge_volume(tmp_path: Path) -> None:
+    for path in (
+        metaimage(tmp_path / "a.mha", RAW, {"DimSize": "60000 60000 60000"}),
+        compressed(tmp_path / "b.mha", ZLIB, {"DimSize": "60000 60000 60000"}),
+        metaimage(tmp_path / "c.mha", RAW, {"DimSize": "4294967296 4294967296 1"}),
+        nifti(tmp_path / "d.nii.gz", *((offset, "<h", 30000) for offset in (42, 44, 46))),
+    ):
+        assert " voxels along each axis" in refusal(path)
 
 
 @pytest.mark.fault("inputs", "something else follows the voxels in the file", "the voxels, unchanged")
@@ -378,8 +340,7 @@ def test_ignores_what_follows_the_voxels(tmp_path: Path) -> None:
         metaimage(tmp_path / "a.mha", RAW + b"garbage" * 9),
         compressed(tmp_path / "b.mha", ZLIB + b"garbage" * 9),
     ):
-        volume = read_image(path)[0].array
-        assert np.array_equal(volume, VOXELS)
+        assert np.array_equal(read_image(path)[0].array, VOXELS)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -395,28 +356,25 @@ def test_reads_a_header_with_its_voxels_in_a_file_beside_it(tmp_path: Path, pack
     assert "expected the data file voxels.raw in the same folder, found no such file" in refusal(path)
 
 
-def test_reads_older_and_unusual_metaimage_headers(tmp_path: Path) -> None:
-    path, big = tmp_path / "a.mha", VOXELS.astype(">i2").tobytes()
-    for write in (
-        lambda: metaimage(path, big, {"BinaryDataByteOrderMSB": "True"}),
-        lambda: metaimage(path, big, {"ElementByteOrderMSB": "True"}),
-        lambda: metaimage(path, RAW, {"ElementSpacing": None, "ElementSize": "1 1 2"}),
-        lambda: metaimage(path, line="{} = {}\r\n"),
-        lambda: metaimage(path, line="{}: {}\n"),
-        lambda: metaimage(path, line="{}={}\n"),
-        lambda: metaimage(path, RAW, {"ElementDataFile": "Local"}),
-        lambda: metaimage(path, VOXELS.astype(np.int32).tobytes(), {"ElementType": "MET_LONG"}),
-        *(lambda value=value: compressed(path, ZLIB, {"CompressedData": value}) for value in ("T", "true", "1")),
-    ):
-        volume, _ = read_image(write())
-        assert np.array_equal(volume.array, VOXELS), path.read_bytes()
-        assert volume.grid == GRID
-    metaimage(path, RAW, {"ElementSpacing": None, "TransformMatrix": None, "Offset": None})
+@pytest.mark.parametrize(
+    ("data", "changes"),
+    [
+        (VOXELS.astype(">i2").tobytes(), {"BinaryDataByteOrderMSB": "True"}),
+        (VOXELS.astype(">i2").tobytes(), {"ElementByteOrderMSB": "True"}),
+        (VOXELS.astype("<i4").tobytes(), {"ElementType": "MET_LONG"}),
+        (RAW, {"ElementSpacing": None, "ElementSize": "1 1 2"}),
+        (RAW, {"ElementDataFile": "Local"}),
+        *((ZLIB, {"CompressedData": yes, "CompressedDataSize": str(len(ZLIB))}) for yes in ("T", "true", "1")),
+    ],
+)
+def test_reads_older_and_unusual_metaimage_headers(tmp_path: Path, data: bytes, changes: dict[str, str | None]) -> None:
+    volume, _ = read_image(metaimage(tmp_path / "a.mha", data, changes))
+    assert np.array_equal(volume.array, VOXELS)
+    assert volume.grid == GRID
+
+
+def test_reads_metaimage_headers_with_other_separators_and_without_a_grid(tmp_path: Path) -> None:
+    for line in ("{} = {}\r\n", "{}: {}\n", "{}={}\n"):
+        assert read_image(metaimage(tmp_path / "a.mha", line=line))[0].grid == GRID
+    path = metaimage(tmp_path / "a.mha", RAW, {"ElementSpacing": None, "TransformMatrix": None, "Offset": None})
     assert read_image(path)[0].grid == Grid((3, 4, 5), (1.0, 1.0, 1.0))
-
-
-@pytest.mark.parametrize("name", ["CompressedDataSize", "ElementSpacing", "DimSize"])
-def test_refuses_a_metaimage_field_in_another_case_which_itk_would_ignore(tmp_path: Path, name: str) -> None:
-    path = compressed(tmp_path / "a.mha")
-    path.write_bytes(path.read_bytes().replace(name.encode(), name.lower().encode(), 1))
-    assert refusal(path) == f"expected the field name {name}, found {name.lower()}"
