@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pantherseg.inference.backends import openvino_backend
 from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.bundle import GRAPH, Bundle, open_bundle, sha256_of
 from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.models.manifest import MANIFEST
-from pantherseg.paths import DEMO_WEIGHTS, task_recipe
+from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.phantom import make_phantom
 from pantherseg.recipe import Recipe, load_recipe
 from pantherseg.volume import Box, Volume
@@ -29,6 +31,7 @@ pytest_plugins = ["faults", "published", "volume_files"]
 
 RealData = Callable[[str], Path]
 SmallDisk = Callable[[int], Path]
+SetFree = Callable[[int], None]
 NnunetMask = Callable[..., NDArray[Any]]
 
 
@@ -51,6 +54,12 @@ def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def run_python(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run this Python with arguments in the project's folder. options: those of `subprocess.run`."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.fixture
@@ -83,6 +92,18 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     from bench.unpack import unpack
 
     return unpack(open_bundle(DEMO_WEIGHTS / "task1"), tmp_path_factory.mktemp("demo") / "task1")
+
+
+@pytest.fixture(scope="session")
+def demo() -> Bundle:
+    """Two folds of Task 1's demo bundle."""
+    return open_bundle(DEMO_WEIGHTS / "task1", folds=[0, 1])
+
+
+@pytest.fixture
+def set_free(monkeypatch: pytest.MonkeyPatch) -> SetFree:
+    """Return a function that sets the free memory that the OpenVINO backend sees, in bytes."""
+    return lambda size: monkeypatch.setattr(openvino_backend, "room_bytes", lambda: size)
 
 
 @pytest.fixture
@@ -172,13 +193,20 @@ def one_fold() -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def pancreas() -> Volume:
-    """A phantom's pancreas and what lies around it."""
+def labelled_pancreas() -> tuple[Volume, Volume]:
+    """A phantom's pancreas and what lies around it, and its labels."""
     phantom = make_phantom(5001, task=1, size="small")
     box = Box.around(phantom.labels.array > 0)
     assert box is not None
-    whole = Volume(phantom.image.array.astype(np.float32), phantom.image.grid)
-    return whole.crop(box.expanded(30.0, whole.grid))
+    box = box.expanded(30.0, phantom.labels.grid)
+    image = Volume(phantom.image.array.astype(np.float32), phantom.image.grid)
+    return image.crop(box), phantom.labels.crop(box)
+
+
+@pytest.fixture(scope="session")
+def pancreas(labelled_pancreas: tuple[Volume, Volume]) -> Volume:
+    """The image of `labelled_pancreas`."""
+    return labelled_pancreas[0]
 
 
 @pytest.fixture(scope="module")
@@ -201,24 +229,15 @@ def nnunet_mask() -> NnunetMask:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    def mask(
-        model: ModelFolder,
-        volume: Volume,
-        *,
-        step: float = 0.5,
-        mirroring: bool = False,
-        mirroring_axes: tuple[int, ...] | None = None,
-    ) -> NDArray[Any]:
+    def mask(model: ModelFolder, volume: Volume, mirroring_axes: tuple[int, ...] = ()) -> NDArray[Any]:
         predictor = nnUNetPredictor(
             device=torch.device("cpu"),
-            tile_step_size=step,
-            use_mirroring=mirroring,
+            use_mirroring=bool(mirroring_axes),
             perform_everything_on_device=False,
             allow_tqdm=False,
         )
         predictor.initialize_from_trained_model_folder(str(model.path), model.folds, model.checkpoint)
-        if mirroring_axes is not None:
-            predictor.allowed_mirroring_axes = mirroring_axes
+        predictor.allowed_mirroring_axes = mirroring_axes
         labels: NDArray[Any] = predictor.predict_single_npy_array(
             volume.array[None], {"spacing": list(volume.grid.spacing)}
         )

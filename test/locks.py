@@ -1,4 +1,4 @@
-"""Lock files, read."""
+"""The pinned packages of lock files."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Requirement:
 
 
 def locked(path: Path) -> list[Requirement]:
-    """The requirements of a lock file; anything in it that is none of its kind is an AssertionError."""
+    """Return the pinned packages of a lock file. Raises AssertionError for a line of another form."""
     text = path.read_text().replace("\\\n", " ")
     requirements = []
     for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+?)(?:\s*;\s*(.*?))?((?:\s+--hash=\S+)*)\s*", line)
-        assert match, f"no pinned requirement: {line[:80]!r}"
+        assert match, f"expected a pinned package, found {line[:80]!r}"
         name, version, marker, hashes = match.groups()
         requirements.append(Requirement(normalised(name), version, marker or "", tuple(hashes.split())))
     return requirements

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from conftest import one_line_about
 from pantherseg.cli import main as pantherseg
 from pantherseg.errors import PantherSegError
-from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
+from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS, read_configuration
 from pantherseg.models.find import ModelFolder
 from pantherseg.paths import ZOO
 from pantherseg.weights import fetch, find_weights, load_zoo
@@ -60,9 +60,9 @@ def zipped(files: Files, compression: int = zipfile.ZIP_STORED) -> bytes:
     return buffer.getvalue()
 
 
-def tarred(files: Files, mode: str = "w:gz") -> bytes:
+def tarred(files: Files) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -82,14 +82,13 @@ class Fetches:
         self.server, self.client, self.root = server, client, root
         self.zenodo = server.url("/api/records")
 
-    def serve(self, *archives: bytes, record: int = RECORD) -> None:
-        """Serve a record with one archive, or with several that are told apart by a leading digit."""
-        names = [ARCHIVE] if len(archives) == 1 else [f"{number}_{ARCHIVE}" for number in range(len(archives))]
-        self.server.add_record(record, dict(zip(names, map(Page, archives), strict=True)))
+    def serve(self, archive: bytes) -> None:
+        """Serve the winner's record with one archive."""
+        self.server.add_record(RECORD, {ARCHIVE: Page(archive)})
 
-    def page(self, name: str = ARCHIVE, record: int = RECORD) -> Page:
-        """Return a file of a record."""
-        return self.server.pages[f"/api/records/{record}/files/{name}/content"]
+    def page(self) -> Page:
+        """Return the winner's archive."""
+        return self.server.pages[f"/api/records/{RECORD}/files/{ARCHIVE}/content"]
 
     def succeeds(self, name: str = "winner-task1", **options: Any) -> list[str]:
         """Return the lines that fetching prints."""
@@ -143,11 +142,10 @@ def winner_record(fetches: Fetches, winner: bytes, demo_folder: ModelFolder) -> 
 
 @pytest.fixture(scope="session")
 def demo_graph(demo_folder: ModelFolder) -> Any:
-    from pantherseg.model_sources.nnunet import read_plan
-    from pantherseg.packing import graph
+    from pantherseg.packing.graph import make_graph
 
-    plan = read_plan(demo_folder.path, "3d_fullres")
-    return graph.make_graph(plan.network(), (1, 1, *plan.patch))
+    configuration = read_configuration(demo_folder.path, "3d_fullres")
+    return make_graph(configuration.network(), (1, 1, *configuration.patch))
 
 
 @pytest.fixture

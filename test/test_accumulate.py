@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 3
 EVERY_COMBINATION = [axes for count in range(4) for axes in itertools.combinations(range(3), count)]
+SMALLER_THAN_THE_PATCH = [(1, 1, 1), (5, 7, 3), (20, 4, 8), (7, 30, 5)]
 
 
 def small_network(dimensions: int) -> nn.Module:
@@ -86,21 +87,17 @@ def check(shape: tuple[int, ...], patch: tuple[int, ...], *, step: float = 0.5, 
     np.testing.assert_array_equal(tensor.numpy().view(np.uint16), expected.view(np.uint16))
 
 
-@pytest.mark.parametrize("axes", EVERY_COMBINATION, ids=lambda axes: "".join(map(str, axes)) or "none")
-def test_averages_mirrored_inputs_as_nnunet_does(axes: tuple[int, ...]) -> None:
-    check((9, 17, 14), (6, 8, 8), axes=axes)
-
-
-@pytest.mark.parametrize("axes", [(), (0,), (1,), (0, 1)], ids=lambda axes: "".join(map(str, axes)) or "none")
-@pytest.mark.parametrize("shape", [(3, 17, 14), (1, 5, 14), (4, 3, 2)])
-def test_runs_a_2d_patch_on_every_slice(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
-    check(shape, (8, 6), axes=axes)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (6, 8, 8), (20, 4, 8), (7, 30, 5)])
-@pytest.mark.parametrize("axes", [(), (0, 2)], ids=["plain", "mirrored"])
-def test_pads_a_volume_that_is_smaller_than_the_patch(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
-    check(shape, (6, 8, 8), axes=axes)
+@pytest.mark.parametrize(
+    ("patch", "shape", "axes"),
+    [
+        *(((6, 8, 8), (9, 17, 14), axes) for axes in EVERY_COMBINATION),
+        *(((8, 6), shape, axes) for shape in ((3, 17, 14), (1, 5, 14), (4, 3, 2)) for axes in ((), (0,), (1,), (0, 1))),
+        *(((6, 8, 8), shape, axes) for shape in SMALLER_THAN_THE_PATCH for axes in ((), (0, 2))),
+    ],
+)
+def test_equals_nnunet(patch: tuple[int, ...], shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    """A patch with two axes runs on every slice."""
+    check(shape, patch, axes=axes)
 
 
 @settings(max_examples=50, deadline=None)

@@ -120,12 +120,10 @@ def test_refuses_a_model_without_the_label_of_its_role(
     assert (fetches.root / download).is_file()
 
 
-def test_refuses_files_that_cannot_make_up_a_model_before_downloading(fetches: Fetches) -> None:
-    fetches.serve(b"-", b"-")
-    loose = {name: Page(b"-") for name in ("a_fold_0.pth", "b_fold_0.pth", "d.pth")}
-    fetches.server.add_record(BASELINE_RECORD, loose)
-    for name, files, where, text in (
-        ("winner-task1", [f"0_{ARCHIVE}", f"1_{ARCHIVE}"], "winner-task1", "expected one archive, found 2 files"),
+@pytest.mark.parametrize(
+    ("name", "files", "where", "message"),
+    [
+        ("winner-task1", ["a_fold_0.pth", "d.pth"], "winner-task1", "expected one archive, found 2 files"),
         (
             "baseline-task1",
             ["a_fold_0.pth", "b_fold_0.pth"],
@@ -133,9 +131,16 @@ def test_refuses_files_that_cannot_make_up_a_model_before_downloading(fetches: F
             "expected one file for fold_0, found a_",
         ),
         ("baseline-task1", ["a_fold_0.pth", "d.pth"], "d.pth", "expected a fold in the file name"),
-    ):
-        assert text in fetches.fails(DownloadError, where, name, files=files)
-    assert not any(page.requests for page in loose.values())
+    ],
+)
+def test_refuses_files_that_cannot_make_up_a_model_before_downloading(
+    fetches: Fetches, name: str, files: list[str], where: str, message: str
+) -> None:
+    pages = {file: Page(b"-") for file in files}
+    for record in (RECORD, BASELINE_RECORD):
+        fetches.server.add_record(record, pages)
+    assert message in fetches.fails(DownloadError, where, name, files=files)
+    assert not any(page.requests for page in pages.values())
 
 
 @fault("the archive of another model", "an error that names both; no model is installed")
@@ -227,7 +232,7 @@ def test_refuses_a_checkpoint_with_code(fetches: Fetches, demo_folder: ModelFold
     loose = {f"checkpoint_best_PantherTask1_fold_{fold}.pth": Page(checkpoint) for fold in range(3)}
     fetches.server.add_record(BASELINE_RECORD, loose)
     fetches.server.add_record(RECORD, {ARCHIVE: Page(archive), "PancCT.zip": Page(archive)})
-    with pytest.raises(ModelError, match="asks for code to be run on loading and was refused"):
+    with pytest.raises(ModelError, match="would run code on loading and was refused"):
         fetches.succeeds(name)
     assert not (tmp_path / "run").exists()
     assert fetches.installed() == {}

@@ -11,58 +11,33 @@ from pantherseg.machine import cpus
 from pantherseg.machine.cpus import usable_cpus
 
 
-@pytest.fixture(autouse=True)
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No control group sets a limit, and the process may run on eight CPUs."""
-    for name in ("QUOTA", "OLD_QUOTA", "OLD_PERIOD"):
-        monkeypatch.setattr(cpus, name, tmp_path / name)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-
-
 @pytest.mark.parametrize(
-    ("line", "expected"),
+    ("affinity", "files", "expected"),
     [
-        ("max 100000\n", 8),
-        ("200000 100000\n", 2),
-        ("250000 100000\n", 3),
-        ("50000 100000\n", 1),
-        ("1000 100000\n", 1),
-        ("1600000 100000\n", 8),
-        ("400000 50000\n", 8),
-        ("150000 50000\n", 3),
-        ("max", 8),
-        ("", 8),
-        ("nonsense\n", 8),
-        ("1 0\n", 8),
+        (8, {}, 8),
+        (1, {}, 1),
+        *((8, {"QUOTA": line}, 8) for line in ("max 100000\n", "1600000 100000\n", "400000 50000\n")),
+        *((8, {"QUOTA": line}, 8) for line in ("max", "", "nonsense\n", "1 0\n")),
+        (8, {"QUOTA": "200000 100000\n"}, 2),
+        (8, {"QUOTA": "250000 100000\n"}, 3),
+        (8, {"QUOTA": "150000 50000\n"}, 3),
+        (8, {"QUOTA": "1000 100000\n"}, 1),
+        (1, {"QUOTA": "200000 100000\n"}, 1),
+        (8, {"OLD_QUOTA": "200000\n"}, 8),
+        (8, {"OLD_QUOTA": "-1\n", "OLD_PERIOD": "100000\n"}, 8),
+        (8, {"OLD_QUOTA": "200000\n", "OLD_PERIOD": "100000\n"}, 2),
+        (8, {"OLD_QUOTA": "150000\n", "OLD_PERIOD": "100000\n"}, 2),
+        (8, {"OLD_QUOTA": "10000\n", "OLD_PERIOD": "100000\n"}, 1),
+        (8, {"OLD_QUOTA": "100000\n", "OLD_PERIOD": "100000\n", "QUOTA": "300000 100000\n"}, 3),
     ],
 )
-def test_rounds_up_the_limit_of_cgroup_version_2(tmp_path: Path, line: str, expected: int) -> None:
-    (tmp_path / "QUOTA").write_text(line)
+def test_rounds_up_the_lowest_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, affinity: int, files: dict[str, str], expected: int
+) -> None:
+    """QUOTA is the file of version 2 of control groups, the others are those of version 1."""
+    for name in ("QUOTA", "OLD_QUOTA", "OLD_PERIOD"):
+        monkeypatch.setattr(cpus, name, tmp_path / name)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
     assert usable_cpus() == expected
-
-
-@pytest.mark.parametrize(("quota", "expected"), [("-1\n", 8), ("200000\n", 2), ("10000\n", 1), ("150000\n", 2)])
-def test_rounds_up_the_limit_of_cgroup_version_1(tmp_path: Path, quota: str, expected: int) -> None:
-    (tmp_path / "OLD_QUOTA").write_text(quota)
-    assert usable_cpus() == 8, "a quota without a period is ignored"
-    (tmp_path / "OLD_PERIOD").write_text("100000\n")
-    assert usable_cpus() == expected
-
-
-def test_prefers_cgroup_version_2(tmp_path: Path) -> None:
-    (tmp_path / "OLD_QUOTA").write_text("100000\n")
-    (tmp_path / "OLD_PERIOD").write_text("100000\n")
-    (tmp_path / "QUOTA").write_text("300000 100000\n")
-    assert usable_cpus() == 3
-
-
-def test_uses_the_affinity_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert usable_cpus() == 8
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
-    assert usable_cpus() == 1
-
-
-def test_never_exceeds_the_affinity_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    (tmp_path / "QUOTA").write_text("200000 100000\n")
-    assert usable_cpus() == 1

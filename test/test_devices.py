@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import warnings
 import weakref
 from pathlib import Path
@@ -18,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from conftest import one_line_about
+from conftest import one_line_about, run_python
 from pantherseg.arrays import to_host
 from pantherseg.cli import main
 from pantherseg.errors import DeviceMemoryError, LostDeviceError
@@ -78,11 +77,14 @@ def test_labels_are_equal_on_host_and_device(
     host, device = logits_of(shape, resampling, transpose, seed)
     middle = shape[0] // 2
     np.testing.assert_array_equal(host.slab(middle, shape[0]), to_host(device.slab(middle, shape[0])))
-    one, other = FusedLogits((host, host)), FusedLogits((device, device))
-    np.testing.assert_array_equal(one.labels(), other.labels())
-    np.testing.assert_allclose(one.probability(1), other.probability(1), rtol=0, atol=1e-6)
+    expected = FusedLogits((host, host))
+    for members in ((device, device), (host, device), (device, host)):
+        found = FusedLogits(members)
+        np.testing.assert_array_equal(found.labels(), expected.labels())
+        np.testing.assert_allclose(found.probability(1), expected.probability(1), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_leaves_the_device_between_volume_and_labels(tiled_bundle: Bundle) -> None:
     """Uses fake tensors, which have a CUDA device and a shape but no values, and which refuse mixed devices."""
     manifest = tiled_bundle.manifest
@@ -105,15 +107,6 @@ def test_nothing_leaves_the_device_between_volume_and_labels(tiled_bundle: Bundl
             assert logits.slab(3, 9).device.type == device
             for _, slab in FusedLogits((logits, logits)).slabs():
                 assert (slab.device.type, slab.dtype) == (device, torch.float32)
-
-
-@pytest.mark.parametrize("first_on_host", [True, False])
-def test_fuses_members_on_different_devices(first_on_host: bool) -> None:
-    """Logits that need splines are resampled on the host, others on their device."""
-    host, device = logits_of((5, 8, 8), RESAMPLINGS[0], (0, 1, 2), seed=3)
-    expected = FusedLogits((host, host)).labels()
-    mixed = (host, device) if first_on_host else (device, host)
-    np.testing.assert_array_equal(FusedLogits(mixed).labels(), expected)
 
 
 def events_of_placements(bundle: Bundle, shape: tuple[int, ...], megabytes: int | None) -> list[tuple[str, ...]]:
@@ -279,17 +272,12 @@ def test_tells_errors_of_the_device_from_errors_of_the_code(tiled_bundle: Bundle
 @pytest.mark.parametrize(
     ("version", "devices", "reason"),
     [
-        pytest.param(
-            *(11000, 1, "The NVIDIA driver on your system is too old (found version 11000)"),
-            marks=pytest.mark.fault("memory", "the driver is too old for --device cuda", "an error that says so"),
-        ),
-        pytest.param(
-            *(13000, 0, "no device was found|No CUDA GPUs are available|CUDA-capable device"),
-            marks=pytest.mark.fault("memory", "--device cuda with a driver but no GPU", "an error that says so"),
-        ),
+        (11000, 1, "The NVIDIA driver on your system is too old (found version 11000)"),
+        (13000, 0, "no device was found|No CUDA GPUs are available|CUDA-capable device"),
     ],
-    ids=["old", "none"],
+    ids=["a driver that is too old", "a driver but no GPU"],
 )
+@pytest.mark.fault("memory", "--device cuda with {id}", "an error that says so")
 def test_explains_a_driver_that_torch_cannot_use(tmp_path: Path, version: int, devices: int, reason: str) -> None:
     """Replaces the driver by a library that answers as such a driver does."""
     compiler = shutil.which("gcc") or shutil.which("cc")
@@ -303,13 +291,8 @@ def test_explains_a_driver_that_torch_cannot_use(tmp_path: Path, version: int, d
     )
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", source], check=True)
     scan = ROOT / "test" / "input" / "task1" / "images" / "abdominal-t1-mri"
-    done = subprocess.run(
-        [sys.executable, "-m", "pantherseg", "predict", scan, tmp_path / "out", "--task", "1", "--device", "cuda"],
-        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["-m", "pantherseg", "predict", scan, tmp_path / "out", "--task", "1", "--device", "cuda"]
+    done = run_python(*command, env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)})
     assert done.returncode == 1
     *_, line = done.stderr.splitlines()
     assert line.startswith("error: device: CUDA cannot be used: ")
@@ -318,6 +301,7 @@ def test_explains_a_driver_that_torch_cannot_use(tmp_path: Path, version: int, d
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_reads_the_next_fold_in_the_background() -> None:
     bundle = open_bundle(DEMO_WEIGHTS / "task1")
     backend = TorchBackend("cpu")
@@ -339,22 +323,13 @@ def test_refuses_a_device_memory_limit_for_the_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_gpu_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--tiny"],
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-m", "bench.gpu", "--device", "cpu", "--tiny", env={**os.environ, "TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     for run in ("exact", "fast", "nnUNetv2_predict --disable_tta", "nnUNetPredictor, mirroring"):
         assert f"| tiny | {run} | " in done.stdout
     assert "| Task 2 | `exact` | 1 | 1.7 M | 0 | 1.00000 |" in done.stdout
     assert "left out" not in done.stdout
     if not torch.cuda.is_available():
-        refused = subprocess.run(
-            [sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        refused = run_python("-m", "bench.gpu")
         assert (refused.returncode, refused.stdout) == (1, "")
         assert refused.stderr.startswith("error: device: expected a CUDA device, found none; ")

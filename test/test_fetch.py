@@ -135,7 +135,7 @@ def test_downloads_nothing_without_torch(fetches: Fetches, monkeypatch: pytest.M
     module = import_module("pantherseg.packing.pack")
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "torch" else find_spec(name))
     text = fetches.fails(ModelError, "winner-task1")
-    assert text.endswith("found no torch; pip install pantherseg[cuda]")
+    assert text.endswith("found no torch; pip install 'pantherseg[cuda]'")
     assert fetches.server.pages[f"/api/records/{RECORD}"].requests == []
 
 
@@ -147,7 +147,7 @@ def test_names_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
-    assert line.endswith(f"pip install pantherseg[{extra}]")
+    assert line.endswith(f"pip install 'pantherseg[{extra}]'")
     assert run("weights", "list", "--to", tmp_path).exit_code == 0
 
 

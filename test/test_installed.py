@@ -41,7 +41,7 @@ def test_lists_what_is_installed(fetches: Fetches) -> None:
     after = rows(fetches.root)
     assert after["winner-task1"].endswith(str(fetches.root / "task1"))
     assert after["winner-task1"].split()[2:4] == [f"{len(fetches.page().content) / 1e6:.0f}", "cc-by-4.0"]
-    assert after["baseline-task1"].endswith("no: task1 is winner-task1")
+    assert after["baseline-task1"].endswith("no; the folder holds winner-task1")
 
 
 @pytest.mark.usefixtures("winner_record")
@@ -54,15 +54,22 @@ def test_names_a_damaged_record(fetches: Fetches) -> None:
     fetches.fails(ModelError, record)
 
 
-@pytest.mark.parametrize("command", ["list", "verify", "fetch winner-task1"])
-def test_refuses_a_file_as_folder_of_models(tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("list", "expected a folder"),
+        ("verify", "expected a folder"),
+        ("fetch winner-task1", "failed to write to this folder: Not a directory"),
+    ],
+)
+def test_refuses_a_file_as_folder_of_models(tmp_path: Path, command: str, message: str) -> None:
     file = tmp_path / "file"
     file.touch()
     result = run("weights", *command.split(), "--to", file)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: {file}")
-    assert "expected a folder" in line
+    assert message in line
 
 
 def test_says_that_nothing_is_installed(tmp_path: Path) -> None:

@@ -25,9 +25,8 @@ from pantherseg.inference.tiles import tiles
 from pantherseg.model_sources.nnunet import read_configuration
 from pantherseg.models.find import ModelFolder
 from pantherseg.packing.pack import pack
-from pantherseg.phantom import make_phantom
 from pantherseg.preprocessing.preprocess import Preprocessing
-from pantherseg.volume import Box, Grid, Volume
+from pantherseg.volume import Grid, Volume
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -63,17 +62,6 @@ KINDS = {
     "ResEncL with torch's resampling": Kind("ResEncL", Data((16, 32, 40), (4.0, 3.0, 3.0)), torch_resampling=True),
     "ResEncXL": Kind("ResEncXL", Data((24, 32, 32), (3.0, 3.0, 3.0))),
 }
-
-
-@pytest.fixture(scope="module")
-def phantom() -> tuple[Volume, NDArray[np.uint8]]:
-    """The region around the pancreas of a phantom, and its labels."""
-    made = make_phantom(5001, task=1, size="small")
-    box = Box.around(made.labels.array > 0)
-    assert box is not None
-    box = box.expanded(25.0, made.image.grid)
-    whole = Volume(made.image.array.astype(np.float32), made.image.grid)
-    return whole.crop(box), made.labels.array[box.slices]
 
 
 def plans_of(kind: Kind, work: Path) -> dict[str, Any]:
@@ -122,17 +110,18 @@ def labels_like(
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_mask_equals_nnunets(
-    tmp_path: Path, nnunet_mask: NnunetMask, phantom: tuple[Volume, NDArray[np.uint8]], name: str
+def test_mask_of_every_network_equals_nnunets(
+    tmp_path: Path, nnunet_mask: NnunetMask, labelled_pancreas: tuple[Volume, Volume], name: str
 ) -> None:
     kind = KINDS[name]
-    spacing = phantom[0].grid.spacing
-    array = np.ascontiguousarray(phantom[0].array.transpose(kind.axes))
+    image, labels = labelled_pancreas
+    spacing = image.grid.spacing
+    array = np.ascontiguousarray(image.array.transpose(kind.axes))
     z, y, x = (spacing[axis] for axis in kind.axes)
     volume = Volume(array, Grid(array.shape, (z, y, x)))
     plans = plans_of(kind, tmp_path / "work")
     model = make_folder(plans, tmp_path / "model", folds=2, configuration=kind.configuration)
-    train(model, kind.configuration, volume, phantom[1].transpose(kind.axes))
+    train(model, kind.configuration, volume, labels.array.transpose(kind.axes))
 
     expected = nnunet_mask(model, volume)
     counts = np.bincount(expected.ravel(), minlength=3)

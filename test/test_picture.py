@@ -15,7 +15,7 @@ from pantherseg.labels import tumour_of
 from pantherseg.report import draw_case
 from pantherseg.report.picture import MAX_PANEL_HEIGHT, PANEL_WIDTH, PREDICTED, REFERENCE, WIDTH, fitted_size
 from pantherseg.report.planes import Scene, cut, windowed
-from pantherseg.volume import Grid, Volume
+from pantherseg.volume import Grid, Triple, Volume
 
 SHAPE = (12, 40, 48)
 GRID = Grid(SHAPE, (5.0, 2.0, 2.0))
@@ -32,6 +32,9 @@ def mask(*regions: tuple[slice | int, ...], grid: Grid = GRID, label: int = 1) -
     return Volume(array, grid)
 
 
+IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+HALF_TURN = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
+CORONAL = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))
 REGION = (slice(4, 8), slice(10, 18), slice(20, 30))
 
 
@@ -55,25 +58,17 @@ def scene(predicted: Volume, **changes: Any) -> Scene:
     return Scene(**(values | changes))
 
 
-def test_draws_mask_and_reference_in_different_colours(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "case.png"
-    draw_case(image(), mask(REGION), mask(REGION), path, title="10000_0001")
-    shown = pixels(path)
-    assert shown.shape[1] == WIDTH
-    assert 400 < shown.shape[0] < 2 * MAX_PANEL_HEIGHT + 300
-    assert has(shown, PREDICTED)
-    assert has(shown, REFERENCE)
-    assert [p.name for p in path.parent.iterdir()] == ["case.png"]
-
-
 @pytest.mark.parametrize("reference", [None, mask(REGION), mask()])
 @pytest.mark.parametrize("predicted", [mask(REGION), mask(), mask(REGION, label=2)])
 def test_uses_a_colour_only_if_there_is_a_tumour(tmp_path: Path, predicted: Volume, reference: Volume | None) -> None:
-    path = tmp_path / "case.png"
+    path = tmp_path / "new" / "case.png"
     draw_case(image(), predicted, reference, path, title="case")
     shown = pixels(path)
+    assert shown.shape[1] == WIDTH
+    assert 400 < shown.shape[0] < 2 * MAX_PANEL_HEIGHT + 300
     assert has(shown, PREDICTED) == bool(tumour_of(predicted.array).any())
     assert has(shown, REFERENCE) == (reference is not None and bool(reference.array.any()))
+    assert [path.name for path in path.parent.iterdir()] == ["case.png"]
 
 
 def test_a_single_voxel_of_a_large_slice_is_visible(tmp_path: Path) -> None:
@@ -121,31 +116,26 @@ def test_shows_the_slice_with_the_most_tumour() -> None:
     assert cut(scene(mask()), 0).index == 6
 
 
-def test_an_lps_volume_is_flipped_only_along_z() -> None:
-    predicted = mask((2, 5, 7))
-    axial, coronal, sagittal = (cut(scene(predicted), axis) for axis in range(3))
-    assert (axial.name, coronal.name, sagittal.name) == ("axial", "coronal", "sagittal")
-    assert axial.ends == ("R", "L", "A", "P")
-    assert coronal.ends == ("R", "L", "S", "I")
-    assert sagittal.ends == ("A", "P", "S", "I")
-    assert axial.predicted[5, 7]
-    assert coronal.predicted[SHAPE[0] - 1 - 2, 7]
-    assert sagittal.predicted[SHAPE[0] - 1 - 2, 5]
-    assert (axial.spacing, coronal.spacing) == ((2.0, 2.0), (5.0, 2.0))
+LAST_Z, LAST_Y, LAST_X = (size - 1 for size in SHAPE)
 
 
-def test_flips_axes_to_the_radiological_convention() -> None:
-    grid = Grid(SHAPE, (5.0, 2.0, 2.0), direction=((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0)))
-    axial = cut(scene(mask((2, 5, 7), grid=grid)), 0)
-    assert axial.ends == ("R", "L", "A", "P")
-    assert axial.predicted[SHAPE[1] - 1 - 5, SHAPE[2] - 1 - 7]
-
-
-def test_names_the_slices_of_a_coronal_volume_coronal() -> None:
-    grid = Grid(SHAPE, (5.0, 2.0, 2.0), direction=((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0)))
-    plane = cut(scene(mask((2, 5, 7), grid=grid)), 0)
-    assert plane.name == "coronal"
-    assert plane.ends == ("R", "L", "S", "I")
+@pytest.mark.parametrize(
+    ("direction", "axis", "name", "ends", "voxel"),
+    [
+        (IDENTITY, 0, "axial", ("R", "L", "A", "P"), (5, 7)),
+        (IDENTITY, 1, "coronal", ("R", "L", "S", "I"), (LAST_Z - 2, 7)),
+        (IDENTITY, 2, "sagittal", ("A", "P", "S", "I"), (LAST_Z - 2, 5)),
+        (HALF_TURN, 0, "axial", ("R", "L", "A", "P"), (LAST_Y - 5, LAST_X - 7)),
+        (CORONAL, 0, "coronal", ("R", "L", "S", "I"), (5, 7)),
+    ],
+)
+def test_turns_a_slice_to_the_radiological_convention(
+    direction: tuple[Triple, Triple, Triple], axis: int, name: str, ends: tuple[str, ...], voxel: tuple[int, int]
+) -> None:
+    plane = cut(scene(mask((2, 5, 7), grid=Grid(SHAPE, (5.0, 2.0, 2.0), direction=direction))), axis)
+    assert (plane.name, plane.ends) == (name, ends)
+    assert plane.predicted[voxel]
+    assert plane.spacing == ((2.0, 2.0) if axis == 0 else (5.0, 2.0))
 
 
 def test_the_window_ignores_outliers() -> None:

@@ -1,4 +1,4 @@
-"""Predictors give nnU-Net's masks, and refuse models and volumes that cannot be used."""
+"""Predictors mirror, average folds, and refuse models and volumes that cannot be used."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ChangedModel, NnunetMask
+from conftest import ChangedModel
 from pantherseg.errors import InputError, ModelError
 from pantherseg.inference.backends import Backend
 from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.models.bundle import Bundle, open_bundle
+from pantherseg.model_sources.nnunet import PLANS
+from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import ModelFolder, open_model
 from pantherseg.packing.pack import as_bundle
-from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.volume import Grid, Volume
 
 
@@ -26,33 +26,6 @@ from pantherseg.volume import Grid, Volume
 def backend(request: pytest.FixtureRequest) -> Backend:
     """A backend on the CPU: OpenVINO, or what an indirect parameter names."""
     return OpenVinoBackend() if request.param == "openvino" else TorchBackend("cpu")
-
-
-@pytest.fixture(scope="module")
-def demo() -> Bundle:
-    return open_bundle(DEMO_WEIGHTS / "task1")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mirroring", [False, True])
-def test_mask_equals_nnunets(
-    demo_folder: ModelFolder,
-    demo: Bundle,
-    changed_model: ChangedModel,
-    nnunet_mask: NnunetMask,
-    backend: Backend,
-    pancreas: Volume,
-    mirroring: bool,
-) -> None:
-    model, bundle = demo_folder, demo
-    if mirroring:
-        opened = open_model(changed_model(inference_allowed_mirroring_axes=(2,)))
-        assert isinstance(opened, ModelFolder)
-        model, bundle = opened, as_bundle(opened)
-    expected = nnunet_mask(model, pancreas, mirroring=mirroring)
-    assert (expected == (2 if mirroring else 1)).any()
-    labels = Predictor(bundle, backend, mirroring=mirroring).predict(pancreas).labels()
-    np.testing.assert_array_equal(labels, expected)
 
 
 @pytest.mark.slow
@@ -79,56 +52,52 @@ def test_runs_six_folds_of_an_unknown_trainer_and_another_checkpoint(
 
 @pytest.mark.slow
 def test_logits_are_the_mean_over_folds(demo: Bundle, backend: Backend, pancreas: Volume) -> None:
-    folds = [Predictor(replace(demo, folds=(fold,)), backend) for fold in demo.folds[:2]]
+    folds = [Predictor(replace(demo, folds=(fold,)), backend) for fold in demo.folds]
     prepared = folds[0].prepare(pancreas)
     first, second = (predictor.logits(prepared).values for predictor in folds)
-    both = Predictor(replace(demo, folds=demo.folds[:2]), backend).logits(prepared).values
+    both = Predictor(demo, backend).logits(prepared).values
     np.testing.assert_array_equal(both, (first + second) / np.float16(2))
 
 
-@pytest.mark.fault(
-    "models", "weights do not belong to the network that the plans describe", "an error that names the checkpoint"
-)
-def test_refuses_weights_of_another_network(changed_model: ChangedModel) -> None:
-    folder = changed_model()
-    plans = json.loads((folder / "plans.json").read_text())
-    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"][0] = 4
-    (folder / "plans.json").write_text(json.dumps(plans))
-    with pytest.raises(ModelError, match=r"fold_0/checkpoint_final.pth: expected the weights of the described network"):
-        as_bundle(open_model(folder))
-
-
+@pytest.mark.fault("models", "plans name a network {id}", "an error that names it, and no code runs")
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("keys", "value", "message"),
     [
         pytest.param(
-            "network_class_name",
-            "os.system",
-            marks=pytest.mark.fault(
-                "models", "plans name arbitrary code as the network", "an error, and the code does not run"
+            *(
+                ("arch_kwargs", "features_per_stage", 0),
+                4,
+                "fold_0/checkpoint_final.pth: expected the weights of the desc",
             ),
+            id="that is not the one of the checkpoint",
+            marks=pytest.mark.slow,
         ),
-        ("conv_op", "subprocess.Popen"),
-        ("nonlin", "builtins.exec"),
+        pytest.param(("network_class_name",), "os.system", "os.system", id="that is a function of the system"),
+        pytest.param(("arch_kwargs", "conv_op"), "subprocess.Popen", "subprocess.Popen", id="with a command as layer"),
+        pytest.param(("arch_kwargs", "nonlin"), "builtins.exec", "builtins.exec", id="with `exec` as layer"),
     ],
 )
-def test_refuses_plans_that_name_arbitrary_code(changed_model: ChangedModel, key: str, value: str) -> None:
+def test_refuses_plans_of_another_network_or_code(
+    changed_model: ChangedModel, keys: tuple[str | int, ...], value: object, message: str
+) -> None:
     folder = changed_model()
-    plans = json.loads((folder / "plans.json").read_text())
-    architecture = plans["configurations"]["3d_fullres"]["architecture"]
-    (architecture if key == "network_class_name" else architecture["arch_kwargs"])[key] = value
-    (folder / "plans.json").write_text(json.dumps(plans))
-    with pytest.raises(ModelError, match=value):
+    plans = json.loads((folder / PLANS).read_text())
+    entry = plans["configurations"]["3d_fullres"]["architecture"]
+    for key in keys[:-1]:
+        entry = entry[key]
+    entry[keys[-1]] = value
+    (folder / PLANS).write_text(json.dumps(plans))
+    with pytest.raises(ModelError, match=message):
         as_bundle(open_model(folder))
 
 
-@pytest.mark.parametrize("broken", ["configurations", "image_reader_writer", "transpose_forward"])
-def test_names_the_missing_part_of_plans(changed_model: ChangedModel, broken: str) -> None:
+@pytest.mark.parametrize("missing", ["configurations", "image_reader_writer", "transpose_forward"])
+def test_names_the_missing_part_of_plans(changed_model: ChangedModel, missing: str) -> None:
     folder = changed_model()
-    plans = json.loads((folder / "plans.json").read_text())
-    del plans[broken]
-    (folder / "plans.json").write_text(json.dumps(plans))
-    with pytest.raises(ModelError, match=broken):
+    plans = json.loads((folder / PLANS).read_text())
+    del plans[missing]
+    (folder / PLANS).write_text(json.dumps(plans))
+    with pytest.raises(ModelError, match=missing):
         as_bundle(open_model(folder))
 
 
@@ -161,5 +130,5 @@ def test_predicts_a_volume_smaller_than_a_voxel_of_the_model(demo: Bundle, backe
 )
 def test_refuses_a_volume_too_large_at_the_models_spacing(demo: Bundle, backend: Backend) -> None:
     vast = Volume(np.ones((8, 20, 20), np.float32), Grid((8, 20, 20), (900.0,) * 3))
-    with pytest.raises(InputError, match="expected at most 268435456 voxels, 10000 a side, at the model's spacing"):
+    with pytest.raises(InputError, match="at most 268435456 voxels, 10000 along each axis, at the model's spacing"):
         Predictor(demo, backend).prepare(vast)

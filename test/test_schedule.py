@@ -109,44 +109,27 @@ def codes(logits: Logits) -> list[str]:
 TILES = len(tiles(SHAPE, PATCH, 0.5))
 
 
-def test_leaves_nothing_out_with_enough_time(bundle: Bundle) -> None:
-    backend = SlowBackend(Clock())
-    logits = run(predictor_of(bundle, backend, mirroring=True), 5 * 4 * TILES)
-    assert codes(logits) == []
-    assert backend.clock.now == 5 * 4 * TILES
-    np.testing.assert_allclose(logits.values[0], 2, rtol=0, atol=2e-3)
-
-
-@pytest.mark.fault(
-    "time", "there is time for all five folds, but not for mirroring", "all folds without mirroring, and an event"
+@pytest.mark.fault("time", "there is time for {id}", "what there is time for, and an event for what was left out")
+@pytest.mark.parametrize(
+    ("mirroring", "seconds", "left_out", "spent", "mean"),
+    [
+        (True, 5 * 4 * TILES - 1, ["mirroring_left_out"], 5 * TILES + 1, 2),
+        (False, 3.5 * TILES, ["folds_left_out"], 3 * TILES, 1),
+        (True, 3.5 * TILES, ["mirroring_left_out", "folds_left_out"], 3 * TILES + 1, 1),
+    ],
+    ids=["all five folds, but not for mirroring", "three of five folds", "three folds without mirroring"],
 )
-def test_leaves_out_mirroring_first(bundle: Bundle) -> None:
+def test_leaves_out_mirroring_before_the_last_folds(
+    bundle: Bundle, mirroring: bool, seconds: float, left_out: list[str], spent: int, mean: float
+) -> None:
+    """Without mirroring, one extra pass is timed first. mean: the mean of the numbers of the folds."""
     backend = SlowBackend(Clock())
-    logits = run(predictor_of(bundle, backend, mirroring=True), 5 * 4 * TILES - 1)
-    assert codes(logits) == ["mirroring_left_out"]
-    # The extra pass is the one that was timed.
-    assert backend.clock.now == 5 * TILES + 1
-    plain = run(predictor_of(bundle, SlowBackend(Clock())), 1e9)
-    np.testing.assert_array_equal(logits.values, plain.values)
-
-
-@pytest.mark.fault("time", "there is time for three of five folds", "three folds, and an event")
-def test_leaves_out_the_last_folds(bundle: Bundle) -> None:
-    backend = SlowBackend(Clock())
-    logits = run(predictor_of(bundle, backend), 3.5 * TILES)
-    assert codes(logits) == ["folds_left_out"]
-    assert "folds 3 4 were left out" in logits.events[0].message
-    assert backend.clock.now == 3 * TILES
-    np.testing.assert_allclose(logits.values[0], 1, rtol=0, atol=1e-3)  # the mean of 0, 1 and 2
-
-
-@pytest.mark.fault(
-    "time", "there is time for three folds without mirroring", "three folds without mirroring, and an event for each"
-)
-def test_leaves_out_mirroring_before_folds(bundle: Bundle) -> None:
-    logits = run(predictor_of(bundle, SlowBackend(Clock()), mirroring=True), 3.5 * TILES)
-    assert codes(logits) == ["mirroring_left_out", "folds_left_out"]
-    assert "folds 3 4 " in logits.events[1].message
+    logits = run(predictor_of(bundle, backend, mirroring=mirroring), seconds)
+    assert codes(logits) == left_out
+    assert backend.clock.now == spent
+    np.testing.assert_allclose(logits.values[0], mean, rtol=0, atol=2e-3)
+    if "folds_left_out" in left_out:
+        assert "folds 3 4 were left out" in logits.events[-1].message
 
 
 @pytest.mark.fault(
@@ -224,19 +207,14 @@ def test_notices_a_network_that_becomes_slower(bundle: Bundle) -> None:
     assert backend.clock.now <= 5 * TILES + 5
 
 
-def schedule_of(deadline: Deadline, *, step: float = 0.5) -> Schedule:
+def schedule_of(deadline: Deadline) -> Schedule:
     """Return a schedule of two folds with ten tiles each, or one tile without overlap."""
-    settings = SweepSettings(mirroring=False, step=step)
+    settings = SweepSettings(mirroring=False, step=0.5)
     return Schedule(deadline, settings, folds=("0", "1"), flips=1, tiles=lambda step: 10 if step < 1 else 1)
 
 
-def test_times_no_passes_without_a_deadline() -> None:
-    schedule = schedule_of(NEVER)
-    assert not schedule.is_timing
-    assert schedule.pass_done(tile_done=True) is Next.CONTINUE
-
-
 def test_times_no_passes_once_there_is_clearly_enough_time() -> None:
+    assert not schedule_of(NEVER).is_timing
     clock = Clock()
     schedule = schedule_of(Deadline.after(1e6, clock))
     schedule.start_passes()

@@ -20,6 +20,7 @@ from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.packing.pack import as_bundle
 from pantherseg.phantom import write_dataset
 from pantherseg.training.dataset import list_cases, write_nnunet_dataset
+from pantherseg.training.run import train
 from pantherseg.training.trainer import TrainingJob
 from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.training_recipe import TrainingRecipe, load_training_recipe
@@ -78,8 +79,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_trains_then_fine_tunes_then_predicts(tmp_path: Path, data: Path) -> None:
     """The filters are for warnings that nnU-Net causes."""
-    from pantherseg.training.run import train
-
     record = train(recipe(tmp_path, optimizer="adamw"), data, tmp_path / "first", work=tmp_path / "w1")
     assert set(record["dice"]["mean"]) == {"tumour", "pancreas"}
     assert len(record["dice"]["cases"]) == 2, "one of two folds was trained, so only half of the cases are scored"
@@ -100,8 +99,6 @@ def test_trains_then_fine_tunes_then_predicts(tmp_path: Path, data: Path) -> Non
 def test_a_recipe_chooses_its_trainer(
     tmp_path: Path, data: Path, demo_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pantherseg.training.run import train
-
     jobs: list[TrainingJob] = []
 
     def copy_demo(job: TrainingJob) -> None:
@@ -129,16 +126,12 @@ def test_a_recipe_chooses_its_trainer(
 def test_refuses_a_recipe_that_cannot_be_trained(
     tmp_path: Path, data: Path, settings: dict[str, str], start: Path | None, message: str
 ) -> None:
-    from pantherseg.training.run import train
-
     with pytest.raises(RecipeError, match=message):
         train(recipe(tmp_path, **settings), data, tmp_path / "model", work=tmp_path / "work", start=start)
     assert not (tmp_path / "model").exists()
 
 
 def test_refuses_an_output_folder_with_a_model_and_too_few_cases(tmp_path: Path, data: Path) -> None:
-    from pantherseg.training.run import train
-
     (tmp_path / "model" / "fold_0").mkdir(parents=True)
     with pytest.raises(OutputError, match="expected a new folder for the model, found a model; move it away"):
         train(recipe(tmp_path), data, tmp_path / "model", work=tmp_path / "work")

@@ -23,8 +23,7 @@ WINNER = find_weights(ZOO_ENTRIES, "winner-task1")
 
 
 def serve_record(server: FileServer, record: Any) -> str:
-    content = record if isinstance(record, bytes) else json.dumps(record).encode()
-    server.pages[f"/api/records/{RECORD}"] = Page(content)
+    server.pages[f"/api/records/{RECORD}"] = Page(json.dumps(record).encode())
     return server.url("/api/records")
 
 
@@ -75,11 +74,10 @@ def test_chooses_a_file_by_pattern_or_name(client: Client, server: FileServer) -
 
 @pytest.mark.parametrize("content", [b"<html>", b"{}", b'{"files": [{"key": 3}]}', b"\xff"])
 def test_refuses_an_invalid_record(client: Client, server: FileServer, content: bytes) -> None:
-    assert "expected a Zenodo record" in refused(client, serve_record(server, content))
-
-
-def test_refuses_a_record_without_files(client: Client, server: FileServer) -> None:
-    assert "HTTP 404" in refused(client, server.url("/api/records"))
+    zenodo = server.url("/api/records")
+    assert "HTTP 404" in refused(client, zenodo)
+    server.pages[f"/api/records/{RECORD}"] = Page(content)
+    assert "expected a Zenodo record" in refused(client, zenodo)
     assert "found a record without files" in refused(client, serve_record(server, {"files": []}))
 
 
