@@ -107,6 +107,7 @@ def test_equals_nnunet(patch: tuple[int, ...], shape: tuple[int, ...], axes: tup
     step=st.sampled_from([0.3, 0.5, 0.75, 1.0]),
     mirrored=st.booleans(),
 )
+@pytest.mark.slow
 def test_equals_nnunet_for_any_volume_and_patch(
     shape: tuple[int, ...], patch: tuple[int, ...], step: float, mirrored: bool
 ) -> None:

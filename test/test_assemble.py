@@ -45,6 +45,7 @@ pytestmark = pytest.mark.usefixtures("one_graph")
 
 
 @pytest.mark.usefixtures("winner_record")
+@pytest.mark.slow
 def test_uses_another_checkpoint_with_a_warning(fetches: Fetches, caplog: pytest.LogCaptureFixture) -> None:
     fetches.succeeds("winner-task2")
     assert open_bundle(fetches.root / "task2").manifest.checkpoint == BEST

@@ -74,6 +74,7 @@ def test_fast_nearly_equals_exact(demo: Bundle, pancreas: Volume) -> None:
     assert (exact != fast).mean() <= 1e-3
 
 
+@pytest.mark.slow
 def test_backends_give_nearly_equal_logits(tiled_bundle: Bundle) -> None:
     tile = np.random.default_rng(0).normal(size=(1, 1, *tiled_bundle.manifest.patch)).astype(np.float32)
     logits = {}
@@ -297,6 +298,7 @@ def small_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_choosing_the_cpu_does_not_import_torch() -> None:
     assert imported_by("from pantherseg.inference.backends import choose_backend\nchoose_backend('cpu')") == []
     assert imported_by("import torch") == ["torch"], "the test notices imports"
@@ -323,6 +325,7 @@ def test_container_without_a_gpu_does_not_import_torch(tmp_path: Path) -> None:
     assert (tmp_path / "results.json").is_file()
 
 
+@pytest.mark.slow
 def test_openvino_sends_no_usage_data(tmp_path: Path) -> None:
     script = """
 from pantherseg.inference.backends import choose_backend

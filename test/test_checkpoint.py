@@ -138,6 +138,7 @@ def test_refuses_other_content(tmp_path: Path, wrong: object) -> None:
     assert "network_weights, init_args.configuration" in error_of(saved(tmp_path / "c.pth", wrong))
 
 
+@pytest.mark.slow
 def test_names_a_checkpoint_with_a_damaged_byte_in_the_directory_of_its_archive(tmp_path: Path) -> None:
     path = saved(tmp_path / "c.pth", content())
     whole = path.read_bytes()

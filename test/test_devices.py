@@ -278,6 +278,7 @@ def test_tells_errors_of_the_device_from_errors_of_the_code(tiled_bundle: Bundle
     ids=["a driver that is too old", "a driver but no GPU"],
 )
 @pytest.mark.fault("memory", "--device cuda with {id}", "an error that says so")
+@pytest.mark.slow
 def test_explains_a_driver_that_torch_cannot_use(tmp_path: Path, version: int, devices: int, reason: str) -> None:
     """Replaces the driver by a library that answers as such a driver does."""
     compiler = shutil.which("gcc") or shutil.which("cc")

@@ -69,6 +69,7 @@ def test_installs_a_bundle_with_a_record_of_its_source(fetches: Fetches, winner:
 
 
 @pytest.mark.usefixtures("winner_record")
+@pytest.mark.slow
 def test_installs_models_that_every_command_takes(fetches: Fetches, tmp_path: Path) -> None:
     fetches.succeeds("winner-task1")
     fetches.succeeds("winner-task2")
@@ -82,6 +83,7 @@ def test_installs_models_that_every_command_takes(fetches: Fetches, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("winner_record")
+@pytest.mark.slow
 def test_leaves_installed_weights_as_they_are(fetches: Fetches) -> None:
     fetches.succeeds()
     (line,) = fetches.succeeds()
@@ -118,6 +120,7 @@ def test_leaves_a_link_alone(fetches: Fetches, target: str) -> None:
     "an error that says so, and no model is installed; then the model",
 )
 @pytest.mark.usefixtures("winner_record")
+@pytest.mark.slow
 def test_refuses_weights_that_have_changed(fetches: Fetches, demo_folder: ModelFolder) -> None:
     task1 = fetches.root / "task1"
     for _ in range(2):
@@ -168,6 +171,7 @@ def test_refuses_a_second_fetch_at_the_same_time(fetches: Fetches) -> None:
     "an error, and nothing installed; then the model, without another download",
 )
 @pytest.mark.usefixtures("winner_record")
+@pytest.mark.slow
 def test_installs_after_an_error_without_another_download(fetches: Fetches, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = Path.rename
 
@@ -209,6 +213,7 @@ def test_fetches_by_command(fetches: Fetches) -> None:
     assert "expected one of winner-task1, winner-task2," in result.stderr
 
 
+@pytest.mark.slow
 def test_fetches_from_a_url(fetches: Fetches, winner: bytes) -> None:
     url = fetches.server.url("/a/Dataset901.zip?download=1")
     source = {"kind": "url", "url": url, "size": len(winner), "sha256": hashlib.sha256(winner).hexdigest()}

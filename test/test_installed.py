@@ -98,6 +98,7 @@ def test_verifies_models_that_were_not_fetched(demo_folder: ModelFolder, tmp_pat
 
 
 @pytest.mark.usefixtures("winner_record")
+@pytest.mark.slow
 def test_verifies_every_file_of_a_bundle(fetches: Fetches) -> None:
     fetches.succeeds()
     task1, localizer = fetches.root / "task1", fetches.root / "localizer"

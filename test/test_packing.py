@@ -125,6 +125,7 @@ def test_the_manifest_describes_the_checkpoints_and_the_plans(changed_model: Cha
 
 
 @ONE_GRAPH
+@pytest.mark.slow
 def test_a_checkpoint_with_optimizer_state_becomes_half_as_large(
     changed_model: ChangedModel, demo_folder: ModelFolder, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def centroid(grid: Grid, mask: np.ndarray) -> np.ndarray:
 
 
 @both_tasks
+@pytest.mark.slow
 def test_only_the_same_seed_and_task_give_the_same_voxels(task: int) -> None:
     again = make_phantom(0, task=task, size="small")
     assert again.image.grid == phantom(0, task).image.grid

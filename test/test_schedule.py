@@ -182,6 +182,7 @@ def test_runs_one_tile_when_no_time_is_left(bundle: Bundle) -> None:
     mirroring=st.booleans(),
     step=st.sampled_from([0.3, 0.5, 1.0]),
 )
+@pytest.mark.slow
 def test_is_at_most_one_tile_late(
     bundle: Bundle, seconds: float, forward_s: float, load_s: float, mirroring: bool, step: float
 ) -> None:

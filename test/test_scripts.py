@@ -174,6 +174,7 @@ def without_models(models: Path) -> None:
         (without_models, "weights/own: expected one bundle or nnU-Net model folder"),
     ],
 )
+@pytest.mark.slow
 def test_refuses_faulty_models_before_it_saves_an_image(
     checkout: Path, damage: Callable[[Path], None], reason: str
 ) -> None:

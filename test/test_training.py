@@ -96,6 +96,7 @@ def test_trains_then_fine_tunes_then_predicts(tmp_path: Path, data: Path) -> Non
     assert (logits.classes, logits.shape) == (2, image.grid.shape)
 
 
+@pytest.mark.slow
 def test_a_recipe_chooses_its_trainer(
     tmp_path: Path, data: Path, demo_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
