@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def test_segments_a_volume(tmp_path: Path) -> None:
     image = make_phantom(5004, task=2, size="small").image
     write_volume(image, tmp_path / "scan.mha")
     session = pantherseg.load(task=2, device="cpu")
-    volume = pantherseg.read_volume(tmp_path / "scan.mha")
+    volume = pantherseg.read_volume(str(tmp_path / "scan.mha"))
     mask = pantherseg.segment(volume, session).mask
     assert mask.grid == image.grid
     assert mask.array.dtype == np.uint8
@@ -34,7 +35,13 @@ def test_load_needs_one_recipe() -> None:
     with pytest.raises(ValueError, match="either a task or a recipe"):
         pantherseg.load(1, recipe=Path("recipe.toml"))
     with pytest.raises(pantherseg.RecipeError, match=r"other\.toml"):
-        pantherseg.load(recipe=Path("other.toml"))
+        pantherseg.load(recipe="other.toml")
+
+
+@pytest.mark.parametrize("option", [{"device": "cuda:0"}, {"mode": "quick"}])
+def test_load_refuses_another_device_or_mode(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"expected the {next(iter(option))} .* got "):
+        pantherseg.load(1, **option)
 
 
 def test_read_volume_logs_what_it_corrected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -389,3 +389,22 @@ def test_predict_rescues_an_empty_mask_as_in_the_recipe_or_as_asked(
     result = run("predict", scan, tmp_path / "out", "--recipe", recipe, "--device", "cpu", *options)
     assert result.exit_code == 0, result.stderr
     assert read_labels(tmp_path / "out" / "scan.mha").array.any() == rescued
+
+
+@pytest.mark.fault("inputs", "a command would write over its own input: {command}", "an error; the input is unchanged")
+@pytest.mark.parametrize("command", ["report a.mha b.mha b.mha", "evaluate a.mha b.mha --json b.mha"])
+def test_other_commands_never_replace_their_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = [good(Path(name)).read_bytes() for name in ("a.mha", "b.mha")]
+    result = CliRunner().invoke(pantherseg, command.split())
+    assert result.exit_code == 1
+    assert result.output == "error: b.mha: this file is an input of the command; write to another file\n"
+    assert [Path(name).read_bytes() for name in ("a.mha", "b.mha")] == before
+
+
+def test_a_reader_that_ends_early_gets_no_traceback(tmp_path: Path) -> None:
+    command = f"set -o pipefail; {sys.executable} -m pantherseg weights list | head -c 0"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""

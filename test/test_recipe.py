@@ -105,7 +105,7 @@ def test_with_rescue_adds_or_removes_the_last_step() -> None:
     recipe = msgspec.structs.replace(load_recipe(task_recipe(1)), postprocess=(components,))
     assert recipe.with_rescue(rescue=True).postprocess == (components, Rescue())
     recipe = msgspec.structs.replace(recipe, postprocess=(rescue, components))
-    assert recipe.with_rescue(rescue=True) == recipe
+    assert recipe.with_rescue(rescue=True).postprocess == (components, rescue)
     assert recipe.with_rescue(rescue=False).postprocess == (components,)
 
 

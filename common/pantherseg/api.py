@@ -1,7 +1,7 @@
 """The Python interface: load the models of a recipe once, then segment any number of volumes.
 
 >>> session = pantherseg.load(task=1)
->>> volume = pantherseg.read_volume(Path("scan.mha"))
+>>> volume = pantherseg.read_volume("scan.mha")
 >>> mask = pantherseg.segment(volume, session).mask
 """
 
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 def load(
     task: int | None = None,
     *,
-    recipe: Path | None = None,
-    models: Path | None = None,
+    recipe: str | Path | None = None,
+    models: str | Path | None = None,
     device: str = "auto",
     mode: Mode = "exact",
 ) -> Session:
@@ -38,12 +38,13 @@ def load(
     device: "auto", "cpu" or "cuda". mode: "exact" for the masks of nnU-Net's own predictor, "fast" for bfloat16 on
     CPUs that support it.
 
-    Raises RecipeError, ModelError and DeviceError, and ValueError unless exactly one of task and recipe is given.
+    Raises RecipeError, ModelError and DeviceError; ValueError for another device or mode, and unless exactly one of
+    task and recipe is given.
     """
     if (task is None) == (recipe is None):
         raise ValueError("load needs either a task or a recipe")
-    path = recipe if recipe is not None else task_recipe(task or 0)
-    session = Session(load_recipe(path), models or DEMO_WEIGHTS, device=device, mode=mode, many_cases=True)
+    path = Path(recipe) if recipe is not None else task_recipe(task or 0)
+    session = Session(load_recipe(path), Path(models or DEMO_WEIGHTS), device=device, mode=mode, many_cases=True)
     session.load()
     return session
 
@@ -51,17 +52,18 @@ def load(
 def segment(volume: Volume, session: Session) -> Segmentation:
     """Segment the tumour in a volume (z, y, x; arbitrary MR units), with the models that `load` returned.
 
-    The result's `mask` is a Volume on the same grid (uint8, 1 = tumour). Raises InputError.
+    The result's `mask` is a Volume on the same grid (uint8, 1 = tumour). Raises InputError, and
+    ModelError for a fold that is damaged or was replaced, as folds are verified when they are first used.
     """
     return segment_volume(volume, session, deadline=Deadline.after(session.recipe.time_budget_s))
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: str | Path) -> Volume:
     """Read an MR volume from a .mha, .mhd, .nii, .nii.gz or .nrrd file as float32 (z, y, x).
 
     Logs a warning for everything that was corrected, such as NaN voxels. Raises InputError.
     """
-    volume, events = read_image(path)
+    volume, events = read_image(Path(path))
     for event in events:
         logger.warning("%s: %s", event.code, event.message)
     return volume

@@ -30,7 +30,7 @@ class Sockets(Table, frozen=True):
 class Member(Table, frozen=True):
     """One trained model of the ensemble, with all its folds."""
 
-    model: str
+    model: FileName
     """Name of the model's folder in the folder of models."""
     checkpoint: FileName | None = None
     """If omitted: checkpoint_final.pth of an nnU-Net folder; for a bundle the checkpoint that it was packed from."""
@@ -50,9 +50,9 @@ class Member(Table, frozen=True):
 class Localizer(Table, frozen=True):
     """The model that finds the pancreas before the members look closer."""
 
-    model: str
+    model: FileName
     """Name of the model's folder in the folder of models, or `mrsegmentator` for that package's own weights."""
-    label: int
+    label: Annotated[int, Meta(ge=1)]
     """The pancreas in the localizer's label map."""
     margin_mm: NotNegative
     """Added to the pancreas's box on each side."""
@@ -85,7 +85,7 @@ class Recipe(Table, frozen=True):
     members: list[Member]
     time_budget_s: Positive = 900.0
     """Seconds for a case, from reading to writing; what does not fit is left out and reported."""
-    tumour_label: int = TUMOUR
+    tumour_label: Annotated[int, Meta(ge=1)] = TUMOUR
     """The tumour in the members' label maps."""
     localizer: Localizer | None = None
     fusion: Fusion = MeanLogits()
@@ -98,9 +98,8 @@ class Recipe(Table, frozen=True):
     def with_rescue(self, *, rescue: bool) -> Recipe:
         """Return the recipe with a rescue of empty masks as its last step, or without any."""
         steps = tuple(step for step in self.postprocess if not isinstance(step, Rescue))
-        if rescue and len(steps) < len(self.postprocess):
-            return self
-        return msgspec.structs.replace(self, postprocess=(*steps, Rescue()) if rescue else steps)
+        own = [step for step in self.postprocess if isinstance(step, Rescue)] or [Rescue()]
+        return msgspec.structs.replace(self, postprocess=(*steps, own[-1]) if rescue else steps)
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -17,7 +17,8 @@ T = TypeVar("T")
 Positive = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 NotNegative = Annotated[float, Meta(ge=0)]
-FileName = Annotated[str, Meta(pattern=r"^[^/]+$")]
+# A name without a folder; `.` and `..` are folders.
+FileName = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[^/]+$")]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -50,6 +50,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except BrokenPipeError:  # whoever read the output has ended; click ends without a message
+            raise
         except Exception as error:
             say_error(error)
             ctx.exit(1)

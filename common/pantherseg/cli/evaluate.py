@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pantherseg import evaluation
-from pantherseg.cli.options import PATH
+from pantherseg.cli.options import PATH, check_not_an_input
 
 
 @click.command()
@@ -33,6 +33,8 @@ def evaluate(
     case and in total, as the challenge's evaluator computes them (official), and with the axes in the right order
     (corrected).
     """
+    for target in (json_file, csv_file):
+        check_not_an_input(target, predictions, references, other)
     result = evaluation.evaluate(predictions, references)
     click.echo(evaluation.evaluation_table(result))
     if leaderboard:

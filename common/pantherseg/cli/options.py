@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pantherseg.errors import OutputError
 from pantherseg.paths import task_recipe
 
 # Whether a path exists is checked by the library, whose errors say more than click's.
@@ -23,3 +24,10 @@ def chosen_recipe(task: str | None, recipe: Path | None) -> Path:
     if task is not None and recipe is None:
         return task_recipe(int(task))
     raise click.UsageError("give either --task or --recipe")
+
+
+def check_not_an_input(target: Path | None, *inputs: Path | None) -> None:
+    """Raise OutputError if a file to write is one of the command's own inputs."""
+    for path in inputs:
+        if target is not None and path is not None and target.resolve() == path.resolve():
+            raise OutputError(target, "this file is an input of the command", hint="write to another file")

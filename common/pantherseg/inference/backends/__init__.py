@@ -17,11 +17,16 @@ CUDA_PACKAGES = ("torch", "dynamic_network_architectures", "array_api_compat")
 
 
 def choose_backend(device: str = "auto", mode: Mode = "exact", *, device_memory_mb: int | None = None) -> Backend:
-    """Return the backend for a device (`auto`, `cpu` or `cuda`). Raises DeviceError if CUDA is asked for and unusable.
+    """Return the backend for a device (`auto`, `cpu` or `cuda`).
 
     mode: `exact` gives nnU-Net's own masks on that kind of device, `fast` the highest speed with nearly equal masks;
-    device_memory_mb: limit on the GPU memory that may be used, by default all that is free.
+    device_memory_mb: limit on the GPU memory that may be used, by default all that is free. Raises DeviceError if CUDA
+    is asked for and cannot be used, ValueError for another device or mode.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"expected the device auto, cpu or cuda, got {device!r}")
+    if mode not in ("exact", "fast"):
+        raise ValueError(f"expected the mode exact or fast, got {mode!r}")
     events: tuple[Event, ...] = ()
     if device == "cuda" or (device == "auto" and any(Path(file).exists() for file in GPU_FILES)):
         missing = [name for name in CUDA_PACKAGES if find_spec(name) is None]
