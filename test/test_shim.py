@@ -245,7 +245,7 @@ def test_ends_at_once_at_the_time_limit_and_leaves_nothing(run: Run) -> None:
 @pytest.mark.full
 @on_images(EVERY, "a machine with 256 MB", NAMED)
 def test_names_a_machine_that_is_too_small(run: Run) -> None:
-    check_failure(run(memory_mb=256), "memory: expected at least 512 MB", "found a limit of 256 MB")
+    check_failure(run(memory_mb=256), "expected a limit of at least 512 MB", "found 256 MB")
 
 
 @pytest.mark.full
