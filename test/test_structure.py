@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import pantherseg
+from pantherseg.events import EventCode
 
 PACKAGE = Path(pantherseg.__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
 # From the bottom up: each may import those above it in this list. Packages count as one, and so do their modules.
 LAYERS = (
     *("errors", "events", "labels", "volume", "paths", "machine", "files", "logs", "tables", "registry", "arrays"),
@@ -94,3 +96,8 @@ def test_modules_are_short() -> None:
 
 def test_durations_are_never_taken_from_the_system_clock() -> None:
     assert [name for name, text in TEXTS.items() if re.search(r"\btime\.time\(|\bdatetime\.now\(\)", text)] == []
+
+
+def test_every_event_code_is_documented() -> None:
+    pages = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("developer.md", "engine.md"))
+    assert [code.value for code in EventCode if f"`{code}`" not in pages] == []
