@@ -54,7 +54,7 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
     session.load()  # after reading, so that a bad input is named without waiting for the models
     for path in (output.mask, output.report):
         prepare_folder(path.parent)
-    from pantherseg.pipeline import segment
+    from pantherseg.pipeline import segment  # imports what runs networks, for which a bad input need not wait
 
     try:
         segmentation = segment(volume, session, events=events, deadline=deadline)

@@ -40,6 +40,7 @@ class Registry(Generic[T]):
         def decorate(variant: type[S]) -> type[S]:
             if name in self._variants:
                 raise ValueError(f"the {self.what} '{name}' is registered already")
+            # msgspec fixes the tag when a class is made, so a subclass of the same name carries it.
             same = {key: getattr(variant, key) for key in ("__module__", "__qualname__", "__doc__")}
             tagged: type[S] = msgspec.defstruct(  # type: ignore[assignment]
                 variant.__name__, [], bases=(variant,), namespace=same, frozen=True, tag_field=self.tag, tag=name
