@@ -16,7 +16,8 @@ PACKAGE = Path(pantherseg.__file__).parent
 DOCS = Path(__file__).parents[1] / "docs"
 # From the bottom up: each may import those above it in this list. Packages count as one, and so do their modules.
 LAYERS = (
-    *("errors", "events", "labels", "volume", "paths", "machine", "files", "logs", "tables", "registry", "arrays"),
+    *("errors", "events", "labels", "orientation", "volume", "paths", "machine", "files", "logs"),
+    *("tables", "registry", "arrays"),
     *("archives", "io"),
     *("preprocessing", "fusion", "postprocess", "recipe"),
     *("networks", "model_sources", "models", "packing"),

@@ -1,7 +1,8 @@
 """Volumes, their grids in space, and boxes of voxels. `io` reads and writes volumes.
 
 Arrays, shapes, spacings and boxes are in the order (z, y, x). Origin and direction follow ITK: physical coordinates
-(x, y, z) in mm (LPS), and one column of the direction for each of the index axes x, y, z. No orientation is assumed.
+(x, y, z) in mm (LPS), and one column of the direction for each of the index axes x, y, z. A volume may have any
+orientation; models have one that volumes are turned to.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from pantherseg.orientation import Orientation, Turn, nearest_orientation
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -64,6 +67,12 @@ class Box:
         stop = np.minimum(np.array(self.stop) + margin, grid.shape)
         return Box(as_shape(start), as_shape(stop))
 
+    def turned(self, turn: Turn, shape: Shape) -> Box:
+        """Return the box of the same voxels after a turn of a volume of a shape (z, y, x)."""
+        spans = turn.order(tuple(zip(self.start, self.stop, shape, strict=True)))  # type: ignore[arg-type]
+        turned = [(n - b, n - a) if flip else (a, b) for (a, b, n), flip in zip(spans, turn.flipped, strict=True)]
+        return Box(as_shape(a for a, _ in turned), as_shape(b for _, b in turned))
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -82,6 +91,26 @@ class Grid:
     def voxel_mm3(self) -> float:
         """Volume of one voxel in mm³."""
         return float(np.prod(self.spacing))
+
+    @property
+    def orientation(self) -> Orientation:
+        """The patient's sides to which the axes run, such as LPS; the nearest ones for an oblique grid."""
+        return nearest_orientation(self.direction)
+
+    def turn_to(self, orientation: Orientation) -> Turn:
+        """Return the turn to an orientation."""
+        return Turn.between(self.orientation, orientation)
+
+    def turned(self, turn: Turn) -> Grid:
+        """Return the grid of the same voxels after a turn."""
+        # The columns of a direction are in the order (x, y, z), a turn in the order (z, y, x).
+        columns = np.array(self.direction)[:, ::-1][:, list(turn.axes)]
+        shape, spacing = as_shape(turn.order(self.shape)), as_triple(turn.order(self.spacing))
+        last = np.where(turn.flipped, np.subtract(shape, 1) * spacing, 0.0)
+        origin = np.array(self.origin) + columns @ last
+        direction = (columns * np.where(turn.flipped, -1.0, 1.0))[:, ::-1]
+        x, y, z = (as_triple(row) for row in direction)
+        return Grid(shape, spacing, as_triple(origin), (x, y, z))
 
     def describe(self) -> str:
         """Return shape and spacing as text for a log line."""
@@ -129,6 +158,14 @@ class Volume:
     def crop(self, box: Box) -> Volume:
         """Return the volume in a box; its array is a view."""
         return Volume(self.array[box.slices], self.grid.crop(box))
+
+    def turned(self, turn: Turn) -> Volume:
+        """Return the volume after a turn; its array is contiguous, and the same one where nothing moves."""
+        return self if turn == Turn() else Volume(turn.array(self.array), self.grid.turned(turn))
+
+    def turned_to(self, orientation: Orientation) -> Volume:
+        """Return the volume in an orientation."""
+        return self.turned(self.grid.turn_to(orientation))
 
 
 def uncrop(array: NDArray[Any], box: Box, shape: Shape) -> NDArray[Any]:

@@ -1,0 +1,83 @@
+"""Orientations: to which sides of the patient the axes of a volume run, and turns from one orientation to another.
+
+An orientation is a code of three letters, one for each of the index axes x, y, z: the side of the patient to which the
+axis runs, as in SimpleITK's DICOMOrient and nibabel's axcodes. In LPS the axes run to the patient's left, posterior and
+superior. A turn permutes and flips axes, and never resamples. Arrays and shapes are (z, y, x).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import ArrayLike, NDArray
+
+Orientation = Annotated[str, Meta(pattern="^(?=.*[LR])(?=.*[PA])(?=.*[SI])[LRPASI]{3}$")]
+Axes = tuple[int, int, int]
+Flags = tuple[bool, bool, bool]
+
+# For each physical axis (x, y, z): the side to which it runs, and the opposite side.
+SIDES = ("LR", "PA", "SI")
+ORIENTATIONS = tuple(
+    "".join(letters) for order in itertools.permutations(SIDES) for letters in itertools.product(*order)
+)
+# PANTHER's volumes, and what MRSegmentator turns its volumes to.
+DEFAULT_ORIENTATION = "LPS"
+# Decides between axes that are equally near, whatever the order in which they are stored.
+TIE_BREAK = 1e-4
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A permutation of the axes of an array (z, y, x), followed by flips.
+
+    axes: for each axis of the turned array, the axis of the array before; flipped: whether the turned axis is reversed.
+    """
+
+    axes: Axes = (0, 1, 2)
+    flipped: Flags = (False, False, False)
+
+    @classmethod
+    def between(cls, start: Orientation, end: Orientation) -> Turn:
+        """Return the turn from one orientation to another."""
+        before, after = ([_physical(letter) for letter in code[::-1]] for code in (start, end))
+        axes = [before.index(axis) for axis in after]
+        z, y, x = axes
+        flipped = [start[::-1][own] != letter for own, letter in zip(axes, end[::-1], strict=True)]
+        return cls((z, y, x), (flipped[0], flipped[1], flipped[2]))
+
+    @property
+    def inverse(self) -> Turn:
+        """The turn back."""
+        z, y, x = (int(axis) for axis in np.argsort(self.axes))
+        return Turn((z, y, x), (self.flipped[z], self.flipped[y], self.flipped[x]))
+
+    def array(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return the turned array, contiguous in memory; the array itself where it lies so already."""
+        turned = array.transpose(self.axes)[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
+        return np.ascontiguousarray(turned)
+
+    def order(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        """Return three values, one for each axis, in the order of the turned axes."""
+        z, y, x = (values[axis] for axis in self.axes)
+        return z, y, x
+
+
+def nearest_orientation(direction: ArrayLike) -> Orientation:
+    """Return the orientation to which a direction matrix is nearest.
+
+    direction: rows x, y, z (LPS), one column for each of the index axes x, y, z, as in ITK.
+    """
+    matrix = np.asarray(direction, float)
+    # Products of two components of a column do not change where the column is flipped.
+    nearness = np.abs(matrix) + TIE_BREAK * matrix * np.roll(matrix, -1, axis=0)
+    columns = (0, 1, 2)
+    rows = max(itertools.permutations(columns), key=lambda order: float(nearness[order, columns].sum()))
+    return "".join(SIDES[row][int(matrix[row, column] < 0)] for column, row in zip(columns, rows, strict=True))
+
+
+def _physical(letter: str) -> int:
+    return next(axis for axis, sides in enumerate(SIDES) if letter in sides)
