@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from pantherseg import ensemble
 from pantherseg.errors import ModelError
+from pantherseg.events import Event, EventCode
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.pipeline import segment
 from pantherseg.recipe import Recipe, load_recipe
@@ -34,6 +36,23 @@ def test_loads_the_models_once_for_several_cases(one_fold: Recipe, monkeypatch: 
     np.testing.assert_array_equal(first, second)
     assert session.load() is session.load() is loaded[0]
     assert len(loaded) == 1
+
+
+def test_every_case_reports_the_events_of_loading_the_models_before_its_own(
+    one_fold: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_ensemble = ensemble.load_ensemble
+    about_models = Event(EventCode.FOLD_LEFT_OUT, "about the models")
+    of_case = Event(EventCode.CONSTANT_IMAGE, "about the volume")
+    monkeypatch.setattr(
+        ensemble,
+        "load_ensemble",
+        lambda *args, **options: replace(load_ensemble(*args, **options), events=(about_models,)),
+    )
+    session = Session(one_fold, DEMO_WEIGHTS, device="cpu", many_cases=True)
+    volume = Volume(np.ones((8, 16, 16), np.float32), Grid((8, 16, 16), (4.0, 3.0, 3.0)))
+    for _ in range(2):
+        assert segment(volume, session, events=(of_case,)).events[:2] == (about_models, of_case)
 
 
 @pytest.mark.parametrize("many_cases", [False, True])

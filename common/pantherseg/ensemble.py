@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pantherseg.errors import DeviceMemoryError, ModelError
+from pantherseg.events import Event
 from pantherseg.inference.backends import Backend, Mode, choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.labels import PANCREAS_NAME, find_label
@@ -21,13 +22,14 @@ class Ensemble:
     """A recipe's models on a device.
 
     localizer: None where the recipe has none, or where it is missing or cannot be used, for which localizer_problem is
-    the reason.
+    the reason. events: about the models as they were loaded; every case of the session reports them.
     """
 
     backend: Backend
     members: tuple[Predictor, ...]
     localizer: Predictor | None
     localizer_problem: str = ""
+    events: tuple[Event, ...] = ()
 
     def on_cpu(self) -> Ensemble:
         """Return the same models on the CPU, for when the device has failed."""

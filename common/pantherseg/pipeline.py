@@ -123,7 +123,7 @@ def _segment(
             prediction = prediction.changed(prediction.mask, Event(EventCode.EMPTY_MASK, "no tumour was found"))
         remarks.append(f"{prediction.tumour_mm3 / 1000:.1f} ml of tumour")
     of_members = tuple(event for member in logits for event in member.events)
-    happened = (*ensemble.backend.events, *events, *found, *of_members, *prediction.events)
+    happened = (*ensemble.backend.events, *ensemble.events, *events, *found, *of_members, *prediction.events)
     for event in happened:
         logger.warning("%s: %s", event.code, event.message)
     return Segmentation(
