@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 from pantherseg.errors import InputError, OutputError, RecipeError
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.io import read_image, read_labels
+from pantherseg.io import read_image, read_labels, write_volume
 from pantherseg.labels import PANCREAS, TUMOUR, find_label, tumour_of
 from pantherseg.model_sources.nnunet import PLANS, read_json
 from pantherseg.models.find import ModelFolder, open_model_folder
@@ -155,6 +156,29 @@ def test_crops_the_cases_to_the_pancreas_and_keeps_only_the_tumour(tmp_path: Pat
         assert cropped.array.sum() == tumour_of(whole.array).sum()
         assert set(np.unique(cropped.array)) == {0, 1}
     assert json.loads((folder / "dataset.json").read_text())["labels"] == {"background": 0, "tumour": 1}
+
+
+def test_turns_the_cases_to_one_orientation_which_the_model_knows(tmp_path: Path, data: Path) -> None:
+    stored = tmp_path / "stored"
+    cases = list_cases(data, "tumour+pancreas")
+    for case, image_code, label_code in zip(
+        cases, ("LPS", "RAS", "SRA", "PIL"), ("LPS", "RAS", "LPS", "RAS"), strict=True
+    ):
+        image, _ = read_image(data / "imagesTr" / f"{case}_0000.mha")
+        write_volume(image.turned_to(image_code), stored / "imagesTr" / f"{case}_0000.mha")
+        label = read_labels(data / "labelsTr" / f"{case}.mha")
+        write_volume(label.turned_to(label_code), stored / "labelsTr" / f"{case}.mha")
+    expected = write_nnunet_dataset(recipe(tmp_path), data, tmp_path / "expected")
+    folder = write_nnunet_dataset(recipe(tmp_path), stored, tmp_path / "raw")
+    assert read_json(folder / "dataset.json")["orientation"] == "LPS"
+    for path in sorted(path.relative_to(expected) for path in expected.rglob("*.mha")):
+        found, wanted = read_labels(folder / path), read_labels(expected / path)
+        np.testing.assert_array_equal(found.array, wanted.array)
+        assert not found.grid.difference(wanted.grid)
+    turned = msgspec.structs.replace(recipe(tmp_path), orientation="RAS")
+    folder = write_nnunet_dataset(turned, stored, tmp_path / "ras")
+    assert read_json(folder / "dataset.json")["orientation"] == "RAS"
+    assert read_labels(folder / "labelsTr" / f"{cases[0]}.mha").grid.orientation == "RAS"
 
 
 def test_refuses_a_label_without_its_image(tmp_path: Path) -> None:

@@ -100,10 +100,12 @@ def test_a_box_of_ones_comes_back_in_the_same_box(code: Orientation, transpose: 
 )
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [1, 2])
-def test_a_sample_has_the_same_mask_in_all_48_voxel_orders(task: int, one_fold: Recipe) -> None:
+def test_a_sample_has_the_same_mask_in_all_48_voxel_orders(task: int) -> None:
     phantom = make_phantom(SAMPLES[task], task=task, size="small")
     recipe = load_recipe(task_recipe(task))
-    recipe = msgspec.structs.replace(recipe, members=[msgspec.structs.replace(recipe.members[0], folds=[0])])
+    # One fold, and tiles that do not overlap, to save time.
+    member = msgspec.structs.replace(recipe.members[0], folds=[0], step=1.0)
+    recipe = msgspec.structs.replace(recipe, members=[member])
     session = Session(recipe, DEMO_WEIGHTS, device="cpu", many_cases=True)
     image = Volume(phantom.image.array.astype(np.float32), phantom.image.grid)
     tumour = phantom.labels.array == 1
