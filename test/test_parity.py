@@ -150,7 +150,12 @@ def labels_like(
     return result
 
 
-@pytest.mark.parametrize("name", KINDS)
+RUNS = pytest.mark.fault("models", "nnU-Net's {name}", "the mask of nnU-Net's own predictor: no voxel differs")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=RUNS) if "batch norm" in name else pytest.param(name) for name in KINDS]
+)
 def test_mask_of_every_network_equals_nnunets(
     tmp_path: Path, nnunet_mask: NnunetMask, labelled_pancreas: tuple[Volume, Volume], name: str
 ) -> None:

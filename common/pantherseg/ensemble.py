@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pantherseg.errors import DeviceMemoryError, ModelError
-from pantherseg.events import Event
+from pantherseg.events import Event, EventCode
 from pantherseg.inference.backends import Backend, Mode, choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.labels import PANCREAS_NAME, find_label
 from pantherseg.logs import shown, stage
 from pantherseg.models.bundle import check_classes
-from pantherseg.models.find import Models, check_labels, find_models
+from pantherseg.models.find import Models, check_labels, doubt_about_labels, find_models
 from pantherseg.packing.pack import Packer
 from pantherseg.recipe import Recipe
 
@@ -86,7 +86,17 @@ def load_ensemble(
         used = models.all if localizer is not None else models.members
         remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
         remarks.append(f"{backend.device} in {backend.precision}")
-    return Ensemble(backend, members, localizer, problem)
+    return Ensemble(backend, members, localizer, problem, _label_events(members, recipe))
+
+
+def _label_events(members: tuple[Predictor, ...], recipe: Recipe) -> tuple[Event, ...]:
+    """Return an event for each model that calls the recipe's tumour label pancreas."""
+    events = []
+    for member, predictor in zip(recipe.members, members, strict=True):
+        if doubt := doubt_about_labels(member.model, predictor.bundle.manifest.labels, recipe):
+            message = f"{shown(predictor.bundle.display_path)}: {doubt}"
+            events.append(Event(EventCode.TUMOUR_LABEL_NAMED_PANCREAS, message))
+    return tuple(dict.fromkeys(events))  # several members may use the same model
 
 
 def _load_localizer(

@@ -21,6 +21,8 @@ class EventCode(StrEnum):
     """The CPU has no bfloat16; `fast` computed in float32, as `exact` does."""
     FAST_IS_EXACT = "fast_is_exact"
     """This backend has no faster mode; `fast` computed as `exact` does."""
+    TUMOUR_LABEL_NAMED_PANCREAS = "tumour_label_named_pancreas"
+    """A model calls the recipe's `tumour_label` pancreas; the mask may be the pancreas instead of the tumour."""
     NO_LOCALIZER = "no_localizer"
     """The model folder lacks the recipe's localizer; the whole volume was searched."""
     LOCALIZER_FAILED = "localizer_failed"
