@@ -174,5 +174,6 @@ def test_mask_of_every_network_equals_nnunets(
     assert (counts[1:] > 20).all(), "the network has learned too little for a meaningful comparison"
     bundle = pack(model, tmp_path / "bundle")
     backends: tuple[Backend, ...] = (OpenVinoBackend(), TorchBackend("cpu"))
+    torch.set_num_threads(1)  # torch's backend takes every CPU
     for backend in backends:
         assert (Predictor(bundle, backend).predict(volume).labels() != expected).mean() <= TOLERATED, backend
