@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
-from pathlib import Path
+import re
+import zipfile
+from collections import defaultdict
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -12,7 +16,7 @@ import pytest
 
 from conftest import one_line_about
 from pantherseg.errors import ModelError
-from pantherseg.model_sources.checkpoint import read_checkpoint
+from pantherseg.model_sources.checkpoint import read_checkpoint, read_origin
 
 torch = pytest.importorskip("torch")
 
@@ -74,6 +78,68 @@ def test_reads_older_checkpoints_without_newer_entries(tmp_path: Path) -> None:
     assert checkpoint.trainer == "unknown"
 
 
+def records() -> Any:
+    """Return a defaultdict of records by epoch, each of which is a defaultdict of lists."""
+    made: Any = defaultdict(list, {"dice": [0.5]})
+    return defaultdict(dict, {"epochs": {1: made}, "times": defaultdict(float, {"first": 1.5})})
+
+
+LOGGED = {
+    "an array": np.arange(3.0),
+    "an array of small whole numbers": np.array([[1, 2], [3, 4]], np.uint16),
+    "an array of texts": np.array(["a", "bc"]),
+    "an array of objects": np.array([1, "x", None, {"a": np.ones(2)}], object),
+    "an array of records": np.array([(1, 2.0)], [("epoch", "i4"), ("dice", "f8")]),
+    "an array of dates": np.array(["2024-01-02"], "datetime64[D]"),
+    "numbers of every kind": [np.uint8(3), np.int8(-3), np.uint64(2**63), np.complex64(1j), np.longdouble(0.5)],
+    "a text of numpy": np.str_("text"),
+    "a path": PurePosixPath("/results/fold_0"),
+    "a path on this machine": Path("/results/fold_0"),
+    "a path of Windows": PureWindowsPath("C:/results/fold_0"),
+    "a defaultdict": records(),
+    "a defaultdict without a factory": defaultdict(None, {"a": 1}),
+    "a defaultdict of numbers": defaultdict(int, {"a": 1}),
+}
+
+
+@pytest.mark.fault(
+    "models", "the log of an nnU-Net checkpoint contains {name}", "the model is packed; nothing of the log is needed"
+)
+@pytest.mark.parametrize("name", LOGGED)
+def test_plain_values_of_other_libraries_in_the_log_do_not_stop_reading(tmp_path: Path, name: str) -> None:
+    logged = content(logging={"value": LOGGED[name]}, init_args={"configuration": "2d", "where": LOGGED[name]})
+    checkpoint = read_checkpoint(saved(tmp_path / "c.pth", logged))
+    assert checkpoint.configuration == "2d"
+    assert torch.equal(checkpoint.weights["encoder.weight"], WEIGHTS["encoder.weight"])
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_reads_a_path_that_windows_or_a_newer_python_wrote(tmp_path: Path, module: str) -> None:
+    class WindowsPath:
+        def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+            return PureWindowsPath, ("C:\\", "results")
+
+    path = saved(tmp_path / "c.pth", content(logging=WindowsPath()))
+    written = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part.replace(b"cpathlib\nPureWindowsPath\n", f"c{module}\nWindowsPath\n".encode()))
+    assert path.read_bytes() != written
+    assert read_checkpoint(path).configuration == "3d_fullres"
+
+
+def test_numpy_numbers_are_read_as_numbers(tmp_path: Path) -> None:
+    axes = (np.int64(0), np.uint8(1), np.dtype(">i4").type(2))
+    plans, dataset = {"mean": np.float64(0.25), "clip": np.float16(-0.5), "use": np.bool_(True)}, {"n": np.int16(-7)}
+    arguments = {"configuration": "3d_fullres", "plans": plans, "dataset_json": dataset}
+    path = saved(tmp_path / "c.pth", content(inference_allowed_mirroring_axes=axes, init_args=arguments))
+    assert read_checkpoint(path).mirroring_axes == (0, 1, 2)
+    found = read_origin(path)
+    assert json.dumps(found) == '[{"mean": 0.25, "clip": -0.5, "use": true}, {"n": -7}]'
+
+
 class Malicious:
     """Runs a command when it is unpickled."""
 
@@ -101,6 +167,22 @@ def test_refuses_code_in_a_checkpoint_without_running_it(tmp_path: Path, zipped:
     # Plain unpickling does run the code, so this test would notice it.
     pickle.loads(plain.read_bytes())
     assert target.exists()
+
+
+@pytest.mark.fault(
+    "models", "a defaultdict in an nnU-Net checkpoint would fill itself by a command", "an error; the code is not run"
+)
+def test_refuses_a_defaultdict_that_calls_other_code(tmp_path: Path) -> None:
+    path = saved(tmp_path / "c.pth", content(logging=defaultdict(os.system, {"a": 1})))
+    assert re.search(r"found GLOBAL \w+\.system; it would run code on loading and was refused", error_of(path))
+
+
+@pytest.mark.fault("models", "an array in an nnU-Net checkpoint contains code", "an error; the code is not run")
+def test_refuses_code_in_an_array_without_running_it(tmp_path: Path) -> None:
+    target = tmp_path / "was_run"
+    path = saved(tmp_path / "c.pth", content(logging=np.array([Malicious(target), 1], object)))
+    assert "it would run code on loading and was refused" in error_of(path)
+    assert not target.exists()
 
 
 @pytest.mark.fault(

@@ -191,6 +191,34 @@ def test_names_the_fold_with_wrong_content(
     assert message in error_of(folder, tmp_path / "bundle", path)
 
 
+@pytest.mark.fault(
+    "models",
+    "one fold of an nnU-Net folder was trained with batch norm, and the others with instance norm",
+    "an error that names the checkpoint of the fold that differs",
+)
+@ONE_GRAPH
+@pytest.mark.parametrize("fold", [0, 1])
+def test_names_the_fold_that_was_trained_with_another_norm(
+    changed_model: ChangedModel, tmp_path: Path, fold: int
+) -> None:
+    def add_statistics(values: Weights) -> None:
+        for name, value in list(values.items()):
+            norm, _, last = name.rpartition(".")
+            if last == "weight" and value.ndim == 1:
+                values[f"{norm}.running_mean"], values[f"{norm}.running_var"] = torch.zeros_like(value), value.abs()
+                values[f"{norm}.num_batches_tracked"] = torch.tensor(3)
+
+    folder = changed_model(folds=2)
+    weights(add_statistics)(folder / f"fold_{fold}" / CHECKPOINT)
+    message = error_of(folder, tmp_path / "bundle", folder / "fold_1" / CHECKPOINT)
+    name = "decoder.encoder.stages.0.blocks.0.conv1.all_modules.1.num_batches_tracked"
+    expected, found = ((), None) if fold == 0 else (None, ())
+    assert (
+        f"the weights of the described network ({name}: {expected}), found 228 different ones ({name}: {found})"
+        in message
+    )
+
+
 def test_refuses_mirroring_axes_that_the_patch_does_not_have(changed_model: ChangedModel, tmp_path: Path) -> None:
     folder = changed_model(inference_allowed_mirroring_axes=(0, 3))
     message = error_of(folder, tmp_path / "bundle", folder / "fold_0" / CHECKPOINT)
@@ -317,7 +345,14 @@ BATCH_NORM = "torch.nn.modules.batchnorm.BatchNorm3d"
         (PLANS, (*ARCHITECTURE, "network_class_name"), "my_networks.UNet", PLANS, "found my_networks.UNet"),
         (PLANS, (*ARCHITECTURE, "network_class_name"), f"{UNETS}.MyUNet", PLANS, "MyUNet can be built from"),
         (PLANS, (*ARCHITECTURE, "arch_kwargs", "depth_of_thought"), 3, PLANS, "depth_of_thought"),
-        (PLANS, (*ARCHITECTURE, "arch_kwargs", "norm_op"), BATCH_NORM, "", "BatchNorm3d norm keeps running statistics"),
+        pytest.param(
+            PLANS,
+            (*ARCHITECTURE, "arch_kwargs", "norm_op"),
+            BATCH_NORM,
+            f"fold_0/{CHECKPOINT}",
+            "num_batches_tracked: None",
+            marks=pytest.mark.slow,
+        ),
         (DATASET, ("channel_names",), {"0": "T1", "1": "T2"}, "", "channels 2"),
         (DATASET, ("labels",), {"background": 0, "pancreas": [1, 2], "tumour": [1]}, "", "regions True"),
         (DATASET, ("labels",), {"background": 0, "tumour": 1, "ignore": 2}, "", "ignore label True"),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ from pantherseg.tables import Fraction, Table, decode_registered
 from pantherseg.volume import Grid, Volume
 
 TINY: dict[str, object] = {"family": "test.tiny", "width": 4}
-DESCRIPTION: dict[str, object] = {
+DESCRIPTION: dict[str, Any] = {
     "patch": (8, 16, 16),
     "labels": {"background": 0, "tumour": 1},
     "preprocessing": {
@@ -109,6 +109,34 @@ class TinyNetwork(Table, Architecture, frozen=True):
         return nn.Sequential(first, nn.InstanceNorm3d(self.width, affine=True), nn.LeakyReLU(), last)
 
 
+class NormedBlock(nn.Module):
+    """Two convolutions with two norms, one of which is registered twice, as in nnU-Net's blocks."""
+
+    def __init__(self, convolution: type[nn.Module], norm: type[nn.Module], *, affine: bool, classes: int) -> None:
+        super().__init__()
+        self.norm = norm(4, eps=0.01, affine=affine, track_running_stats=True)
+        other = norm(4, affine=affine, track_running_stats=True)
+        first, last = convolution(1, 4, 3, padding=1), convolution(4, classes, 1)
+        self.all_modules = nn.Sequential(first, self.norm, nn.LeakyReLU(), other, last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.all_modules(x)
+        return logits
+
+
+@register_network("test.running")
+class RunningNetwork(Table, Architecture, frozen=True):
+    """A network whose norms keep running statistics."""
+
+    norm: Literal["BatchNorm", "InstanceNorm"]
+    axes: Literal[2, 3]
+    affine: bool
+
+    def build(self, where: Path, *, classes: int) -> nn.Module:
+        convolution, norm = (getattr(nn, f"{kind}{self.axes}d") for kind in ("Conv", self.norm))
+        return NormedBlock(convolution, norm, affine=self.affine, classes=classes)
+
+
 @register_network("test.transposed")
 class TransposedNetwork(Table, Architecture, frozen=True):
     """A network whose weights the graph holds in another form: their order is reversed."""
@@ -144,7 +172,7 @@ class TestSource:
             checkpoints=checkpoints,
             patch=tuple(description["patch"]),
             labels=description["labels"],
-            mirroring_axes=(2,),
+            mirroring_axes=(len(description["patch"]) - 1,),
             orientation="RAS",
             preprocessing=msgspec.convert(description["preprocessing"], Preprocessing, dec_hook=decode_registered),
             architecture=description["architecture"],
@@ -162,13 +190,16 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     SOURCES.pop()
 
 
-def write_model(folder: Path, architecture: dict[str, object]) -> Path:
+def write_model(folder: Path, architecture: dict[str, object], **changes: object) -> Path:
     folder.mkdir(parents=True)
-    (folder / "model.json").write_text(json.dumps(DESCRIPTION | {"architecture": architecture}))
+    (folder / "model.json").write_text(json.dumps(DESCRIPTION | {"architecture": architecture} | changes))
     for fold in range(2):
         torch.manual_seed(fold)
         (folder / f"fold_{fold}").mkdir()
-        network = build_network(folder / "model.json", architecture, classes=2)
+        network = build_network(folder / "model.json", architecture, classes=2, trained=True)
+        for name, value in network.state_dict().items():
+            if "running" in name or ("norm" in name and value.is_floating_point()):
+                value.uniform_(0.5, 2.0)
         torch.save(network.state_dict(), folder / f"fold_{fold}" / "weights.pt")
     return folder
 
@@ -196,6 +227,47 @@ def test_finds_packs_and_runs_a_model_of_a_registered_source_and_family(folder: 
     network = build_network(folder, manifest.architecture, classes=2)
     network.load_state_dict(torch.load(folder / "fold_0" / "weights.pt", weights_only=True))
     assert network(prepared).shape == (1, 2, *array.shape)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("norm", ["BatchNorm", "InstanceNorm"])
+def test_norms_with_running_statistics_compute_as_in_torch(
+    folder: Path, tmp_path: Path, norm: str, axes: int, affine: bool
+) -> None:
+    architecture = {"family": "test.running", "norm": norm, "axes": axes, "affine": affine}
+    patch = DESCRIPTION["patch"][-axes:]
+    model = write_model(tmp_path / "other", architecture, patch=patch)
+    bundle = pack(open_model_folder(model), tmp_path / "bundle")
+    assert bundle.manifest.architecture == architecture
+    norms = {"norm.scale", "norm.shift", "all_modules.3.scale", "all_modules.3.shift"}
+    assert norms <= bundle.manifest.tensors.keys()
+    image = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (1, 1, *patch)).astype(np.float32))
+    backends: tuple[Backend, ...] = (OpenVinoBackend(), TorchBackend("cpu"))
+    for fold in bundle.folds:
+        network = build_network(model, architecture, classes=2, trained=True)
+        network.load_state_dict(torch.load(model / f"fold_{fold}" / "weights.pt", weights_only=True))
+        expected = network(image).detach().numpy()
+        for backend in backends:
+            logits = backend.network(bundle, fold)(image)
+            np.testing.assert_allclose(np.asarray(logits), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.fault(
+    "models", "a variance of a batch norm in a checkpoint is {wrong}", "an error that names the checkpoint and the norm"
+)
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_refuses_a_variance_that_cannot_be_one(folder: Path, tmp_path: Path, wrong: float) -> None:
+    architecture = {"family": "test.running", "norm": "BatchNorm", "axes": 3, "affine": True}
+    model = write_model(tmp_path / "other", architecture)
+    path = model / "fold_1" / "weights.pt"
+    weights = torch.load(path, weights_only=True)
+    weights["norm.running_var"][2] = wrong
+    torch.save(weights, path)
+    with pytest.raises(ModelError) as caught:
+        pack(open_model_folder(model), tmp_path / "bundle")
+    expected = "expected finite variances of at least 0 in norm.running_var, found NaN, infinite or negative values"
+    assert expected in one_line_about(path, caught.value)
 
 
 def test_finding_models_does_not_import_torch() -> None:

@@ -23,6 +23,8 @@ class EventCode(StrEnum):
     """This backend has no faster mode; `fast` computed as `exact` does."""
     ORIENTATION_ASSUMED = "orientation_assumed"
     """A model does not say in which orientation it was trained; PANTHER's was assumed."""
+    TUMOUR_LABEL_NAMED_PANCREAS = "tumour_label_named_pancreas"
+    """A model calls the recipe's `tumour_label` pancreas; the mask may be the pancreas instead of the tumour."""
     NO_LOCALIZER = "no_localizer"
     """The model folder lacks the recipe's localizer; the whole volume was searched."""
     LOCALIZER_FAILED = "localizer_failed"

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 BACKGROUND, TUMOUR, PANCREAS = 0, 1, 2
 BACKGROUND_NAME, TUMOUR_NAME, PANCREAS_NAME = "background", "tumour", "pancreas"
 
+# What names of tumours contain.
+TUMOUR_WORDS = (TUMOUR_NAME, "cancer", "lesion")
+
 # The first seven of MRSegmentator's 40 labels.
 ORGANS = {"spleen": 1, "right_kidney": 2, "left_kidney": 3, "gallbladder": 4, "liver": 5, "stomach": 6, "pancreas": 7}
 
@@ -39,6 +42,21 @@ def find_label(labels: Mapping[str, int], name: str) -> int | None:
     Upper and lower case are the same, and so are the spellings "tumor" and "tumour".
     """
     return next((number for other, number in labels.items() if _comparable(other) == _comparable(name)), None)
+
+
+def doubt_about_tumour(labels: Mapping[str, int], tumour_label: int) -> str:
+    """Return what is wrong where a model's label map calls the tumour's number pancreas, and an empty string elsewhere.
+
+    In the order of the Medical Segmentation Decathlon, 1 is the pancreas and 2 the tumour.
+    """
+    if find_label(labels, PANCREAS_NAME) != tumour_label:
+        return ""
+    doubt = f"label {tumour_label}, the recipe's tumour_label, is called pancreas"
+    tumours = [name for name in labels if any(word in _comparable(name) for word in TUMOUR_WORDS)]
+    if len(tumours) == 1:
+        number = labels[tumours[0]]
+        return f"{doubt}, and label {number} {tumours[0]}: set tumour_label = {number} in the recipe"
+    return f"{doubt}: set tumour_label in the recipe to the number of the tumour"
 
 
 def _comparable(name: str) -> str:

@@ -13,8 +13,9 @@ from pantherseg.archives import Archive, ArchiveError, compression
 from pantherseg.errors import ModelError, PantherSegError, UploadError, first_few
 from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.model_sources.checkpoint import check_archive
+from pantherseg.model_sources.nnunet import DATASET, read_json
 from pantherseg.models.bundle import Bundle
-from pantherseg.models.find import ModelFolder, by_role, check_labels, find_models
+from pantherseg.models.find import Model, ModelFolder, by_role, check_labels, doubt_about_labels, find_models
 from pantherseg.recipe import Recipe
 
 SUFFIX = ".tar.gz"
@@ -92,10 +93,11 @@ def _model_verdicts(root: Path, recipe: Recipe, *, shown: Path) -> Iterator[Verd
     for role, model in roles.items():
         try:
             found = _check_bundle(model, role, recipe) if isinstance(model, Bundle) else _check_checkpoints(model)
+            doubt = doubt_about_labels(role, _labels(model), recipe)
         except PantherSegError as error:
             yield Verdict(f"{role} would run", False, str(error).replace(str(root), str(shown)))
         else:
-            yield Verdict(f"{role} would run", True, found)
+            yield Verdict(f"{role} would run", True, "; but ".join(filter(None, (found, doubt))))
 
 
 def _no_localizer(recipe: Recipe) -> str:
@@ -123,6 +125,14 @@ def _check_checkpoints(model: ModelFolder) -> str:
         "an nnU-Net folder: only the image of the cuda runtime can run it, and packs it anew for every case;"
         " pack it with `pantherseg pack`"
     )
+
+
+def _labels(model: Model) -> dict[str, int]:
+    """Return the labels of a model, none for a model folder whose framework has no dataset.json."""
+    if isinstance(model, Bundle):
+        return model.manifest.labels
+    labels = read_json(model.path / DATASET).get("labels") if (model.path / DATASET).is_file() else None
+    return labels if isinstance(labels, dict) else {}
 
 
 def _readable(mode: int, *, folder: bool) -> bool:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pantherseg.errors import ModelError, os_reason
+from pantherseg.model_sources.stand_ins import ALLOWED
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +58,7 @@ def _read(path: Path) -> Any:
         raise ModelError(path, expected="a checkpoint", found="no such file")
     check_archive(path)
     try:
-        with torch.serialization.safe_globals(_plain_numpy()):
+        with torch.serialization.safe_globals(list(ALLOWED)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -134,14 +133,6 @@ def _is_plain(value: object) -> bool:
         and value.device.type == "cpu"
         and not value.is_complex()
     )
-
-
-def _plain_numpy() -> list[Any]:
-    """Return the allow-list: nnU-Net's log contains numpy numbers, which are restored without code from the file."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    kinds = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
-    # numpy 1 wrote the same function under another module name.
-    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *kinds]
 
 
 def _describe_file(path: Path) -> str:

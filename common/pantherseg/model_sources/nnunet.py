@@ -16,7 +16,7 @@ import msgspec
 
 from pantherseg.errors import InputError, ModelError
 from pantherseg.io import find_sources, read_labels
-from pantherseg.model_sources.checkpoint import read_checkpoint
+from pantherseg.model_sources.checkpoint import Checkpoint, read_checkpoint
 from pantherseg.model_sources.packable import PackableModel
 from pantherseg.networks import build_network
 from pantherseg.networks.nnunet import NETWORK_PACKAGE, NnunetNetwork
@@ -76,7 +76,7 @@ class NnunetSource:
             mirroring_axes=first.mirroring_axes,
             orientation=configuration.orientation or _orientation_of_validation(folder),
             preprocessing=configuration.preprocessing,
-            architecture=configuration.architecture,
+            architecture=_architecture_of(first, configuration),
             files=tuple(folder / name for name in self.files),
             record={"configuration": first.configuration, "trainer": first.trainer},
             weights=weights,
@@ -99,8 +99,8 @@ class Configuration:
     orientation: Orientation | None
 
     def network(self) -> nn.Module:
-        """Return a new network in evaluation mode, without deep supervision. Raises ModelError."""
-        return build_network(self.plans, self.architecture, classes=len(self.labels))
+        """Return a new network as it is trained, in evaluation mode and without deep supervision. Raises ModelError."""
+        return build_network(self.plans, self.architecture, classes=len(self.labels), trained=True)
 
 
 def read_configuration(folder: Path, name: str) -> Configuration:
@@ -193,6 +193,21 @@ def _architecture(settings: Any) -> dict[str, Any]:
     )
     data: dict[str, Any] = msgspec.to_builtins(network)
     return data
+
+
+def _architecture_of(checkpoint: Checkpoint, configuration: Configuration) -> dict[str, Any]:
+    """Return the network of a checkpoint: that of the plans, or what nnU-Net's nnUNetTrainerBN makes of it.
+
+    That trainer replaces instance norm by batch norm, and the plans do not tell. Batch norm keeps running statistics.
+    """
+    arguments = configuration.architecture["arguments"]
+    tracked = bool((arguments.get("norm_op_kwargs") or {}).get("track_running_stats"))
+    has_statistics = any(key.endswith(".running_mean") for key in checkpoint.weights)
+    if tracked or not has_statistics or "InstanceNorm" not in str(arguments.get("norm_op")):
+        return configuration.architecture
+    batch_norm = f"torch.nn.modules.batchnorm.BatchNorm{len(configuration.patch)}d"
+    changed = arguments | {"norm_op": batch_norm, "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+    return configuration.architecture | {"arguments": changed}
 
 
 def _check_supported(folder: Path, properties: Mapping[str, Any]) -> None:

@@ -9,12 +9,13 @@ the root that does not belong to another role.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pantherseg.errors import ModelError, RecipeError, os_reason
+from pantherseg.errors import ModelError, RecipeError, os_reason, printable
+from pantherseg.labels import doubt_about_tumour
 from pantherseg.model_sources import SOURCES, source_of
 from pantherseg.model_sources.nnunet import LAYOUT, PLANS
 from pantherseg.models.bundle import Bundle, is_bundle, needed, open_bundle
@@ -123,6 +124,12 @@ def check_labels(role: str, bundle: Bundle, recipe: Recipe) -> None:
         bundle.check_label("tumour_label", recipe.tumour_label)
     if recipe.localizer is not None and recipe.localizer.model == role:
         bundle.check_label("label", recipe.localizer.label)
+
+
+def doubt_about_labels(role: str, labels: Mapping[str, int], recipe: Recipe) -> str:
+    """Return what is wrong where the model of a member calls the recipe's tumour pancreas, else an empty string."""
+    is_member = any(member.model == role for member in recipe.members)
+    return printable(doubt_about_tumour(labels, recipe.tumour_label)) if is_member else ""
 
 
 def open_model(

@@ -33,6 +33,8 @@ class Architecture:
     def build(self, where: Path, *, classes: int) -> nn.Module:
         """Return a network that maps a patch (1, 1, *patch) to logits (1, classes, *patch), weights not loaded.
 
+        Norms may keep running statistics, as in training.
+
         Raises ModelError naming the file `where`, which holds the settings.
         """
         raise NotImplementedError
@@ -41,17 +43,23 @@ class Architecture:
 register_network = Architecture.registry.register
 
 
-def build_network(where: Path, architecture: Mapping[str, Any], *, classes: int) -> nn.Module:
+def build_network(where: Path, architecture: Mapping[str, Any], *, classes: int, trained: bool = False) -> nn.Module:
     """Return the network that plain data describe, in evaluation mode and without its weights.
 
-    classes: number of classes, background included. Raises ModelError naming the file `where`, which holds the data,
-    for an unknown family and for settings from which the network cannot be built.
+    classes: number of classes, background included. trained: with the tensors that training saves; by default, each
+    norm that keeps running statistics is a `RunningNorm`. Raises ModelError naming the file `where`, which holds the
+    data, for an unknown family and for settings from which the network cannot be built.
     """
     try:
         settings = Architecture.registry.decode(architecture)
     except ValueError as error:
         raise ModelError(where, expected="a network that can be built", found=str(error)) from error
-    return settings.build(where, classes=classes).eval()
+    network = settings.build(where, classes=classes).eval()
+    if trained:
+        return network
+    from pantherseg.networks.running_norm import use_running_statistics
+
+    return use_running_statistics(network)
 
 
 def distinct_tensors(network: nn.Module) -> dict[str, torch.Tensor]:

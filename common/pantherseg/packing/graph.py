@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,6 +20,7 @@ from torch.nn import functional
 from pantherseg.files import temporary_folder
 from pantherseg.machine.openvino import ov
 from pantherseg.networks import distinct_tensors
+from pantherseg.networks.running_norm import RunningNorm
 
 # The constants of a graph other than weights are shapes, axes and strides. More would be weights in another form.
 MAX_CONSTANT_BYTES = 1 << 20
@@ -45,6 +47,19 @@ class AccurateInstanceNorm(nn.Module):
             return centred * scale
         view = (1, -1, *(1 for _ in x.shape[2:]))
         return centred * (scale * self.weight.view(view)) + self.bias.view(view)
+
+
+class ScaleAndShift(nn.Module):
+    """A norm with running statistics in two operations, whose tensors the graph contains as they are."""
+
+    def __init__(self, norm: RunningNorm) -> None:
+        super().__init__()
+        self.scale, self.shift = norm.scale, norm.shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale and shift (1, channel, *patch)."""
+        view = (1, -1, *(1 for _ in x.shape[2:]))
+        return x * self.scale.view(view) + self.shift.view(view)
 
 
 def _mean(x: torch.Tensor) -> torch.Tensor:
@@ -75,13 +90,14 @@ class Graph:
 def make_graph(network: nn.Module, shape: tuple[int, ...]) -> Graph:
     """Return the graph of a network for an input of `shape`. Replaces the weights of the network.
 
-    Raises ValueError for norms with running statistics, and if the graph would contain weights in another form: they
-    would be the same for all folds.
+    Raises ValueError if the graph would contain weights in another form: they would be the same for all folds.
     """
     names = _fill_with_distinct_values(network)
-    _use_accurate_norms(network)
+    norms = [norm for norm in network.modules() if isinstance(norm, RunningNorm)]
+    _replace_norms(network)
     missing = _used_tensors(network, shape)
-    tree, values = _convert(network, shape)
+    kept = {_bytes(value) for norm in norms for value in norm.parameters()}
+    tree, values = _convert(network, shape, kept)
     constants = bytearray()
     for data in tree.iterfind(CONSTANT):
         start, size = int(data.attrib.pop("offset")), int(data.attrib["size"])
@@ -99,8 +115,13 @@ def make_graph(network: nn.Module, shape: tuple[int, ...]) -> Graph:
     return Graph(tree, np.frombuffer(bytes(constants), np.uint8))
 
 
-def _convert(network: nn.Module, shape: tuple[int, ...]) -> tuple[ElementTree.ElementTree[ElementTree.Element], bytes]:
-    """Return the graph of a network as OpenVINO writes it, and the bytes of all its constants."""
+def _convert(
+    network: nn.Module, shape: tuple[int, ...], kept: Set[bytes]
+) -> tuple[ElementTree.ElementTree[ElementTree.Element], bytes]:
+    """Return the graph of a network as OpenVINO writes it, and the bytes of all its constants.
+
+    kept: constants, by their bytes, that OpenVINO would multiply with others.
+    """
     from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -112,7 +133,8 @@ def _convert(network: nn.Module, shape: tuple[int, ...]) -> tuple[ElementTree.El
         decoder = TorchScriptPythonDecoder(traced)  # must outlive the conversion
         model = frontend.convert(frontend.load(decoder))
     model.reshape(list(shape))
-    apply_moc_transformations(model, cf=True)  # folds constants
+    with _as_inputs(model, kept):
+        apply_moc_transformations(model, cf=True)  # folds constants
     folder = temporary_folder()
     try:
         file = folder / "graph.xml"
@@ -126,6 +148,24 @@ def _convert(network: nn.Module, shape: tuple[int, ...]) -> tuple[ElementTree.El
         return tree, file.with_suffix(".bin").read_bytes()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _as_inputs(model: ov.Model, constants: Set[bytes]) -> Iterator[None]:
+    """Replace constants, given by their bytes, by inputs of a model until the block ends."""
+    from openvino import opset13
+
+    found = [
+        node for node in model.get_ops() if node.get_type_name() == "Constant" and node.data.tobytes() in constants
+    ]
+    inputs = [opset13.parameter(list(node.shape), node.get_element_type()) for node in found]
+    for node, parameter in zip(found, inputs, strict=True):
+        node.output(0).replace(parameter.output(0))
+    model.add_parameters(inputs)
+    yield
+    for node, parameter in zip(found, inputs, strict=True):
+        parameter.output(0).replace(node.output(0))
+        model.remove_parameter(parameter)
 
 
 def _raise_write_error(folder: Path) -> None:
@@ -147,8 +187,12 @@ def _fill_with_distinct_values(network: nn.Module) -> dict[bytes, str]:
     for name, value in distinct_tensors(network).items():
         with torch.no_grad():
             value.copy_(torch.rand(value.shape, generator=generator))
-        names[value.numpy().tobytes()] = name
+        names[_bytes(value)] = name
     return names
+
+
+def _bytes(value: torch.Tensor) -> bytes:
+    return value.detach().numpy().tobytes()
 
 
 def _used_tensors(network: nn.Module, shape: tuple[int, ...]) -> set[str]:
@@ -162,12 +206,11 @@ def _used_tensors(network: nn.Module, shape: tuple[int, ...]) -> set[str]:
     return {name for name, gradient in zip(tensors, gradients, strict=True) if gradient is not None}
 
 
-def _use_accurate_norms(module: nn.Module) -> None:
+def _replace_norms(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if getattr(child, "track_running_stats", False):
-            kind = type(child).__name__
-            raise ValueError(f"{kind} {name} keeps running statistics, which are not supported")
         if isinstance(child, nn.modules.instancenorm._InstanceNorm):
             setattr(module, name, AccurateInstanceNorm(child))
+        elif isinstance(child, RunningNorm):
+            setattr(module, name, ScaleAndShift(child))
         else:
-            _use_accurate_norms(child)
+            _replace_norms(child)

@@ -46,7 +46,6 @@ from pantherseg.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from pantherseg.packing.graph import Graph
 
@@ -213,16 +212,13 @@ def _write_bundle(model: PackableModel, packages: Sequence[str], spare: int, fol
     return fold_errors
 
 
-def _new_network(model: PackableModel) -> nn.Module:
-    return build_network(model.described_in, model.architecture, classes=model.classes)
-
-
 def _graph(model: PackableModel) -> tuple[Graph, int]:
     """Return the graph of a model's network, and the largest number of activations that exist at the same time."""
     from pantherseg.packing.activations import peak_activations
     from pantherseg.packing.graph import make_graph
 
-    network, shape = _new_network(model), (1, 1, *model.patch)
+    network = build_network(model.described_in, model.architecture, classes=model.classes)
+    shape = (1, 1, *model.patch)
     try:
         peak = peak_activations(network, shape)
         weights = sum(value.numel() for value in network.state_dict().values())
@@ -239,12 +235,11 @@ def _write_folds(
     model: PackableModel, spare: int, constants: NDArray[np.uint8], folder: Path
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, ModelError]]:
     """Write the files of the folds. Return the shapes of the tensors, and the errors of the folds without a file."""
-    network = _new_network(model)
     shapes: dict[str, tuple[int, ...]] = {}
     fold_errors: dict[str, ModelError] = {}
     for fold, checkpoint in model.checkpoints.items():
         try:
-            tensors = _tensors(model, fold, network)
+            tensors = _tensors(model, fold)
         except ModelError as error:
             fold_errors[fold] = error.at(checkpoint)
             if len(fold_errors) > spare:
@@ -257,12 +252,27 @@ def _write_folds(
     return shapes, fold_errors
 
 
-def _tensors(model: PackableModel, fold: str, network: nn.Module) -> dict[str, NDArray[np.float32]]:
-    """Load a fold's weights into the network, and return the network's tensors. Raises ModelError."""
+def _tensors(model: PackableModel, fold: str) -> dict[str, NDArray[np.float32]]:
+    """Load a fold's weights into a new network, and return the tensors of the network for inference.
+
+    Raises ModelError.
+    """
+    import torch
+
+    from pantherseg.networks.running_norm import running_norms, use_running_statistics
+
     path, weights = model.checkpoints[fold], model.weights(fold)
+    with torch.device("meta"):  # so that no weights are initialised, as they are replaced anyway
+        network = build_network(model.described_in, model.architecture, classes=model.classes, trained=True)
     check_fit(path, network.state_dict(), weights)
-    network.load_state_dict(weights)
-    return {name: _float32(path, name, value) for name, value in distinct_tensors(network).items()}
+    network.to_empty(device="cpu").load_state_dict(weights)
+    for name, norm in running_norms(network).items():
+        variance = norm.running_var
+        if variance is None or not (variance >= 0).logical_and(variance.isfinite()).all():
+            expected = f"finite variances of at least 0 in {name}.running_var"
+            raise ModelError(path, expected=expected, found="NaN, infinite or negative values")
+    inference = use_running_statistics(network)
+    return {name: _float32(path, name, value) for name, value in distinct_tensors(inference).items()}
 
 
 def _float32(path: Path, name: str, value: torch.Tensor) -> NDArray[np.float32]:
