@@ -22,8 +22,12 @@ MIN_SPACING_MM, MAX_SPACING_MM = 1e-3, 1e3
 MAX_ORIGIN_MM = 1e6
 # Networks normalise by sums of squares, which overflow float32 beyond this. In the unit of the voxels.
 LARGEST_VALUE = 1e15
-# Of a volume's voxels.
-MAX_NON_FINITE_FRACTION = 0.01
+# Of a volume's voxels. NaN is common outside of a region that was cut out; a file with many infinite or too large
+# voxels is damaged or read in the wrong type.
+MAX_NAN_FRACTION = 0.99
+MAX_INFINITE_FRACTION = 0.01
+# How far a label may lie from a whole number: some tools write masks as rounded decimals.
+LABEL_TOLERANCE = 1e-3
 
 CHUNK_BYTES = 1 << 20
 DAMAGED = "the file is truncated or damaged, copy it again"
