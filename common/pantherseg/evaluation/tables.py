@@ -55,7 +55,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
     if evaluation.missing:
         notes.append(f"    missing: no prediction, scored as an empty mask ({len(evaluation.missing)} cases)")
     if failed:
-        notes.append(f"    failed: not scored, and not in the totals ({failed} cases)")
+        notes.append("    failed: could not be scored, and is not in the totals")
         notes += [f"    {name}: {reason}" for name, reason in evaluation.failed.items()]
     return "\n".join([aligned(rows, ruled_last=True), "", *notes, "    Not for clinical use."])
 
