@@ -267,7 +267,7 @@ def another_grid(predictions: Path, references: Path) -> Path:
     return path
 
 
-def half_labels(predictions: Path, references: Path) -> Path:
+def fractional_labels(predictions: Path, references: Path) -> Path:
     path = predictions / "10001_0001_0000.nii.gz"
     write_volume(volume(REFERENCE.array.astype(np.float32) / 2), path)
     return path
@@ -278,7 +278,7 @@ BAD_CASES = {
     damaged_reference: "the file is truncated or damaged",
     damaged_prediction: "the file is truncated or damaged",
     another_grid: "expected a mask on the grid of its reference mask, found origin",
-    half_labels: "expected whole numbers as labels, found the value 0.5",
+    fractional_labels: "expected whole numbers as labels, found the value 0.5",
 }
 
 
@@ -356,8 +356,8 @@ ORDERS = ("LPS", "RAS", "RPI", "PLS", "SAR", "ILA")
 
 @pytest.mark.fault(
     "inputs",
-    "`evaluate`: the same prediction stored as {order} in a {suffix}",
-    "the scores of the one as the reference",
+    "`evaluate`: a prediction stored as {order} in a {suffix}, its reference as LPS",
+    "the scores of two masks in LPS",
 )
 @pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
 @pytest.mark.parametrize("order", ORDERS)

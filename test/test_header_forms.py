@@ -30,7 +30,7 @@ def with_lines(path: Path, *lines: str) -> Path:
     return path
 
 
-@pytest.mark.fault("inputs", "a MetaImage gives a field again with the same value: {lines}", "the volume")
+@pytest.mark.fault("inputs", "a MetaImage gives {id} again, with the same value", "the volume")
 @pytest.mark.parametrize(
     ("data", "lines"),
     [
@@ -41,6 +41,7 @@ def with_lines(path: Path, *lines: str) -> Path:
         (RAW, ["NDims = 3", "DimSize = 5 4 3", "ElementSpacing = 1 1 2", "ElementType = MET_SHORT"]),
         (RAW, ["Comment = the same", "Comment = the same", "0010|0010 = a name", "0010|0010 = a name"]),
     ],
+    ids=["the byte order (big)", "the byte order (little)", "the origin", "the direction", "the size", "a note"],
 )
 def test_reads_a_metaimage_that_gives_a_field_again_with_the_same_value(
     tmp_path: Path, data: bytes, lines: list[str]
@@ -143,7 +144,7 @@ def test_refuses_a_header_beyond_the_limits(tmp_path: Path, suffix: str) -> None
         assert re.search(expected, refusal(path))
 
 
-@refused("a MetaImage with a text of 300 bytes as {field}, by which ITK crashes or reads other voxels")
+@refused("a MetaImage with a text of 300 bytes as {field}, for which ITK has room for 255")
 @pytest.mark.parametrize("field", ["Name", "Comment", "AcquisitionDate", "ObjectSubType"])
 def test_refuses_a_text_that_overflows_a_buffer_of_itk(tmp_path: Path, field: str) -> None:
     path = metaimage(tmp_path / "a.mha", RAW, {field: "x" * 300})
@@ -244,8 +245,16 @@ def test_reads_a_nrrd_in_any_space_of_the_patient(tmp_path: Path, space: str, si
     assert np.array_equal(volume.array, VOXELS)
 
 
-@refused("a NRRD in the space {space}, which ITK would read as LPS")
-@pytest.mark.parametrize("space", ["scanner-xyz", "3D-left-handed", "3D-right-handed", "RAI", "left-up"])
+@pytest.mark.parametrize(
+    "space",
+    [
+        *(
+            pytest.param(space, marks=refused(f"a NRRD in the space {space}, which ITK would read as LPS"))
+            for space in ("scanner-xyz", "3D-left-handed", "3D-right-handed")
+        ),
+        pytest.param("RAI", marks=refused("a NRRD in a space of no known name")),
+    ],
+)
 def test_refuses_a_nrrd_in_a_space_other_than_the_patients(tmp_path: Path, space: str) -> None:
     path = tmp_path / "a.nrrd"
     path.write_bytes(nrrd_of(space=space))
@@ -253,7 +262,6 @@ def test_refuses_a_nrrd_in_a_space_other_than_the_patients(tmp_path: Path, space
     assert refusal(path) == f"expected one of the spaces {known}, found space: {space}"
 
 
-@pytest.mark.fault("inputs", "a NRRD with {extra}", "the volume")
 @pytest.mark.parametrize(
     "extra",
     [
@@ -261,7 +269,10 @@ def test_refuses_a_nrrd_in_a_space_other_than_the_patients(tmp_path: Path, space
         "kinds: space space space",
         'space units: "mm" "mm" "mm"',
         'space units: "" "" ""',
-        "measurement frame: (0,1,0) (1,0,0) (0,0,1)",
+        pytest.param(
+            "measurement frame: (0,1,0) (1,0,0) (0,0,1)",
+            marks=pytest.mark.fault("inputs", "a NRRD with a measurement frame, which is for vectors", "the volume"),
+        ),
         "centerings: cell cell cell",
         "thicknesses: 1 1 5",
         "content: anything",

@@ -148,7 +148,9 @@ def test_the_window_ignores_outliers() -> None:
 
 
 @pytest.mark.fault(
-    "inputs", "`report`: the masks are stored as {order} in a {suffix}, the volume is not", "the same picture"
+    "inputs",
+    "`report`: the masks are stored as {order} in a {suffix}, the volume as LPS",
+    "the picture that masks in LPS give",
 )
 @pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
 @pytest.mark.parametrize("order", ["RAS", "PLS", "ILA"])
