@@ -184,7 +184,17 @@ def test_the_matrix_of_a_metaimage_decides_about_its_orientation(tmp_path: Path,
 
 
 @pytest.mark.fault("inputs", "a file called {name}", "the volume, and a mask called {mask}")
-@pytest.mark.parametrize(("name", "mask"), [("A.MHA", "A.mha"), ("a.Mha", "a.mha"), ("A.NRRD", "A.nrrd")])
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [
+        ("A.MHA", "A.mha"),
+        ("a.Mha", "a.mha"),
+        ("A.NRRD", "A.nrrd"),
+        ("A.NII", "A.nii"),
+        ("A.NII.GZ", "A.nii.gz"),
+        ("a.Nii.Gz", "a.nii.gz"),
+    ],
+)
 def test_reads_and_writes_suffixes_in_any_case(tmp_path: Path, name: str, mask: str) -> None:
     write_volume(Volume(VOXELS, GRID), tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
