@@ -117,11 +117,23 @@ def test_refuses_an_invalid_manifest(copied_bundle: CopiedBundle, content: bytes
     error_about(copied_bundle.path, MANIFEST)
 
 
-@pytest.mark.parametrize("key", sorted(DEMO))
+@pytest.mark.parametrize("key", sorted(DEMO.keys() - {"orientation"}))
 def test_every_key_of_the_manifest_is_required_and_typed(copied_bundle: CopiedBundle, key: str) -> None:
     for damaged in ({name: value for name, value in DEMO.items() if name != key}, DEMO | {key: [{}]}):
         (copied_bundle.path / MANIFEST).write_text(json.dumps(damaged))
         assert key in error_about(copied_bundle.path, MANIFEST)
+
+
+@pytest.mark.parametrize("orientation", ["LPX", "LLS", "lps", "", 1, ["LPS"]])
+def test_refuses_an_unknown_orientation(copied_bundle: CopiedBundle, orientation: object) -> None:
+    copied_bundle.change(orientation=orientation)
+    assert "orientation" in error_about(copied_bundle.path, MANIFEST)
+
+
+def test_a_manifest_need_not_state_an_orientation(copied_bundle: CopiedBundle) -> None:
+    stated = {key: value for key, value in DEMO.items() if key != "orientation"}
+    (copied_bundle.path / MANIFEST).write_text(json.dumps(stated))
+    assert open_bundle(copied_bundle.path).manifest.orientation is None
 
 
 def test_refuses_unknown_keys_of_the_manifest(copied_bundle: CopiedBundle) -> None:

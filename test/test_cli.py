@@ -289,7 +289,7 @@ def test_pack_writes_a_bundle_and_prints_its_contents(changed_model: ChangedMode
     assert result.exit_code == 0
     size = sum(path.stat().st_size for path in target.iterdir()) / 1e6
     labels = "labels 1 tumour, 2 pancreas"
-    assert result.stdout == f"{target}: folds 0 1 of checkpoint_best.pth, {labels}, {size:.1f} MB\n"
+    assert result.stdout == f"{target}: folds 0 1 of checkpoint_best.pth, {labels}, LPS, {size:.1f} MB\n"
     assert open_bundle(target).folds == ("0", "1")
     check_refused(run("pack", folder, target, "--checkpoint", "checkpoint_best.pth"), target)
 

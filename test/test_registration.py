@@ -145,6 +145,7 @@ class TestSource:
             patch=tuple(description["patch"]),
             labels=description["labels"],
             mirroring_axes=(2,),
+            orientation="RAS",
             preprocessing=msgspec.convert(description["preprocessing"], Preprocessing, dec_hook=decode_registered),
             architecture=description["architecture"],
             files=(folder / "model.json",),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pantherseg.errors import DeviceMemoryError, ModelError
-from pantherseg.events import Event
+from pantherseg.events import Event, EventCode
 from pantherseg.inference.backends import Backend, Mode, choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.labels import PANCREAS_NAME, find_label
 from pantherseg.logs import shown, stage
 from pantherseg.models.bundle import check_classes
 from pantherseg.models.find import Models, check_labels, find_models
+from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.packing.pack import Packer
 from pantherseg.recipe import Recipe
 
@@ -42,6 +44,11 @@ class Ensemble:
     def predictors(self) -> tuple[Predictor, ...]:
         """The members, then the localizer if there is one."""
         return self.members if self.localizer is None else (*self.members, self.localizer)
+
+    @property
+    def orientation(self) -> Orientation:
+        """The orientation in which volumes are segmented: that of the first member."""
+        return self.members[0].trained_orientation
 
     @property
     def pancreas_label(self) -> int | None:
@@ -76,6 +83,7 @@ def load_ensemble(
                 min_folds=member.min_folds,
                 keep_networks=keep_networks,
                 allow_bfloat16=recipe.allow_bfloat16,
+                orientation=member.orientation,
             )
             for model, member in zip(models.members, recipe.members, strict=True)
         )
@@ -86,7 +94,21 @@ def load_ensemble(
         used = models.all if localizer is not None else models.members
         remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
         remarks.append(f"{backend.device} in {backend.precision}")
-    return Ensemble(backend, members, localizer, problem)
+    loaded = Ensemble(backend, members, localizer, problem)
+    return replace(loaded, events=_assumed_orientations(loaded.predictors))
+
+
+def _assumed_orientations(predictors: Sequence[Predictor]) -> tuple[Event, ...]:
+    """Return an event for each model whose orientation is not known."""
+    models = dict.fromkeys(shown(one.bundle.display_path) for one in predictors if not one.knows_orientation)
+    hint = "pack it with `--orientation`, or set `orientation` in the recipe"
+    return tuple(
+        Event(
+            EventCode.ORIENTATION_ASSUMED,
+            f"{model} does not say in which orientation it was trained; {DEFAULT_ORIENTATION} was assumed; {hint}",
+        )
+        for model in models
+    )
 
 
 def _load_localizer(
@@ -102,6 +124,7 @@ def _load_localizer(
             step=recipe.localizer.step,
             keep_networks=keep_networks,
             allow_bfloat16=recipe.allow_bfloat16,
+            orientation=recipe.localizer.orientation,
         )
     except (ModelError, DeviceMemoryError) as error:
         return None, str(error)

@@ -21,6 +21,8 @@ class EventCode(StrEnum):
     """The CPU has no bfloat16; `fast` computed in float32, as `exact` does."""
     FAST_IS_EXACT = "fast_is_exact"
     """This backend has no faster mode; `fast` computed as `exact` does."""
+    ORIENTATION_ASSUMED = "orientation_assumed"
+    """A model does not say in which orientation it was trained; PANTHER's was assumed."""
     NO_LOCALIZER = "no_localizer"
     """The model folder lacks the recipe's localizer; the whole volume was searched."""
     LOCALIZER_FAILED = "localizer_failed"

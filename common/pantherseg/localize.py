@@ -14,8 +14,6 @@ from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.recipe import Localizer
 from pantherseg.volume import Box, Triple, Volume
 
-# The orientation in which MRSegmentator's reader passes volumes to its network.
-ORIENTATION = "LPS"
 # Voxels brighter than this share of the 99th percentile count as body; air is darker in MR.
 BODY_LEVEL = 0.1
 
@@ -33,7 +31,7 @@ def localize(
     The box is None where no plausible pancreas was found before the deadline. Raises what `Predictor.predict` raises,
     and InputError where the volume would be too large at the localizer's spacing.
     """
-    resampled = _resampled(volume, settings.spacing)
+    resampled = _resampled(volume.turned_to(predictor.trained_orientation), settings.spacing)
     logits = predictor.predict(resampled, deadline)
     if not logits.is_complete:
         reason = "the localizer had too little time to search everywhere"
@@ -70,10 +68,10 @@ def _implausible(resampled: Volume, box: Box, volume: Volume, found: Box, settin
 
 
 def _resampled(volume: Volume, spacing: Triple | None) -> Volume:
-    """Return the volume along the patient's axes, and at a spacing (z, y, x) in mm if there is one (linear)."""
-    image = sitk.DICOMOrient(to_itk(volume), ORIENTATION)
+    """Return the volume at a spacing (z, y, x) in mm if there is one, by linear interpolation."""
     if spacing is None:
-        return from_itk(image)
+        return volume
+    image = to_itk(volume)
     old = np.array(image.GetSpacing())
     new = np.array(spacing[::-1])
     size = np.maximum(1, np.rint(np.array(image.GetSize()) * old / new)).astype(int)

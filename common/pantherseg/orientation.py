@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
-from msgspec import Meta
 from numpy.typing import ArrayLike, NDArray
 
-Orientation = Annotated[str, Meta(pattern="^(?=.*[LR])(?=.*[PA])(?=.*[SI])[LRPASI]{3}$")]
+# fmt: off
+Orientation = Literal[
+    "LPS", "LPI", "LAS", "LAI", "RPS", "RPI", "RAS", "RAI",
+    "LSP", "LSA", "LIP", "LIA", "RSP", "RSA", "RIP", "RIA",
+    "PLS", "PLI", "PRS", "PRI", "ALS", "ALI", "ARS", "ARI",
+    "PSL", "PSR", "PIL", "PIR", "ASL", "ASR", "AIL", "AIR",
+    "SLP", "SLA", "SRP", "SRA", "ILP", "ILA", "IRP", "IRA",
+    "SPL", "SPR", "SAL", "SAR", "IPL", "IPR", "IAL", "IAR",
+]
+# fmt: on
+T = TypeVar("T")
 Axes = tuple[int, int, int]
 Flags = tuple[bool, bool, bool]
 
 # For each physical axis (x, y, z): the side to which it runs, and the opposite side.
 SIDES = ("LR", "PA", "SI")
-ORIENTATIONS = tuple(
-    "".join(letters) for order in itertools.permutations(SIDES) for letters in itertools.product(*order)
-)
+ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
 # PANTHER's volumes, and what MRSegmentator turns its volumes to.
-DEFAULT_ORIENTATION = "LPS"
+DEFAULT_ORIENTATION: Orientation = "LPS"
 # Decides between axes that are equally near, whatever the order in which they are stored.
 TIE_BREAK = 1e-4
 
@@ -55,12 +62,17 @@ class Turn:
         z, y, x = (int(axis) for axis in np.argsort(self.axes))
         return Turn((z, y, x), (self.flipped[z], self.flipped[y], self.flipped[x]))
 
-    def array(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return the turned array, contiguous in memory; the array itself where it lies so already."""
-        turned = array.transpose(self.axes)[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
-        return np.ascontiguousarray(turned)
+    def then(self, transpose: Axes) -> Turn:
+        """Return this turn followed by a transposition."""
+        z, y, x = transpose
+        axes, flipped = self.axes, self.flipped
+        return Turn((axes[z], axes[y], axes[x]), (flipped[z], flipped[y], flipped[x]))
 
-    def order(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def view(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return the turned array as a view of an array."""
+        return array.transpose(self.axes)[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
+
+    def order(self, values: tuple[T, T, T]) -> tuple[T, T, T]:
         """Return three values, one for each axis, in the order of the turned axes."""
         z, y, x = (values[axis] for axis in self.axes)
         return z, y, x
@@ -76,7 +88,8 @@ def nearest_orientation(direction: ArrayLike) -> Orientation:
     nearness = np.abs(matrix) + TIE_BREAK * matrix * np.roll(matrix, -1, axis=0)
     columns = (0, 1, 2)
     rows = max(itertools.permutations(columns), key=lambda order: float(nearness[order, columns].sum()))
-    return "".join(SIDES[row][int(matrix[row, column] < 0)] for column, row in zip(columns, rows, strict=True))
+    letters = (SIDES[row][int(matrix[row, column] < 0)] for column, row in zip(columns, rows, strict=True))
+    return cast(Orientation, "".join(letters))
 
 
 def _physical(letter: str) -> int:

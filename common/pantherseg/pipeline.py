@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import resource
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from pantherseg import __version__
 from pantherseg.ensemble import Ensemble
@@ -16,6 +18,7 @@ from pantherseg.inference.schedule import localizer_deadline, member_deadline, n
 from pantherseg.localize import localize, searched_whole
 from pantherseg.logs import stage
 from pantherseg.machine.deadline import NEVER, Deadline
+from pantherseg.orientation import Orientation
 from pantherseg.postprocess import Prediction
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
 from pantherseg.recipe import Recipe
@@ -27,11 +30,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelUse:
-    """A model as it was used for a case: its folder, the folds that are in the mask, the name of their checkpoints."""
+    """A model as it was used for a case.
+
+    path: its folder; folds: those that are in the mask; checkpoint: the name of their checkpoints; orientation: to
+    which the volume was turned for it.
+    """
 
     path: str
     folds: tuple[str, ...]
     checkpoint: str
+    orientation: Orientation
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Segmentation:
             "recipe": self.recipe,
             "device": self.device,
             "precision": self.precision,
-            "models": [{"path": m.path, "folds": list(m.folds), "checkpoint": m.checkpoint} for m in self.models],
+            "models": [asdict(model) for model in self.models],
             "tumour_ml": round(self.tumour_ml, 3),
             "box": {"start_zyx": self.box.start, "stop_zyx": self.box.stop},
             "events": [event.as_dict() for event in self.events],
@@ -78,12 +86,22 @@ class Segmentation:
 def segment(
     volume: Volume, session: Session, *, events: tuple[Event, ...] = (), deadline: Deadline = NEVER
 ) -> Segmentation:
-    """Segment the tumour in a volume (float32, z, y, x). Raises InputError about "volume".
+    """Segment the tumour in a volume (float32, z, y, x) of any orientation. Raises InputError about "volume".
 
     events: what happened before, such as on reading; they come first in the result's. deadline: when the mask must be
     written; what does not fit before it is left out. Where a GPU fails or is too small, the case starts again on the
     CPU; after a failure the session stays there.
     """
+    turn = volume.grid.turn_to(session.load().orientation)
+    turned = _segment_on_a_device(volume.turned(turn), session, events, deadline)
+    mask = np.ascontiguousarray(turn.inverse.view(turned.mask.array))
+    return replace(turned, mask=Volume(mask, volume.grid), box=turned.box.turned(turn.inverse, turned.mask.grid.shape))
+
+
+def _segment_on_a_device(
+    volume: Volume, session: Session, events: tuple[Event, ...], deadline: Deadline
+) -> Segmentation:
+    """Segment a volume in the orientation of the ensemble, on the CPU where the GPU fails."""
     ensemble = session.load()
     networks = networks_deadline(deadline, volume.array.size)
     try:
@@ -153,15 +171,18 @@ def _prediction(logits: list[Logits], crop: Volume, recipe: Recipe, ensemble: En
 
 
 def _member_logits(crop: Volume, members: tuple[Predictor, ...], deadline: Deadline) -> list[Logits]:
-    """Return each member's logits. Members with equal preprocessing share the prepared volume."""
-    prepared: dict[Preprocessing, Prepared] = {}
+    """Return each member's logits. Members with equal preprocessing and orientation share the prepared volume."""
+    shared: dict[tuple[Orientation, Preprocessing], Prepared] = {}
+    inputs: list[Prepared] = []
     for member in members:
-        if member.preprocessing not in prepared:
-            prepared[member.preprocessing] = member.prepare(crop)
-    work = [member.work(prepared[member.preprocessing]) for member in members]
+        key = member.trained_orientation, member.preprocessing
+        if key not in shared:
+            shared[key] = member.prepare(crop)
+        inputs.append(shared[key])
+    work = [member.work(prepared) for member, prepared in zip(members, inputs, strict=True)]
     return [
-        member.logits(prepared[member.preprocessing], member_deadline(deadline, work, number))
-        for number, member in enumerate(members)
+        member.logits(prepared, member_deadline(deadline, work, number))
+        for number, (member, prepared) in enumerate(zip(members, inputs, strict=True))
     ]
 
 
@@ -194,6 +215,6 @@ def _models_used(ensemble: Ensemble, logits: list[Logits]) -> tuple[ModelUse, ..
     if ensemble.localizer is not None:
         used.append(ensemble.localizer.bundle.folds)
     return tuple(
-        ModelUse(str(one.bundle.display_path), folds, one.bundle.manifest.checkpoint)
+        ModelUse(str(one.bundle.display_path), folds, one.bundle.manifest.checkpoint, one.trained_orientation)
         for one, folds in zip(ensemble.predictors, used, strict=True)
     )

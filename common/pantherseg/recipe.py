@@ -14,6 +14,7 @@ from msgspec import Meta
 from pantherseg.errors import RecipeError
 from pantherseg.fusion import Fusion, MeanLogits
 from pantherseg.labels import TUMOUR
+from pantherseg.orientation import Orientation
 from pantherseg.postprocess import Rescue, Step
 from pantherseg.tables import FileName, Fraction, NotNegative, Positive, Table, read_table
 
@@ -42,6 +43,8 @@ class Member(Table, frozen=True):
     """Average over mirrored inputs along the axes that the checkpoint allows."""
     min_folds: Annotated[int, Meta(ge=1)] = 3
     """At least this many folds must be usable; a model with fewer folds needs all of them."""
+    orientation: Orientation | None = None
+    """Of the volumes that the model was trained on, such as `LPS`; if omitted, what the bundle says."""
 
     def __post_init__(self) -> None:
         _refuse_repeated(self.folds)
@@ -70,6 +73,8 @@ class Localizer(Table, frozen=True):
     min_body_share: Annotated[float, Meta(ge=0, le=1)] = 0.25
     """Reject boxes in which less than this share of the voxels is body rather than air."""
     step: Fraction = 0.5
+    """As for a member."""
+    orientation: Orientation | None = None
     """As for a member."""
 
     def __post_init__(self) -> None:

@@ -69,9 +69,11 @@ class Box:
 
     def turned(self, turn: Turn, shape: Shape) -> Box:
         """Return the box of the same voxels after a turn of a volume of a shape (z, y, x)."""
-        spans = turn.order(tuple(zip(self.start, self.stop, shape, strict=True)))  # type: ignore[arg-type]
-        turned = [(n - b, n - a) if flip else (a, b) for (a, b, n), flip in zip(spans, turn.flipped, strict=True)]
-        return Box(as_shape(a for a, _ in turned), as_shape(b for _, b in turned))
+        start, stop = np.array(turn.order(self.start)), np.array(turn.order(self.stop))
+        size = np.array(turn.order(shape))
+        return Box(
+            as_shape(np.where(turn.flipped, size - stop, start)), as_shape(np.where(turn.flipped, size - start, stop))
+        )
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ class Volume:
 
     def turned(self, turn: Turn) -> Volume:
         """Return the volume after a turn; its array is contiguous, and the same one where nothing moves."""
-        return self if turn == Turn() else Volume(turn.array(self.array), self.grid.turned(turn))
+        if turn == Turn():
+            return self
+        return Volume(np.ascontiguousarray(turn.view(self.array)), self.grid.turned(turn))
 
     def turned_to(self, orientation: Orientation) -> Volume:
         """Return the volume in an orientation."""

@@ -11,6 +11,7 @@ from pantherseg.cli.options import PATH, TASK, chosen_recipe
 from pantherseg.errors import ModelError
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import open_model
+from pantherseg.orientation import DEFAULT_ORIENTATION, ORIENTATIONS, Orientation
 from pantherseg.packing.pack import pack as pack_model
 from pantherseg.packing.pack import pack_models
 from pantherseg.recipe import load_recipe
@@ -22,9 +23,22 @@ logger = logging.getLogger(__name__)
 @click.argument("source", type=PATH)
 @click.argument("bundle", type=PATH)
 @click.option("--checkpoint", metavar="NAME", help="Checkpoint to pack  [default: checkpoint_final.pth].")
+@click.option(
+    "--orientation",
+    type=click.Choice(ORIENTATIONS, case_sensitive=False),
+    metavar="CODE",
+    help="Orientation of the training volumes, such as LPS or RAS  [default: what the model folder says].",
+)
 @click.option("--task", type=TASK, help="Pack every model that the recipe of this task names.")
 @click.option("--recipe", type=PATH, help="Pack every model that this recipe names.")
-def pack(source: Path, bundle: Path, checkpoint: str | None, task: str | None, recipe: Path | None) -> None:
+def pack(
+    source: Path,
+    bundle: Path,
+    checkpoint: str | None,
+    orientation: Orientation | None,
+    task: str | None,
+    recipe: Path | None,
+) -> None:
     """Pack an nnU-Net model folder into a bundle.
 
     SOURCE is the model folder and BUNDLE a new folder, of half its size, which runs without torch. With a recipe,
@@ -34,11 +48,12 @@ def pack(source: Path, bundle: Path, checkpoint: str | None, task: str | None, r
         model = open_model(source, checkpoint=checkpoint)
         if isinstance(model, Bundle):
             raise ModelError(source, expected="an nnU-Net model folder", found="a bundle, which is packed already")
-        click.echo(summary(pack_model(model, bundle)))
+        click.echo(summary(pack_model(model, bundle, orientation=orientation)))
         return
     path = chosen_recipe(task, recipe)
-    if checkpoint:
-        raise click.UsageError("--checkpoint cannot be combined with a recipe, which names the checkpoint itself")
+    if checkpoint or orientation:
+        option, what = ("--checkpoint", "checkpoint") if checkpoint else ("--orientation", "orientation")
+        raise click.UsageError(f"{option} cannot be combined with a recipe, which names the {what} itself")
     settings = load_recipe(path)
     bundles = pack_models(source, bundle, settings)
     for packed in bundles:
@@ -49,7 +64,8 @@ def pack(source: Path, bundle: Path, checkpoint: str | None, task: str | None, r
 
 
 def summary(bundle: Bundle) -> str:
-    """Return one line about a bundle: its folds, checkpoint, labels and size."""
+    """Return one line about a bundle: its folds, checkpoint, labels, orientation and size."""
     size = sum(path.stat().st_size for path in bundle.path.iterdir())
     folds = f"folds {' '.join(bundle.folds)} of {bundle.manifest.checkpoint}"
-    return f"{bundle.path}: {folds}, {bundle.describe_labels()}, {size / 1e6:.1f} MB"
+    orientation = bundle.manifest.orientation or f"unknown orientation ({DEFAULT_ORIENTATION} will be assumed)"
+    return f"{bundle.path}: {folds}, {bundle.describe_labels()}, {orientation}, {size / 1e6:.1f} MB"

@@ -21,6 +21,7 @@ from pantherseg.inference.tiles import padded, tiles
 from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.models.bundle import Bundle, needed
 from pantherseg.models.manifest import Manifest
+from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
 from pantherseg.volume import Volume
 
@@ -65,7 +66,8 @@ class Predictor:
 
     step: distance of tiles as a fraction of the patch; mirroring: average over inputs mirrored along the axes that the
     bundle allows; min_folds: the number of usable folds with which others may be damaged, None if all must be usable;
-    keep_networks, allow_bfloat16: as in `placements`.
+    keep_networks, allow_bfloat16: as in `placements`; orientation: of the volumes that the model was trained on, None
+    for what the bundle says, and DEFAULT_ORIENTATION where it says nothing.
     """
 
     bundle: Bundle
@@ -75,15 +77,27 @@ class Predictor:
     min_folds: int | None = None
     keep_networks: bool = False
     allow_bfloat16: bool = False
+    orientation: Orientation | None = None
+
+    @property
+    def knows_orientation(self) -> bool:
+        """Whether the orientation is known rather than assumed."""
+        return (self.orientation or self.bundle.manifest.orientation) is not None
+
+    @property
+    def trained_orientation(self) -> Orientation:
+        """The orientation to which volumes are turned for the network."""
+        return self.orientation or self.bundle.manifest.orientation or DEFAULT_ORIENTATION
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How a volume is prepared. Predictors with equal preprocessing can share the result of `prepare`."""
+        """How a turned volume is prepared. Predictors with equal ones and orientations can share what they prepare."""
         return self.bundle.manifest.preprocessing
 
     def prepare(self, volume: Volume) -> Prepared:
         """Return a volume (float32) preprocessed for the network. Raises InputError if that is not possible."""
-        return self.preprocessing.run(volume.array, volume.grid.spacing)
+        turn = volume.grid.turn_to(self.trained_orientation)
+        return self.preprocessing.run(volume.array, volume.grid.spacing, turn)
 
     def predict(self, volume: Volume, deadline: Deadline = NEVER) -> Logits:
         """Return the mean logits of a volume. Raises what `prepare` and `logits` raise."""

@@ -10,15 +10,17 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from pantherseg.errors import ModelError
+from pantherseg.errors import InputError, ModelError
+from pantherseg.io import find_sources, read_labels
 from pantherseg.model_sources.checkpoint import read_checkpoint
 from pantherseg.model_sources.packable import PackableModel
 from pantherseg.networks import build_network
 from pantherseg.networks.nnunet import NETWORK_PACKAGE, NnunetNetwork
+from pantherseg.orientation import DEFAULT_ORIENTATION, ORIENTATIONS, Orientation
 from pantherseg.preprocessing.intensity import IntensityScheme
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.preprocessing.resample import Resampling
@@ -31,7 +33,11 @@ if TYPE_CHECKING:
 PLANS, DATASET = "plans.json", "dataset.json"
 CHECKPOINT = "checkpoint_final.pth"
 LAYOUT = f"{PLANS}, {DATASET} and fold_0, fold_1, ..."
-READERS = ("SimpleITKIO", "NibabelIO")
+# nnU-Net's readers, and the orientation to which they turn volumes; None where voxels stay in the order of the file.
+READERS = {"SimpleITKIO": None, "NibabelIO": None, "SimpleITKIOWithReorient": "RAS", "NibabelIOWithReorient": "RAS"}
+# A key of dataset.json that nnU-Net ignores and `pantherseg train` writes.
+ORIENTATION = "orientation"
+VALIDATION_MASKS = 5
 PREPROCESSOR = "DefaultPreprocessor"
 FOREGROUND = ("mean", "std", "percentile_00_5", "percentile_99_5")
 
@@ -68,6 +74,7 @@ class NnunetSource:
             patch=configuration.patch,
             labels=configuration.labels,
             mirroring_axes=first.mirroring_axes,
+            orientation=configuration.orientation or _orientation_of_validation(folder),
             preprocessing=configuration.preprocessing,
             architecture=configuration.architecture,
             files=tuple(folder / name for name in self.files),
@@ -81,6 +88,7 @@ class Configuration:
     """One configuration of nnU-Net's plans, such as 3d_fullres.
 
     plans: the file. patch: the network's input, (z, y, x) or (y, x), in its own axes. labels: number by name.
+    orientation: of the training volumes, None where plans and dataset.json do not say.
     """
 
     plans: Path
@@ -88,6 +96,7 @@ class Configuration:
     preprocessing: Preprocessing
     patch: tuple[int, ...]
     labels: dict[str, int]
+    orientation: Orientation | None
 
     def network(self) -> nn.Module:
         """Return a new network in evaluation mode, without deep supervision. Raises ModelError."""
@@ -124,6 +133,7 @@ def read_configuration(folder: Path, name: str) -> Configuration:
             _preprocessing(settings.configuration, manager.plans),
             tuple(settings.patch_size),
             {str(label): int(value) for label, value in dataset["labels"].items()},
+            _orientation(properties["reader"], dataset),
         )
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         expected = f"{PLANS} and {DATASET} with a valid configuration {name}"
@@ -139,6 +149,29 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(path, expected="a JSON object", found=f"a value of type {type(content).__name__}")
     return content
+
+
+def _orientation(reader: str, dataset: Mapping[str, Any]) -> Orientation | None:
+    """Return the orientation that the reader or dataset.json states, if any. Raises ValueError for an unknown one."""
+    stated = READERS[reader] or dataset.get(ORIENTATION)
+    if stated is not None and stated not in ORIENTATIONS:
+        raise ValueError(f"orientation {stated!r} instead of a code such as {DEFAULT_ORIENTATION}")
+    return cast("Orientation | None", stated)
+
+
+def _orientation_of_validation(folder: Path) -> Orientation | None:
+    """Return the orientation of the masks that nnU-Net wrote for validation, which lie as the training volumes do.
+
+    None where there are no such masks that can be read, or if they differ.
+    """
+    for validation in sorted(folder.glob("fold_*/validation")):
+        found = set()
+        for mask in find_sources(validation)[:VALIDATION_MASKS]:
+            with contextlib.suppress(InputError):
+                found.add(read_labels(mask).grid.orientation)
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
 
 
 def _architecture(settings: Any) -> dict[str, Any]:
@@ -168,7 +201,7 @@ def _check_supported(folder: Path, properties: Mapping[str, Any]) -> None:
     if properties["reader"] not in READERS:
         wrong.append(f"reader {properties['reader']}")
     if wrong:
-        expected = f"one channel, one stage, labels, {PREPROCESSOR}, {READERS[0]}"
+        expected = f"one channel, one stage, labels, {PREPROCESSOR}, {' or '.join(READERS)}"
         raise ModelError(folder, expected=expected, found=", ".join(wrong))
 
 

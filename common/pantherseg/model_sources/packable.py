@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pantherseg.orientation import Orientation
 from pantherseg.preprocessing.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ class PackableModel:
 
     folder: the model folder. described_in: the file that describes the network, for errors about it. checkpoints: file
     of each fold, in the order of the folds. patch: the network's input, (z, y, x) or (y, x), in its own axes. labels:
-    number by name, background included. mirroring_axes: spatial axes that may be mirrored, 0 = z. architecture: plain
-    data for `networks.build_network`. files: files of the folder to keep as provenance. record: what to note about the
+    number by name, background included. mirroring_axes: spatial axes that may be mirrored, 0 = z. orientation: of the
+    volumes that the model was trained on, None where it is not known. architecture: plain data for
+    `networks.build_network`. files: files of the folder to keep as provenance. record: what to note about the
     training. weights: returns the network's state dict for a fold, and raises ModelError for a damaged fold or one that
     does not belong to the same model.
     """
@@ -31,6 +33,7 @@ class PackableModel:
     patch: tuple[int, ...]
     labels: dict[str, int]
     mirroring_axes: tuple[int, ...]
+    orientation: Orientation | None
     preprocessing: Preprocessing
     architecture: dict[str, Any]
     files: tuple[Path, ...]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from pantherseg.errors import ModelError, os_reason
+from pantherseg.orientation import Orientation
 from pantherseg.preprocessing.preprocess import Preprocessing
 from pantherseg.tables import FileName, Table, decode_registered
 
@@ -55,6 +56,8 @@ class Manifest(Table, frozen=True):
     sha256: dict[FileName, str]
     """Checksums of the files that inference reads: the graph and the folds."""
     provenance: Provenance
+    orientation: Orientation | None = None
+    """Of the volumes that the network was trained on; None where the source does not say."""
 
     @property
     def weights(self) -> int:

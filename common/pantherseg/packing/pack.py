@@ -40,6 +40,7 @@ from pantherseg.models.bundle import (
 from pantherseg.models.find import Model, ModelFolder, by_role, check_labels, find_models
 from pantherseg.models.manifest import MANIFEST, SCHEMA, Manifest, Provenance
 from pantherseg.networks import build_network, distinct_tensors
+from pantherseg.orientation import Orientation
 from pantherseg.packing.bundle_folder import new_bundle_folder
 from pantherseg.recipe import Recipe
 
@@ -116,12 +117,15 @@ def missing_packages(packages: Sequence[str] = NnunetSource.packages) -> list[st
     return [name for name in packages if find_spec(name) is None]
 
 
-def pack(model: ModelFolder, target: Path, *, min_folds: int | None = None) -> Bundle:
+def pack(
+    model: ModelFolder, target: Path, *, min_folds: int | None = None, orientation: Orientation | None = None
+) -> Bundle:
     """Pack the folds of a model folder into the new folder `target`. The same checkpoints give the same bytes.
 
-    min_folds: number of folds that must be sound and belong together, by default all. The others stay among the folds
-    of the returned bundle and raise their error when they are loaded. Raises ModelError, also if packages that packing
-    needs are not installed; DeviceMemoryError; OutputError.
+    orientation: of the training volumes, by default what the model folder says. min_folds: number of folds that must
+    be sound and belong together, by default all. The others stay among the folds of the returned bundle and raise
+    their error when they are loaded. Raises ModelError, also if packages that packing needs are not installed;
+    DeviceMemoryError; OutputError.
     """
     source = source_of(model.path)
     if missing := missing_packages(source.packages):
@@ -139,6 +143,7 @@ def pack(model: ModelFolder, target: Path, *, min_folds: int | None = None) -> B
         try:
             with new_bundle_folder(target) as folder:
                 packable = source.open(model.path, {fold: model.checkpoint_path(fold) for fold in folds})
+                packable = replace(packable, orientation=orientation or packable.orientation)
                 fold_errors = _write_bundle(packable, source.packages, spare, folder)
         except ModelError as error:
             errors.append(error)
@@ -190,6 +195,7 @@ def _write_bundle(model: PackableModel, packages: Sequence[str], spare: int, fol
         classes=model.classes,
         labels=model.labels,
         mirroring_axes=model.mirroring_axes,
+        orientation=model.orientation,
         preprocessing=model.preprocessing,
         architecture=model.architecture,
         tensors=tensors,

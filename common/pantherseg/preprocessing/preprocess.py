@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, namespace, zeros_like
 from pantherseg.io.limits import check_resampled
+from pantherseg.orientation import Turn
 from pantherseg.preprocessing.intensity import IntensityScheme
 from pantherseg.preprocessing.resample import Resampling, Resizer
 from pantherseg.tables import Positive, Table
@@ -22,6 +23,7 @@ from pantherseg.volume import Box, Shape, Triple
 
 # The background's logit outside of the crop to voxels that are not 0.
 CERTAIN = 50.0
+UNTURNED = Turn()
 
 
 class Preprocessing(Table, frozen=True):
@@ -39,16 +41,19 @@ class Preprocessing(Table, frozen=True):
         if sorted(self.transpose) != [0, 1, 2]:
             raise ValueError(f"transpose must name the axes 0, 1 and 2 once each, got {self.transpose}")
 
-    def run(self, array: NDArray[np.float32], spacing: Triple) -> Prepared:
+    def run(self, array: NDArray[np.float32], spacing: Triple, turn: Turn = UNTURNED) -> Prepared:
         """Return the network's input for a volume (z, y, x), at least one voxel along each axis. Copies the array.
 
-        spacing: mm along (z, y, x). Raises InputError for a volume that is too large at the network's spacing, and for
-        intensities that the normalisation does not accept.
+        spacing: mm along (z, y, x). turn: to the orientation in which the network was trained. Raises InputError for a
+        volume that is too large at the network's spacing, and for intensities that the normalisation does not accept.
         """
         shape: Shape = array.shape
-        given: Triple = tuple(spacing[axis] for axis in self.transpose)  # type: ignore[assignment]
+        turned = turn.order(spacing)
+        given: Triple = tuple(turned[axis] for axis in self.transpose)  # type: ignore[assignment]
         target: Triple = (given[0], *self.spacing)[-3:]  # type: ignore[assignment]
-        data = array[None].astype(np.float32).transpose(0, *(axis + 1 for axis in self.transpose))
+        # Sums over voxels depend on their order in memory, so a turned volume gets the order of one that lies so.
+        data = turn.view(array)[None].astype(np.float32, order="K" if turn == UNTURNED else "C")
+        data = data.transpose(0, *(axis + 1 for axis in self.transpose))
         box = Box.around(data[0] != 0) or Box.whole(data.shape[1:])
         # nnU-Net fails for a volume thinner than half a voxel of the network's.
         new_shape: Shape = tuple(  # type: ignore[assignment]
@@ -57,7 +62,7 @@ class Preprocessing(Table, frozen=True):
         check_resampled(new_shape, target)
         data = data[:, *box.slices]
         self.normalization.run(data[0])
-        back = WayBack(shape, self.transpose, box, self.logits.resizer(new_shape, box.shape, target, given))
+        back = WayBack(shape, turn.then(self.transpose), box, self.logits.resizer(new_shape, box.shape, target, given))
         return Prepared(self.images.resizer(box.shape, new_shape, given, target).resize(data), back)
 
 
@@ -65,12 +70,12 @@ class Preprocessing(Table, frozen=True):
 class WayBack:
     """Maps logits from the network's grid to the grid of the volume.
 
-    shape: of the volume (z, y, x); transpose: as in Preprocessing; box: the crop, and resizer: from the network's grid
-    to the box, both in the network's axes.
+    shape: of the volume (z, y, x); turn: from the volume's axes to the network's; box: the crop, and resizer: from the
+    network's grid to the box, both in the network's axes.
     """
 
     shape: Shape
-    transpose: tuple[int, int, int]
+    turn: Turn
     box: Box
     resizer: Resizer
 
@@ -82,8 +87,10 @@ class WayBack:
         """
         if not 0 <= start < stop <= self.shape[0]:
             raise ValueError(f"slices must be in a volume of {self.shape[0]} slices, got {start} to {stop}")
-        axis = self.transpose.index(0)
-        shape = [self.shape[own] for own in self.transpose]
+        axis = self.turn.axes.index(0)
+        if self.turn.flipped[axis]:
+            start, stop = self.shape[0] - stop, self.shape[0] - start
+        shape: list[int] = list(self.turn.order(self.shape))
         shape[axis] = stop - start
         result = zeros_like(logits, (len(logits), *shape), self.resizer.result_type(logits))
         result[0] = CERTAIN
@@ -94,7 +101,10 @@ class WayBack:
             inside[axis] = slice(first, last)
             offset = start - self.box.start[axis]
             result[:, *inside] = self.resizer.slab(logits, axis, first + offset, last + offset)
-        return namespace(logits).permute_dims(result, (0, *(int(own) + 1 for own in np.argsort(self.transpose))))
+        xp = namespace(logits)
+        if flipped := tuple(own + 1 for own, flip in enumerate(self.turn.flipped) if flip):
+            result = xp.flip(result, axis=flipped)
+        return xp.permute_dims(result, (0, *(int(own) + 1 for own in np.argsort(self.turn.axes))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from pantherseg.errors import InputError
 from pantherseg.files import write_text
 from pantherseg.io import find_sources, read_image, read_labels, write_volume
 from pantherseg.labels import LABEL_MAPS, LabelMapName, tumour_of
+from pantherseg.model_sources.nnunet import ORIENTATION
 from pantherseg.training.training_recipe import TrainingRecipe
 from pantherseg.volume import Box, Volume
 
@@ -37,15 +38,17 @@ def list_cases(data: Path, labels: LabelMapName) -> list[str]:
 
 
 def read_case(recipe: TrainingRecipe, data: Path, case: str) -> tuple[Volume, Volume]:
-    """Return the image (float32) and the label map (uint8) of a case, cropped and relabelled as the recipe says.
+    """Return the image (float32) and the label map (uint8) of a case, turned, cropped and relabelled by the recipe.
 
     Raises InputError if a file cannot be read, if the grids differ, or if there is no pancreas to crop to.
     """
     image, _ = read_image(_image_path(data, case))
     label_path = _label_folder(data, recipe.labels) / f"{case}.mha"
-    label = read_labels(label_path)
+    label = read_labels(label_path).turned_to(image.grid.orientation)
     if difference := label.grid.difference(image.grid):
         raise InputError(label_path, expected="the grid of its image", found=difference)
+    turn = image.grid.turn_to(recipe.orientation)
+    image, label = image.turned(turn), label.turned(turn)
     if recipe.crop_margin_mm is not None:
         box = Box.around(label.array > 0)
         if box is None:
@@ -73,6 +76,7 @@ def write_nnunet_dataset(recipe: TrainingRecipe, data: Path, raw: Path) -> Path:
         "labels": LABEL_MAPS[recipe.labels],
         "numTraining": len(cases),
         "file_ending": ".mha",
+        ORIENTATION: recipe.orientation,
     }
     write_text(folder / "dataset.json", json.dumps(description, indent=2) + "\n")
     return folder

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from pantherseg.labels import LabelMapName
+from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.tables import Fraction, NotNegative, Positive, Table, read_table
 
 Count = Annotated[int, Meta(ge=1)]
@@ -71,6 +72,8 @@ class TrainingRecipe(Table, frozen=True):
     """Train only the first folds, this many of them; if omitted, all."""
     crop_margin_mm: NotNegative | None = None
     """Crop each case to its pancreas, tumour included, plus this margin; if omitted, the whole volume is used."""
+    orientation: Orientation = DEFAULT_ORIENTATION
+    """Volumes are turned to it, and the trained model knows it."""
     seed: int = 0
 
 

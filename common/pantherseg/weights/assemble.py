@@ -37,7 +37,7 @@ def build(entry: Weights, files: Sequence[Path], target: Path, *, zoo: Sequence[
     else:
         model = _from_checkpoints(entry, files, source)
     if entry.packed:
-        pack(model, target)
+        pack(model, target, orientation=entry.orientation)
         return
     for fold in model.folds:
         read_checkpoint(model.checkpoint_path(fold))

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from pantherseg.errors import DownloadError, PantherSegError, RecipeError
+from pantherseg.orientation import Orientation
 from pantherseg.tables import FileName, Table, read_table
 from pantherseg.weights.partial import RemoteFile, check_secure
 
@@ -70,6 +71,8 @@ class Weights(Table, frozen=True):
     """The model's role in its recipe; None for weights that only training starts from."""
     recipe: str = ""
     """The recipe that runs the model."""
+    orientation: Orientation | None = None
+    """Of the volumes that the model was trained on."""
     folder: str | None = None
     """Pattern of the model folder's name in the archive, where it is known."""
 
