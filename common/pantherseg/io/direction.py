@@ -13,10 +13,12 @@ from pantherseg.errors import InputError
 from pantherseg.events import Event, EventCode
 from pantherseg.volume import Grid, as_triple
 
-# By how much the products of the direction cosines may differ from the identity matrix. Up to EXACT, they are used as
-# they are. Up to ROUNDED, as in a matrix written with two digits, the nearest orthogonal matrix is used.
+# Directions whose products differ from the identity matrix by at most EXACT are used as they are.
 EXACT = 1e-4
-ROUNDED = 5e-3
+# Beyond, the nearest orthogonal matrix is used, if the cosine between two axes is at most MAX_COSINE (0.3 degrees), and
+# the squared lengths differ from 1 by at most MAX_LENGTH_DIFFERENCE, as they may in a matrix with two digits.
+MAX_COSINE = 5e-3
+MAX_LENGTH_DIFFERENCE = 0.0175
 
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 
@@ -38,16 +40,17 @@ def with_orthogonal_axes(path: Path, grid: Grid, *, hint: str = "") -> tuple[Gri
     if deviation <= EXACT:
         return grid, ()
     lengths = np.sqrt(np.diag(products))
-    cosine = np.abs(np.triu(products / np.maximum(np.outer(lengths, lengths), np.finfo(float).tiny), 1)).max()
+    unit = direction / np.maximum(lengths, np.finfo(float).tiny)
+    cosine = np.abs(np.triu(unit.T @ unit, 1)).max()
     degrees = np.degrees(np.arcsin(min(cosine, 1)))
-    if not cosine <= ROUNDED:
+    if not cosine <= MAX_COSINE:
         problem = f"the axes of the volume are not at right angles, but {degrees:.2g} degrees off"
         raise InputError(path, problem, hint=hint or f"resample it, {_resampling_call(grid)}")
-    if not deviation <= ROUNDED:
+    if not np.abs(lengths**2 - 1).max() <= MAX_LENGTH_DIFFERENCE:
         found = " ".join(f"{length:g}" for length in lengths)
         raise InputError(path, expected="direction cosines of length 1", found=f"the lengths {found}")
     # The orthogonal factor of the polar decomposition, which is the nearest one and keeps the handedness.
-    left, _, right = np.linalg.svd(direction)
+    left, _, right = np.linalg.svd(unit)
     message = (
         f"the axes are {degrees:.2g} degrees off right angles, and the direction cosines differ by up to "
         f"{deviation:.1e} from orthonormal ones; the nearest orthogonal matrix was used"
