@@ -108,7 +108,7 @@ def _check_voxels(path: Path, encoding: str, offset: int, *, expected: int) -> N
     if compressed:
         with path.open("rb") as file:
             file.seek(offset)
-            _, found = gunzipped_size(path, file, limit=expected)
+            found = gunzipped_size(path, file, limit=expected)
     elif encoding != "raw":
         raise unsupported(path, f"NRRD with the encoding {encoding}")
     if found < expected or (compressed and found > expected):

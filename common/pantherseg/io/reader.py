@@ -17,10 +17,11 @@ from pantherseg.errors import InputError, OutputError, os_reason
 from pantherseg.events import Event, EventCode
 from pantherseg.files import written_beside
 from pantherseg.io.dicom import refuse_dicom
+from pantherseg.io.file_format import FileFormat
 from pantherseg.io.itk import ItkReader
 from pantherseg.io.limits import DAMAGED, LABEL_TOLERANCE, LARGEST_VALUE, MAX_INFINITE_FRACTION, MAX_NAN_FRACTION
 from pantherseg.io.metaimage import check_metaimage
-from pantherseg.io.nifti import check_nifti
+from pantherseg.io.nifti import NiftiReader
 from pantherseg.io.nrrd import check_nrrd
 from pantherseg.volume import Volume
 
@@ -41,12 +42,12 @@ class Reader(Protocol):
         """Return the suffix, in lower case, of the file that the mask of this source is written to."""
 
 
-FORMATS = (
+FORMATS: tuple[FileFormat, ...] = (
     ItkReader((".mha", ".mhd"), "MetaImageIO", check_metaimage),
-    ItkReader((".nii", ".nii.gz"), "NiftiImageIO", check_nifti),
+    NiftiReader((".nii", ".nii.gz")),
     ItkReader((".nrrd",), "NrrdImageIO", check_nrrd),
 )
-VOLUME_SUFFIXES = tuple(suffix for itk_reader in FORMATS for suffix in itk_reader.suffixes)
+VOLUME_SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 READERS: list[Reader] = [*FORMATS]
 
 
@@ -99,15 +100,16 @@ def read_labels(source: Path) -> Volume:
     return Volume(labels, volume.grid)
 
 
-def write_volume(volume: Volume, path: Path) -> None:
-    """Write a volume in the format of the path's suffix, zlib-compressed. Raises OutputError.
+def write_volume(volume: Volume, path: Path, *, like: Path | None = None) -> None:
+    """Write a volume in the format of the path's suffix, compressed except for `.nii`. Raises OutputError.
 
-    The file is written beside its final name and then renamed.
+    The file is written beside its final name and then renamed. like: where this file has the same format and size, the
+    geometry is stored exactly as it is there, so that every program sees both files at the same place.
     """
-    for itk_reader in FORMATS:
-        if path.name.lower().endswith(itk_reader.suffixes):
+    for file_format in FORMATS:
+        if path.name.lower().endswith(file_format.suffixes):
             with written_beside(path) as beside:
-                itk_reader.write(volume, beside)
+                file_format.write(volume, beside, like=like)
             return
     expected = f"a file name that ends with one of {' '.join(VOLUME_SUFFIXES)}"
     raise OutputError(path, expected=expected, found=path.name)
