@@ -41,7 +41,7 @@ def measure(task: int, cases: int, work: Path) -> dict[str, Any]:
     values = np.array(list(dice.values()))
     return {
         "cases": cases,
-        "failed": len(failed),
+        "failed": len(failed) + len(result.failed),
         "mean_dice": round(float(values.mean()), 4),
         "dice": {name: round(float(np.quantile(values, q)), 4) for name, q in QUANTILES.items()},
         "official": result.official.as_dict(),

@@ -121,14 +121,14 @@ def test_refuses_a_gzip_file_with_a_wrong_checksum(tmp_path: Path) -> None:
         ((42, "<h", 0), "at least one voxel along each axis, found size 0x4x3"),
         ((46, "<h", -3), "at least one voxel along each axis, found size 5x4x-3"),
         ((80, "<f", 0.0), "a spacing between 0.001 and 1000 mm, found 0 1 2"),
-        ((84, "<f", -1.0), "a spacing between 0.001 and 1000 mm, found 1 -1 2"),
         ((88, "<f", float("nan")), "a spacing between 0.001 and 1000 mm, found 1 1 nan"),
         ((40, "<h", 2), "a 3-D volume with one value per voxel, found 2 dimensions"),
         ((40, "<h", 0), "1 to 7 axes, found 0"),
         ((70, "<h", 99), "NIfTI with data type 99 is not supported"),
-        ((4, "4s", b"n+2\0"), "NIfTI-2 is not supported"),
+        ((344, "4s", b"ni1\0"), "NIfTI with its voxels in another file (.hdr and .img) is not supported"),
+        ((344, "4s", b"\0\0\0\0"), "the mark b'n+1' of a NIfTI file, found b''"),
         ((108, "<f", 400.0), "520 bytes of header and voxels, found 472"),
-        ((108, "<f", float("inf")), "voxels at an offset between 348 and 65536 bytes, found the offset inf"),
+        ((108, "<f", float("inf")), "voxels at an offset between 348 and 1073741824 bytes, found the offset inf"),
         ((292, "<f", float("nan")), "an origin within 1e+06 mm of zero, found (nan, 0.0, 0.0)"),
     ],
 )
@@ -157,16 +157,14 @@ def test_reads_a_big_endian_nifti(tmp_path: Path) -> None:
 @pytest.mark.fault(
     "inputs",
     "a .nii lies beside a .nii.gz of the same name, and ITK would read that one",
-    "an error that names the other file",
+    "the voxels of the file that was asked for",
 )
-def test_refuses_a_nii_gz_beside_a_nii_of_the_same_name(tmp_path: Path) -> None:
+def test_reads_a_nii_gz_beside_a_nii_of_the_same_name(tmp_path: Path) -> None:
     path = nifti(tmp_path / "a.nii.gz")
     other = tmp_path / "a.nii"
     sitk.WriteImage(to_itk(Volume(VOXELS + 100, GRID)), str(other))
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(path))).min() == 100
-    assert "ITK would read the voxels of a.nii beside it instead" in refusal(path)
     assert read_image(other)[0].array.min() == 100
-    other.unlink()
     assert np.array_equal(read_image(path)[0].array, VOXELS)
 
 
@@ -212,14 +210,17 @@ def row(expected: str, fault: str = "", **changes: str | None) -> object:
         row("9 finite numbers as TransformMatrix", TransformMatrix="1 0 0 0 1 0 0 0"),
         row("Bad direction, determinant is 0", TransformMatrix="1 0 0 1 0 0 0 0 1"),
         row("Bad direction, determinant is 0", "the axes have no direction", TransformMatrix="0 0 0 0 0 0 0 0 0"),
-        row("orthonormal direction cosines", "the axes are not at right angles", TransformMatrix="1 0 0 .5 1 0 0 0 1"),
-        row("orthonormal direction cosines", TransformMatrix="2 0 0 0 2 0 0 0 2"),
-        row("Offset once in the header, found it again as Origin", "the header has two origins", Origin="1 1 1"),
+        row(
+            "not at right angles, but 27 degrees",
+            "the axes are not at right angles",
+            TransformMatrix="1 0 0 .5 1 0 0 0 1",
+        ),
+        row("direction cosines of length 1, found the lengths 2 2 2", TransformMatrix="2 0 0 0 2 0 0 0 2"),
         row("the field name DimSize, found dimsize", dimsize="1 1 1"),
         row("the field name ElementSpacing, found elementspacing", ElementSpacing=None, elementspacing="1 1 2"),
         row("the field name CompressedDataSize, found compresseddatasize", compresseddatasize="48"),
         row("a MetaImage header", Comment="a\0b"),
-        row("a MetaImage header", "a header with a field of 10 MB", Comment="long" * (10 << 18)),
+        row("in a MetaImage header", "a header with a field of 10 MB", Comment="long" * (10 << 18)),
         row("a MetaImage header", **{"C" * 1000: "x"}),
         row("file nothing.raw in the same folder", "the data file is missing", ElementDataFile="nothing.raw"),
         row("a data file in the same folder, found ../a.raw", ElementDataFile="../a.raw"),
@@ -244,8 +245,6 @@ def test_refuses_a_metaimage_header(tmp_path: Path, changes: dict[str, str | Non
         row("its slices in separate files", "a MetaImage that lists a file for each slice", ElementDataFile="LIST"),
         row("its slices in separate files", ElementDataFile="slice%d.raw 0 2 1"),
         row("its slices in separate files", ElementDataFile="%s%n 1 2 1"),
-        row("HeaderSize = -1", "a MetaImage with HeaderSize", HeaderSize="-1"),
-        row("HeaderSize = 3", HeaderSize="3"),
         row("more than one value per voxel", "a MetaImage with three channels", ElementNumberOfChannels="3"),
     ],
 )
@@ -284,7 +283,7 @@ def test_refuses_a_nrrd_variant_by_name(tmp_path: Path, old: bytes, new: bytes, 
             marks=refused("a NRRD claims more slices than it has"),
         ),
         (b"(1,0,0)", b"(0,0,0)", "Refusing to change spacing"),
-        (b"(1,0,0)", b"(1,1,0)", "orthonormal direction cosines"),
+        (b"(1,0,0)", b"(1,1,0)", "the axes of the volume are not at right angles, but 45 degrees off"),
         (b"endian", b"sizes: 4 3 2\nendian", "each field of the header once, found sizes twice"),
         (b"endian", b"no colon\nendian", "a NRRD header, found the line b'no colon'"),
         (b"endian", b"note: a\0b\nendian", "a NRRD header"),
@@ -305,7 +304,10 @@ def test_refuses_images_that_are_not_scalar_volumes(tmp_path: Path, suffix: str)
         ("a 3-D volume with one value per voxel, found 2 dimensions", sitk.Image([5, 4], sitk.sitkInt16)),
         ("a 3-D volume with one value per voxel, found 4 dimensions", sitk.Image([5, 4, 3, 2], sitk.sitkInt16)),
         ("(one|more than one) value per voxel", sitk.Image([5, 4, 3], sitk.sitkVectorFloat32, 2)),
-        ("(one real number|one value|more than one value) per voxel", sitk.Image([5, 4, 3], sitk.sitkComplexFloat32)),
+        (
+            r"(one real number|one value|more than one value) per voxel|data type 32 \(complex64\) is not supported",
+            sitk.Image([5, 4, 3], sitk.sitkComplexFloat32),
+        ),
     ):
         sitk.WriteImage(image, str(path))
         assert re.search(expected, refusal(path))

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pantherseg.cli import main as pantherseg
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.evaluation import compare, comparison_table, evaluate, evaluation_table, write_csv, write_json
 from pantherseg.evaluation.metrics import METRICS, Totals, score_case, totals
@@ -227,11 +229,162 @@ def test_refuses_paths_without_matching_volumes(folders: tuple[Path, Path], tmp_
         evaluate(empty, folders[1])
 
 
-def test_an_error_of_a_prediction_names_its_file(folders: tuple[Path, Path]) -> None:
+def test_a_single_case_that_cannot_be_scored_is_an_error_that_names_its_file(folders: tuple[Path, Path]) -> None:
     path = folders[0] / "10000_0001.mha"
     write_volume(volume(REFERENCE.array, (1.0, 1.0, 1.0)), path)
     with pytest.raises(InputError, match=rf"{path}.*spacing"):
+        evaluate(path, folders[1])
+
+
+def test_an_error_is_raised_where_no_case_can_be_scored(folders: tuple[Path, Path]) -> None:
+    for path in folders[1].iterdir():
+        write_volume(block((0, 0, 0), label=2), path)
+    with pytest.raises(InputError, match=r"10000_0001\.mha: expected a reference mask with a tumour"):
         evaluate(*folders)
+
+
+def without_tumour(predictions: Path, references: Path) -> Path:
+    path = references / "10001_0001.mha"
+    write_volume(block((0, 0, 0), label=2), path)
+    return path
+
+
+def damaged_reference(predictions: Path, references: Path) -> Path:
+    path = references / "10001_0001.mha"
+    path.write_bytes(path.read_bytes()[:-9])
+    return path
+
+
+def damaged_prediction(predictions: Path, references: Path) -> Path:
+    path = predictions / "10001_0001_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:-9])
+    return path
+
+
+def another_grid(predictions: Path, references: Path) -> Path:
+    path = predictions / "10001_0001_0000.nii.gz"
+    write_volume(volume(REFERENCE.array, origin=(0.0, 3.0, 0.0)), path)
+    return path
+
+
+def fractional_labels(predictions: Path, references: Path) -> Path:
+    path = predictions / "10001_0001_0000.nii.gz"
+    write_volume(volume(REFERENCE.array.astype(np.float32) / 2), path)
+    return path
+
+
+BAD_CASES = {
+    without_tumour: "expected a reference mask with a tumour (label 1), found no voxel with label 1",
+    damaged_reference: "the file is truncated or damaged",
+    damaged_prediction: "the file is truncated or damaged",
+    another_grid: "expected a mask on the grid of its reference mask, found origin",
+    fractional_labels: "expected whole numbers as labels, found the value 0.5",
+}
+
+
+@pytest.mark.fault(
+    "inputs",
+    "one of two cases cannot be scored by `evaluate`: {damage}",
+    "the scores of the other, the reason, and exit code 1",
+)
+@pytest.mark.parametrize("damage", BAD_CASES)
+def test_one_case_that_cannot_be_scored_leaves_the_others_their_scores(
+    folders: tuple[Path, Path], tmp_path: Path, damage: Callable[[Path, Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = evaluate(folders[0] / "10000_0001.mha", folders[1])
+    path = damage(*folders)
+    result = evaluate(*folders)
+    assert dict(result.cases) == dict(alone.cases)
+    assert (result.official, result.corrected) == (alone.official, alone.corrected)
+    assert list(result.failed) == ["10001_0001"]
+    reason = result.failed["10001_0001"]
+    assert reason.startswith(f"{path}: ")
+    assert BAD_CASES[damage] in reason
+    assert [record.message for record in caplog.records] == [f"error: {reason}"]
+
+    table = evaluation_table(result).splitlines()
+    assert table[3].split() == ["10001_0001", "(failed)", *"--------"]
+    assert table[5].startswith("1 of 2 cases")
+    assert f"    10001_0001: {reason}" in table
+    write_json(result, tmp_path / "scores.json")
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["failed"] == {"10001_0001": reason}
+    assert list(written["cases"]) == ["10000_0001"]
+    assert written["official"]["dice"] == 1
+    write_csv(result, tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"10000_0001"}
+
+
+def test_the_command_says_which_cases_could_not_be_scored(
+    folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions, references = folders
+    others = tmp_path / "others"
+    for name in ("10000_0001.mha", "10001_0001.mha", "10002_0001.mha"):
+        write_volume(REFERENCE, references / name)
+        write_volume(block((2, 5, 6)), others / name)
+    write_volume(REFERENCE, predictions / "10002_0001.mha")
+    bad = [without_tumour(*folders), others / "10002_0001.mha"]
+    write_volume(volume(np.ones((2, 3, 4), np.uint8)), bad[1])
+    command = ["evaluate", str(predictions), str(references)]
+    files = ["--json", str(tmp_path / "scores.json"), "--csv", str(tmp_path / "scores.csv")]
+    done = CliRunner().invoke(pantherseg, [*command, *files])
+    assert done.exit_code == 1
+    first, last = caplog.messages
+    assert first.startswith(f"error: {bad[0]}: expected a reference mask with a tumour")
+    assert last == "error: 1 of 3 cases could not be scored: 10001_0001"
+    assert "2 of 3 cases" in done.stdout
+    assert list(json.loads((tmp_path / "scores.json").read_text())["cases"]) == ["10000_0001", "10002_0001"]
+    assert (tmp_path / "scores.csv").read_text().count("10002_0001") == 2
+
+    caplog.clear()
+    done = CliRunner().invoke(pantherseg, [*command, "--compare", str(others)])
+    assert done.exit_code == 1
+    assert [message.partition(": expected")[0] for message in caplog.messages] == [
+        f"error: {bad[0]}",
+        f"error: {bad[0]}",
+        f"error: {bad[1]}",
+        "error: 2 of 3 cases could not be scored: 10001_0001, 10002_0001",
+    ]
+    assert f"{others} against {predictions}, 1 cases" in done.stdout
+
+
+# The voxel order of PANTHER's masks, of most NIfTI files, and others: flipped, permuted, and both.
+ORDERS = ("LPS", "RAS", "RPI", "PLS", "SAR", "ILA")
+
+
+@pytest.mark.fault(
+    "inputs",
+    "`evaluate`: a prediction stored as {order} in a {suffix}, its reference as LPS",
+    "the scores of two masks in LPS",
+)
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_scores_do_not_depend_on_the_voxel_order_of_a_prediction(tmp_path: Path, order: str, suffix: str) -> None:
+    turned, stored = tmp_path / f"turned{suffix}", tmp_path / "reference.mha"
+    write_volume(block((5, 5, 5), (2, 3, 4)).turned_to(order), turned)
+    write_volume(REFERENCE, stored)
+    assert read_labels(turned).grid.orientation == order
+    assert evaluate(turned, stored).cases["reference"] == score_case(block((5, 5, 5), (2, 3, 4)), REFERENCE)
+
+
+@pytest.mark.parametrize(("order", "official_mm"), [("LPS", 6), ("RAI", 6), ("SPL", 6), ("PLS", 3), ("LSP", 12)])
+def test_official_distances_depend_on_the_voxel_order_of_the_reference(
+    tmp_path: Path, order: str, official_mm: float
+) -> None:
+    # Three slices apart. The official convention swaps the spacings of the first and the last stored axis.
+    write_volume(REFERENCE.turned_to(order), tmp_path / "reference.nii.gz")
+    write_volume(block((5, 5, 5)), tmp_path / "prediction.mha")
+    case = evaluate(tmp_path / "prediction.mha", tmp_path / "reference.nii.gz").cases["reference"]
+    assert case.corrected.hd95_mm == pytest.approx(12)
+    assert case.official.hd95_mm == pytest.approx(official_mm)
+
+
+def test_a_prediction_in_another_voxel_order_must_still_lie_on_the_grid() -> None:
+    elsewhere = volume(REFERENCE.array, origin=(0.0, 3.0, 0.0)).turned_to("RAS")
+    with pytest.raises(InputError, match="on the grid of its reference mask, found origin"):
+        score_case(elsewhere, REFERENCE)
 
 
 def test_says_how_to_install_surface_distance(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +397,8 @@ def test_writes_json(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = tmp_path / "out" / "scores.json"
     write_json(evaluate(*folders), path)
     result = json.loads(path.read_text())
-    assert set(result) == {"cases", "official", "corrected", "not_for_clinical_use"}
+    assert set(result) == {"cases", "failed", "official", "corrected", "not_for_clinical_use"}
+    assert result["failed"] == {}
     case = result["cases"]["10001_0001"]
     assert set(case) == {"official", "corrected", "missing"}
     for scores in (result["official"], result["corrected"], case["official"], case["corrected"]):

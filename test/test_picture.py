@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pantherseg.errors import InputError, OutputError
+from pantherseg.io import read_labels, write_volume
 from pantherseg.labels import tumour_of
 from pantherseg.report import draw_case
 from pantherseg.report.picture import MAX_PANEL_HEIGHT, PANEL_WIDTH, PREDICTED, REFERENCE, WIDTH, fitted_size
@@ -144,6 +145,24 @@ def test_the_window_ignores_outliers() -> None:
     shown = windowed(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))))
     assert (shown.min(), shown.max()) == (0, 1)
     assert shown[5, 0, 0] == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.fault(
+    "inputs",
+    "`report`: the masks are stored as {order} in a {suffix}, the volume as LPS",
+    "the picture that masks in LPS give",
+)
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+@pytest.mark.parametrize("order", ["RAS", "PLS", "ILA"])
+def test_draws_masks_in_another_voxel_order_at_the_same_place(tmp_path: Path, order: str, suffix: str) -> None:
+    reference = mask((slice(5, 9), slice(12, 20), slice(18, 26)))
+    draw_case(image(), mask(REGION), reference, tmp_path / "same.png", title="case")
+    for name, volume in (("mask", mask(REGION)), ("reference", reference)):
+        write_volume(volume.turned_to(order), tmp_path / f"{name}{suffix}")
+    turned = [read_labels(tmp_path / f"{name}{suffix}") for name in ("mask", "reference")]
+    assert [volume.grid.orientation for volume in turned] == [order, order]
+    draw_case(image(), *turned, tmp_path / "turned.png", title="case")
+    assert np.array_equal(pixels(tmp_path / "turned.png"), pixels(tmp_path / "same.png"))
 
 
 def test_refuses_a_reference_on_another_grid(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pantherseg.io.itk import from_itk, to_itk
 from pantherseg.volume import Box, Grid, Shape, Triple, Volume, uncrop
 
 SHAPE = (4, 5, 7)
+SUFFIXES = [".mha", ".nrrd", ".nii", ".nii.gz"]
 Direction = tuple[Triple, Triple, Triple]
 
 
@@ -218,34 +219,71 @@ def test_refuses_an_array_of_another_shape_than_the_grid() -> None:
 
 
 @pytest.mark.fault(
-    "inputs", "a few voxels are {value}", "the volume with these voxels set to its minimum, and an event"
+    "inputs", "a few voxels of a {suffix} are {value}", "the volume with these voxels set to its minimum, and an event"
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -1e300])
-def test_replaces_a_few_non_finite_voxels_by_the_minimum(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_replaces_a_few_non_finite_voxels_by_the_minimum(tmp_path: Path, suffix: str, value: float) -> None:
     array = np.linspace(-7, 50, 1000).reshape(10, 10, 10)
     array[2, 3, 4] = array[9, 9, 9] = value
-    write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / "a.mha")
-    image, (event,) = read_image(tmp_path / "a.mha")
+    write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / f"a{suffix}")
+    image, (event,) = read_image(tmp_path / f"a{suffix}")
     assert event.code == EventCode.NON_FINITE_VOXELS
-    assert event.message.startswith("2 voxels that are NaN, infinite or too large")
+    which = "NaN" if np.isnan(value) else "infinite or too large"
+    assert event.message == f"2 {which} of 1000 voxels got the smallest of the other values"
     assert image.array.dtype == np.float32
     assert image.array[2, 3, 4] == image.array[9, 9, 9] == image.array.min() == -7
     assert image.array[9, 9, 8] == np.float32(array[9, 9, 8])
 
 
-@pytest.mark.fault("inputs", "more than 1% of the voxels are NaN, or all of them", "an error that says how many")
-def test_accepts_one_percent_of_nan_and_no_more(tmp_path: Path) -> None:
-    path, array = tmp_path / "a.nrrd", np.arange(1000.0, dtype=np.float32).reshape(10, 10, 10)
-    for count, found in ((10, None), (11, r"11 of 1000 \(1\.1%\)"), (1000, r"1000 of 1000 \(100\.0%\)")):
-        array.flat[:count] = np.nan
-        write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), path)
-        if found is None:
-            assert read_image(path)[0].array.min() == count
-        else:
-            with pytest.raises(
-                InputError, match=rf"a\.nrrd: expected at most 1% NaN or infinite voxels, found {found}"
-            ):
-                read_image(path)
+@pytest.mark.fault(
+    "inputs",
+    "{share} of the voxels of a {suffix} are NaN, around a region that was cut out",
+    "the volume with these voxels set to its minimum, and an event that says how many",
+)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(("count", "share"), [(11, "1.1 %"), (500, "half"), (990, "99 %")])
+def test_replaces_a_background_of_nan(tmp_path: Path, suffix: str, count: int, share: str) -> None:
+    array = np.arange(1000.0, dtype=np.float32).reshape(10, 10, 10)
+    array.flat[:count] = np.nan
+    write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / f"a{suffix}")
+    image, (event,) = read_image(tmp_path / f"a{suffix}")
+    assert event.message == f"{count} NaN of 1000 voxels got the smallest of the other values"
+    assert (image.array.flat[:count] == count).all()
+    assert np.array_equal(image.array.flat[count:], array.flat[count:])
+
+
+@pytest.mark.fault(
+    "inputs", "{bad} of 1000 voxels of a {suffix} are {value}, the others not", "an error that says how many"
+)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("bad", "value", "problem"),
+    [
+        (991, np.nan, "at least 1% of the voxels with a value, found 9 of 1000, the others are NaN"),
+        (1000, np.nan, "at least 1% of the voxels with a value, found 0 of 1000, the others are NaN"),
+        (11, np.inf, "at most 1% of the voxels infinite or beyond 1e+15, found 11 of 1000; the file is truncated"),
+        (11, -1e30, "at most 1% of the voxels infinite or beyond 1e+15, found 11 of 1000; the file is truncated"),
+        (1000, np.inf, "at most 1% of the voxels infinite or beyond 1e+15, found 1000 of 1000"),
+    ],
+)
+def test_refuses_too_many_voxels_without_a_usable_value(
+    tmp_path: Path, suffix: str, bad: int, value: float, problem: str
+) -> None:
+    path, array = tmp_path / f"a{suffix}", np.arange(1000.0, dtype=np.float32).reshape(10, 10, 10)
+    array.flat[:bad] = value
+    write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), path)
+    with pytest.raises(InputError, match=re.escape(f"a{suffix}: expected {problem}")):
+        read_image(path)
+
+
+def test_says_how_many_voxels_are_nan_and_how_many_infinite(tmp_path: Path) -> None:
+    array = np.arange(1000.0, dtype=np.float32).reshape(10, 10, 10)
+    array.flat[:300], array.flat[300:304] = np.nan, (np.inf, -np.inf, 2e15, -1e20)
+    write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / "a.mha")
+    image, (event,) = read_image(tmp_path / "a.mha")
+    assert event.message == "300 NaN and 4 infinite or too large of 1000 voxels got the smallest of the other values"
+    assert (image.array.flat[:305] == 304).all()
 
 
 @pytest.mark.fault("inputs", "every voxel has the same value", "the volume, and an event")
@@ -265,13 +303,25 @@ def test_drops_a_fourth_axis_of_length_one(tmp_path: Path) -> None:
     assert [event.code for event in events] == [EventCode.FOURTH_AXIS_DROPPED]
 
 
-def test_refuses_labels_that_are_not_whole_numbers(tmp_path: Path) -> None:
-    array = np.zeros(SHAPE, np.float32)
+@pytest.mark.fault("inputs", "the labels of a {suffix} are decimals within 0.001 of whole numbers", "the whole numbers")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounds_labels_that_are_almost_whole_numbers(tmp_path: Path, suffix: str, dtype: type) -> None:
+    array = np.zeros(SHAPE, dtype)
+    array.flat[:5] = (1.000001, 0.9995, -1e-9, 2.0009, 1)
+    write_volume(Volume(array, GRID), tmp_path / f"a{suffix}")
+    labels = read_labels(tmp_path / f"a{suffix}").array
+    assert labels.flat[:5].tolist() == [1, 1, 0, 2, 1]
+    assert not labels.flat[5:].any()
+
+
+@pytest.mark.fault("inputs", "a label of a {suffix} is {value}", "an error that names the value")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("value", [1.5, 1.002, np.nan, np.inf])
+def test_refuses_labels_that_are_not_whole_numbers(tmp_path: Path, suffix: str, value: float) -> None:
+    array = np.zeros(SHAPE, np.float64)
     array[1, 1, 1] = 2
-    write_volume(Volume(array, GRID), tmp_path / "a.nii.gz")
-    assert np.array_equal(read_labels(tmp_path / "a.nii.gz").array, array)
-    for value in (1.5, np.nan):
-        array[0, 0, 0] = value
-        write_volume(Volume(array, GRID), tmp_path / "a.mha")
-        with pytest.raises(InputError, match=rf"a\.mha: expected whole numbers as labels, found the value {value}"):
-            read_labels(tmp_path / "a.mha")
+    array[0, 0, 0] = value
+    write_volume(Volume(array, GRID), tmp_path / f"a{suffix}")
+    with pytest.raises(InputError, match=rf"a{suffix}: expected whole numbers as labels, found the value {value}"):
+        read_labels(tmp_path / f"a{suffix}")

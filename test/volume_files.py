@@ -68,7 +68,18 @@ def nifti(path: Path, *patches: tuple[int, str, float | int | bytes]) -> Path:
     content = bytearray(written_by_itk(path.with_name("plain_for_patching.nii")))
     for offset, layout, value in patches:
         struct.pack_into(layout, content, offset, value)
-    path.write_bytes(gzip.compress(bytes(content)) if path.suffix == ".gz" else bytes(content))
+    return compress_as_named(path, bytes(content))
+
+
+def uncompressed(path: Path) -> bytes:
+    """Return the content of a file, without the compression of gzip."""
+    content = path.read_bytes()
+    return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+
+
+def compress_as_named(path: Path, content: bytes) -> Path:
+    """Write a file, compressed with gzip if its name ends with .gz."""
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
 
 

@@ -9,6 +9,7 @@ from pantherseg.case import CaseOutput, run_case
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.files import prepare_folder
 from pantherseg.io import case_name, find_sources, mask_name
+from pantherseg.io.dicom import refuse_dicom
 from pantherseg.logs import one_line
 from pantherseg.session import Session
 
@@ -57,6 +58,7 @@ def _output_of(source: Path, output: Path) -> CaseOutput:
 def _sources(folder: Path) -> list[Path]:
     sources = find_sources(folder)
     if not sources:
+        refuse_dicom(folder)
         raise InputError(folder, "the folder contains no volume")
     cases = [case_name(path) for path in sources]
     repeated = [path.name for path, case in zip(sources, cases, strict=True) if cases.count(case) > 1]

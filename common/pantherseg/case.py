@@ -77,7 +77,7 @@ def write_case(source: Path, segmentation: Segmentation, output: CaseOutput) -> 
     about = {"input": source.name, "mask": os.path.relpath(output.mask, output.report.parent)}
     with stage("write") as remarks:
         remove_file(output.report)  # an older report must not stand beside a new mask
-        write_volume(segmentation.mask, output.mask)
+        write_volume(segmentation.mask, output.mask, like=source)
         try:
             write_text(output.report, json.dumps({**about, **segmentation.as_dict()}, indent=2) + "\n")
         except OutputError:

@@ -23,10 +23,11 @@ ATTEMPTS = 10
 def written_beside(path: Path) -> Iterator[Path]:
     """Yield a hidden path beside `path` to write to; it is renamed to `path` when the block ends without an error.
 
-    The suffix is the same. Parent folders are created, and hidden files of killed processes are removed. Raises
-    OutputError where the file cannot be written or synced to the disk.
+    It has the same name in lower case: ITK writes another format, or none, for a suffix such as .MHA. Parent folders
+    are created, and hidden files of killed processes are removed. Raises OutputError where the file cannot be written
+    or synced to the disk.
     """
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    beside = path.with_name(f".{os.getpid()}.{path.name.lower()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -44,7 +45,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 def _remove_leftovers(path: Path) -> None:
     """Remove the hidden files of processes that have ended, because the platform counts every file in the folder."""
     for other in path.parent.iterdir():
-        process = re.fullmatch(r"\.(\d{1,7})\." + re.escape(path.name), other.name)
+        process = re.fullmatch(r"\.(\d{1,7})\." + re.escape(path.name.lower()), other.name)
         if process and not _is_alive(int(process[1])):
             other.unlink(missing_ok=True)
 

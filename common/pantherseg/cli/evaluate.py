@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
 
 from pantherseg import evaluation
 from pantherseg.cli.options import PATH, check_not_an_input
+from pantherseg.errors import first_few
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -31,7 +35,7 @@ def evaluate(
 
     PRED and REF are files or folders; label 1 is the tumour in both. Prints the five metrics of the challenge for each
     case and in total, as the challenge's evaluator computes them (official), and with the axes in the right order
-    (corrected).
+    (corrected). A case that cannot be scored does not stop the others.
     """
     for target in (json_file, csv_file):
         check_not_an_input(target, predictions, references, other)
@@ -39,10 +43,16 @@ def evaluate(
     click.echo(evaluation.evaluation_table(result))
     if leaderboard:
         click.echo("\n" + evaluation.leaderboard_table(result.official, task=leaderboard, name=predictions.name))
+    results = [result]
     if other:
-        comparison = evaluation.compare(result, evaluation.evaluate(other, references))
+        results.append(evaluation.evaluate(other, references))
+        comparison = evaluation.compare(*results)
         click.echo("\n" + evaluation.comparison_table(comparison, name_a=str(predictions), name_b=str(other)))
     if json_file:
         evaluation.write_json(result, json_file)
     if csv_file:
         evaluation.write_csv(result, csv_file)
+    if failed := dict.fromkeys(name for each in results for name in each.failed):
+        every = {name for each in results for name in (*each.cases, *each.failed)}
+        logger.error("error: %d of %d cases could not be scored: %s", len(failed), len(every), first_few(failed))
+        raise SystemExit(1)

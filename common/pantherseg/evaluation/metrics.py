@@ -97,7 +97,8 @@ def score_case(
     """Score the tumour in a mask against the tumour in the reference mask of the case, both (z, y, x).
 
     As in the published evaluator, a mask that is empty, full or missing gets 0 for Dice and surface Dice, the diagonal
-    of the volume in mm for HD95 and MASD, and a predicted volume of 0. `name` and `reference_name` are for messages.
+    of the volume in mm for HD95 and MASD, and a predicted volume of 0. A prediction in another voxel order is turned to
+    that of the reference, on which the official convention depends. `name` and `reference_name` are for messages.
 
     Raises InputError for a reference without a tumour, for which the metrics are undefined (every challenge case has a
     tumour), and for a prediction on another grid; PantherSegError if surface-distance is not installed.
@@ -108,6 +109,7 @@ def score_case(
         raise InputError(reference_name, expected=f"a reference mask with a tumour (label {TUMOUR})", found=found)
     if prediction is None:
         return _worst(tumour, reference, missing=True)
+    prediction = prediction.turned_to(reference.grid.orientation)
     difference = reference.grid.difference(prediction.grid)
     if difference:
         raise InputError(name, expected="a mask on the grid of its reference mask", found=difference)

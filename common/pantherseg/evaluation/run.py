@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from pantherseg.errors import InputError, first_few
 from pantherseg.evaluation.metrics import CaseScores, Totals, score_case, surface_distance_library, totals
 from pantherseg.io import case_name, find_sources, read_labels
+from pantherseg.io.dicom import refuse_dicom
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +23,13 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of every case by name, and their totals in both conventions."""
+    """The scores of every case by name, and their totals in both conventions.
+
+    failed: why a case could not be scored, by name; such cases are not among `cases`, nor in the totals.
+    """
 
     cases: Mapping[str, CaseScores]
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def official(self) -> Totals:
@@ -53,6 +58,7 @@ class Evaluation:
         }
         return {
             "cases": cases,
+            "failed": dict(self.failed),
             "official": self.official.as_dict(),
             "corrected": self.corrected.as_dict(),
             "not_for_clinical_use": True,
@@ -65,16 +71,26 @@ def evaluate(predictions: Path, references: Path) -> Evaluation:
     Cases are matched by file name without suffix. A prediction named after its image (`10000_0001_0000.mha`) is matched
     with the reference `10000_0001.mha`. Two single files are matched whatever their names. If one path is a file, only
     that case is scored. If both are folders, every reference is scored, as an empty mask if there is no prediction.
-    Predictions without a reference are ignored with a warning.
+    Predictions without a reference are ignored with a warning. A case that cannot be scored, for which `score_case` or
+    `read_labels` raise InputError, is logged and named in the result's `failed`, and the others are scored.
 
-    Raises InputError if there is no volume, if no names match, if two files belong to one case, or as `score_case` and
-    `read_labels` do; PantherSegError if surface-distance is not installed.
+    Raises InputError if there is no volume, if no names match, if two files belong to one case, or if no case can be
+    scored; PantherSegError if surface-distance is not installed.
     """
     surface_distance_library()
     cases: dict[str, CaseScores] = {}
+    errors: dict[str, InputError] = {}
     for name, (predicted, reference) in _pairs(predictions, references).items():
-        mask = read_labels(predicted) if predicted else None
-        cases[name] = score_case(mask, read_labels(reference), name=predicted or name, reference_name=reference)
+        try:
+            mask = read_labels(predicted) if predicted else None
+            cases[name] = score_case(mask, read_labels(reference), name=predicted or name, reference_name=reference)
+        except InputError as error:
+            errors[name] = error
+    if not cases:
+        raise next(iter(errors.values()))
+    failed = {name: str(error) for name, error in errors.items()}
+    for reason in failed.values():
+        logger.error("error: %s", reason)
     missing = [name for name, case in cases.items() if case.missing]
     if missing:
         logger.warning(
@@ -83,7 +99,7 @@ def evaluate(predictions: Path, references: Path) -> Evaluation:
             len(cases),
             first_few(missing),
         )
-    return Evaluation(cases)
+    return Evaluation(cases, failed)
 
 
 def _pairs(predictions: Path, references: Path) -> dict[str, tuple[Path | None, Path]]:
@@ -115,6 +131,7 @@ def _files(path: Path) -> list[Path]:
         raise InputError(path, expected="a volume or a folder of volumes", found="no such file or folder")
     files = find_sources(path)
     if not files:
+        refuse_dicom(path)
         raise InputError(path, expected="at least one volume", found="a folder without volumes")
     return files
 

@@ -45,13 +45,18 @@ def evaluation_table(evaluation: Evaluation) -> str:
         row += [f"{case.official.dice:.4f}", f"{case.official.volume_error_mm3:+.0f}"]
         row += [format(getattr(m, k), FORMATS[k]) for m in (case.official, case.corrected) for k in surface]
         rows.append(row)
-    total = [f"{len(evaluation.cases)} cases", f"{evaluation.official.dice:.4f}"]
+    rows += [[f"{name} (failed)", *["-"] * (len(heading) - 1)] for name in evaluation.failed]
+    scored, failed = len(evaluation.cases), len(evaluation.failed)
+    total = [f"{scored} of {scored + failed} cases" if failed else f"{scored} cases", f"{evaluation.official.dice:.4f}"]
     total += [f"RMSE {evaluation.official.volume_rmse_mm3:.0f}"]
     total += [format(getattr(t, k), FORMATS[k]) for t in (evaluation.official, evaluation.corrected) for k in surface]
     rows.append(total)
     notes = [f"*   official: {CONVENTIONS['official']}", f"    corrected: {CONVENTIONS['corrected']}"]
     if evaluation.missing:
         notes.append(f"    missing: no prediction, scored as an empty mask ({len(evaluation.missing)} cases)")
+    if failed:
+        notes.append("    failed: could not be scored, and is not in the totals")
+        notes += [f"    {name}: {reason}" for name, reason in evaluation.failed.items()]
     return "\n".join([aligned(rows, ruled_last=True), "", *notes, "    Not for clinical use."])
 
 
@@ -78,12 +83,12 @@ def totals_cells(totals: Totals) -> list[str]:
 
 
 def write_json(evaluation: Evaluation, path: Path) -> None:
-    """Write the evaluation: {"cases": ..., "official": ..., "corrected": ...}. Raises OutputError."""
+    """Write the evaluation: {"cases": ..., "failed": ..., "official": ..., "corrected": ...}. Raises OutputError."""
     write_text(path, json.dumps(evaluation.as_dict(), indent=2) + "\n")
 
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
-    """Write one row per case and convention, with volumes and the signed volume error. Raises OutputError."""
+    """Write one row per scored case and convention, with volumes and the signed volume error. Raises OutputError."""
     text = io.StringIO()
     fields = ["case", "convention", *CaseMetrics.__dataclass_fields__]
     writer = csv.DictWriter(text, fields, lineterminator="\n")

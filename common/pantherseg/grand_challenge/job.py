@@ -12,6 +12,7 @@ from typing import Any
 
 from pantherseg.errors import JobError, os_reason
 from pantherseg.io import case_name, find_sources
+from pantherseg.io.dicom import refuse_dicom
 from pantherseg.recipe import Sockets
 
 INPUTS = "inputs.json"
@@ -40,6 +41,8 @@ def _find_input(folder: Path, sockets: Sockets) -> Path:
     if expected in holders:
         return _only_volume(expected)
     if len(holders) != 1:
+        if not holders:
+            refuse_dicom(images, JobError)
         found = ", ".join(path.name for path in holders) or "none"
         raise JobError(images, expected=f"one folder with a volume, such as {sockets.input}", found=found)
     return _only_volume(holders[0])
@@ -86,6 +89,8 @@ def _description(entry: dict[str, Any]) -> tuple[str, str, str]:
 
 def _only_volume(folder: Path) -> Path:
     volumes = find_sources(folder)
+    if not volumes:
+        refuse_dicom(folder, JobError)
     if len(volumes) != 1:
         found = ", ".join(path.name for path in volumes) or "none"
         raise JobError(folder, expected="exactly one volume (.mha)", found=found)

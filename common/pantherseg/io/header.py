@@ -11,9 +11,9 @@ from pathlib import Path
 
 from pantherseg.errors import InputError
 
-MAX_HEADER_BYTES = 1 << 16
+MAX_HEADER_BYTES = 1 << 20
 # ITK copies the lines of a header to buffers of fixed sizes.
-MAX_LINE_BYTES = 1 << 13
+MAX_LINE_BYTES = 1 << 15
 # Python's float() and int() also take 1_000, infinity and the digits of other scripts.
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 WHOLE_NUMBER = re.compile(r"\d{1,12}", re.ASCII)
@@ -36,15 +36,22 @@ def unsupported(path: Path, variant: str) -> InputError:
 def header_lines(path: Path, form: str) -> Iterator[tuple[bytes, int]]:
     """Yield the lines of a text header without their line feeds, and the offset in the file behind each line.
 
-    Raises InputError for a line that is not part of a header of the format `form`.
+    Raises InputError for a line that is not part of a header of the format `form`, and for a line or a header that is
+    too long.
     """
     with path.open("rb") as file:
         head = file.read(MAX_HEADER_BYTES)
     offset = 0
     for line in BytesIO(head):
         offset += len(line)
-        if len(line) > MAX_LINE_BYTES or b"\0" in line:
+        if b"\0" in line:
             raise bad_line(path, form, line)
+        if len(line) > MAX_LINE_BYTES:
+            expected, found = f"lines of at most {MAX_LINE_BYTES} bytes in a {form} header", f"{line[:40]!r} ..."
+            raise InputError(path, expected=expected, found=found)
+        if offset >= MAX_HEADER_BYTES:
+            expected = f"a {form} header of less than {MAX_HEADER_BYTES} bytes"
+            raise InputError(path, expected=expected, found="a longer one")
         yield line.removesuffix(b"\n"), offset
 
 

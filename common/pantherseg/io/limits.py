@@ -13,6 +13,8 @@ from pathlib import Path
 from pantherseg.errors import InputError
 from pantherseg.volume import Grid, Shape, Triple
 
+# As many as NIfTI has.
+MAX_AXES = 7
 MAX_VOXELS = 1 << 28
 MAX_VOLUME_BYTES = 1 << 30
 # Along one axis: resampling by splines keeps matrices of this size squared.
@@ -22,17 +24,24 @@ MIN_SPACING_MM, MAX_SPACING_MM = 1e-3, 1e3
 MAX_ORIGIN_MM = 1e6
 # Networks normalise by sums of squares, which overflow float32 beyond this. In the unit of the voxels.
 LARGEST_VALUE = 1e15
-# Of a volume's voxels.
-MAX_NON_FINITE_FRACTION = 0.01
+# Of a volume's voxels. NaN is common outside of a region that was cut out; a file with many infinite or too large
+# voxels is damaged or read in the wrong type.
+MAX_NAN_FRACTION = 0.99
+MAX_INFINITE_FRACTION = 0.01
+# How far a label may lie from a whole number: some tools write masks as rounded decimals.
+LABEL_TOLERANCE = 1e-3
 
 CHUNK_BYTES = 1 << 20
 DAMAGED = "the file is truncated or damaged, copy it again"
 
 
 def check_size(path: Path, size: Sequence[int], *, voxel_bytes: int) -> int:
-    """Return the bytes of a volume of a size along (x, y, z, ...). Raises InputError beyond the limits."""
+    """Return the bytes of a volume of a size along (x, y, z, ...); axes after the third must have length 1.
+
+    Raises InputError beyond the limits.
+    """
     text = "x".join(map(str, size))
-    if len(size) != 3 and not (len(size) == 4 and size[3] == 1):
+    if not 3 <= len(size) <= MAX_AXES or any(length != 1 for length in size[3:]):
         found = f"{len(size)} dimensions, size {text} (x, y, z, ...)"
         raise InputError(path, expected="a 3-D volume with one value per voxel", found=found)
     voxels = math.prod(size)
@@ -46,11 +55,18 @@ def check_size(path: Path, size: Sequence[int], *, voxel_bytes: int) -> int:
     return voxels * voxel_bytes
 
 
-def check_spacing(path: Path, spacing: Sequence[float]) -> None:
+def check_spacing(path: Path, spacing: Sequence[float], *, hint: str = "") -> None:
     """Raise InputError for a spacing in mm that is not positive, or beyond the limits."""
     if not all(MIN_SPACING_MM <= mm <= MAX_SPACING_MM for mm in spacing):  # also false for NaN
         expected = f"a spacing between {MIN_SPACING_MM:g} and {MAX_SPACING_MM:g} mm"
-        raise InputError(path, expected=expected, found=" ".join(f"{mm:g}" for mm in spacing))
+        raise InputError(path, expected=expected, found=" ".join(f"{mm:g}" for mm in spacing), hint=hint)
+
+
+def check_origin(path: Path, origin: Sequence[float]) -> None:
+    """Raise InputError for an origin (x, y, z) in mm that is NaN, or beyond the limit."""
+    if not all(abs(mm) <= MAX_ORIGIN_MM for mm in origin):  # also false for NaN
+        expected = f"an origin within {MAX_ORIGIN_MM:g} mm of zero"
+        raise InputError(path, expected=expected, found=f"{tuple(origin)} (x, y, z)")
 
 
 def check_resampled(shape: Shape, spacing: Triple) -> None:

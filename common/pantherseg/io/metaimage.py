@@ -1,7 +1,8 @@
 """MetaImage: .mha, and .mhd with its voxels in one file beside it.
 
-MetaIO, by which ITK reads this format, trusts the header: a size that does not fit the voxels, or a field given twice,
-makes it write beyond its buffers. Only a header that can be read in one way is accepted.
+MetaIO, by which ITK reads this format, trusts the header: a size that does not fit the voxels, a long text, or a field
+given twice with different values makes it write beyond its buffers. Only a header that can be read in one way is
+accepted.
 """
 
 from __future__ import annotations
@@ -10,25 +11,39 @@ import re
 from pathlib import Path
 
 from pantherseg.errors import InputError
-from pantherseg.io.header import WHOLE_NUMBER, Header, bad_line, header_lines, parse_numbers, parse_size, unsupported
-from pantherseg.io.limits import DAMAGED, check_size, check_spacing
+from pantherseg.io.header import (
+    NUMBER,
+    WHOLE_NUMBER,
+    Header,
+    bad_line,
+    header_lines,
+    parse_numbers,
+    parse_size,
+    unsupported,
+)
+from pantherseg.io.limits import DAMAGED, MAX_VOLUME_BYTES, check_size, check_spacing
 from pantherseg.io.streams import inflated_size
 
 BYTES = {1: "CHAR UCHAR", 2: "SHORT USHORT", 4: "INT UINT LONG ULONG FLOAT", 8: "LONG_LONG ULONG_LONG DOUBLE"}
 ELEMENT_BYTES = {f"MET_{name}": size for size, names in BYTES.items() for name in names.split()}
 REQUIRED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
-# Other names of a field; where both are given, MetaIO takes the last one.
+# Other names of a field. Tools write several of them; MetaIO takes one or the other.
 SYNONYMS = {
-    **dict.fromkeys(("Position", "Origin"), "Offset"),
+    **dict.fromkeys(("Position", "Origin", "ImagePosition"), "Offset"),
     **dict.fromkeys(("Rotation", "Orientation"), "TransformMatrix"),
     "ElementByteOrderMSB": "BinaryDataByteOrderMSB",
 }
+LOGICAL = ("BinaryData", "CompressedData", "BinaryDataByteOrderMSB")
 OPTIONAL = (
-    *("ElementSpacing", "ElementSize", "CenterOfRotation", "HeaderSize", "ElementNumberOfChannels", "BinaryData"),
-    *("CompressedData", "CompressedDataSize", *SYNONYMS, *SYNONYMS.values()),
+    *("ElementSpacing", "ElementSize", "CenterOfRotation", "HeaderSize", "ElementNumberOfChannels", "DistanceUnits"),
+    *("CompressedDataSize", *LOGICAL, *SYNONYMS, *SYNONYMS.values()),
 )
 SPELLINGS = {name.lower(): name for name in (*REQUIRED, *OPTIONAL)}
-MAX_NAME_BYTES = 256
+# Their texts are copied to buffers of 255 bytes, as is any field's name.
+TEXTS = ("ObjectType", "ObjectSubType", "TransformType", "Name", "Comment", "AcquisitionDate", "Modality")
+MAX_TEXT_BYTES = 254
+# MetaIO's names for millimetres, and for a unit that is not known.
+MILLIMETRES = ("mm", "?", "")
 
 
 def check_metaimage(path: Path) -> Header:
@@ -44,6 +59,7 @@ def check_metaimage(path: Path) -> Header:
     spacing = _check_geometry(path, fields, axes=len(size))
     local = fields["ElementDataFile"].upper() == "LOCAL"
     data, start = (path, offset) if local else (_data_file(path, fields["ElementDataFile"]), 0)
+    start = _start_of_voxels(path, fields, data, start, expected=volume_bytes)
     _check_voxels(path, fields, data, start, expected=volume_bytes)
     return Header(size, spacing)
 
@@ -53,18 +69,29 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
     fields: dict[str, str] = {}
     for line, offset in header_lines(path, "MetaImage"):
         name, *value = re.split(rb"[=:]", line, maxsplit=1)
-        if not value or len(name) > MAX_NAME_BYTES:
+        if not value or len(name) > MAX_TEXT_BYTES:
             raise bad_line(path, "MetaImage", line)
-        text = name.decode("latin-1").strip()
+        text, content = name.decode("latin-1").strip(), value[0].decode("latin-1").strip()
         key = SYNONYMS.get(text, text)
-        if key in fields:
-            raise InputError(path, expected=f"{key} once in the header", found=f"it again as {text}")
         if text != (spelling := SPELLINGS.get(text.lower(), text)):  # ITK would ignore the field
             raise InputError(path, expected=f"the field name {spelling}", found=text)
-        fields[key] = value[0].decode("latin-1").strip()
+        if key in (*SPELLINGS.values(), *TEXTS) and len(value[0]) > MAX_TEXT_BYTES:
+            expected = f"at most {MAX_TEXT_BYTES} bytes in the field {text}"
+            raise InputError(path, expected=expected, found=f"{len(value[0])} bytes")
+        if key in fields and _meaning(key, fields[key]) != _meaning(key, content):
+            found = f"{key} = {fields[key]} and {text} = {content}"
+            raise InputError(path, expected=f"one value of {key} in the header", found=found)
+        fields[key] = content
         if key == "ElementDataFile":
             return fields, offset
     raise InputError(path, "the MetaImage header does not end with ElementDataFile", hint=DAMAGED)
+
+
+def _meaning(key: str, text: str) -> bool | tuple[float | str, ...]:
+    """Return what a field's text means, so that two texts can be compared."""
+    if key in LOGICAL:
+        return _is_true({key: text}, key, "")
+    return tuple(float(word) if NUMBER.fullmatch(word) else word for word in text.split())
 
 
 def _check_variant(path: Path, fields: dict[str, str]) -> None:
@@ -74,10 +101,11 @@ def _check_variant(path: Path, fields: dict[str, str]) -> None:
         raise unsupported(path, "MetaImage with voxels as text (BinaryData = False)")
     if data_file.upper().startswith("LIST") or "%" in data_file:
         raise unsupported(path, f"MetaImage with its slices in separate files (ElementDataFile = {data_file})")
-    if fields.get("HeaderSize", "0") != "0":
-        raise unsupported(path, f"MetaImage with HeaderSize = {fields['HeaderSize']}")
     if channels != "1":
         raise unsupported(path, f"MetaImage with more than one value per voxel (ElementNumberOfChannels = {channels})")
+    if (unit := fields.get("DistanceUnits", "mm")) not in MILLIMETRES:  # ITK would ignore it
+        hint = "write the spacing and the offset in mm"
+        raise InputError(path, expected="DistanceUnits = mm", found=f"DistanceUnits = {unit}", hint=hint)
 
 
 def _check_geometry(path: Path, fields: dict[str, str], *, axes: int) -> tuple[float, ...]:
@@ -94,9 +122,28 @@ def _check_geometry(path: Path, fields: dict[str, str], *, axes: int) -> tuple[f
     return spacing
 
 
+def _start_of_voxels(path: Path, fields: dict[str, str], data: Path, start: int, *, expected: int) -> int:
+    """Return the offset of the voxels in their file: `start`, or where HeaderSize says.
+
+    HeaderSize counts from the start of the file; with -1 the voxels are its last bytes.
+    """
+    text = fields.get("HeaderSize", "0")
+    if text == "0":
+        return start
+    if _is_true(fields, "CompressedData", "False"):
+        raise unsupported(path, f"compressed MetaImage with HeaderSize = {text}")
+    if text == "-1":
+        return max(start, data.stat().st_size - expected)
+    skipped = int(text) if WHOLE_NUMBER.fullmatch(text) else -1
+    if not start <= skipped <= MAX_VOLUME_BYTES:  # MetaIO keeps it in 32 bits
+        limits = f"-1, 0 or a number of bytes between {start} and {MAX_VOLUME_BYTES}"
+        raise InputError(path, expected=f"a HeaderSize of {limits}", found=f"HeaderSize = {text}")
+    return skipped
+
+
 def _check_voxels(path: Path, fields: dict[str, str], data: Path, start: int, *, expected: int) -> None:
     """Check that a file holds `expected` bytes of voxels from `start` on."""
-    found = data.stat().st_size - start
+    found = max(0, data.stat().st_size - start)
     compressed = _is_true(fields, "CompressedData", "False")
     if compressed:
         stored = _compressed_bytes(path, fields, available=found, local=data == path)

@@ -1,4 +1,8 @@
-"""NRRD with its voxels in the same file: .nrrd."""
+"""NRRD with its voxels in the same file: .nrrd.
+
+Its definition: http://teem.sourceforge.net/nrrd/format.html. NrrdIO, by which ITK reads this format, refuses a field
+given twice and per-axis fields before the number of axes; it ignores units, and spaces other than the patient's.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ import re
 from pathlib import Path
 
 from pantherseg.errors import InputError
-from pantherseg.io.header import Header, bad_line, header_lines, parse_size, unsupported
-from pantherseg.io.limits import DAMAGED, check_size
+from pantherseg.io.header import Header, bad_line, header_lines, parse_numbers, parse_size, unsupported
+from pantherseg.io.limits import DAMAGED, check_size, check_spacing
 from pantherseg.io.streams import gunzipped_size
 
 MAGIC = re.compile(rb"NRRD000[1-5]\r?")
@@ -22,6 +26,16 @@ TYPES = {
 ELEMENT_BYTES = {name: size for size, names in TYPES.items() for name in names.split(",")}
 REQUIRED = ("type", "dimension", "sizes", "encoding")
 SKIPS = ("line skip", "lineskip", "byte skip", "byteskip")
+# Spaces whose axes are the patient's: ITK turns them to LPS.
+SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
+# What each axis may be in a volume; a fourth axis of length 1 may also be the time.
+KINDS = ("domain", "space", "none", "???")
+MILLIMETRES = ("mm", "", "???")
+# Fields that need another one before them.
+AFTER = {
+    **dict.fromkeys(("sizes", "spacings", "kinds", "units"), ("dimension",)),
+    **dict.fromkeys(("space directions", "space origin", "space units"), ("space", "space dimension")),
+}
 
 
 def check_nrrd(path: Path) -> Header:
@@ -38,7 +52,9 @@ def check_nrrd(path: Path) -> Header:
     for name in SKIPS:
         if fields.get(name, "0") != "0":
             raise unsupported(path, f"NRRD with {name}: {fields[name]}")
-    _check_voxels(path, fields["encoding"].lower(), offset, expected=check_size(path, size, voxel_bytes=element))
+    volume_bytes = check_size(path, size, voxel_bytes=element)
+    _check_geometry(path, fields)
+    _check_voxels(path, fields["encoding"].lower(), offset, expected=volume_bytes)
     return Header(size)
 
 
@@ -59,8 +75,31 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
             raise bad_line(path, "NRRD", line)
         if name in fields:
             raise InputError(path, expected="each field of the header once", found=f"{name} twice")
+        if name in AFTER and not fields.keys() & AFTER[name]:
+            expected = f"{' or '.join(AFTER[name])} before {name} in the header"
+            raise InputError(path, expected=expected, found=f"{name} without it")
         fields[name] = value.strip()
     raise InputError(path, "the NRRD header does not end with an empty line", hint=DAMAGED)
+
+
+def _check_geometry(path: Path, fields: dict[str, str]) -> None:
+    """Raise InputError for a grid that ITK would read in another way than it is meant."""
+    if (space := fields.get("space", SPACES[0])).lower() not in SPACES:
+        raise InputError(path, expected=f"one of the spaces {', '.join(SPACES[:3])}", found=f"space: {space}")
+    kinds = fields.get("kinds", "").lower().split()
+    if any(kind not in KINDS and not (number == 3 and kind == "time") for number, kind in enumerate(kinds)):
+        expected = "a 3-D volume with one value per voxel"
+        raise InputError(path, expected=expected, found=f"axes of the kinds {' '.join(kinds)}")
+    for name in ("space units", "units"):
+        units = re.findall(r'"([^"]*)"', text := fields.get(name, ""))
+        if (text and not units) or any(unit not in MILLIMETRES for unit in units[:3]):
+            hint = "write the spacing and the origin in mm"
+            raise InputError(path, expected="lengths in mm", found=f"{name}: {text}", hint=hint)
+    if "spacings" in fields:  # NrrdIO takes NaN for a spacing that is not known, and ITK then takes 1 mm
+        lengths = " ".join(fields["spacings"].split()[:3])
+        check_spacing(path, parse_numbers(path, "spacings", lengths, count=3))
+    elif fields.keys() & {"axis maxs", "axismaxs"}:
+        raise unsupported(path, "NRRD with axis maxs instead of spacings")
 
 
 def _check_voxels(path: Path, encoding: str, offset: int, *, expected: int) -> None:
@@ -69,7 +108,7 @@ def _check_voxels(path: Path, encoding: str, offset: int, *, expected: int) -> N
     if compressed:
         with path.open("rb") as file:
             file.seek(offset)
-            _, found = gunzipped_size(path, file, limit=expected)
+            found = gunzipped_size(path, file, limit=expected)
     elif encoding != "raw":
         raise unsupported(path, f"NRRD with the encoding {encoding}")
     if found < expected or (compressed and found > expected):

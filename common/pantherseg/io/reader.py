@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from pantherseg.errors import InputError, OutputError, os_reason
 from pantherseg.events import Event, EventCode
 from pantherseg.files import written_beside
+from pantherseg.io.dicom import refuse_dicom
+from pantherseg.io.file_format import FileFormat
 from pantherseg.io.itk import ItkReader
-from pantherseg.io.limits import LARGEST_VALUE, MAX_NON_FINITE_FRACTION
+from pantherseg.io.limits import DAMAGED, LABEL_TOLERANCE, LARGEST_VALUE, MAX_INFINITE_FRACTION, MAX_NAN_FRACTION
 from pantherseg.io.metaimage import check_metaimage
-from pantherseg.io.nifti import check_nifti
+from pantherseg.io.nifti import NiftiReader
 from pantherseg.io.nrrd import check_nrrd
 from pantherseg.volume import Volume
 
@@ -40,12 +42,12 @@ class Reader(Protocol):
         """Return the suffix, in lower case, of the file that the mask of this source is written to."""
 
 
-FORMATS = (
+FORMATS: tuple[FileFormat, ...] = (
     ItkReader((".mha", ".mhd"), "MetaImageIO", check_metaimage),
-    ItkReader((".nii", ".nii.gz"), "NiftiImageIO", check_nifti),
+    NiftiReader((".nii", ".nii.gz")),
     ItkReader((".nrrd",), "NrrdImageIO", check_nrrd),
 )
-VOLUME_SUFFIXES = tuple(suffix for itk_reader in FORMATS for suffix in itk_reader.suffixes)
+VOLUME_SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 READERS: list[Reader] = [*FORMATS]
 
 
@@ -71,7 +73,7 @@ def read_image(source: Path) -> tuple[Volume, tuple[Event, ...]]:
     """Read an MR volume as float32, with an event for everything that was changed.
 
     Raises InputError for a source that is missing, damaged, not a 3-D scalar volume, beyond the limits of `io.limits`
-    or of the memory, or has more than 1 % of NaN or infinite voxels.
+    or of the memory, or has more than 99 % of NaN voxels, or more than 1 % of infinite or too large ones.
     """
     volume, events = _read(source)
     try:
@@ -82,25 +84,32 @@ def read_image(source: Path) -> tuple[Volume, tuple[Event, ...]]:
 
 
 def read_labels(source: Path) -> Volume:
-    """Read a label map as stored. Raises InputError, also for values that are not whole numbers."""
+    """Read a label map in its stored type; values within 0.001 of a whole number are rounded.
+
+    Raises InputError, also for other values that are not whole numbers.
+    """
     volume, _ = _read(source)
     array = volume.array
-    if array.dtype.kind == "f":
-        whole = np.isfinite(array) & (array == np.rint(array))
-        if not whole.all():
-            raise InputError(source, expected="whole numbers as labels", found=f"the value {array[~whole][0]}")
-    return volume
+    if array.dtype.kind != "f":
+        return volume
+    labels = np.rint(array)
+    with np.errstate(invalid="ignore"):  # infinite minus infinite
+        whole = np.abs(array - labels) <= LABEL_TOLERANCE
+    if not whole.all():
+        raise InputError(source, expected="whole numbers as labels", found=f"the value {array[~whole][0]}")
+    return Volume(labels, volume.grid)
 
 
-def write_volume(volume: Volume, path: Path) -> None:
-    """Write a volume in the format of the path's suffix, zlib-compressed. Raises OutputError.
+def write_volume(volume: Volume, path: Path, *, like: Path | None = None) -> None:
+    """Write a volume in the format of the path's suffix, compressed except for `.nii`. Raises OutputError.
 
-    The file is written beside its final name and then renamed.
+    The file is written beside its final name and then renamed. like: where this file has the same format and size, the
+    geometry is stored exactly as it is there, so that every program sees both files at the same place.
     """
-    for itk_reader in FORMATS:
-        if path.name.lower().endswith(itk_reader.suffixes):
+    for file_format in FORMATS:
+        if path.name.lower().endswith(file_format.suffixes):
             with written_beside(path) as beside:
-                itk_reader.write(volume, beside)
+                file_format.write(volume, beside, like=like)
             return
     expected = f"a file name that ends with one of {' '.join(VOLUME_SUFFIXES)}"
     raise OutputError(path, expected=expected, found=path.name)
@@ -129,6 +138,7 @@ def _reader_of(source: Path) -> Reader:
         found = "a folder" if source.is_dir() else f"the suffix {source.suffix}" if source.suffix else "no suffix"
         if not source.exists():
             found = "no such file or folder"
+        refuse_dicom(source)
     raise InputError(source, expected=f"a volume in one of the formats {' '.join(VOLUME_SUFFIXES)}", found=found)
 
 
@@ -152,16 +162,18 @@ def _finite(source: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tup
         image = array.astype(np.float32)
     events: list[Event] = []
     finite = np.abs(image) < LARGEST_VALUE  # False for NaN
-    bad = image.size - int(finite.sum())
-    if bad > MAX_NON_FINITE_FRACTION * image.size:
-        raise InputError(
-            source,
-            expected=f"at most {MAX_NON_FINITE_FRACTION:.0%} NaN or infinite voxels",
-            found=f"{bad} of {image.size} ({bad / image.size:.1%})",
-        )
+    bad, nan = image.size - int(finite.sum()), int(np.isnan(image).sum())
+    if bad - nan > MAX_INFINITE_FRACTION * image.size:
+        expected = f"at most {MAX_INFINITE_FRACTION:.0%} of the voxels infinite or beyond {LARGEST_VALUE:g}"
+        raise InputError(source, expected=expected, found=f"{bad - nan} of {image.size}", hint=DAMAGED)
+    if bad > MAX_NAN_FRACTION * image.size:
+        expected = f"at least {1 - MAX_NAN_FRACTION:.0%} of the voxels with a value"
+        raise InputError(source, expected=expected, found=f"{image.size - bad} of {image.size}, the others are NaN")
     if bad:
         image[~finite] = image[finite].min()
-        message = f"{bad} voxels that are NaN, infinite or too large got the smallest of the other values"
+        counts = {"NaN": nan, "infinite or too large": bad - nan}
+        which = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        message = f"{which} of {image.size} voxels got the smallest of the other values"
         events.append(Event(EventCode.NON_FINITE_VOXELS, message))
     if image.min() == image.max():
         events.append(Event(EventCode.CONSTANT_IMAGE, f"every voxel has the value {image.flat[0]:g}"))

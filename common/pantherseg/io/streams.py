@@ -1,14 +1,18 @@
-"""How many bytes a compressed stream holds, counted in the memory of one chunk and no further than needed."""
+"""Compressed streams, read in chunks and no further than needed."""
 
 from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 
 from pantherseg.errors import InputError
 from pantherseg.io.limits import CHUNK_BYTES, DAMAGED
+
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 def inflated_size(path: Path, data: Path, start: int, *, stored: int, limit: int) -> int:
@@ -35,17 +39,42 @@ def inflated_size(path: Path, data: Path, start: int, *, stored: int, limit: int
     return size
 
 
-def gunzipped_size(path: Path, file: IO[bytes], *, limit: int) -> tuple[bytes, int]:
-    """Return the first bytes of a gzip stream in an open file, and how many it holds, counted little beyond `limit`.
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedIOBase]:
+    """Open a file for reading, and decompress it if its first bytes say that it is a gzip file, whatever its name.
+
+    A gzip stream that is read to its end is checked against its length and checksum. Raises InputError for a damaged
+    one, and OSError.
+    """
+    with path.open("rb") as file:
+        compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        file.seek(0)
+        if not compressed:
+            yield file
+            return
+        with _gzip_error_as_input_error(path), gzip.open(file) as stream:
+            yield stream
+
+
+def chunks(stream: BufferedIOBase, size: int) -> Iterator[bytes]:
+    """Yield the next bytes of a stream in chunks: `size` bytes, or fewer where it ends before."""
+    while size > 0 and (chunk := stream.read(min(CHUNK_BYTES, size))):
+        yield chunk
+        size -= len(chunk)
+
+
+def gunzipped_size(path: Path, file: BufferedIOBase, *, limit: int) -> int:
+    """Return how many bytes the gzip stream in an open file holds, counted little beyond `limit`.
 
     A stream that ends before is checked against its length and checksum. Raises InputError.
     """
+    with _gzip_error_as_input_error(path), gzip.open(file) as stream:
+        return sum(map(len, chunks(stream, limit + CHUNK_BYTES)))
+
+
+@contextmanager
+def _gzip_error_as_input_error(path: Path) -> Iterator[None]:
     try:
-        with gzip.open(file) as stream:
-            head = stream.read(min(CHUNK_BYTES, limit))
-            size = len(head)
-            while size <= limit and (chunk := stream.read(CHUNK_BYTES)):
-                size += len(chunk)
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(path, expected="a complete gzip file", found=str(error), hint=DAMAGED) from error
-    return head, size

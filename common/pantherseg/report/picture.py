@@ -60,12 +60,15 @@ class Panel:
 def draw_case(image: Volume, mask: Volume, reference: Volume | None, path: Path, *, title: str) -> None:
     """Write a PNG of a case, 1200 pixels wide, with the image, the mask, the reference mask and orthogonal cuts.
 
-    All volumes are (z, y, x) on one grid, spacing in mm. The slice shown has the most tumour of the reference; without
-    one, of the mask; without either, it is the middle slice. Cuts are displayed in radiological convention (axial:
-    anterior at the top, the patient's right on the left), with the patient's sides as letters at the edges.
+    All volumes are (z, y, x) on one grid, spacing in mm; the masks may be in another voxel order than the image. The
+    slice shown has the most tumour of the reference; without one, of the mask; without either, it is the middle slice.
+    Cuts are displayed in radiological convention (axial: anterior at the top, the patient's right on the left), with
+    the patient's sides as letters at the edges.
 
     Raises InputError if a mask is not on the grid of the image, OutputError if the file cannot be written.
     """
+    mask = mask.turned_to(image.grid.orientation)
+    reference = reference and reference.turned_to(image.grid.orientation)
     for name, other in (("mask", mask), ("reference", reference)):
         difference = image.grid.difference(other.grid) if other else ""
         if difference:
