@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -64,6 +65,19 @@ def test_reports_the_events_of_reading_first(tmp_path: Path, session: Session, o
     report = json.loads(output.report.read_text())
     codes = [EventCode(event["code"]) for event in report["events"]]
     assert codes == [EventCode.CONSTANT_IMAGE, EventCode.EMPTY_MASK_RESCUED]
+
+
+def test_the_mask_of_a_nifti_has_its_geometry_as_it_is_stored(tmp_path: Path, session: Session) -> None:
+    source, mask = tmp_path / "scan.nii.gz", tmp_path / "masks" / "scan.nii.gz"
+    image = nibabel.Nifti1Image(np.random.default_rng(0).normal(100, 20, (24, 24, 12)), None)
+    image.set_sform([[-3, 0.003, 0, 5], [0.003, 3, 0, 7], [0, 0.009, 4, 11], [0, 0, 0, 1]], code=4)
+    image.to_filename(source)
+    result = run_case(source, session, CaseOutput(mask, tmp_path / "masks" / "scan.json"))
+    assert EventCode.DIRECTION_ROUNDED in [event.code for event in result.segmentation.events]
+    assert np.array_equal(nibabel.load(mask).affine, nibabel.load(source).affine)
+    header = nibabel.load(mask).header
+    assert (int(header["qform_code"]), int(header["sform_code"])) == (0, 4)
+    assert header.get_data_dtype() == np.uint8
 
 
 def test_names_a_bad_source_before_missing_models(source: Path, one_fold: Recipe, output: CaseOutput) -> None:

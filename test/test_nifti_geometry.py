@@ -199,7 +199,7 @@ def test_assumes_what_nibabel_and_fsl_assume_without_a_form(tmp_path: Path) -> N
     assert close(affine_of(volume.grid), np.array(expected))
     assert close(nibabel.load(path).affine, np.array(expected))
     assert codes(events) == [EventCode.NIFTI_ORIENTATION_ASSUMED]
-    assert events[0].message.startswith("neither qform nor sform is set; as in FSL and nibabel, the voxels are assumed")
+    assert events[0].message.startswith("neither qform nor sform is set; the voxels are assumed to run from right to")
 
 
 @pytest.mark.fault(
@@ -380,7 +380,9 @@ def test_refuses_sheared_axes_and_names_a_call_that_resamples(
 ) -> None:
     path = with_direction(tmp_path / f"scan{suffix}", sheared(0.2))
     text = refusal(path)
-    assert text.startswith("the axes of the volume are not at right angles, but 12 degrees off; resample it, ")
+    assert text.startswith(
+        "the axes of the volume are not at right angles, but 12 degrees off; resample it, for example in "
+    )
     if suffix == ".nii":
         packed = nibabel.load(path)
         packed.to_filename(tmp_path / "scan.nii.gz")
@@ -390,7 +392,7 @@ def test_refuses_sheared_axes_and_names_a_call_that_resamples(
     else:
         image = sitk.ReadImage(str(path), sitk.sitkFloat64)
         resampled = tmp_path / f"resampled{suffix}"
-        sitk.WriteImage(eval(text.partition("resample it, ")[2], {"SimpleITK": sitk, "image": image}), str(resampled))
+        sitk.WriteImage(eval(text.partition("Python: ")[2], {"SimpleITK": sitk, "image": image}), str(resampled))
     volume, events = read_image(resampled)
     assert events == ()
     # Every voxel of the sheared volume lies within the new one.

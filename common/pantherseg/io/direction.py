@@ -35,17 +35,18 @@ def with_orthogonal_axes(path: Path, grid: Grid, *, hint: str = "") -> tuple[Gri
     are sheared, and where the direction cosines are not of length 1.
     """
     direction = np.array(grid.direction)
-    products = direction.T @ direction
-    deviation = np.abs(products - np.eye(3)).max()
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = direction.T @ direction
+        lengths = np.sqrt(np.diag(products))
+        unit = direction / np.maximum(lengths, np.finfo(float).tiny)
+        cosine = np.abs(np.triu(unit.T @ unit, 1)).max()
+        deviation = np.abs(products - np.eye(3)).max()
     if deviation <= EXACT:
         return grid, ()
-    lengths = np.sqrt(np.diag(products))
-    unit = direction / np.maximum(lengths, np.finfo(float).tiny)
-    cosine = np.abs(np.triu(unit.T @ unit, 1)).max()
     degrees = np.degrees(np.arcsin(min(cosine, 1)))
-    if not cosine <= MAX_COSINE:
+    if cosine > MAX_COSINE:
         problem = f"the axes of the volume are not at right angles, but {degrees:.2g} degrees off"
-        raise InputError(path, problem, hint=hint or f"resample it, {_resampling_call(grid)}")
+        raise InputError(path, problem, hint=hint or f"resample it, for example in Python: {_resampling_call(grid)}")
     if not np.abs(lengths**2 - 1).max() <= MAX_LENGTH_DIFFERENCE:
         found = " ".join(f"{length:g}" for length in lengths)
         raise InputError(path, expected="direction cosines of length 1", found=f"the lengths {found}")

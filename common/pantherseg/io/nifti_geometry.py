@@ -140,8 +140,8 @@ def _contradictions(
     events = []
     if form == "pixdim":
         message = (
-            "neither qform nor sform is set; as in FSL and nibabel, the voxels are assumed to run from right to left, "
-            "back to front and bottom to top around the centre of the volume"
+            "neither qform nor sform is set; the voxels are assumed to run from right to left, back to front and "
+            "bottom to top, as in FSL and nibabel"
         )
         events.append(Event(EventCode.NIFTI_ORIENTATION_ASSUMED, message))
     if form != "sform" and (header["pixdim"][1:4] < 0).any():
