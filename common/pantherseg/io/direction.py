@@ -15,9 +15,9 @@ from pantherseg.volume import Grid, as_triple
 
 # Directions whose products differ from the identity matrix by at most EXACT are used as they are.
 EXACT = 1e-4
-# Beyond, the nearest orthogonal matrix is used, if the cosine between two axes is at most MAX_COSINE (0.3 degrees), and
-# the squared lengths differ from 1 by at most MAX_LENGTH_DIFFERENCE, as they may in a matrix with two digits.
-MAX_COSINE = 5e-3
+# Beyond, the nearest orthogonal matrix is used where rounding to two digits may be the reason: for cosines of at most
+# MAX_COSINE (1 degree) between two axes, and squared lengths that differ from 1 by at most MAX_LENGTH_DIFFERENCE.
+MAX_COSINE = 0.0175
 MAX_LENGTH_DIFFERENCE = 0.0175
 
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
