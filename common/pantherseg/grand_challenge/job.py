@@ -1,4 +1,4 @@
-"""The input volume of a job folder, and the path of its mask.
+"""The input volume of a job folder, and where its results belong.
 
 A job folder of the platform holds inputs.json, with an entry for each input socket, and the volume at
 <relative path>/<image pk>.mha; jobs of an older layout have no inputs.json.
@@ -10,6 +10,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pantherseg.case import CaseOutput
 from pantherseg.errors import JobError, os_reason
 from pantherseg.io import case_name, find_sources
 from pantherseg.io.dicom import refuse_dicom
@@ -17,6 +18,13 @@ from pantherseg.recipe import Sockets
 
 INPUTS = "inputs.json"
 IMAGES = "images"
+REPORT = "results.json"
+
+
+def find_job(input_folder: Path, output_folder: Path, sockets: Sockets) -> tuple[Path, CaseOutput]:
+    """Return the path of a job's volume, and where its mask and report belong. Raises JobError as `find_input`."""
+    source = find_input(input_folder, sockets)
+    return source, CaseOutput(output_path(output_folder, sockets, source), output_folder / REPORT)
 
 
 def find_input(folder: Path, sockets: Sockets) -> Path:

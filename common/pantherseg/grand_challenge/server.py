@@ -1,0 +1,235 @@
+"""The platform's `invoke` contract: a server that loads the models once and then runs a job for each request.
+
+    GET /health    200 once every network works; 503 before that, and where no job can be run any more
+    POST /invoke   201 once the mask and the report are written; 422 for an input that cannot be segmented, 503 where
+                   no job can start, 500 for any other failure; the body is not read
+
+Every answer but 200 and 201 gives the reason in one line. The job's folders are looked up for each job, because the
+platform empties and fills them between jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import uvicorn
+
+# FastAPI would add 8.6 MB and 0.3 s of import to the 2.2 MB and 0.15 s of these two, for bodies that are not read.
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from pantherseg.case import CaseOutput, run_case
+from pantherseg.errors import InputError, JobError, OutputError, PantherSegError, first_few, os_reason
+from pantherseg.files import remove_file
+from pantherseg.grand_challenge.job import REPORT, find_job
+from pantherseg.logs import one_line, say_error, stage
+from pantherseg.machine.deadline import Deadline
+from pantherseg.session import Session
+from pantherseg.volume import Grid, Volume
+
+logger = logging.getLogger(__name__)
+
+OK, CREATED, UNPROCESSABLE, FAILED, UNAVAILABLE = 200, 201, 422, 500, 503
+# A small volume on which every network runs once before the server says that it works.
+TRIAL = Grid((8, 16, 16), (4.0, 3.0, 3.0))
+# The platform waits 300 s for a server. Networks that do not run within this time are tried by the first job.
+TRIAL_SECONDS = 120.0
+# A job ends soon after the recipe's time budget; one that takes this many times as long will not end.
+OVERDUE = 2.0
+# How long to wait for clients that do not read their answer.
+CLOSING_SECONDS = 2
+
+
+def serve(session: Session, input_folder: Path, output_folder: Path, *, host: str, port: int) -> None:
+    """Serve jobs until SIGTERM or SIGINT; the process ends at once where a job is running then.
+
+    Raises PantherSegError where the address cannot be used, and what `Session.load` or a first small volume raises.
+    """
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        raise PantherSegError(f"{host}:{port}", f"the server cannot use this address: {os_reason(error)}") from error
+    logger.info("listening on %s:%d", *listener.getsockname()[:2])
+    worker = Worker(session, input_folder, output_folder)
+    config = uvicorn.Config(
+        application(worker),
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
+    )
+    server = _Server(config, worker)
+    worker.load(if_it_fails=server.stop)
+    server.run(sockets=[listener])
+    if worker.load_error is not None:
+        raise worker.load_error
+
+
+def application(worker: Worker) -> Starlette:
+    """Return the web application over a worker."""
+
+    async def health(_: Request) -> JSONResponse:
+        if reason := worker.unusable_because():
+            return JSONResponse({"error": reason}, UNAVAILABLE)
+        return JSONResponse({"status": "busy" if worker.is_busy else "ready"}, OK)
+
+    async def invoke(_: Request) -> JSONResponse:
+        status, reason = await worker.run()
+        return JSONResponse({"error": reason} if reason else {"status": "done"}, status)
+
+    return Starlette(routes=[Route("/health", health), Route("/invoke", invoke, methods=["POST"])])
+
+
+class Worker:
+    """Loads the models of a session and runs its jobs, one at a time.
+
+    All of it happens in one thread, because OpenVINO and torch keep memory for each thread that calls them.
+    load_error: why the models cannot be used.
+    """
+
+    def __init__(self, session: Session, input_folder: Path, output_folder: Path) -> None:
+        self._session, self._input, self._output = session, input_folder, output_folder
+        self._thread = ThreadPoolExecutor(1)
+        self._problem = "the models are being loaded"
+        self._began: float | None = None
+        self.load_error: Exception | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the models are being loaded or a job is running."""
+        return self._began is not None
+
+    def unusable_because(self) -> str:
+        """Return why no job can be run, now and later, in one line; empty where one can."""
+        budget, began = self._session.recipe.time_budget_s, self._began
+        if not self._problem and began is not None and (seconds := time.monotonic() - began) > OVERDUE * budget:
+            return f"a job has been running for {seconds:.0f} s, with a time budget of {budget:g} s"
+        return self._problem
+
+    def load(self, *, if_it_fails: Callable[[], None]) -> None:
+        """Load the models in the background. if_it_fails: is called in that thread, after `load_error` is set."""
+        self._began = time.monotonic()
+        self._thread.submit(self._load, if_it_fails)
+
+    def _load(self, if_it_fails: Callable[[], None]) -> None:
+        try:
+            self._session.load()
+            with stage("trial") as remarks:
+                try_models(self._session)
+                remarks.append("the models are ready")
+            gc.collect()
+            gc.freeze()  # what was loaded stays, so the collections after each job need not look at it
+            self._problem = ""
+        except Exception as error:  # whatever it is, no job can be run
+            self._problem, self.load_error = one_line(error), error
+            if_it_fails()
+        finally:
+            self._began = None
+
+    async def run(self) -> tuple[int, str]:
+        """Run a job and return the status of the answer, and the reason where it failed.
+
+        A second request is refused while a job is running: its turn would come when the platform, which sends one at a
+        time, may have emptied the folders or filled them for another job.
+        """
+        reason = self.unusable_because() or ("another job is running" if self.is_busy else "")
+        if reason:
+            error = PantherSegError("POST /invoke", reason)
+            say_error(error)
+            return UNAVAILABLE, str(error)
+        self._began = time.monotonic()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run)
+
+    def _run(self) -> tuple[int, str]:
+        try:
+            status, reason = self._outcome()
+            gc.collect()  # arrays in the frames of an error that refers to itself
+            if status == FAILED:
+                self._try_again()
+            return status, reason
+        finally:
+            self._began = None
+
+    def _outcome(self) -> tuple[int, str]:
+        try:
+            run_fresh_job(self._session, self._input, self._output)
+        except Exception as error:  # whatever is wrong with one job, the next ones are run
+            say_error(error)
+            return UNPROCESSABLE if isinstance(error, InputError | JobError) else FAILED, one_line(error)
+        return CREATED, ""
+
+    def _try_again(self) -> None:
+        """Find out whether the models can still be used after a failure."""
+        try:
+            try_models(self._session)
+        except Exception as error:
+            self._problem = one_line(error)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
+        super().__init__(config)
+        self._worker = worker
+
+    def stop(self) -> None:
+        """Close the connections and return from `run`."""
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End on a signal."""
+        if self._worker.is_busy:
+            os._exit(128 + sig)  # a thread cannot be stopped; files that it was writing have hidden names
+        self.stop()
+
+
+def run_fresh_job(session: Session, input_folder: Path, output_folder: Path) -> None:
+    """Run a job such that no result of another one can be taken for its own, even if it fails.
+
+    Raises what `find_job` and `run_case` raise; OutputError if the mask's folder holds anything else.
+    """
+    remove_file(output_folder / REPORT)
+    source, output = find_job(input_folder, output_folder, session.recipe.sockets)
+    remove_file(output.mask)
+    _refuse_other_masks(output)
+    run_case(source, session, output)
+
+
+def _refuse_other_masks(output: CaseOutput) -> None:
+    """Raise OutputError if the mask would not be alone in its folder, which the platform refuses."""
+    folder = output.mask.parent
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    own = f".{output.mask.name.lower()}"  # of hidden files that killed processes left behind; `run_case` removes them
+    if others := [name for name in names if not (name.startswith(".") and name.endswith(own))]:
+        hint = "empty the output folder before each job"
+        raise OutputError(folder, expected="no mask of another job", found=first_few(others), hint=hint)
+
+
+def try_models(session: Session) -> None:
+    """Segment a small volume, by which every network is verified, compiled and run. Raises what `segment` raises.
+
+    Nothing is logged: what is said about a volume without anatomy would mislead.
+    """
+    from pantherseg.pipeline import segment  # imports what runs networks, for which the server need not wait
+
+    values = np.linspace(0, 100, math.prod(TRIAL.shape), dtype=np.float32).reshape(TRIAL.shape)
+    logging.disable(logging.WARNING)
+    try:
+        segment(Volume(values, TRIAL), session, deadline=Deadline.after(TRIAL_SECONDS))
+    finally:
+        logging.disable(logging.NOTSET)
