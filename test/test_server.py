@@ -36,7 +36,8 @@ from pantherseg.volume import Grid, Volume
 SOCKETS = load_recipe(task_recipe(1)).sockets
 MASKS = f"images/{SOCKETS.output}"
 SMALL = Grid((12, 24, 24), (4.0, 3.0, 3.0))
-LARGE = Grid((48, 320, 320), (4.0, 3.0, 3.0))
+MEDIUM = Grid((24, 64, 64), (4.0, 3.0, 3.0))
+LARGE = Grid((40, 104, 128), (4.0, 3.0, 3.0))
 # What the platform allows for an answer of /health, what we want, and its time between SIGTERM and SIGKILL.
 HEALTH_LIMIT_SECONDS, HEALTH_SECONDS, SIGNAL_SECONDS = 10, 1, 5
 TIMEOUT_SECONDS = 120
@@ -111,7 +112,9 @@ class Server:
         self.folders, self.stderr = folders, folders.output.with_name("stderr")
         self.temporary = folders.output.with_name("temporary")
         self.temporary.mkdir(exist_ok=True)
-        script = "import sys, pathlib, pantherseg.grand_challenge as gc\nsys.exit(gc.main(pathlib.Path(sys.argv.pop(1))))"
+        script = (
+            "import sys, pathlib, pantherseg.grand_challenge as gc\nsys.exit(gc.main(pathlib.Path(sys.argv.pop(1))))"
+        )
         start = [ROOT / "Task1" / "inference.py"] if recipe is None else ["-c", script, recipe]
         options = ["--serve", "--host", "127.0.0.1", "--port", "0", "--model", models]
         words = [sys.executable, *start, *options, "--input", folders.input, "--output", folders.output]
@@ -397,7 +400,7 @@ def test_refuses_to_write_beside_the_mask_of_another_job(server: Server) -> None
 def test_older_results_of_the_same_name_are_replaced_or_removed(server: Server) -> None:
     folders = server.folders
     server.mask_of(noise(SMALL), "uuid")
-    volume = folders.add(noise(LARGE), "uuid")
+    volume = folders.add(noise(MEDIUM), "uuid")
     assert server.invoke().status == 201
     folders.mask()
     volume.write_bytes(volume.read_bytes()[:-9])
@@ -475,7 +478,7 @@ def test_ends_well_between_jobs(server: Server) -> None:
 def test_the_time_budget_holds_for_each_job(start: StartServer, tmp_path: Path) -> None:
     server = start(limited(tmp_path, 6))
     server.wait_until_ready()
-    server.mask_of(noise(Grid((96, 640, 640), (4.0, 3.0, 3.0))))
+    server.mask_of(noise(Grid((48, 320, 320), (4.0, 3.0, 3.0))))
     assert "tiles_left_out" in [event["code"] for event in server.folders.report()["events"]]
     server.mask_of(noise(SMALL))
     assert [event["code"] for event in server.folders.report()["events"]] in ([], ["empty_mask_rescued"])
@@ -562,7 +565,7 @@ def test_a_single_job_needs_no_web_server(
 def test_memory_does_not_grow_from_job_to_job(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     megabytes = []
     for number in range(1, 21):
-        volume = server.folders.give(noise((SMALL, LARGE)[number % 2], seed=number))
+        volume = server.folders.give(noise((SMALL, MEDIUM)[number % 2], seed=number))
         if number % 5 == 4:
             volume.write_bytes(volume.read_bytes()[:-9])
         assert server.invoke().status == (422 if number % 5 == 4 else 201)
