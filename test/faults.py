@@ -23,6 +23,7 @@ SUBJECTS = {
     "memory": "Devices and memory",
     "time": "Time",
     "ends": "Ends of a process",
+    "server": "The server of the `invoke` contract",
     "platform": "The platform's own runner, and the images in Docker",
     "outputs": "What the platform would refuse",
     "downloads": "Published weights",

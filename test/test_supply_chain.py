@@ -40,7 +40,11 @@ def test_images_get_the_tested_packages(name: str) -> None:
 def test_every_dependency_is_in_its_lock_file() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    installed_extras = {LOCKS[0]: list(extras), LOCKS[1]: ["cuda", "evaluate", "serve"], LOCKS[2]: ["evaluate", "serve"]}
+    installed_extras = {
+        LOCKS[0]: list(extras),
+        LOCKS[1]: ["cuda", "evaluate", "serve"],
+        LOCKS[2]: ["evaluate", "serve"],
+    }
     for name, chosen in installed_extras.items():
         pinned = {package.name for package in locked(ROOT / name)}
         dependencies = [*project["dependencies"], *(text for extra in chosen for text in extras[extra])]
