@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 
@@ -42,7 +43,6 @@ from pantherseg.volume import Grid, Volume
 
 logger = logging.getLogger(__name__)
 
-OK, CREATED, UNPROCESSABLE, FAILED, UNAVAILABLE = 200, 201, 422, 500, 503
 # A small volume on which every network runs once before the server says that it works.
 TRIAL = Grid((8, 16, 16), (4.0, 3.0, 3.0))
 # The platform waits 300 s for a server. Networks that do not run within this time are tried by the first job.
@@ -86,8 +86,8 @@ def application(worker: Worker) -> Starlette:
 
     async def health(_: Request) -> JSONResponse:
         if reason := worker.unusable_because():
-            return JSONResponse({"error": reason}, UNAVAILABLE)
-        return JSONResponse({"status": "busy" if worker.is_busy else "ready"}, OK)
+            return JSONResponse({"error": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return JSONResponse({"status": "busy" if worker.is_busy else "ready"}, HTTPStatus.OK)
 
     async def invoke(_: Request) -> JSONResponse:
         status, reason = await worker.run()
@@ -135,12 +135,10 @@ class Worker:
                 remarks.append("the models are ready")
             gc.collect()
             gc.freeze()  # what was loaded stays, so the collections after each job need not look at it
-            self._problem = ""
+            self._began, self._problem = None, ""  # in this order: once it is healthy, a job is not refused
         except Exception as error:  # whatever it is, no job can be run
-            self._problem, self.load_error = one_line(error), error
+            self._began, self._problem, self.load_error = None, one_line(error), error
             if_it_fails()
-        finally:
-            self._began = None
 
     async def run(self) -> tuple[int, str]:
         """Run a job and return the status of the answer, and the reason where it failed.
@@ -152,15 +150,15 @@ class Worker:
         if reason:
             error = PantherSegError("POST /invoke", reason)
             say_error(error)
-            return UNAVAILABLE, str(error)
+            return HTTPStatus.SERVICE_UNAVAILABLE, str(error)
         self._began = time.monotonic()
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run)
 
     def _run(self) -> tuple[int, str]:
         try:
             status, reason = self._outcome()
-            gc.collect()  # arrays in the frames of an error that refers to itself
-            if status == FAILED:
+            gc.collect()  # an error may refer to itself, and its traceback to the arrays of the job
+            if status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 self._try_again()
             return status, reason
         finally:
@@ -171,8 +169,10 @@ class Worker:
             run_fresh_job(self._session, self._input, self._output)
         except Exception as error:  # whatever is wrong with one job, the next ones are run
             say_error(error)
-            return UNPROCESSABLE if isinstance(error, InputError | JobError) else FAILED, one_line(error)
-        return CREATED, ""
+            of_input = isinstance(error, InputError | JobError)
+            status = HTTPStatus.UNPROCESSABLE_ENTITY if of_input else HTTPStatus.INTERNAL_SERVER_ERROR
+            return status, one_line(error)
+        return HTTPStatus.CREATED, ""
 
     def _try_again(self) -> None:
         """Find out whether the models can still be used after a failure."""
