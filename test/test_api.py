@@ -50,7 +50,9 @@ def test_read_volume_logs_what_it_corrected(tmp_path: Path, caplog: pytest.LogCa
     write_volume(Volume(array, Grid(array.shape, (1.0, 1.0, 1.0))), tmp_path / "scan.nrrd")
     volume = pantherseg.read_volume(tmp_path / "scan.nrrd")
     assert volume.array[0, 0, 0] == 1
-    assert [record.message.partition(":")[0] for record in caplog.records] == ["non_finite_voxels"]
+    assert [record.message.split(": ")[:2] for record in caplog.records] == [
+        [str(tmp_path / "scan.nrrd"), "non_finite_voxels"]
+    ]
 
 
 def test_every_exported_name_is_documented() -> None:

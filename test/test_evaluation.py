@@ -236,11 +236,15 @@ def test_a_single_case_that_cannot_be_scored_is_an_error_that_names_its_file(fol
         evaluate(path, folders[1])
 
 
-def test_an_error_is_raised_where_no_case_can_be_scored(folders: tuple[Path, Path]) -> None:
+def test_an_error_is_raised_where_no_case_can_be_scored(
+    folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     for path in folders[1].iterdir():
         write_volume(block((0, 0, 0), label=2), path)
-    with pytest.raises(InputError, match=r"10000_0001\.mha: expected a reference mask with a tumour"):
+    with pytest.raises(InputError, match="predictions: none of 2 cases could be scored"):
         evaluate(*folders)
+    for name in ("10000_0001", "10001_0001"):
+        assert f"{name}.mha: expected a reference mask with a tumour" in caplog.text
 
 
 def without_tumour(predictions: Path, references: Path) -> Path:

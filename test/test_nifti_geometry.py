@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,10 @@ def test_takes_the_spacing_of_the_sform_where_pixdim_differs(tmp_path: Path) -> 
     assert events == (Event(EventCode.PIXDIM_CONTRADICTS_SFORM, message),)
     _, events = read_image(nifti(path, sform=affine, pixdim=pixdim(2.79, 2.81, 3.01)))
     assert events == (), "numbers with few digits are no contradiction"
+    for missing in (0, np.nan):
+        volume, events = read_image(nifti(path, sform=affine, pixdim=pixdim(missing, 2.8, 3)))
+        assert np.allclose(volume.grid.spacing, (3.0, 2.8, 2.8))
+        assert codes(events) == [EventCode.PIXDIM_CONTRADICTS_SFORM]
 
 
 @pytest.mark.fault("inputs", "a spacing of a NIfTI is negative", "the volume with its magnitude, as in nibabel")
@@ -279,7 +284,7 @@ def test_names_the_unit_where_the_spacing_is_impossible(tmp_path: Path) -> None:
     ("forms", "fields", "expected"),
     [
         (["qform"], {"pixdim": pixdim(1, 0, 1)}, "a spacing between 0.001 and 1000 mm, found 1 0 1"),
-        (["sform"], {"pixdim": pixdim(1, 1, np.nan)}, "a spacing between 0.001 and 1000 mm, found 1 1 nan"),
+        (["qform"], {"pixdim": pixdim(1, 1, np.nan)}, "a spacing between 0.001 and 1000 mm, found 1 1 nan"),
         ([], {"pixdim": pixdim(np.inf, 1, 1)}, "a spacing between 0.001 and 1000 mm, found inf 1 1"),
         (["sform"], {"srow_x": 0, "srow_y": 0}, "a spacing between 0.001 and 1000 mm, found 0 0.45 4"),
         (["sform"], {"srow_x": [np.nan, 1, 1, 0]}, "a spacing between 0.001 and 1000 mm, found nan"),
@@ -460,10 +465,19 @@ def test_a_mask_gets_the_grid_of_the_volume_where_the_input_is_gone(tmp_path: Pa
     damaged = tmp_path / f"damaged{suffix}"
     damaged.write_bytes(b"damaged")
     write_volume(Volume(np.zeros((2, 2, 2), np.uint8), Grid((2, 2, 2), (1.0, 1.0, 1.0))), other)
-    for like in (None, tmp_path / f"missing{suffix}", tmp_path, damaged, other, metaimage(tmp_path / "a.mhd")):
-        if like is None or like.suffix != ".mhd" or suffix != ".mha":
-            write_volume(Volume(VOXELS, grid), mask, like=like)
-            assert read_labels(mask).grid.difference(grid) == "", like
+    elsewhere = tmp_path / f"elsewhere{suffix}"
+    write_volume(Volume(VOXELS, replace(grid, origin=(1.0, 2.0, 9.0))), elsewhere)
+    for like in (
+        None,
+        tmp_path / f"missing{suffix}",
+        tmp_path,
+        damaged,
+        other,
+        elsewhere,
+        metaimage(tmp_path / "a.mhd"),
+    ):
+        write_volume(Volume(VOXELS, grid), mask, like=like)
+        assert read_labels(mask).grid.difference(grid) == "", like
 
 
 def test_a_mask_without_an_input_gets_both_forms(tmp_path: Path) -> None:

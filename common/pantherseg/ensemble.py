@@ -94,22 +94,17 @@ def load_ensemble(
         used = models.all if localizer is not None else models.members
         remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
         remarks.append(f"{backend.device} in {backend.precision}")
-    loaded = Ensemble(backend, members, localizer, problem)
-    events = (*_assumed_orientations(loaded.predictors), *_doubted_labels(members, recipe))
-    return replace(loaded, events=events)
+    predictors = members if localizer is None else (*members, localizer)
+    events = (*_assumed_orientations(predictors), *_doubted_labels(members, recipe))
+    return Ensemble(backend, members, localizer, problem, events)
 
 
 def _assumed_orientations(predictors: Sequence[Predictor]) -> tuple[Event, ...]:
     """Return an event for each model whose orientation is not known."""
     models = dict.fromkeys(shown(one.bundle.display_path) for one in predictors if not one.knows_orientation)
-    hint = "pack it with `--orientation`, or set `orientation` in the recipe"
-    return tuple(
-        Event(
-            EventCode.ORIENTATION_ASSUMED,
-            f"{model} does not say in which orientation it was trained; {DEFAULT_ORIENTATION} was assumed; {hint}",
-        )
-        for model in models
-    )
+    assumed = f"the orientation of the training volumes is not known, so {DEFAULT_ORIENTATION} was assumed"
+    hint = "if that is wrong, set `orientation` in the recipe"
+    return tuple(Event(EventCode.ORIENTATION_ASSUMED, f"{model}: {assumed}; {hint}") for model in models)
 
 
 def _doubted_labels(members: tuple[Predictor, ...], recipe: Recipe) -> tuple[Event, ...]:

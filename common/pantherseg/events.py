@@ -34,7 +34,7 @@ class EventCode(StrEnum):
     FAST_IS_EXACT = "fast_is_exact"
     """This backend has no faster mode; `fast` computed as `exact` does."""
     ORIENTATION_ASSUMED = "orientation_assumed"
-    """A model does not say in which orientation it was trained; PANTHER's was assumed."""
+    """A model does not say in which orientation it was trained; LPS was assumed, as in PANTHER's data."""
     TUMOUR_LABEL_NAMED_PANCREAS = "tumour_label_named_pancreas"
     """A model calls the recipe's `tumour_label` pancreas; the mask may be the pancreas instead of the tumour."""
     NO_LOCALIZER = "no_localizer"

@@ -88,9 +88,9 @@ def segment(
 ) -> Segmentation:
     """Segment the tumour in a volume (float32, z, y, x) of any orientation. Raises InputError about "volume".
 
-    events: what happened before, such as on reading; they come first in the result's. deadline: when the mask must be
-    written; what does not fit before it is left out. Where a GPU fails or is too small, the case starts again on the
-    CPU; after a failure the session stays there.
+    events: what happened before, such as on reading; the result lists them after those about device and models.
+    deadline: when the mask must be written; what does not fit before it is left out. Where a GPU fails or is too small,
+    the case starts again on the CPU; after a failure the session stays there.
     """
     turn = volume.grid.turn_to(session.load().orientation)
     turned = _segment_on_a_device(volume.turned(turn), session, events, deadline)

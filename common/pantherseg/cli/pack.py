@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
     "--orientation",
     type=click.Choice(ORIENTATIONS, case_sensitive=False),
     metavar="CODE",
-    help="Orientation of the training volumes, such as LPS or RAS  [default: what the model folder says].",
+    help="Orientation of the training volumes, such as LPS or RAS, where the model folder does not say it.",
 )
 @click.option("--task", type=TASK, help="Pack every model that the recipe of this task names.")
 @click.option("--recipe", type=PATH, help="Pack every model that this recipe names.")
@@ -53,7 +53,7 @@ def pack(
     path = chosen_recipe(task, recipe)
     if checkpoint or orientation:
         option, what = ("--checkpoint", "checkpoint") if checkpoint else ("--orientation", "orientation")
-        raise click.UsageError(f"{option} cannot be combined with a recipe, which names the {what} itself")
+        raise click.UsageError(f"{option} cannot be combined with a recipe, where the key {what} says it")
     settings = load_recipe(path)
     bundles = pack_models(source, bundle, settings)
     for packed in bundles:

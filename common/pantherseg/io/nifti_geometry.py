@@ -52,7 +52,6 @@ def grid_of(path: Path, header: Any) -> tuple[Grid, tuple[Event, ...]]:
     hint = "" if mm == 1 else f"its header gives lengths in {unit}"
     # Their signs mean nothing: the direction of an axis is in the affine matrix and in qfac.
     pixdim = np.abs(header["pixdim"][1:4].astype(float)) * mm
-    check_spacing(path, as_triple(pixdim), hint=hint)
     form, affine = _affine(path, header)
     affine[:3] *= mm
     with np.errstate(over="ignore", invalid="ignore"):

@@ -36,8 +36,8 @@ LAYOUT = f"{PLANS}, {DATASET} and fold_0, fold_1, ..."
 # nnU-Net's readers, and the orientation to which they turn volumes; None where voxels stay in the order of the file.
 READERS = {"SimpleITKIO": None, "NibabelIO": None, "SimpleITKIOWithReorient": "RAS", "NibabelIOWithReorient": "RAS"}
 # A key of dataset.json that nnU-Net ignores and `pantherseg train` writes.
-ORIENTATION = "orientation"
-VALIDATION_MASKS = 5
+ORIENTATION_KEY = "orientation"
+VALIDATION_MASKS = 3
 PREPROCESSOR = "DefaultPreprocessor"
 FOREGROUND = ("mean", "std", "percentile_00_5", "percentile_99_5")
 
@@ -153,7 +153,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _orientation(reader: str, dataset: Mapping[str, Any]) -> Orientation | None:
     """Return the orientation that the reader or dataset.json states, if any. Raises ValueError for an unknown one."""
-    stated = READERS[reader] or dataset.get(ORIENTATION)
+    stated = READERS[reader] or dataset.get(ORIENTATION_KEY)
     if stated is not None and stated not in ORIENTATIONS:
         raise ValueError(f"orientation {stated!r} instead of a code such as {DEFAULT_ORIENTATION}")
     return cast("Orientation | None", stated)
@@ -166,8 +166,8 @@ def _orientation_of_validation(folder: Path) -> Orientation | None:
     """
     for validation in sorted(folder.glob("fold_*/validation")):
         found = set()
-        for mask in find_sources(validation)[:VALIDATION_MASKS]:
-            with contextlib.suppress(InputError):
+        with contextlib.suppress(InputError):
+            for mask in find_sources(validation)[:VALIDATION_MASKS]:
                 found.add(read_labels(mask).grid.orientation)
         if found:
             return found.pop() if len(found) == 1 else None

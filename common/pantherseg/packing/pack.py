@@ -105,10 +105,20 @@ def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
     with new_bundle_folder(target) as folder:
         roles = by_role(find_models(root, recipe), recipe)
         for role, model in roles.items():
-            bundle = _copy(model, folder / role) if isinstance(model, Bundle) else pack(model, folder / role)
+            if isinstance(model, Bundle):
+                bundle = _copy(model, folder / role)
+            else:
+                bundle = pack(model, folder / role, orientation=_orientation_in(recipe, role))
             check_labels(role, replace(bundle, path=model.path), recipe)
         check_classes([open_bundle(folder / member.model) for member in recipe.members])
     return [open_bundle(target / role) for role in roles]
+
+
+def _orientation_in(recipe: Recipe, role: str) -> Orientation | None:
+    """Return the orientation that a recipe states for a role, None unless it is one and the same everywhere."""
+    users = (*recipe.members, recipe.localizer)
+    stated = {user.orientation for user in users if user is not None and user.model == role}
+    return stated.pop() if len(stated) == 1 else None
 
 
 def missing_packages(packages: Sequence[str] = NnunetSource.packages) -> list[str]:
@@ -121,7 +131,7 @@ def pack(
 ) -> Bundle:
     """Pack the folds of a model folder into the new folder `target`. The same checkpoints give the same bytes.
 
-    orientation: of the training volumes, by default what the model folder says. min_folds: number of folds that must
+    orientation: of the training volumes, where the model folder does not say it. min_folds: number of folds that must
     be sound and belong together, by default all. The others stay among the folds of the returned bundle and raise
     their error when they are loaded. Raises ModelError, also if packages that packing needs are not installed;
     DeviceMemoryError; OutputError.
@@ -142,13 +152,21 @@ def pack(
         try:
             with new_bundle_folder(target) as folder:
                 packable = source.open(model.path, {fold: model.checkpoint_path(fold) for fold in folds})
-                packable = replace(packable, orientation=orientation or packable.orientation)
+                packable = _oriented(packable, orientation)
                 fold_errors = _write_bundle(packable, source.packages, spare, folder)
         except ModelError as error:
             errors.append(error)
         else:
             return replace(open_bundle(target), folds=model.folds, fold_errors=fold_errors)
     raise errors[0]
+
+
+def _oriented(model: PackableModel, orientation: Orientation | None) -> PackableModel:
+    """Return a model with an orientation that was given for it. Raises ModelError if the model states another one."""
+    if None not in (orientation, model.orientation) and orientation != model.orientation:
+        expected = f"the orientation {model.orientation}, which the folder states"
+        raise ModelError(model.folder, expected=expected, found=f"{orientation}, which was given")
+    return replace(model, orientation=orientation or model.orientation)
 
 
 def _check_memory(wanted: int, folder: Path) -> None:
