@@ -467,15 +467,8 @@ def test_a_mask_gets_the_grid_of_the_volume_where_the_input_is_gone(tmp_path: Pa
     write_volume(Volume(np.zeros((2, 2, 2), np.uint8), Grid((2, 2, 2), (1.0, 1.0, 1.0))), other)
     elsewhere = tmp_path / f"elsewhere{suffix}"
     write_volume(Volume(VOXELS, replace(grid, origin=(1.0, 2.0, 9.0))), elsewhere)
-    for like in (
-        None,
-        tmp_path / f"missing{suffix}",
-        tmp_path,
-        damaged,
-        other,
-        elsewhere,
-        metaimage(tmp_path / "a.mhd"),
-    ):
+    missing, other_format = tmp_path / f"missing{suffix}", metaimage(tmp_path / "a.mhd")
+    for like in (None, missing, tmp_path, damaged, other, elsewhere, other_format):
         write_volume(Volume(VOXELS, grid), mask, like=like)
         assert read_labels(mask).grid.difference(grid) == "", like
 

@@ -361,10 +361,8 @@ def test_a_localizer_that_was_trained_in_another_orientation_finds_the_same_box(
     expected, _ = localize(image, localizer, recipe.localizer)
     assert expected is not None
     # The same array, said to lie in the other orientation.
-    turn = Turn.between(code, "LPS")
-    as_other = Volume(
-        image.array, replace(image.grid, direction=Grid((1, 1, 1), (1.0, 1.0, 1.0)).turned(turn.inverse).direction)
-    )
+    direction = Grid((1, 1, 1), (1.0, 1.0, 1.0)).turned(Turn.between("LPS", code)).direction
+    as_other = Volume(image.array, replace(image.grid, direction=direction))
     assert as_other.grid.orientation == code
     other = replace(localizer, orientation=code)
     for stored in (code, "LPS", "SAL"):
