@@ -120,8 +120,6 @@ def test_refuses_a_gzip_file_with_a_wrong_checksum(tmp_path: Path) -> None:
         ((42, "<h", 500), "12352 bytes of header and voxels, found 472"),
         ((42, "<h", 0), "at least one voxel along each axis, found size 0x4x3"),
         ((46, "<h", -3), "at least one voxel along each axis, found size 5x4x-3"),
-        ((80, "<f", 0.0), "a spacing between 0.001 and 1000 mm, found 0 1 2"),
-        ((88, "<f", float("nan")), "a spacing between 0.001 and 1000 mm, found 1 1 nan"),
         ((40, "<h", 2), "a 3-D volume with one value per voxel, found 2 dimensions"),
         ((40, "<h", 0), "1 to 7 axes, found 0"),
         ((70, "<h", 99), "NIfTI with data type 99 is not supported"),
