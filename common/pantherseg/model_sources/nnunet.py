@@ -100,7 +100,7 @@ class Configuration:
 
     def network(self) -> nn.Module:
         """Return a new network as it is trained, in evaluation mode and without deep supervision. Raises ModelError."""
-        return build_network(self.plans, self.architecture, classes=len(self.labels), trained=True)
+        return build_network(self.plans, self.architecture, classes=len(self.labels), running_statistics=True)
 
 
 def read_configuration(folder: Path, name: str) -> Configuration:
