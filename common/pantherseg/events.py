@@ -21,7 +21,7 @@ class EventCode(StrEnum):
     """The NIfTI file states two positions, by its qform and its sform; the sform was used."""
     CONVERTED_TO_MM = "converted_to_mm"
     """The file gives lengths in metres or microns, which were converted to mm."""
-    DIRECTION_ROUNDED = "direction_rounded"
+    DIRECTION_CORRECTED = "direction_corrected"
     """The axes are not exactly at right angles; the nearest orthogonal directions were used."""
     NON_FINITE_VOXELS = "non_finite_voxels"
     """NaN, infinite or far too large voxels were replaced by the smallest finite value."""

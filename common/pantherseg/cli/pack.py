@@ -10,7 +10,7 @@ import click
 from pantherseg.cli.options import PATH, TASK, chosen_recipe
 from pantherseg.errors import ModelError
 from pantherseg.models.bundle import Bundle
-from pantherseg.models.find import doubt_about_labels, open_model
+from pantherseg.models.find import label_warning, open_model
 from pantherseg.orientation import DEFAULT_ORIENTATION, ORIENTATIONS, Orientation
 from pantherseg.packing.pack import pack as pack_model
 from pantherseg.packing.pack import pack_models
@@ -58,8 +58,8 @@ def pack(
     bundles = pack_models(source, bundle, settings)
     for packed in bundles:
         click.echo(summary(packed))
-        if doubt := doubt_about_labels(packed.path.name, packed.manifest.labels, settings):
-            logger.warning("%s: %s", packed.path, doubt)
+        if warning := label_warning(packed.path.name, packed.manifest.labels, settings):
+            logger.warning("%s: %s", packed.path, warning)
     localizer = settings.localizer
     if localizer is not None and all(packed.path.name != localizer.model for packed in bundles):
         logger.warning("%s has no model '%s': the members will search the whole volume", source, localizer.model)

@@ -97,8 +97,9 @@ def score_case(
     """Score the tumour in a mask against the tumour in the reference mask of the case, both (z, y, x).
 
     As in the published evaluator, a mask that is empty, full or missing gets 0 for Dice and surface Dice, the diagonal
-    of the volume in mm for HD95 and MASD, and a predicted volume of 0. A prediction in another voxel order is turned to
-    that of the reference, on which the official convention depends. `name` and `reference_name` are for messages.
+    of the volume in mm for HD95 and MASD, and a predicted volume of 0. A prediction in another voxel order is first
+    turned to that of the reference; the official metrics depend on the reference's voxel order. `name` and
+    `reference_name` are for messages.
 
     Raises InputError for a reference without a tumour, for which the metrics are undefined (every challenge case has a
     tumour), and for a prediction on another grid; PantherSegError if surface-distance is not installed.

@@ -17,6 +17,7 @@ from pantherseg.volume import Grid, as_triple
 EXACT = 1e-4
 # Beyond, the nearest orthogonal matrix is used where rounding to two digits may be the reason: for cosines of at most
 # MAX_COSINE (1 degree) between two axes, and squared lengths that differ from 1 by at most MAX_LENGTH_DIFFERENCE.
+# Two digits: each component is off by up to 0.005, so products of two columns by up to 2 * 0.005 * sqrt(3) = 0.0173.
 MAX_COSINE = 0.0175
 MAX_LENGTH_DIFFERENCE = 0.0175
 
@@ -45,7 +46,7 @@ def with_orthogonal_axes(path: Path, grid: Grid, *, hint: str = "") -> tuple[Gri
         return grid, ()
     degrees = np.degrees(np.arcsin(min(cosine, 1)))
     if cosine > MAX_COSINE:
-        problem = f"the axes of the volume are not at right angles, but {degrees:.2g} degrees off"
+        problem = f"the axes of the volume are not at right angles ({degrees:.2g} degrees off)"
         raise InputError(path, problem, hint=hint or f"resample it, for example in Python: {_resampling_call(grid)}")
     if not np.abs(lengths**2 - 1).max() <= MAX_LENGTH_DIFFERENCE:
         found = " ".join(f"{length:g}" for length in lengths)
@@ -56,8 +57,8 @@ def with_orthogonal_axes(path: Path, grid: Grid, *, hint: str = "") -> tuple[Gri
         f"the axes are {degrees:.2g} degrees off right angles, and the direction cosines differ by up to "
         f"{deviation:.1e} from orthonormal ones; the nearest orthogonal matrix was used"
     )
-    rounded = replace(grid, direction=as_matrix(left @ right))
-    return rounded, (Event(EventCode.DIRECTION_ROUNDED, message),)
+    corrected = replace(grid, direction=as_matrix(left @ right))
+    return corrected, (Event(EventCode.DIRECTION_CORRECTED, message),)
 
 
 def _resampling_call(grid: Grid) -> str:

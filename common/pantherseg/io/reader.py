@@ -178,13 +178,14 @@ def _finite(source: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tup
         expected = f"at most {MAX_INFINITE_FRACTION:.0%} of the voxels infinite or beyond {LARGEST_VALUE:g}"
         raise InputError(source, expected=expected, found=f"{bad - nan} of {image.size}", hint=DAMAGED)
     if bad > MAX_NAN_FRACTION * image.size:
-        expected = f"at least {1 - MAX_NAN_FRACTION:.0%} of the voxels with a value"
-        raise InputError(source, expected=expected, found=f"{image.size - bad} of {image.size}, the others are NaN")
+        kinds = "NaN" if bad == nan else "NaN, infinite or too large"
+        expected = f"at most {MAX_NAN_FRACTION:.0%} {kinds} voxels"
+        raise InputError(source, expected=expected, found=f"{bad} of {image.size}")
     if bad:
         image[~finite] = image[finite].min()
         counts = {"NaN": nan, "infinite or too large": bad - nan}
         which = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        message = f"{which} of {image.size} voxels got the smallest of the other values"
+        message = f"{which} voxels (of {image.size}) were set to the smallest other value"
         events.append(Event(EventCode.NON_FINITE_VOXELS, message))
     if image.min() == image.max():
         events.append(Event(EventCode.CONSTANT_IMAGE, f"every voxel has the value {image.flat[0]:g}"))

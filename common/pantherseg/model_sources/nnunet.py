@@ -76,7 +76,7 @@ class NnunetSource:
             mirroring_axes=first.mirroring_axes,
             orientation=configuration.orientation or _orientation_of_validation(folder),
             preprocessing=configuration.preprocessing,
-            architecture=_architecture_of(first, configuration),
+            architecture=_with_trained_norm(first, configuration),
             files=tuple(folder / name for name in self.files),
             record={"configuration": first.configuration, "trainer": first.trainer},
             weights=weights,
@@ -100,7 +100,7 @@ class Configuration:
 
     def network(self) -> nn.Module:
         """Return a new network as it is trained, in evaluation mode and without deep supervision. Raises ModelError."""
-        return build_network(self.plans, self.architecture, classes=len(self.labels), trained=True)
+        return build_network(self.plans, self.architecture, classes=len(self.labels), running_statistics=True)
 
 
 def read_configuration(folder: Path, name: str) -> Configuration:
@@ -195,10 +195,10 @@ def _architecture(settings: Any) -> dict[str, Any]:
     return data
 
 
-def _architecture_of(checkpoint: Checkpoint, configuration: Configuration) -> dict[str, Any]:
+def _with_trained_norm(checkpoint: Checkpoint, configuration: Configuration) -> dict[str, Any]:
     """Return the network of a checkpoint: that of the plans, or what nnU-Net's nnUNetTrainerBN makes of it.
 
-    That trainer replaces instance norm by batch norm, and the plans do not tell. Batch norm keeps running statistics.
+    That trainer replaces instance norm by batch norm, and the plans do not say so. Batch norm keeps running statistics.
     """
     arguments = configuration.architecture["arguments"]
     tracked = bool((arguments.get("norm_op_kwargs") or {}).get("track_running_stats"))

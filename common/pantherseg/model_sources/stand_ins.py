@@ -1,4 +1,4 @@
-"""What takes the place of values of other libraries in a checkpoint, so that restoring them runs none of their code.
+"""Stand-ins for values of other libraries in a checkpoint, so that loading runs none of their code.
 
 Packing needs none of these values; nnU-Net's log and settings, and those of its variants, contain them.
 """
@@ -18,10 +18,10 @@ class LeftOut:
     """Takes the place of an array or a path, whose content is left out."""
 
     def __init__(self, *_: object) -> None:
-        """Accept what the value would be made from."""
+        """Ignore the arguments."""
 
     def __setstate__(self, _: object) -> None:
-        """Accept what the value would be restored from."""
+        """Ignore the state."""
 
 
 class DataType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -46,6 +47,7 @@ from pantherseg.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from pantherseg.packing.graph import Graph
 
@@ -255,9 +257,10 @@ def _write_folds(
     """Write the files of the folds. Return the shapes of the tensors, and the errors of the folds without a file."""
     shapes: dict[str, tuple[int, ...]] = {}
     fold_errors: dict[str, ModelError] = {}
+    network = build_network(model.described_in, model.architecture, classes=model.classes, running_statistics=True)
     for fold, checkpoint in model.checkpoints.items():
         try:
-            tensors = _tensors(model, fold)
+            tensors = _tensors(model, fold, network)
         except ModelError as error:
             fold_errors[fold] = error.at(checkpoint)
             if len(fold_errors) > spare:
@@ -270,26 +273,23 @@ def _write_folds(
     return shapes, fold_errors
 
 
-def _tensors(model: PackableModel, fold: str) -> dict[str, NDArray[np.float32]]:
-    """Load a fold's weights into a new network, and return the tensors of the network for inference.
+def _tensors(model: PackableModel, fold: str, network: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """Load a fold's weights into a copy of the network, and return the tensors of that copy for inference.
 
     Raises ModelError.
     """
-    import torch
-
     from pantherseg.networks.running_norm import running_norms, use_running_statistics
 
     path, weights = model.checkpoints[fold], model.weights(fold)
-    with torch.device("meta"):  # so that no weights are initialised, as they are replaced anyway
-        network = build_network(model.described_in, model.architecture, classes=model.classes, trained=True)
     check_fit(path, network.state_dict(), weights)
-    network.to_empty(device="cpu").load_state_dict(weights)
-    for name, norm in running_norms(network).items():
+    trained = copy.deepcopy(network)
+    trained.load_state_dict(weights)
+    for name, norm in running_norms(trained).items():
         variance = norm.running_var
         if variance is None or not (variance >= 0).logical_and(variance.isfinite()).all():
             expected = f"finite variances of at least 0 in {name}.running_var"
             raise ModelError(path, expected=expected, found="NaN, infinite or negative values")
-    inference = use_running_statistics(network)
+    inference = use_running_statistics(trained)
     return {name: _float32(path, name, value) for name, value in distinct_tensors(inference).items()}
 
 

@@ -68,7 +68,8 @@ def draw_case(image: Volume, mask: Volume, reference: Volume | None, path: Path,
     Raises InputError if a mask is not on the grid of the image, OutputError if the file cannot be written.
     """
     mask = mask.turned_to(image.grid.orientation)
-    reference = reference and reference.turned_to(image.grid.orientation)
+    if reference is not None:
+        reference = reference.turned_to(image.grid.orientation)
     for name, other in (("mask", mask), ("reference", reference)):
         difference = image.grid.difference(other.grid) if other else ""
         if difference:
