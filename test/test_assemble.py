@@ -234,7 +234,7 @@ def test_refuses_a_checkpoint_with_code(fetches: Fetches, demo_folder: ModelFold
     loose = {f"checkpoint_best_PantherTask1_fold_{fold}.pth": Page(checkpoint) for fold in range(3)}
     fetches.server.add_record(BASELINE_RECORD, loose)
     fetches.server.add_record(RECORD, {ARCHIVE: Page(archive), "PancCT.zip": Page(archive)})
-    with pytest.raises(ModelError, match="would run code on loading and was refused"):
+    with pytest.raises(ModelError, match="only tensors and plain values are read, so that no code runs"):
         fetches.succeeds(name)
     assert not (tmp_path / "run").exists()
     assert fetches.installed() == {}

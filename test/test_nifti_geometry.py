@@ -214,7 +214,7 @@ def test_assumes_what_nibabel_and_fsl_assume_without_a_form(tmp_path: Path) -> N
     expected = [[-1.5, 0, 0, 3], [0, 0.75, 0, -1.125], [0, 0, 5, -5], [0, 0, 0, 1]]
     assert close(affine_of(volume.grid), np.array(expected))
     assert close(nibabel.load(path).affine, np.array(expected))
-    assert codes(events) == [EventCode.NIFTI_ORIENTATION_ASSUMED]
+    assert codes(events) == [EventCode.GEOMETRY_ASSUMED]
     assert events[0].message.startswith("neither qform nor sform is set; the voxels are assumed to run from right to")
 
 
@@ -245,7 +245,7 @@ def test_takes_the_spacing_of_the_sform_where_pixdim_differs(tmp_path: Path) -> 
         ({"sform": AFFINE}, []),
         ({"qform": AFFINE}, [EventCode.NEGATIVE_SPACING]),
         ({"sform": AFFINE, "qform": AFFINE}, []),
-        ({}, [EventCode.NIFTI_ORIENTATION_ASSUMED, EventCode.NEGATIVE_SPACING]),
+        ({}, [EventCode.GEOMETRY_ASSUMED, EventCode.NEGATIVE_SPACING]),
     ],
 )
 def test_takes_the_magnitude_of_a_negative_spacing(

@@ -52,6 +52,12 @@ def test_a_turn_and_its_inverse_change_nothing(start: str, end: str) -> None:
     assert not back.grid.difference(volume.grid)
 
 
+@pytest.mark.parametrize("code", ["ras", "RRR", "", "LP"])
+def test_refuses_an_unknown_orientation(code: str) -> None:
+    with pytest.raises(ValueError, match=f"expected an orientation such as LPS, found '{code}'"):
+        oblique().turned_to(code)  # type: ignore[arg-type]
+
+
 def test_a_volume_that_already_lies_so_is_returned_unchanged() -> None:
     volume = oblique()
     assert volume.turned_to("LPS") is volume

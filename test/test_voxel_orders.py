@@ -266,8 +266,9 @@ def changed_json(path: Path, **changes: object) -> None:
     ("plans", "dataset", "validation", "expected"),
     [
         ({}, {}, (), None),
-        ({}, {"orientation": "PIR"}, ("RAS",), "PIR"),
-        ({"image_reader_writer": "NibabelIO"}, {}, ("RAS", "RAS"), "RAS"),
+        ({}, {"orientation": "PIR"}, (), "PIR"),
+        ({}, {"orientation": "PIR"}, ("RAS",), "RAS"),
+        ({"image_reader_writer": "NibabelIO"}, {}, ("RAS", "RAS", "RAS"), "RAS"),
         ({}, {}, ("LAS",), "LAS"),
         ({}, {}, ("LPS", "RAS"), None),
         ({"image_reader_writer": "NibabelIOWithReorient"}, {"orientation": "LPS"}, ("LPS",), "RAS"),
@@ -281,6 +282,7 @@ def test_packing_finds_the_orientation_of_the_training_volumes(
     dataset: dict[str, str],
     validation: tuple[str, ...],
     expected: str | None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = changed_model()
     changed_json(folder / PLANS, **plans)
@@ -290,6 +292,8 @@ def test_packing_finds_the_orientation_of_the_training_volumes(
         write_volume(mask, folder / "fold_0" / "validation" / f"case_{number}.nii.gz")
     model = open_model_folder(folder)
     assert pack(model, tmp_path / "bundle").manifest.orientation == expected
+    contradicted = "image_reader_writer" not in plans and len({*validation, *dataset.values()}) > 1
+    assert ("its validation masks lie in" in caplog.text) == contradicted
     if expected is None:
         assert pack(model, tmp_path / "given", orientation="ASR").manifest.orientation == "ASR"
     else:

@@ -11,8 +11,8 @@ class EventCode(StrEnum):
 
     FOURTH_AXIS_DROPPED = "fourth_axis_dropped"
     """The file has more than three axes; the others have length 1 and were dropped."""
-    NIFTI_ORIENTATION_ASSUMED = "nifti_orientation_assumed"
-    """The NIfTI file does not say how its voxels lie in space; what FSL and nibabel assume was assumed."""
+    GEOMETRY_ASSUMED = "geometry_assumed"
+    """The file does not state its spacing or its orientation; what its format takes for granted was assumed."""
     NEGATIVE_SPACING = "negative_spacing"
     """The NIfTI file states a negative spacing; its magnitude was used."""
     PIXDIM_CONTRADICTS_SFORM = "pixdim_contradicts_sform"

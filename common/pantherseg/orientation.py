@@ -48,7 +48,9 @@ class Turn:
 
     @classmethod
     def between(cls, start: Orientation, end: Orientation) -> Turn:
-        """Return the turn from one orientation to another."""
+        """Return the turn from one orientation to another. Raises ValueError for an unknown one."""
+        if unknown := {start, end} - set(ORIENTATIONS):
+            raise ValueError(f"expected an orientation such as LPS, found {unknown.pop()!r}")
         before, after = ([_physical(letter) for letter in code[::-1]] for code in (start, end))
         axes = [before.index(axis) for axis in after]
         z, y, x = axes

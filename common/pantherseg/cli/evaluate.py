@@ -54,5 +54,8 @@ def evaluate(
         click.echo("\n" + evaluation.comparison_table(comparison, name_a=str(predictions), name_b=str(other)))
     if failed := dict.fromkeys(name for each in results for name in each.failed):
         every = {name for each in results for name in (*each.cases, *each.failed)}
-        logger.error("error: %d of %d cases could not be scored: %s", len(failed), len(every), first_few(failed))
+        names = first_few(failed)
+        logger.error(
+            "error: %d of %d cases could not be scored and are in no total: %s", len(failed), len(every), names
+        )
         raise SystemExit(1)

@@ -9,6 +9,7 @@ import click
 
 from pantherseg.cli.options import PATH, TASK, chosen_recipe
 from pantherseg.errors import ModelError
+from pantherseg.labels import TUMOUR, tumour_label_warning
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import label_warning, open_model
 from pantherseg.orientation import DEFAULT_ORIENTATION, ORIENTATIONS, Orientation
@@ -48,7 +49,10 @@ def pack(
         model = open_model(source, checkpoint=checkpoint)
         if isinstance(model, Bundle):
             raise ModelError(source, expected="an nnU-Net model folder", found="a bundle, which is packed already")
-        click.echo(summary(pack_model(model, bundle, orientation=orientation)))
+        packed = pack_model(model, bundle, orientation=orientation)
+        click.echo(summary(packed))
+        if warning := tumour_label_warning(packed.manifest.labels, TUMOUR):
+            logger.warning("%s: %s", packed.path, warning)
         return
     path = chosen_recipe(task, recipe)
     if checkpoint or orientation:

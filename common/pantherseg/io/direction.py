@@ -29,7 +29,7 @@ def as_matrix(values: NDArray[np.float64]) -> Matrix:
     return as_triple(values[0]), as_triple(values[1]), as_triple(values[2])
 
 
-def with_orthogonal_axes(path: Path, grid: Grid, *, hint: str = "") -> tuple[Grid, tuple[Event, ...]]:
+def with_orthogonal_axes(path: str | Path, grid: Grid, *, hint: str = "") -> tuple[Grid, tuple[Event, ...]]:
     """Return a grid with its axes at right angles, and an event if its direction was changed.
 
     hint: how to resample the file; without it, the error names a call of SimpleITK. Raises InputError where the axes
@@ -53,9 +53,10 @@ def with_orthogonal_axes(path: Path, grid: Grid, *, hint: str = "") -> tuple[Gri
         raise InputError(path, expected="direction cosines of length 1", found=f"the lengths {found}")
     # The orthogonal factor of the polar decomposition, which is the nearest one and keeps the handedness.
     left, _, right = np.linalg.svd(unit)
+    off = f", and the axes are {degrees:.2g} degrees off right angles" if cosine > EXACT else ""
     message = (
-        f"the axes are {degrees:.2g} degrees off right angles, and the direction cosines differ by up to "
-        f"{deviation:.1e} from orthonormal ones; the nearest orthogonal matrix was used"
+        f"the direction cosines differ by up to {deviation:.1e} from an orthonormal matrix{off}; "
+        "the nearest one was used"
     )
     corrected = replace(grid, direction=as_matrix(left @ right))
     return corrected, (Event(EventCode.DIRECTION_CORRECTED, message),)

@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from pantherseg.errors import InputError
-from pantherseg.events import Event
+from pantherseg.events import Event, EventCode
 from pantherseg.io.direction import as_matrix, with_orthogonal_axes
 from pantherseg.io.file_format import FileFormat, check_not_empty, dropped_axes
 from pantherseg.io.header import Header
@@ -44,7 +44,7 @@ class ItkReader(FileFormat):
         return ".mha" if suffix == ".mhd" else suffix
 
     def read(self, source: Path) -> tuple[Volume, tuple[Event, ...]]:
-        """Return the volume with its voxels as stored; events tell of dropped axes and of a rounded direction.
+        """Return the volume with its voxels as stored; events tell of dropped axes and an assumed or corrected grid.
 
         Raises InputError and OSError.
         """
@@ -52,7 +52,8 @@ class ItkReader(FileFormat):
             volume = from_itk(reader.Execute())
         _check_grid(source, volume.grid, header)
         grid, events = with_orthogonal_axes(source, volume.grid)
-        return Volume(volume.array, grid), dropped_axes(header.size) + events
+        assumed = (Event(EventCode.GEOMETRY_ASSUMED, header.assumed),) if header.assumed else ()
+        return Volume(volume.array, grid), dropped_axes(header.size) + assumed + events
 
     def write(self, volume: Volume, path: Path, *, like: Path | None = None) -> None:
         """Write a volume, zlib-compressed. Raises RuntimeError if the file is not complete: ITK does not say so."""

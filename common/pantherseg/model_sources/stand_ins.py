@@ -57,6 +57,7 @@ _STAND_INS: dict[str, Callable[..., object]] = {
     **{f"numpy.{core}.multiarray.scalar": number for core in ("core", "_core")},
     # Python 3.13 wrote the same classes under another module name.
     **{f"{module}.{name}": LeftOut for module in ("pathlib", "pathlib._local") for name in _PATHS},
+    **{f"datetime.{name}": LeftOut for name in ("date", "datetime", "time", "timedelta", "timezone")},
     "collections.defaultdict": empty_dict,
     # What a defaultdict fills itself with.
     **{f"builtins.{name}": LeftOut for name in _FACTORIES},
