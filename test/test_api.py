@@ -50,7 +50,23 @@ def test_read_volume_logs_what_it_corrected(tmp_path: Path, caplog: pytest.LogCa
     write_volume(Volume(array, Grid(array.shape, (1.0, 1.0, 1.0))), tmp_path / "scan.nrrd")
     volume = pantherseg.read_volume(tmp_path / "scan.nrrd")
     assert volume.array[0, 0, 0] == 1
-    assert [record.message.partition(":")[0] for record in caplog.records] == ["non_finite_voxels"]
+    assert [record.message.split(": ")[:2] for record in caplog.records] == [
+        [str(tmp_path / "scan.nrrd"), "non_finite_voxels"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "value", "expected"),
+    [
+        (Grid((4, 5, 6), (-1.0, 1.0, 1.0)), 0.0, "a spacing between 0.001 and 1000 mm, found 1 1 -1"),
+        (Grid((4, 5, 6), (1.0, 1.0, 1.0), direction=((1, 0.5, 0), (0, 1, 0), (0, 0, 1))), 0.0, "not at right angles"),
+        (Grid((4, 5, 6), (1.0, 1.0, 1.0)), np.nan, "its array has NaN or infinite values"),
+    ],
+)
+def test_segment_refuses_a_volume_that_no_reader_returns(grid: Grid, value: float, expected: str) -> None:
+    session = pantherseg.load(task=1, device="cpu")
+    with pytest.raises(pantherseg.InputError, match=f"^volume: .*{expected}"):
+        pantherseg.segment(Volume(np.full(grid.shape, value, np.float32), grid), session)
 
 
 def test_every_exported_name_is_documented() -> None:

@@ -73,7 +73,7 @@ def test_the_mask_of_a_nifti_has_its_geometry_as_it_is_stored(tmp_path: Path, se
     image.set_sform([[-3, 0.003, 0, 5], [0.003, 3, 0, 7], [0, 0.009, 4, 11], [0, 0, 0, 1]], code=4)
     image.to_filename(source)
     result = run_case(source, session, CaseOutput(mask, tmp_path / "masks" / "scan.json"))
-    assert EventCode.DIRECTION_ROUNDED in [event.code for event in result.segmentation.events]
+    assert EventCode.DIRECTION_CORRECTED in [event.code for event in result.segmentation.events]
     assert np.array_equal(nibabel.load(mask).affine, nibabel.load(source).affine)
     header = nibabel.load(mask).header
     assert (int(header["qform_code"]), int(header["sform_code"])) == (0, 4)

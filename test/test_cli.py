@@ -258,8 +258,11 @@ def test_a_folder_goes_on_after_a_bad_volume_and_ends_with_1(tmp_path: Path, cap
         write_volume(volume, source / name.lower())
         (source / name.lower()).rename(source / name)
     (source / "c_text.mha").write_text("no volume")
+    (source / "notes.txt").write_text("no volume either")
+    (source / "slice.dcm").write_bytes(bytes(128) + b"DICM")
     result = run("predict", source, output, "--task", 1, "--device", "cpu")
     assert result.exit_code == 1
+    assert f"{source}: not read, because they are not volumes: notes.txt, slice.dcm" in caplog.messages
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert errors[0].startswith(f"error: {source / 'a_vast.mha'}: expected at most 268435456 voxels")
     assert errors[1].startswith(f"error: {source / 'c_text.mha'}: expected ")

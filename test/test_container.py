@@ -11,10 +11,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bench.unpack import unpack
 
 from pantherseg import __version__
+from pantherseg.io import read_image, read_labels, write_volume
 from pantherseg.models.bundle import open_bundle
 from pantherseg.packing.pack import pack
 from pantherseg.paths import DEMO_WEIGHTS, ROOT
@@ -148,6 +150,27 @@ def test_leaves_a_damaged_fold_out(job: Path) -> None:
     assert [event["code"] for event in report["events"]] == ["fold_left_out"]
     assert "fold_3.safetensors" in report["events"][0]["message"]
     assert len(list((job / "output" / "images").rglob("*.mha"))) == 1
+
+
+@pytest.mark.fault(
+    "platform",
+    "the sample volume of Task 1 stored in the order RAS, image pantherseg-task1-cpu",
+    "the mask of the sample, stored in the same order",
+)
+@pytest.mark.slow
+def test_a_volume_in_another_voxel_order_gets_the_same_mask(job: Path) -> None:
+    assert run_job(job, runtime="-cpu").returncode == 0
+    mask = next((job / "output" / "images").rglob("*.mha"))
+    expected = read_labels(mask)
+    assert expected.array.any()
+    volume, _ = read_image(volume_of(job))
+    write_volume(volume.turned_to("RAS"), volume_of(job))
+    result = run_job(job, runtime="-cpu")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((job / "output" / "results.json").read_text())["events"] == []
+    found = read_labels(mask)
+    assert found.grid.orientation == "RAS"
+    np.testing.assert_array_equal(found.turned_to("LPS").array, expected.array)
 
 
 @pytest.mark.fault("platform", "{damage}, image pantherseg-task1{runtime}", "an error that names it, and no result")

@@ -120,8 +120,6 @@ def test_refuses_a_gzip_file_with_a_wrong_checksum(tmp_path: Path) -> None:
         ((42, "<h", 500), "12352 bytes of header and voxels, found 472"),
         ((42, "<h", 0), "at least one voxel along each axis, found size 0x4x3"),
         ((46, "<h", -3), "at least one voxel along each axis, found size 5x4x-3"),
-        ((80, "<f", 0.0), "a spacing between 0.001 and 1000 mm, found 0 1 2"),
-        ((88, "<f", float("nan")), "a spacing between 0.001 and 1000 mm, found 1 1 nan"),
         ((40, "<h", 2), "a 3-D volume with one value per voxel, found 2 dimensions"),
         ((40, "<h", 0), "1 to 7 axes, found 0"),
         ((70, "<h", 99), "NIfTI with data type 99 is not supported"),
@@ -211,7 +209,7 @@ def row(expected: str, fault: str = "", **changes: str | None) -> object:
         row("Bad direction, determinant is 0", TransformMatrix="1 0 0 1 0 0 0 0 1"),
         row("Bad direction, determinant is 0", "the axes have no direction", TransformMatrix="0 0 0 0 0 0 0 0 0"),
         row(
-            "not at right angles, but 27 degrees",
+            "not at right angles (27 degrees off)",
             "the axes are not at right angles",
             TransformMatrix="1 0 0 .5 1 0 0 0 1",
         ),
@@ -287,7 +285,7 @@ def test_refuses_a_nrrd_variant_by_name(tmp_path: Path, old: bytes, new: bytes, 
             marks=refused("a NRRD claims more slices than it has"),
         ),
         (b"(1,0,0)", b"(0,0,0)", "Refusing to change spacing"),
-        (b"(1,0,0)", b"(1,1,0)", "the axes of the volume are not at right angles, but 45 degrees off"),
+        (b"(1,0,0)", b"(1,1,0)", "the axes of the volume are not at right angles (45 degrees off)"),
         (b"endian", b"sizes: 4 3 2\nendian", "each field of the header once, found sizes twice"),
         (b"endian", b"no colon\nendian", "a NRRD header, found the line b'no colon'"),
         (b"endian", b"note: a\0b\nendian", "a NRRD header"),
@@ -298,23 +296,33 @@ def test_refuses_a_nrrd_header(tmp_path: Path, old: bytes, new: bytes, expected:
     assert expected in refusal(nrrd(tmp_path / "a.nrrd", old, new))
 
 
+ONE_VALUE = "expected a 3-D volume with one value per voxel, found"
+CHANNELS = "MetaImage with more than one value per voxel (ElementNumberOfChannels = 2) is not supported"
+
+
 @pytest.mark.fault(
     "inputs", "a {suffix} of 2 or 4 dimensions, of vectors, or of complex numbers", "an error that says which"
 )
-@pytest.mark.parametrize("suffix", [".mha", ".nii.gz", ".nrrd"])
-def test_refuses_images_that_are_not_scalar_volumes(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "vectors", "complex_numbers"),
+    [
+        (".mha", CHANNELS, CHANNELS),
+        (".nii.gz", f"{ONE_VALUE} 5 dimensions", "NIfTI with data type 32 (complex64) is not supported"),
+        (".nrrd", f"{ONE_VALUE} 4 dimensions", f"{ONE_VALUE} 4 dimensions"),
+    ],
+)
+def test_refuses_images_that_are_not_scalar_volumes(
+    tmp_path: Path, suffix: str, vectors: str, complex_numbers: str
+) -> None:
     path = tmp_path / f"a{suffix}"
     for expected, image in (
-        ("a 3-D volume with one value per voxel, found 2 dimensions", sitk.Image([5, 4], sitk.sitkInt16)),
-        ("a 3-D volume with one value per voxel, found 4 dimensions", sitk.Image([5, 4, 3, 2], sitk.sitkInt16)),
-        ("(one|more than one) value per voxel", sitk.Image([5, 4, 3], sitk.sitkVectorFloat32, 2)),
-        (
-            r"(one real number|one value|more than one value) per voxel|data type 32 \(complex64\) is not supported",
-            sitk.Image([5, 4, 3], sitk.sitkComplexFloat32),
-        ),
+        (f"{ONE_VALUE} 2 dimensions", sitk.Image([5, 4], sitk.sitkInt16)),
+        (f"{ONE_VALUE} 4 dimensions", sitk.Image([5, 4, 3, 2], sitk.sitkInt16)),
+        (vectors, sitk.Image([5, 4, 3], sitk.sitkVectorFloat32, 2)),
+        (complex_numbers, sitk.Image([5, 4, 3], sitk.sitkComplexFloat32)),
     ):
         sitk.WriteImage(image, str(path))
-        assert re.search(expected, refusal(path))
+        assert refusal(path).startswith(expected)
 
 
 @pytest.fixture

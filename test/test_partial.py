@@ -266,6 +266,7 @@ class FixedLocalizer:
     label_map: NDArray[np.uint8]
     events: tuple[Event, ...] = ()
     is_complete: bool = True
+    trained_orientation: str = "LPS"
 
     def predict(self, volume: Volume, deadline: Deadline) -> FixedLocalizer:
         assert volume.array.shape == self.label_map.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from pantherseg.errors import InputError, OutputError
-from pantherseg.io import read_labels, write_volume
+from pantherseg.io import read_image, read_labels, write_volume
 from pantherseg.labels import tumour_of
 from pantherseg.report import draw_case
 from pantherseg.report.picture import MAX_PANEL_HEIGHT, PANEL_WIDTH, PREDICTED, REFERENCE, WIDTH, fitted_size
 from pantherseg.report.planes import Scene, cut, windowed
-from pantherseg.volume import Grid, Triple, Volume
+from pantherseg.volume import Grid, Volume
 
 SHAPE = (12, 40, 48)
 GRID = Grid(SHAPE, (5.0, 2.0, 2.0))
@@ -33,9 +35,6 @@ def mask(*regions: tuple[slice | int, ...], grid: Grid = GRID, label: int = 1) -
     return Volume(array, grid)
 
 
-IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-HALF_TURN = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
-CORONAL = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))
 REGION = (slice(4, 8), slice(10, 18), slice(20, 30))
 
 
@@ -121,22 +120,26 @@ LAST_Z, LAST_Y, LAST_X = (size - 1 for size in SHAPE)
 
 
 @pytest.mark.parametrize(
-    ("direction", "axis", "name", "ends", "voxel"),
+    ("axis", "name", "ends", "voxel"),
     [
-        (IDENTITY, 0, "axial", ("R", "L", "A", "P"), (5, 7)),
-        (IDENTITY, 1, "coronal", ("R", "L", "S", "I"), (LAST_Z - 2, 7)),
-        (IDENTITY, 2, "sagittal", ("A", "P", "S", "I"), (LAST_Z - 2, 5)),
-        (HALF_TURN, 0, "axial", ("R", "L", "A", "P"), (LAST_Y - 5, LAST_X - 7)),
-        (CORONAL, 0, "coronal", ("R", "L", "S", "I"), (5, 7)),
+        (0, "axial", ("R", "L", "A", "P"), (5, 7)),
+        (1, "coronal", ("R", "L", "S", "I"), (LAST_Z - 2, 7)),
+        (2, "sagittal", ("A", "P", "S", "I"), (LAST_Z - 2, 5)),
     ],
 )
-def test_turns_a_slice_to_the_radiological_convention(
-    direction: tuple[Triple, Triple, Triple], axis: int, name: str, ends: tuple[str, ...], voxel: tuple[int, int]
+def test_cuts_have_the_radiological_convention(
+    axis: int, name: str, ends: tuple[str, ...], voxel: tuple[int, int]
 ) -> None:
-    plane = cut(scene(mask((2, 5, 7), grid=Grid(SHAPE, (5.0, 2.0, 2.0), direction=direction))), axis)
+    plane = cut(scene(mask((2, 5, 7))), axis)
     assert (plane.name, plane.ends) == (name, ends)
     assert plane.predicted[voxel]
     assert plane.spacing == ((2.0, 2.0) if axis == 0 else (5.0, 2.0))
+
+
+def test_the_main_picture_shows_the_slices_as_they_were_acquired() -> None:
+    assert scene(mask()).main_axis == 0
+    assert scene(mask(grid=Grid(SHAPE, (1.5, 6.0, 1.5)))).main_axis == 1
+    assert scene(mask(grid=Grid(SHAPE, (2.0, 2.0, 2.0)))).main_axis == 0
 
 
 def test_the_window_ignores_outliers() -> None:
@@ -149,19 +152,27 @@ def test_the_window_ignores_outliers() -> None:
 
 @pytest.mark.fault(
     "inputs",
-    "`report`: the masks are stored as {order} in a {suffix}, the volume as LPS",
-    "the picture that masks in LPS give",
+    "`report`: the volume is stored as {order} and the masks as {other}, in a {suffix}",
+    "the picture that files in LPS give",
 )
 @pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
-@pytest.mark.parametrize("order", ["RAS", "PLS", "ILA"])
-def test_draws_masks_in_another_voxel_order_at_the_same_place(tmp_path: Path, order: str, suffix: str) -> None:
-    reference = mask((slice(5, 9), slice(12, 20), slice(18, 26)))
-    draw_case(image(), mask(REGION), reference, tmp_path / "same.png", title="case")
-    for name, volume in (("mask", mask(REGION)), ("reference", reference)):
-        write_volume(volume.turned_to(order), tmp_path / f"{name}{suffix}")
-    turned = [read_labels(tmp_path / f"{name}{suffix}") for name in ("mask", "reference")]
-    assert [volume.grid.orientation for volume in turned] == [order, order]
-    draw_case(image(), *turned, tmp_path / "turned.png", title="case")
+@pytest.mark.parametrize(("order", "other"), [("LPS", "RAS"), ("RAS", "LPS"), ("PIR", "PIR"), ("ILA", "SRA")])
+@pytest.mark.parametrize("direction", [np.eye(3), Rotation.from_euler("xyz", (20, -15, 30), degrees=True).as_matrix()])
+def test_draws_every_voxel_order_alike(
+    tmp_path: Path, direction: NDArray[np.float64], order: str, other: str, suffix: str
+) -> None:
+    grid = replace(GRID, direction=tuple(map(tuple, direction.tolist())))
+    shown = image(grid)
+    masks = {"mask": mask(REGION, grid=grid), "reference": mask((slice(5, 9), slice(12, 20), slice(18, 26)), grid=grid)}
+    draw_case(shown, *masks.values(), tmp_path / "same.png", title="case")
+    write_volume(shown.turned_to(order), tmp_path / f"image{suffix}")
+    for name, volume in masks.items():
+        write_volume(volume.turned_to(other), tmp_path / f"{name}{suffix}")
+    turned, _ = read_image(tmp_path / f"image{suffix}")
+    assert turned.grid.orientation == order
+    draw_case(
+        turned, *(read_labels(tmp_path / f"{name}{suffix}") for name in masks), tmp_path / "turned.png", title="case"
+    )
     assert np.array_equal(pixels(tmp_path / "turned.png"), pixels(tmp_path / "same.png"))
 
 

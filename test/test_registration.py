@@ -153,6 +153,32 @@ class TransposedNetwork(Table, Architecture, frozen=True):
         return Reversed()
 
 
+class TiedBlocks(nn.Module):
+    """Two convolutions that share one weight, with slopes that the constructor computes, and a constant."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(1, 1, 3, padding=1), nn.Conv3d(1, 1, 3, padding=1)
+        self.second.weight = self.first.weight
+        first, second = [x.item() for x in torch.linspace(0.1, 0.3, 2)]
+        self.activations = nn.Sequential(nn.LeakyReLU(first), nn.LeakyReLU(second))
+        self.last = nn.Conv3d(1, classes, 1)
+        self.register_buffer("offset", torch.tensor(0.5), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.activations[0](self.first(x))
+        logits: torch.Tensor = self.last(self.activations[1](self.second(x)) + self.offset)
+        return logits
+
+
+@register_network("test.tied")
+class TiedNetwork(Table, Architecture, frozen=True):
+    """A network in which two modules share a parameter, and whose constructor reads values of tensors."""
+
+    def build(self, where: Path, *, classes: int) -> nn.Module:
+        return TiedBlocks(classes)
+
+
 class TestSource:
     """Model folders with a model.json and plain state dicts."""
 
@@ -196,12 +222,19 @@ def write_model(folder: Path, architecture: dict[str, object], **changes: object
     for fold in range(2):
         torch.manual_seed(fold)
         (folder / f"fold_{fold}").mkdir()
-        network = build_network(folder / "model.json", architecture, classes=2, trained=True)
+        network = build_network(folder / "model.json", architecture, classes=2, running_statistics=True)
         for name, value in network.state_dict().items():
             if "running" in name or ("norm" in name and value.is_floating_point()):
                 value.uniform_(0.5, 2.0)
         torch.save(network.state_dict(), folder / f"fold_{fold}" / "weights.pt")
     return folder
+
+
+def trained_network(model: Path, architecture: dict[str, object], fold: str) -> nn.Module:
+    """Return the network of a fold as torch runs it."""
+    network = build_network(model, architecture, classes=2, running_statistics=True)
+    network.load_state_dict(torch.load(model / f"fold_{fold}" / "weights.pt", weights_only=True))
+    return network
 
 
 def test_finds_packs_and_runs_a_model_of_a_registered_source_and_family(folder: Path) -> None:
@@ -235,7 +268,7 @@ def test_finds_packs_and_runs_a_model_of_a_registered_source_and_family(folder: 
 def test_norms_with_running_statistics_compute_as_in_torch(
     folder: Path, tmp_path: Path, norm: str, axes: int, affine: bool
 ) -> None:
-    architecture = {"family": "test.running", "norm": norm, "axes": axes, "affine": affine}
+    architecture: dict[str, object] = {"family": "test.running", "norm": norm, "axes": axes, "affine": affine}
     patch = DESCRIPTION["patch"][-axes:]
     model = write_model(tmp_path / "other", architecture, patch=patch)
     bundle = pack(open_model_folder(model), tmp_path / "bundle")
@@ -245,19 +278,32 @@ def test_norms_with_running_statistics_compute_as_in_torch(
     image = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (1, 1, *patch)).astype(np.float32))
     backends: tuple[Backend, ...] = (OpenVinoBackend(), TorchBackend("cpu"))
     for fold in bundle.folds:
-        network = build_network(model, architecture, classes=2, trained=True)
-        network.load_state_dict(torch.load(model / f"fold_{fold}" / "weights.pt", weights_only=True))
-        expected = network(image).detach().numpy()
+        expected = trained_network(model, architecture, fold)(image).detach().numpy()
         for backend in backends:
             logits = backend.network(bundle, fold)(image)
             np.testing.assert_allclose(np.asarray(logits), expected, rtol=0, atol=1e-5)
+
+
+def test_packs_a_network_whose_modules_share_a_parameter(folder: Path, tmp_path: Path) -> None:
+    architecture: dict[str, object] = {"family": "test.tied"}
+    model = write_model(tmp_path / "other", architecture)
+    bundle = pack(open_model_folder(model), tmp_path / "bundle")
+    assert bundle.manifest.tensors.keys() == {"first.weight", "first.bias", "second.bias", "last.weight", "last.bias"}
+    image = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (1, 1, *DESCRIPTION["patch"])).astype(np.float32))
+    expected = [trained_network(model, architecture, fold)(image).detach().numpy() for fold in bundle.folds]
+    assert not np.allclose(*expected, rtol=0, atol=1e-2)
+    backends: tuple[Backend, ...] = (OpenVinoBackend(), TorchBackend("cpu"))
+    for backend in backends:
+        for fold, values in zip(bundle.folds, expected, strict=True):
+            logits = backend.network(bundle, fold)(image)
+            np.testing.assert_allclose(np.asarray(logits), values, rtol=0, atol=1e-5)
 
 
 @pytest.mark.fault(
     "models", "a variance of a batch norm in a checkpoint is {wrong}", "an error that names the checkpoint and the norm"
 )
 @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
-def test_refuses_a_variance_that_cannot_be_one(folder: Path, tmp_path: Path, wrong: float) -> None:
+def test_refuses_an_invalid_variance(folder: Path, tmp_path: Path, wrong: float) -> None:
     architecture = {"family": "test.running", "norm": "BatchNorm", "axes": 3, "affine": True}
     model = write_model(tmp_path / "other", architecture)
     path = model / "fold_1" / "weights.pt"

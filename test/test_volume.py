@@ -230,7 +230,7 @@ def test_replaces_a_few_non_finite_voxels_by_the_minimum(tmp_path: Path, suffix:
     image, (event,) = read_image(tmp_path / f"a{suffix}")
     assert event.code == EventCode.NON_FINITE_VOXELS
     which = "NaN" if np.isnan(value) else "infinite or too large"
-    assert event.message == f"2 {which} of 1000 voxels got the smallest of the other values"
+    assert event.message == f"2 {which} voxels (of 1000) were set to the smallest other value"
     assert image.array.dtype == np.float32
     assert image.array[2, 3, 4] == image.array[9, 9, 9] == image.array.min() == -7
     assert image.array[9, 9, 8] == np.float32(array[9, 9, 8])
@@ -248,7 +248,7 @@ def test_replaces_a_background_of_nan(tmp_path: Path, suffix: str, count: int, s
     array.flat[:count] = np.nan
     write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / f"a{suffix}")
     image, (event,) = read_image(tmp_path / f"a{suffix}")
-    assert event.message == f"{count} NaN of 1000 voxels got the smallest of the other values"
+    assert event.message == f"{count} NaN voxels (of 1000) were set to the smallest other value"
     assert (image.array.flat[:count] == count).all()
     assert np.array_equal(image.array.flat[count:], array.flat[count:])
 
@@ -260,8 +260,8 @@ def test_replaces_a_background_of_nan(tmp_path: Path, suffix: str, count: int, s
 @pytest.mark.parametrize(
     ("bad", "value", "problem"),
     [
-        (991, np.nan, "at least 1% of the voxels with a value, found 9 of 1000, the others are NaN"),
-        (1000, np.nan, "at least 1% of the voxels with a value, found 0 of 1000, the others are NaN"),
+        (991, np.nan, "at most 99% NaN voxels, found 991 of 1000"),
+        (1000, np.nan, "at most 99% NaN voxels, found 1000 of 1000"),
         (11, np.inf, "at most 1% of the voxels infinite or beyond 1e+15, found 11 of 1000; the file is truncated"),
         (11, -1e30, "at most 1% of the voxels infinite or beyond 1e+15, found 11 of 1000; the file is truncated"),
         (1000, np.inf, "at most 1% of the voxels infinite or beyond 1e+15, found 1000 of 1000"),
@@ -282,8 +282,14 @@ def test_says_how_many_voxels_are_nan_and_how_many_infinite(tmp_path: Path) -> N
     array.flat[:300], array.flat[300:304] = np.nan, (np.inf, -np.inf, 2e15, -1e20)
     write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / "a.mha")
     image, (event,) = read_image(tmp_path / "a.mha")
-    assert event.message == "300 NaN and 4 infinite or too large of 1000 voxels got the smallest of the other values"
+    message = "300 NaN and 4 infinite or too large voxels (of 1000) were set to the smallest other value"
+    assert event.message == message
     assert (image.array.flat[:305] == 304).all()
+    array.flat[304:991] = np.nan
+    write_volume(Volume(array, Grid((10, 10, 10), (1.0, 1.0, 1.0))), tmp_path / "b.mha")
+    expected = "expected at most 99% NaN, infinite or too large voxels, found 991 of 1000"
+    with pytest.raises(InputError, match=re.escape(expected)):
+        read_image(tmp_path / "b.mha")
 
 
 @pytest.mark.fault("inputs", "every voxel has the same value", "the volume, and an event")

@@ -1,10 +1,11 @@
-"""Masks and models in any orientation: the order in which a file stores its voxels never decides a mask."""
+"""Masks and models in any orientation: a mask does not depend on the order in which a file stores its voxels."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ from pantherseg.errors import ModelError
 from pantherseg.events import EventCode
 from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.io import read_image, write_volume
+from pantherseg.io import read_image, read_labels, write_volume
+from pantherseg.localize import localize
 from pantherseg.model_sources.nnunet import DATASET, PLANS
-from pantherseg.models.bundle import Bundle
+from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.models.manifest import MANIFEST
 from pantherseg.orientation import ORIENTATIONS, Orientation, Turn
 from pantherseg.packing.pack import pack
-from pantherseg.paths import DEMO_WEIGHTS, task_recipe
-from pantherseg.phantom import make_phantom
+from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.pipeline import Segmentation, segment
 from pantherseg.preprocessing.intensity import IntensityScheme
 from pantherseg.preprocessing.preprocess import Preprocessing
@@ -37,7 +38,6 @@ from pantherseg.recipe import Recipe, load_recipe
 from pantherseg.session import Session
 from pantherseg.volume import Box, Grid, Volume
 
-SAMPLES = {1: 5001, 2: 5004}
 # The order of most NIfTI files, and one that moves every axis.
 OTHER_ORDERS = ("RAS", "SRA")
 
@@ -63,6 +63,17 @@ def segmented(volume: Volume, session: Session, code: Orientation) -> Segmentati
 
 def codes(result: Segmentation) -> list[EventCode]:
     return [event.code for event in result.events]
+
+
+def sample(task: int) -> tuple[Volume, Volume]:
+    """The sample volume of a task, and its reference mask."""
+    image = next((ROOT / "test" / "input" / f"task{task}" / "images").rglob("*.mha"))
+    return read_image(image)[0], read_labels(ROOT / "test" / "reference" / f"task{task}" / image.name)
+
+
+def dice(mask: Volume, reference: Volume) -> float:
+    both = (mask.array == 1) & (reference.array == 1)
+    return float(2 * both.sum() / ((mask.array == 1).sum() + (reference.array == 1).sum()))
 
 
 # Masks in the 48 orders
@@ -101,17 +112,14 @@ def test_a_box_of_ones_comes_back_in_the_same_box(code: Orientation, transpose: 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [1, 2])
 def test_a_sample_has_the_same_mask_in_all_48_voxel_orders(task: int) -> None:
-    phantom = make_phantom(SAMPLES[task], task=task, size="small")
+    image, tumour = sample(task)
     recipe = load_recipe(task_recipe(task))
     # One fold, and tiles that do not overlap, to save time.
     member = msgspec.structs.replace(recipe.members[0], folds=[0], step=1.0)
     recipe = msgspec.structs.replace(recipe, members=[member])
     session = Session(recipe, DEMO_WEIGHTS, device="cpu", many_cases=True)
-    image = Volume(phantom.image.array.astype(np.float32), phantom.image.grid)
-    tumour = phantom.labels.array == 1
     expected = segment(image, session)
-    found = 2 * (expected.mask.array.astype(bool) & tumour).sum() / (expected.mask.array.sum() + tumour.sum())
-    assert found > 0.6
+    assert dice(expected.mask, tumour) > 0.6
     for code in ORIENTATIONS[1:]:
         result = segmented(image, session, code)
         np.testing.assert_array_equal(result.mask.turned_to("LPS").array, expected.mask.array, code)
@@ -123,17 +131,12 @@ def test_a_sample_has_the_same_mask_in_all_48_voxel_orders(task: int) -> None:
 @pytest.mark.parametrize("task", [1, 2])
 def test_the_dice_of_a_sample_is_the_same_in_all_48_voxel_orders_with_every_fold(task: int) -> None:
     """With the recipes as they are; the figures are printed with `-s`."""
-    phantom = make_phantom(SAMPLES[task], task=task, size="small")
+    image, tumour = sample(task)
     session = Session(load_recipe(task_recipe(task)), DEMO_WEIGHTS, device="cpu", many_cases=True)
-    image = Volume(phantom.image.array.astype(np.float32), phantom.image.grid)
-    dice = {}
-    for code in ORIENTATIONS:
-        mask = segmented(image, session, code).mask.array == 1
-        tumour = phantom.labels.turned_to(code).array == 1
-        dice[code] = float(2 * (mask & tumour).sum() / (mask.sum() + tumour.sum()))
-    print(f"task {task}: Dice {dice['LPS']:.6f} in LPS, {len(set(dice.values()))} value in {len(dice)} orders")
-    assert set(dice.values()) == {dice["LPS"]}
-    assert dice["LPS"] > 0.7
+    found = {code: dice(segmented(image, session, code).mask, tumour.turned_to(code)) for code in ORIENTATIONS}
+    print(f"task {task}: Dice {found['LPS']:.6f} in LPS, {len(set(found.values()))} value in {len(found)} orders")
+    assert set(found.values()) == {found["LPS"]}
+    assert found["LPS"] > 0.7
 
 
 @pytest.mark.parametrize("code", OTHER_ORDERS)
@@ -246,7 +249,7 @@ def test_an_unknown_orientation_is_assumed_with_an_event(
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"orientation": None}))
     result = segmented(pancreas, session_with(tmp_path, one_fold), "RAS")
     assert codes(result)[0] == EventCode.ORIENTATION_ASSUMED
-    assert "LPS was assumed; pack it with `--orientation`" in result.events[0].message
+    assert "the orientation of the training volumes is not known, so LPS was assumed" in result.events[0].message
     np.testing.assert_array_equal(result.mask.turned_to("LPS").array, segment(pancreas, session).mask.array)
     stated = msgspec.structs.replace(one_fold.members[0], orientation="LPS")
     known = segmented(pancreas, session_with(tmp_path, msgspec.structs.replace(one_fold, members=[stated])), "RAS")
@@ -263,8 +266,9 @@ def changed_json(path: Path, **changes: object) -> None:
     ("plans", "dataset", "validation", "expected"),
     [
         ({}, {}, (), None),
-        ({}, {"orientation": "PIR"}, ("RAS",), "PIR"),
-        ({"image_reader_writer": "NibabelIO"}, {}, ("RAS", "RAS"), "RAS"),
+        ({}, {"orientation": "PIR"}, (), "PIR"),
+        ({}, {"orientation": "PIR"}, ("RAS",), "RAS"),
+        ({"image_reader_writer": "NibabelIO"}, {}, ("RAS", "RAS", "RAS"), "RAS"),
         ({}, {}, ("LAS",), "LAS"),
         ({}, {}, ("LPS", "RAS"), None),
         ({"image_reader_writer": "NibabelIOWithReorient"}, {"orientation": "LPS"}, ("LPS",), "RAS"),
@@ -278,6 +282,7 @@ def test_packing_finds_the_orientation_of_the_training_volumes(
     dataset: dict[str, str],
     validation: tuple[str, ...],
     expected: str | None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = changed_model()
     changed_json(folder / PLANS, **plans)
@@ -287,7 +292,13 @@ def test_packing_finds_the_orientation_of_the_training_volumes(
         write_volume(mask, folder / "fold_0" / "validation" / f"case_{number}.nii.gz")
     model = open_model_folder(folder)
     assert pack(model, tmp_path / "bundle").manifest.orientation == expected
-    assert pack(model, tmp_path / "given", orientation="ASR").manifest.orientation == "ASR"
+    contradicted = "image_reader_writer" not in plans and len({*validation, *dataset.values()}) > 1
+    assert ("its validation masks lie in" in caplog.text) == contradicted
+    if expected is None:
+        assert pack(model, tmp_path / "given", orientation="ASR").manifest.orientation == "ASR"
+    else:
+        with pytest.raises(ModelError, match=f"the orientation {expected}, which the folder states, found ASR"):
+            pack(model, tmp_path / "given", orientation="ASR")
 
 
 @pytest.mark.fault(
@@ -341,3 +352,23 @@ def test_a_reader_that_turns_volumes_gives_nnunets_own_mask(
     expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "nnunet.nii.gz"))) == 1
     assert expected.any()
     assert (mask != expected).sum() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ["RAS", "PIR"])
+def test_a_localizer_that_was_trained_in_another_orientation_finds_the_same_box(code: Orientation) -> None:
+    """The localizer's bundle says LPS; a volume that lies so in another orientation suits a localizer that wants it."""
+    image, _ = sample(2)
+    recipe = load_recipe(task_recipe(2))
+    assert recipe.localizer is not None
+    localizer = Predictor(open_bundle(DEMO_WEIGHTS / "localizer"), OpenVinoBackend())
+    expected, _ = localize(image, localizer, recipe.localizer)
+    assert expected is not None
+    # The same array, said to lie in the other orientation.
+    direction = Grid((1, 1, 1), (1.0, 1.0, 1.0)).turned(Turn.between("LPS", code)).direction
+    as_other = Volume(image.array, replace(image.grid, direction=direction))
+    assert as_other.grid.orientation == code
+    other = replace(localizer, orientation=code)
+    for stored in (code, "LPS", "SAL"):
+        box, _ = localize(as_other.turned_to(stored), other, recipe.localizer)
+        assert box == expected.turned(Turn.between(code, stored), image.grid.shape)

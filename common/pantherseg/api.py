@@ -7,11 +7,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from pantherseg.inference.backends import Mode
-from pantherseg.io import read_image
+from pantherseg.io import log_events, read_image
 from pantherseg.machine.deadline import Deadline
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.pipeline import Segmentation
@@ -19,8 +18,6 @@ from pantherseg.pipeline import segment as segment_volume
 from pantherseg.recipe import load_recipe
 from pantherseg.session import Session
 from pantherseg.volume import Volume
-
-logger = logging.getLogger(__name__)
 
 
 def load(
@@ -64,6 +61,5 @@ def read_volume(path: str | Path) -> Volume:
     Logs a warning for everything that was corrected, such as NaN voxels. Raises InputError.
     """
     volume, events = read_image(Path(path))
-    for event in events:
-        logger.warning("%s: %s", event.code, event.message)
+    log_events(Path(path), events)
     return volume

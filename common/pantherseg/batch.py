@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from pantherseg.case import CaseOutput, run_case
-from pantherseg.errors import InputError, OutputError, PantherSegError
+from pantherseg.errors import InputError, OutputError, PantherSegError, first_few
 from pantherseg.files import prepare_folder
 from pantherseg.io import case_name, find_sources, mask_name
 from pantherseg.io.dicom import refuse_dicom
@@ -60,6 +60,8 @@ def _sources(folder: Path) -> list[Path]:
     if not sources:
         refuse_dicom(folder)
         raise InputError(folder, "the folder contains no volume")
+    if others := [path.name for path in sorted(folder.iterdir()) if path not in sources and path.name[0] != "."]:
+        logger.warning("%s: not read, because they are not volumes: %s", folder, first_few(others))
     cases = [case_name(path) for path in sources]
     repeated = [path.name for path, case in zip(sources, cases, strict=True) if cases.count(case) > 1]
     if repeated:

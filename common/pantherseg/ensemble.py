@@ -13,7 +13,7 @@ from pantherseg.inference.predictor import Predictor
 from pantherseg.labels import PANCREAS_NAME, find_label
 from pantherseg.logs import shown, stage
 from pantherseg.models.bundle import check_classes
-from pantherseg.models.find import Models, check_labels, doubt_about_labels, find_models
+from pantherseg.models.find import Models, check_labels, find_models, label_warning
 from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.packing.pack import Packer
 from pantherseg.recipe import Recipe
@@ -94,30 +94,25 @@ def load_ensemble(
         used = models.all if localizer is not None else models.members
         remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
         remarks.append(f"{backend.device} in {backend.precision}")
-    loaded = Ensemble(backend, members, localizer, problem)
-    events = (*_assumed_orientations(loaded.predictors), *_doubted_labels(members, recipe))
-    return replace(loaded, events=events)
+    predictors = members if localizer is None else (*members, localizer)
+    events = (*_assumed_orientations(predictors), *_label_warnings(members, recipe))
+    return Ensemble(backend, members, localizer, problem, events)
 
 
 def _assumed_orientations(predictors: Sequence[Predictor]) -> tuple[Event, ...]:
     """Return an event for each model whose orientation is not known."""
     models = dict.fromkeys(shown(one.bundle.display_path) for one in predictors if not one.knows_orientation)
-    hint = "pack it with `--orientation`, or set `orientation` in the recipe"
-    return tuple(
-        Event(
-            EventCode.ORIENTATION_ASSUMED,
-            f"{model} does not say in which orientation it was trained; {DEFAULT_ORIENTATION} was assumed; {hint}",
-        )
-        for model in models
-    )
+    assumed = f"the orientation of the training volumes is not known, so {DEFAULT_ORIENTATION} was assumed"
+    hint = "if that is wrong, set `orientation` in the recipe"
+    return tuple(Event(EventCode.ORIENTATION_ASSUMED, f"{model}: {assumed}; {hint}") for model in models)
 
 
-def _doubted_labels(members: tuple[Predictor, ...], recipe: Recipe) -> tuple[Event, ...]:
+def _label_warnings(members: tuple[Predictor, ...], recipe: Recipe) -> tuple[Event, ...]:
     """Return an event for each model that calls the recipe's tumour label pancreas."""
     events = []
     for member, predictor in zip(recipe.members, members, strict=True):
-        if doubt := doubt_about_labels(member.model, predictor.bundle.manifest.labels, recipe):
-            message = f"{shown(predictor.bundle.display_path)}: {doubt}"
+        if warning := label_warning(member.model, predictor.bundle.manifest.labels, recipe):
+            message = f"{shown(predictor.bundle.display_path)}: {warning}"
             events.append(Event(EventCode.TUMOUR_LABEL_NAMED_PANCREAS, message))
     return tuple(dict.fromkeys(events))  # several members may use the same model
 

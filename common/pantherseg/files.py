@@ -23,11 +23,11 @@ ATTEMPTS = 10
 def written_beside(path: Path) -> Iterator[Path]:
     """Yield a hidden path beside `path` to write to; it is renamed to `path` when the block ends without an error.
 
-    It has the same name in lower case: ITK writes another format, or none, for a suffix such as .MHA. Parent folders
-    are created, and hidden files of killed processes are removed. Raises OutputError where the file cannot be written
-    or synced to the disk.
+    Its suffix is in lower case: ITK writes another format, or none, for a suffix such as .MHA. Parent folders are
+    created, and hidden files of killed processes are removed. Raises OutputError where the file cannot be written or
+    synced to the disk.
     """
-    beside = path.with_name(f".{os.getpid()}.{path.name.lower()}")
+    beside = path.with_name(f".{os.getpid()}.{_name_beside(path)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -42,10 +42,14 @@ def written_beside(path: Path) -> Iterator[Path]:
             beside.unlink()
 
 
+def _name_beside(path: Path) -> str:
+    return path.stem + path.suffix.lower()
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove the hidden files of processes that have ended, because the platform counts every file in the folder."""
     for other in path.parent.iterdir():
-        process = re.fullmatch(r"\.(\d{1,7})\." + re.escape(path.name.lower()), other.name)
+        process = re.fullmatch(r"\.(\d{1,7})\." + re.escape(_name_beside(path)), other.name)
         if process and not _is_alive(int(process[1])):
             other.unlink(missing_ok=True)
 

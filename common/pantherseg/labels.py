@@ -44,19 +44,19 @@ def find_label(labels: Mapping[str, int], name: str) -> int | None:
     return next((number for other, number in labels.items() if _comparable(other) == _comparable(name)), None)
 
 
-def doubt_about_tumour(labels: Mapping[str, int], tumour_label: int) -> str:
-    """Return what is wrong where a model's label map calls the tumour's number pancreas, and an empty string elsewhere.
+def tumour_label_warning(labels: Mapping[str, int], tumour_label: int) -> str:
+    """Return a warning if a model's label map calls the tumour's number pancreas, else an empty string.
 
     In the order of the Medical Segmentation Decathlon, 1 is the pancreas and 2 the tumour.
     """
     if find_label(labels, PANCREAS_NAME) != tumour_label:
         return ""
-    doubt = f"label {tumour_label}, the recipe's tumour_label, is called pancreas"
+    problem = f"label {tumour_label}, the recipe's tumour_label, is called pancreas"
     tumours = [name for name in labels if any(word in _comparable(name) for word in TUMOUR_WORDS)]
     if len(tumours) == 1:
         number = labels[tumours[0]]
-        return f"{doubt}, and label {number} {tumours[0]}: set tumour_label = {number} in the recipe"
-    return f"{doubt}: set tumour_label in the recipe to the number of the tumour"
+        return f"{problem}, and label {number} {tumours[0]}: set tumour_label = {number} in the recipe"
+    return f"{problem}: set tumour_label in the recipe to the number of the tumour"
 
 
 def _comparable(name: str) -> str:

@@ -7,7 +7,6 @@ superior. A turn permutes and flips axes, and never resamples. Arrays and shapes
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -33,7 +32,7 @@ SIDES = ("LR", "PA", "SI")
 ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
 # PANTHER's volumes, and what MRSegmentator turns its volumes to.
 DEFAULT_ORIENTATION: Orientation = "LPS"
-# Decides between axes that are equally near, whatever the order in which they are stored.
+# Weight of the tie-break between axes that are equally near.
 TIE_BREAK = 1e-4
 
 
@@ -49,7 +48,9 @@ class Turn:
 
     @classmethod
     def between(cls, start: Orientation, end: Orientation) -> Turn:
-        """Return the turn from one orientation to another."""
+        """Return the turn from one orientation to another. Raises ValueError for an unknown one."""
+        if unknown := {start, end} - set(ORIENTATIONS):
+            raise ValueError(f"expected an orientation such as LPS, found {unknown.pop()!r}")
         before, after = ([_physical(letter) for letter in code[::-1]] for code in (start, end))
         axes = [before.index(axis) for axis in after]
         z, y, x = axes
@@ -79,17 +80,22 @@ class Turn:
 
 
 def nearest_orientation(direction: ArrayLike) -> Orientation:
-    """Return the orientation to which a direction matrix is nearest.
+    """Return the orientation to which a direction matrix is nearest; as in nibabel and ITK, the nearest axes go first.
 
     direction: rows x, y, z (LPS), one column for each of the index axes x, y, z, as in ITK.
     """
     matrix = np.asarray(direction, float)
-    # Products of two components of a column do not change where the column is flipped.
+    # The product of two components keeps its sign when the column is flipped, so ties are decided alike in every order.
     nearness = np.abs(matrix) + TIE_BREAK * matrix * np.roll(matrix, -1, axis=0)
-    columns = (0, 1, 2)
-    rows = max(itertools.permutations(columns), key=lambda order: float(nearness[order, columns].sum()))
-    letters = (SIDES[row][int(matrix[row, column] < 0)] for column, row in zip(columns, rows, strict=True))
+    letters = [""] * 3
+    for _ in letters:
+        row, column = np.unravel_index(int(nearness.argmax()), nearness.shape)
+        letters[column] = SIDES[row][int(matrix[row, column] < 0)]
+        nearness[row, :] = nearness[:, column] = -1
     return cast(Orientation, "".join(letters))
+
+
+NO_TURN = Turn()
 
 
 def _physical(letter: str) -> int:

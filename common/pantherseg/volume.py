@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pantherseg.orientation import Orientation, Turn, nearest_orientation
+from pantherseg.orientation import NO_TURN, Orientation, Turn, nearest_orientation
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -162,10 +162,8 @@ class Volume:
         return Volume(self.array[box.slices], self.grid.crop(box))
 
     def turned(self, turn: Turn) -> Volume:
-        """Return the volume after a turn; its array is contiguous, and the same one where nothing moves."""
-        if turn == Turn():
-            return self
-        return Volume(np.ascontiguousarray(turn.view(self.array)), self.grid.turned(turn))
+        """Return the volume after a turn; its array is a view. Where nothing moves it is the volume itself."""
+        return self if turn == NO_TURN else Volume(turn.view(self.array), self.grid.turned(turn))
 
     def turned_to(self, orientation: Orientation) -> Volume:
         """Return the volume in an orientation."""

@@ -43,16 +43,19 @@ def evaluate(
     click.echo(evaluation.evaluation_table(result))
     if leaderboard:
         click.echo("\n" + evaluation.leaderboard_table(result.official, task=leaderboard, name=predictions.name))
+    if json_file:
+        evaluation.write_json(result, json_file)
+    if csv_file:
+        evaluation.write_csv(result, csv_file)
     results = [result]
     if other:
         results.append(evaluation.evaluate(other, references))
         comparison = evaluation.compare(*results)
         click.echo("\n" + evaluation.comparison_table(comparison, name_a=str(predictions), name_b=str(other)))
-    if json_file:
-        evaluation.write_json(result, json_file)
-    if csv_file:
-        evaluation.write_csv(result, csv_file)
     if failed := dict.fromkeys(name for each in results for name in each.failed):
         every = {name for each in results for name in (*each.cases, *each.failed)}
-        logger.error("error: %d of %d cases could not be scored: %s", len(failed), len(every), first_few(failed))
+        names = first_few(failed)
+        logger.error(
+            "error: %d of %d cases could not be scored and are in no total: %s", len(failed), len(every), names
+        )
         raise SystemExit(1)

@@ -9,8 +9,9 @@ import click
 
 from pantherseg.cli.options import PATH, TASK, chosen_recipe
 from pantherseg.errors import ModelError
+from pantherseg.labels import TUMOUR, tumour_label_warning
 from pantherseg.models.bundle import Bundle
-from pantherseg.models.find import doubt_about_labels, open_model
+from pantherseg.models.find import label_warning, open_model
 from pantherseg.orientation import DEFAULT_ORIENTATION, ORIENTATIONS, Orientation
 from pantherseg.packing.pack import pack as pack_model
 from pantherseg.packing.pack import pack_models
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
     "--orientation",
     type=click.Choice(ORIENTATIONS, case_sensitive=False),
     metavar="CODE",
-    help="Orientation of the training volumes, such as LPS or RAS  [default: what the model folder says].",
+    help="Orientation of the training volumes, such as LPS or RAS, where the model folder does not say it.",
 )
 @click.option("--task", type=TASK, help="Pack every model that the recipe of this task names.")
 @click.option("--recipe", type=PATH, help="Pack every model that this recipe names.")
@@ -48,18 +49,21 @@ def pack(
         model = open_model(source, checkpoint=checkpoint)
         if isinstance(model, Bundle):
             raise ModelError(source, expected="an nnU-Net model folder", found="a bundle, which is packed already")
-        click.echo(summary(pack_model(model, bundle, orientation=orientation)))
+        packed = pack_model(model, bundle, orientation=orientation)
+        click.echo(summary(packed))
+        if warning := tumour_label_warning(packed.manifest.labels, TUMOUR):
+            logger.warning("%s: %s", packed.path, warning)
         return
     path = chosen_recipe(task, recipe)
     if checkpoint or orientation:
         option, what = ("--checkpoint", "checkpoint") if checkpoint else ("--orientation", "orientation")
-        raise click.UsageError(f"{option} cannot be combined with a recipe, which names the {what} itself")
+        raise click.UsageError(f"{option} cannot be combined with a recipe, where the key {what} says it")
     settings = load_recipe(path)
     bundles = pack_models(source, bundle, settings)
     for packed in bundles:
         click.echo(summary(packed))
-        if doubt := doubt_about_labels(packed.path.name, packed.manifest.labels, settings):
-            logger.warning("%s: %s", packed.path, doubt)
+        if warning := label_warning(packed.path.name, packed.manifest.labels, settings):
+            logger.warning("%s: %s", packed.path, warning)
     localizer = settings.localizer
     if localizer is not None and all(packed.path.name != localizer.model for packed in bundles):
         logger.warning("%s has no model '%s': the members will search the whole volume", source, localizer.model)

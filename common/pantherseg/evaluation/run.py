@@ -86,11 +86,13 @@ def evaluate(predictions: Path, references: Path) -> Evaluation:
             cases[name] = score_case(mask, read_labels(reference), name=predicted or name, reference_name=reference)
         except InputError as error:
             errors[name] = error
-    if not cases:
+    if len(errors) == 1 and not cases:
         raise next(iter(errors.values()))
     failed = {name: str(error) for name, error in errors.items()}
     for reason in failed.values():
         logger.error("error: %s", reason)
+    if not cases:
+        raise InputError(predictions, f"none of {len(failed)} cases could be scored")
     missing = [name for name, case in cases.items() if case.missing]
     if missing:
         logger.warning(

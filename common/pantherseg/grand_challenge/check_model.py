@@ -15,7 +15,7 @@ from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.model_sources.checkpoint import check_archive
 from pantherseg.model_sources.nnunet import DATASET, read_json
 from pantherseg.models.bundle import Bundle
-from pantherseg.models.find import Model, ModelFolder, by_role, check_labels, doubt_about_labels, find_models
+from pantherseg.models.find import Model, ModelFolder, by_role, check_labels, find_models, label_warning
 from pantherseg.recipe import Recipe
 
 SUFFIX = ".tar.gz"
@@ -93,11 +93,11 @@ def _model_verdicts(root: Path, recipe: Recipe, *, shown: Path) -> Iterator[Verd
     for role, model in roles.items():
         try:
             found = _check_bundle(model, role, recipe) if isinstance(model, Bundle) else _check_checkpoints(model)
-            doubt = doubt_about_labels(role, _labels(model), recipe)
+            warning = label_warning(role, _labels(model), recipe)
         except PantherSegError as error:
             yield Verdict(f"{role} would run", False, str(error).replace(str(root), str(shown)))
         else:
-            yield Verdict(f"{role} would run", True, "; but ".join(filter(None, (found, doubt))))
+            yield Verdict(f"{role} would run", True, f"{found}; but {warning}" if warning else found)
 
 
 def _no_localizer(recipe: Recipe) -> str:

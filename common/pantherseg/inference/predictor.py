@@ -91,7 +91,7 @@ class Predictor:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How a turned volume is prepared. Predictors with equal ones and orientations can share what they prepare."""
+        """How a volume is prepared after turning; with the same orientation too, predictors can share the result."""
         return self.bundle.manifest.preprocessing
 
     def prepare(self, volume: Volume) -> Prepared:

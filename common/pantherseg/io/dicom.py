@@ -1,4 +1,4 @@
-"""DICOM files, which are not read yet, but named for what they are."""
+"""Recognises DICOM files, which cannot be read yet, and says how to convert them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pantherseg.errors import InputError, PantherSegError, first_few
 
-# In the file formats of DICOM, behind 128 bytes of any content.
+# A DICOM file has `DICM` after a preamble of 128 arbitrary bytes.
 MARK, MARK_OFFSET = b"DICM", 128
 MAX_FILES = 1000
 NAMES_SHOWN = 3
@@ -18,7 +18,7 @@ NAMES_SHOWN = 3
 def refuse_dicom(path: Path, error: type[PantherSegError] = InputError) -> None:
     """Raise an error if a path is a DICOM file, or a folder that contains such files, also in folders below it.
 
-    Of a folder, MAX_FILES files are looked at. What cannot be read is left out.
+    Of a folder, MAX_FILES files are looked at. Unreadable files are skipped.
     """
     hint = "convert the series, for example with dcm2niix or 3D Slicer"
     if path.is_dir():

@@ -17,6 +17,7 @@ from pantherseg.volume import Grid, as_triple
 EXACT = 1e-4
 # Beyond, the nearest orthogonal matrix is used where rounding to two digits may be the reason: for cosines of at most
 # MAX_COSINE (1 degree) between two axes, and squared lengths that differ from 1 by at most MAX_LENGTH_DIFFERENCE.
+# Two digits: each component is off by up to 0.005, so products of two columns by up to 2 * 0.005 * sqrt(3) = 0.0173.
 MAX_COSINE = 0.0175
 MAX_LENGTH_DIFFERENCE = 0.0175
 
@@ -28,7 +29,7 @@ def as_matrix(values: NDArray[np.float64]) -> Matrix:
     return as_triple(values[0]), as_triple(values[1]), as_triple(values[2])
 
 
-def with_orthogonal_axes(path: Path, grid: Grid, *, hint: str = "") -> tuple[Grid, tuple[Event, ...]]:
+def with_orthogonal_axes(path: str | Path, grid: Grid, *, hint: str = "") -> tuple[Grid, tuple[Event, ...]]:
     """Return a grid with its axes at right angles, and an event if its direction was changed.
 
     hint: how to resample the file; without it, the error names a call of SimpleITK. Raises InputError where the axes
@@ -45,19 +46,20 @@ def with_orthogonal_axes(path: Path, grid: Grid, *, hint: str = "") -> tuple[Gri
         return grid, ()
     degrees = np.degrees(np.arcsin(min(cosine, 1)))
     if cosine > MAX_COSINE:
-        problem = f"the axes of the volume are not at right angles, but {degrees:.2g} degrees off"
+        problem = f"the axes of the volume are not at right angles ({degrees:.2g} degrees off)"
         raise InputError(path, problem, hint=hint or f"resample it, for example in Python: {_resampling_call(grid)}")
     if not np.abs(lengths**2 - 1).max() <= MAX_LENGTH_DIFFERENCE:
         found = " ".join(f"{length:g}" for length in lengths)
         raise InputError(path, expected="direction cosines of length 1", found=f"the lengths {found}")
     # The orthogonal factor of the polar decomposition, which is the nearest one and keeps the handedness.
     left, _, right = np.linalg.svd(unit)
+    off = f", and the axes are {degrees:.2g} degrees off right angles" if cosine > EXACT else ""
     message = (
-        f"the axes are {degrees:.2g} degrees off right angles, and the direction cosines differ by up to "
-        f"{deviation:.1e} from orthonormal ones; the nearest orthogonal matrix was used"
+        f"the direction cosines differ by up to {deviation:.1e} from an orthonormal matrix{off}; "
+        "the nearest one was used"
     )
-    rounded = replace(grid, direction=as_matrix(left @ right))
-    return rounded, (Event(EventCode.DIRECTION_ROUNDED, message),)
+    corrected = replace(grid, direction=as_matrix(left @ right))
+    return corrected, (Event(EventCode.DIRECTION_CORRECTED, message),)
 
 
 def _resampling_call(grid: Grid) -> str:

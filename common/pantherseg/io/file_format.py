@@ -39,7 +39,7 @@ class FileFormat(ABC):
         """Write a volume, compressed where the format allows it. Raises OSError, or RuntimeError for a full disk.
 
         like: a file of the same format, from which the new file gets the geometry exactly as it is stored there. Where
-        that file cannot be read any more, or has another size, the geometry is the volume's, as it is without `like`.
+        that file cannot be read any more, or has another grid, the geometry is the volume's, as it is without `like`.
         """
 
     def _suffix(self, source: Path) -> str:

@@ -21,10 +21,22 @@ WHOLE_NUMBER = re.compile(r"\d{1,12}", re.ASCII)
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's header states: size in voxels and spacing in mm along (x, y, z, ...); see ItkReader."""
+    """What a file's header states: size in voxels and spacing in mm along (x, y, z, ...); see ItkReader.
+
+    assumed: what ITK takes for granted because the header does not state it, as a sentence.
+    """
 
     size: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
+    assumed: str = ""
+
+
+def assumed_geometry(*, has_spacing: bool, has_direction: bool) -> str:
+    """Return what is assumed about a volume whose header does not state its spacing or its orientation."""
+    spacing = "" if has_spacing else "no spacing, so 1 mm was assumed"
+    direction = "" if has_direction else "no orientation, so LPS was assumed"
+    missing = " and ".join(filter(None, (spacing, direction)))
+    return f"the header states {missing}" if missing else ""
 
 
 def unsupported(path: Path, variant: str) -> InputError:
@@ -57,7 +69,8 @@ def header_lines(path: Path, form: str) -> Iterator[tuple[bytes, int]]:
 
 def bad_line(path: Path, form: str, line: bytes) -> InputError:
     """Return the error for a line that does not belong in a header of the format `form`."""
-    return InputError(path, expected=f"a {form} header", found=f"the line {line[:40]!r}")
+    hint = "the suffix of the file must be that of its format"
+    return InputError(path, expected=f"a {form} header", found=f"the line {line[:40]!r}", hint=hint)
 
 
 def parse_size(lengths: str, axes: str) -> tuple[int, ...] | None:

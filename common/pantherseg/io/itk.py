@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from pantherseg.errors import InputError
-from pantherseg.events import Event
+from pantherseg.events import Event, EventCode
 from pantherseg.io.direction import as_matrix, with_orthogonal_axes
 from pantherseg.io.file_format import FileFormat, check_not_empty, dropped_axes
 from pantherseg.io.header import Header
@@ -44,7 +44,7 @@ class ItkReader(FileFormat):
         return ".mha" if suffix == ".mhd" else suffix
 
     def read(self, source: Path) -> tuple[Volume, tuple[Event, ...]]:
-        """Return the volume with its voxels as stored; events tell of dropped axes and of a rounded direction.
+        """Return the volume with its voxels as stored; events tell of dropped axes and an assumed or corrected grid.
 
         Raises InputError and OSError.
         """
@@ -52,12 +52,13 @@ class ItkReader(FileFormat):
             volume = from_itk(reader.Execute())
         _check_grid(source, volume.grid, header)
         grid, events = with_orthogonal_axes(source, volume.grid)
-        return Volume(volume.array, grid), dropped_axes(header.size) + events
+        assumed = (Event(EventCode.GEOMETRY_ASSUMED, header.assumed),) if header.assumed else ()
+        return Volume(volume.array, grid), dropped_axes(header.size) + assumed + events
 
     def write(self, volume: Volume, path: Path, *, like: Path | None = None) -> None:
         """Write a volume, zlib-compressed. Raises RuntimeError if the file is not complete: ITK does not say so."""
-        stored = None if like is None else self._stored_grid(like)
-        if stored is not None and stored.shape == volume.grid.shape:
+        stored = None if like is None else self._stored_grid(like, volume)
+        if stored is not None:
             volume = Volume(volume.array, stored)
         sitk.WriteImage(to_itk(volume), name_for_itk(path), useCompression=True)
         try:
@@ -66,15 +67,20 @@ class ItkReader(FileFormat):
         except InputError as error:
             raise RuntimeError(f"an incomplete file ({error.expected}, {error.found}); is the disk full?") from error
 
-    def _stored_grid(self, path: Path) -> Grid | None:
-        """Return the grid of a file as ITK reads it, without corrections; None for a file that cannot be read."""
+    def _stored_grid(self, path: Path, volume: Volume) -> Grid | None:
+        """Return the grid of a file as ITK reads it, without corrections.
+
+        None for a file on another grid than `volume`, and for one that cannot be read.
+        """
         if not self.accepts(path):
             return None
         try:
             with self._checked(path) as (reader, _):
-                return _grid_of(reader)
+                stored = _grid_of(reader)
+            corrected, _ = with_orthogonal_axes(path, stored)
         except (InputError, OSError):
             return None
+        return None if corrected.difference(volume.grid) else stored
 
     @contextmanager
     def _checked(self, source: Path) -> Iterator[tuple[Any, Header]]:

@@ -55,7 +55,7 @@ def check_size(path: Path, size: Sequence[int], *, voxel_bytes: int) -> int:
     return voxels * voxel_bytes
 
 
-def check_spacing(path: Path, spacing: Sequence[float], *, hint: str = "") -> None:
+def check_spacing(path: str | Path, spacing: Sequence[float], *, hint: str = "") -> None:
     """Raise InputError for a spacing in mm that is not positive, or beyond the limits."""
     if not all(MIN_SPACING_MM <= mm <= MAX_SPACING_MM for mm in spacing):  # also false for NaN
         expected = f"a spacing between {MIN_SPACING_MM:g} and {MAX_SPACING_MM:g} mm"

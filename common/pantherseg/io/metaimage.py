@@ -15,6 +15,7 @@ from pantherseg.io.header import (
     NUMBER,
     WHOLE_NUMBER,
     Header,
+    assumed_geometry,
     bad_line,
     header_lines,
     parse_numbers,
@@ -61,7 +62,8 @@ def check_metaimage(path: Path) -> Header:
     data, start = (path, offset) if local else (_data_file(path, fields["ElementDataFile"]), 0)
     start = _start_of_voxels(path, fields, data, start, expected=volume_bytes)
     _check_voxels(path, fields, data, start, expected=volume_bytes)
-    return Header(size, spacing)
+    has_spacing = bool(fields.keys() & {"ElementSpacing", "ElementSize"})
+    return Header(size, spacing, assumed_geometry(has_spacing=has_spacing, has_direction="TransformMatrix" in fields))
 
 
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
@@ -168,7 +170,10 @@ def _compressed_bytes(path: Path, fields: dict[str, str], *, available: int, loc
 def _data_file(path: Path, name: str) -> Path:
     """Return the file with the voxels, which must be in the header's own folder."""
     # MetaIO takes the bytes of the name as they are: with other letters than ASCII's they may be another file's.
-    if not name.isascii() or not name.isprintable() or "\\" in name or Path(name).name != name or name in (".", ".."):
+    if not name.isascii():
+        hint = "rename both files, or write the volume as .mha"
+        raise InputError(path, "the name of the file with the voxels has other letters than ASCII's", hint=hint)
+    if not name.isprintable() or "\\" in name or Path(name).name != name or name in (".", ".."):
         raise InputError(path, expected="a data file in the same folder", found=name)
     data = path.parent / name
     if not data.is_file():

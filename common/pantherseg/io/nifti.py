@@ -79,7 +79,7 @@ class NiftiReader(FileFormat):
             stream.write(array.data)
 
     def _stored_header(self, path: Path, volume: Volume) -> Any | None:
-        """Return the header of a file that has the shape of `volume`; None for another, and for an unreadable file."""
+        """Return the header of a file on the grid of `volume`; None for another, and for an unreadable file."""
         if not self.accepts(path):
             return None
         try:
@@ -89,7 +89,7 @@ class NiftiReader(FileFormat):
                 grid, _ = grid_of(path, header)
         except (InputError, OSError):
             return None
-        return header if grid.shape == volume.grid.shape else None
+        return None if grid.difference(volume.grid) else header
 
 
 def _read_header(path: Path, stream: BufferedIOBase) -> Any:

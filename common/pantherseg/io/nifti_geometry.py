@@ -52,12 +52,11 @@ def grid_of(path: Path, header: Any) -> tuple[Grid, tuple[Event, ...]]:
     hint = "" if mm == 1 else f"its header gives lengths in {unit}"
     # Their signs mean nothing: the direction of an axis is in the affine matrix and in qfac.
     pixdim = np.abs(header["pixdim"][1:4].astype(float)) * mm
-    check_spacing(path, as_triple(pixdim), hint=hint)
     form, affine = _affine(path, header)
     affine[:3] *= mm
     with np.errstate(over="ignore", invalid="ignore"):
         spacing = np.sqrt(np.square(affine[:3, :3]).sum(axis=0))
-    check_spacing(path, as_triple(spacing), hint=hint)
+    check_spacing(path, as_triple(spacing), hint=hint or f"this is the spacing of its {form}")
     lps = RAS_TO_LPS * affine[:3] + 0.0  # turns -0.0 into 0.0
     origin = as_triple(lps[:, 3])
     check_origin(path, origin)
@@ -143,7 +142,7 @@ def _contradictions(
             "neither qform nor sform is set; the voxels are assumed to run from right to left, back to front and "
             "bottom to top, as in FSL and nibabel"
         )
-        events.append(Event(EventCode.NIFTI_ORIENTATION_ASSUMED, message))
+        events.append(Event(EventCode.GEOMETRY_ASSUMED, message))
     if form != "sform" and (header["pixdim"][1:4] < 0).any():
         stored = " ".join(f"{length:g}" for length in header["pixdim"][1:4])
         events.append(Event(EventCode.NEGATIVE_SPACING, f"pixdim is {stored} (x, y, z); the magnitudes were used"))

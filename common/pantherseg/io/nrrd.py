@@ -10,7 +10,15 @@ import re
 from pathlib import Path
 
 from pantherseg.errors import InputError
-from pantherseg.io.header import Header, bad_line, header_lines, parse_numbers, parse_size, unsupported
+from pantherseg.io.header import (
+    Header,
+    assumed_geometry,
+    bad_line,
+    header_lines,
+    parse_numbers,
+    parse_size,
+    unsupported,
+)
 from pantherseg.io.limits import DAMAGED, check_size, check_spacing
 from pantherseg.io.streams import gunzipped_size
 
@@ -28,9 +36,9 @@ REQUIRED = ("type", "dimension", "sizes", "encoding")
 SKIPS = ("line skip", "lineskip", "byte skip", "byteskip")
 # Spaces whose axes are the patient's: ITK turns them to LPS.
 SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
-# What each axis may be in a volume; a fourth axis of length 1 may also be the time.
+# What each of the first three axes may be in a volume.
 KINDS = ("domain", "space", "none", "???")
-MILLIMETRES = ("mm", "", "???")
+MILLIMETRES = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "???")
 # Fields that need another one before them.
 AFTER = {
     **dict.fromkeys(("sizes", "spacings", "kinds", "units"), ("dimension",)),
@@ -55,7 +63,10 @@ def check_nrrd(path: Path) -> Header:
     volume_bytes = check_size(path, size, voxel_bytes=element)
     _check_geometry(path, fields)
     _check_voxels(path, fields["encoding"].lower(), offset, expected=volume_bytes)
-    return Header(size)
+    has_directions = "space directions" in fields
+    has_spacing = has_directions or "spacings" in fields
+    assumed = assumed_geometry(has_spacing=has_spacing, has_direction=has_directions and "space" in fields)
+    return Header(size, assumed=assumed)
 
 
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
@@ -87,7 +98,7 @@ def _check_geometry(path: Path, fields: dict[str, str]) -> None:
     if (space := fields.get("space", SPACES[0])).lower() not in SPACES:
         raise InputError(path, expected=f"one of the spaces {', '.join(SPACES[:3])}", found=f"space: {space}")
     kinds = fields.get("kinds", "").lower().split()
-    if any(kind not in KINDS and not (number == 3 and kind == "time") for number, kind in enumerate(kinds)):
+    if any(kind not in KINDS for kind in kinds[:3]):
         expected = "a 3-D volume with one value per voxel"
         raise InputError(path, expected=expected, found=f"axes of the kinds {' '.join(kinds)}")
     for name in ("space units", "units"):

@@ -5,7 +5,8 @@ A source is a file or a folder that holds one volume. The first reader that acce
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from pantherseg.io.metaimage import check_metaimage
 from pantherseg.io.nifti import NiftiReader
 from pantherseg.io.nrrd import check_nrrd
 from pantherseg.volume import Volume
+
+logger = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
@@ -86,9 +89,11 @@ def read_image(source: Path) -> tuple[Volume, tuple[Event, ...]]:
 def read_labels(source: Path) -> Volume:
     """Read a label map in its stored type; values within 0.001 of a whole number are rounded.
 
-    Raises InputError, also for other values that are not whole numbers.
+    Logs a warning for everything that was corrected. Raises InputError, also for other values that are not whole
+    numbers.
     """
-    volume, _ = _read(source)
+    volume, events = _read(source)
+    log_events(source, events)
     array = volume.array
     if array.dtype.kind != "f":
         return volume
@@ -100,10 +105,16 @@ def read_labels(source: Path) -> Volume:
     return Volume(labels, volume.grid)
 
 
+def log_events(source: Path, events: Iterable[Event]) -> None:
+    """Log the events of reading a source, for commands that do not list them elsewhere."""
+    for event in events:
+        logger.warning("%s: %s: %s", source, event.code, event.message)
+
+
 def write_volume(volume: Volume, path: Path, *, like: Path | None = None) -> None:
     """Write a volume in the format of the path's suffix, compressed except for `.nii`. Raises OutputError.
 
-    The file is written beside its final name and then renamed. like: where this file has the same format and size, the
+    The file is written beside its final name and then renamed. like: where this file has the same format and grid, the
     geometry is stored exactly as it is there, so that every program sees both files at the same place.
     """
     for file_format in FORMATS:
@@ -167,13 +178,14 @@ def _finite(source: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tup
         expected = f"at most {MAX_INFINITE_FRACTION:.0%} of the voxels infinite or beyond {LARGEST_VALUE:g}"
         raise InputError(source, expected=expected, found=f"{bad - nan} of {image.size}", hint=DAMAGED)
     if bad > MAX_NAN_FRACTION * image.size:
-        expected = f"at least {1 - MAX_NAN_FRACTION:.0%} of the voxels with a value"
-        raise InputError(source, expected=expected, found=f"{image.size - bad} of {image.size}, the others are NaN")
+        kinds = "NaN" if bad == nan else "NaN, infinite or too large"
+        expected = f"at most {MAX_NAN_FRACTION:.0%} {kinds} voxels"
+        raise InputError(source, expected=expected, found=f"{bad} of {image.size}")
     if bad:
         image[~finite] = image[finite].min()
         counts = {"NaN": nan, "infinite or too large": bad - nan}
         which = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        message = f"{which} of {image.size} voxels got the smallest of the other values"
+        message = f"{which} voxels (of {image.size}) were set to the smallest other value"
         events.append(Event(EventCode.NON_FINITE_VOXELS, message))
     if image.min() == image.max():
         events.append(Event(EventCode.CONSTANT_IMAGE, f"every voxel has the value {image.flat[0]:g}"))

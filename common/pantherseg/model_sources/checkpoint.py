@@ -69,7 +69,7 @@ def _read(path: Path) -> Any:
             path,
             expected="an nnU-Net checkpoint of tensors and plain values",
             found=refused[0] if refused else _describe_file(path),
-            hint="it would run code on loading and was refused" if refused else "copy the file again",
+            hint="only tensors and plain values are read, so that no code runs" if refused else "copy the file again",
         ) from error
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import pydoc
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,14 +31,18 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+logger = logging.getLogger(__name__)
+
 PLANS, DATASET = "plans.json", "dataset.json"
 CHECKPOINT = "checkpoint_final.pth"
 LAYOUT = f"{PLANS}, {DATASET} and fold_0, fold_1, ..."
 # nnU-Net's readers, and the orientation to which they turn volumes; None where voxels stay in the order of the file.
-READERS = {"SimpleITKIO": None, "NibabelIO": None, "SimpleITKIOWithReorient": "RAS", "NibabelIOWithReorient": "RAS"}
+READERS: dict[str, Orientation | None] = {
+    **dict.fromkeys(("SimpleITKIO", "NibabelIO")),
+    **dict.fromkeys(("SimpleITKIOWithReorient", "NibabelIOWithReorient"), "RAS"),
+}
 # A key of dataset.json that nnU-Net ignores and `pantherseg train` writes.
-ORIENTATION = "orientation"
-VALIDATION_MASKS = 5
+ORIENTATION_KEY = "orientation"
 PREPROCESSOR = "DefaultPreprocessor"
 FOREGROUND = ("mean", "std", "percentile_00_5", "percentile_99_5")
 
@@ -74,9 +79,9 @@ class NnunetSource:
             patch=configuration.patch,
             labels=configuration.labels,
             mirroring_axes=first.mirroring_axes,
-            orientation=configuration.orientation or _orientation_of_validation(folder),
+            orientation=configuration.orientation,
             preprocessing=configuration.preprocessing,
-            architecture=_architecture_of(first, configuration),
+            architecture=_with_trained_norm(first, configuration),
             files=tuple(folder / name for name in self.files),
             record={"configuration": first.configuration, "trainer": first.trainer},
             weights=weights,
@@ -88,7 +93,7 @@ class Configuration:
     """One configuration of nnU-Net's plans, such as 3d_fullres.
 
     plans: the file. patch: the network's input, (z, y, x) or (y, x), in its own axes. labels: number by name.
-    orientation: of the training volumes, None where plans and dataset.json do not say.
+    orientation: of the training volumes, None where nothing tells it.
     """
 
     plans: Path
@@ -100,7 +105,7 @@ class Configuration:
 
     def network(self) -> nn.Module:
         """Return a new network as it is trained, in evaluation mode and without deep supervision. Raises ModelError."""
-        return build_network(self.plans, self.architecture, classes=len(self.labels), trained=True)
+        return build_network(self.plans, self.architecture, classes=len(self.labels), running_statistics=True)
 
 
 def read_configuration(folder: Path, name: str) -> Configuration:
@@ -133,7 +138,7 @@ def read_configuration(folder: Path, name: str) -> Configuration:
             _preprocessing(settings.configuration, manager.plans),
             tuple(settings.patch_size),
             {str(label): int(value) for label, value in dataset["labels"].items()},
-            _orientation(properties["reader"], dataset),
+            _orientation(folder, properties["reader"], dataset),
         )
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         expected = f"{PLANS} and {DATASET} with a valid configuration {name}"
@@ -151,27 +156,36 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _orientation(reader: str, dataset: Mapping[str, Any]) -> Orientation | None:
-    """Return the orientation that the reader or dataset.json states, if any. Raises ValueError for an unknown one."""
-    stated = READERS[reader] or dataset.get(ORIENTATION)
+def _orientation(folder: Path, reader: str, dataset: Mapping[str, Any]) -> Orientation | None:
+    """Return the orientation of the training volumes, None where nothing tells it.
+
+    A reader that turns volumes decides, then the masks that nnU-Net wrote for validation, then dataset.json. Raises
+    ValueError for a statement that is no orientation.
+    """
+    if (turned := READERS[reader]) is not None:
+        return turned
+    stated = dataset.get(ORIENTATION_KEY)
     if stated is not None and stated not in ORIENTATIONS:
         raise ValueError(f"orientation {stated!r} instead of a code such as {DEFAULT_ORIENTATION}")
-    return cast("Orientation | None", stated)
+    found = _orientations_of_validation(folder)
+    if len(found) > 1 or (found and stated not in (None, *found)):
+        said = f", {DATASET} says {stated}" if stated else ""
+        logger.warning("%s: its validation masks lie in %s%s", folder, " and ".join(sorted(found)), said)
+    return found.pop() if len(found) == 1 else stated
 
 
-def _orientation_of_validation(folder: Path) -> Orientation | None:
-    """Return the orientation of the masks that nnU-Net wrote for validation, which lie as the training volumes do.
+def _orientations_of_validation(folder: Path) -> set[Orientation]:
+    """Return the orientations of masks that nnU-Net wrote for validation, which lie as the training volumes do.
 
-    None where there are no such masks that can be read, or if they differ.
+    Of each fold, the first, middle and last mask are read; those that cannot be read are skipped.
     """
+    found: set[Orientation] = set()
     for validation in sorted(folder.glob("fold_*/validation")):
-        found = set()
-        for mask in find_sources(validation)[:VALIDATION_MASKS]:
-            with contextlib.suppress(InputError):
+        with contextlib.suppress(InputError):
+            masks = find_sources(validation)
+            for mask in {masks[0], masks[len(masks) // 2], masks[-1]} if masks else ():
                 found.add(read_labels(mask).grid.orientation)
-        if found:
-            return found.pop() if len(found) == 1 else None
-    return None
+    return found
 
 
 def _architecture(settings: Any) -> dict[str, Any]:
@@ -195,10 +209,10 @@ def _architecture(settings: Any) -> dict[str, Any]:
     return data
 
 
-def _architecture_of(checkpoint: Checkpoint, configuration: Configuration) -> dict[str, Any]:
+def _with_trained_norm(checkpoint: Checkpoint, configuration: Configuration) -> dict[str, Any]:
     """Return the network of a checkpoint: that of the plans, or what nnU-Net's nnUNetTrainerBN makes of it.
 
-    That trainer replaces instance norm by batch norm, and the plans do not tell. Batch norm keeps running statistics.
+    That trainer replaces instance norm by batch norm, and the plans do not say so. Batch norm keeps running statistics.
     """
     arguments = configuration.architecture["arguments"]
     tracked = bool((arguments.get("norm_op_kwargs") or {}).get("track_running_stats"))

@@ -1,4 +1,4 @@
-"""What takes the place of values of other libraries in a checkpoint, so that restoring them runs none of their code.
+"""Stand-ins for values of other libraries in a checkpoint, so that loading runs none of their code.
 
 Packing needs none of these values; nnU-Net's log and settings, and those of its variants, contain them.
 """
@@ -18,10 +18,10 @@ class LeftOut:
     """Takes the place of an array or a path, whose content is left out."""
 
     def __init__(self, *_: object) -> None:
-        """Accept what the value would be made from."""
+        """Ignore the arguments."""
 
     def __setstate__(self, _: object) -> None:
-        """Accept what the value would be restored from."""
+        """Ignore the state."""
 
 
 class DataType:
@@ -57,6 +57,7 @@ _STAND_INS: dict[str, Callable[..., object]] = {
     **{f"numpy.{core}.multiarray.scalar": number for core in ("core", "_core")},
     # Python 3.13 wrote the same classes under another module name.
     **{f"{module}.{name}": LeftOut for module in ("pathlib", "pathlib._local") for name in _PATHS},
+    **{f"datetime.{name}": LeftOut for name in ("date", "datetime", "time", "timedelta", "timezone")},
     "collections.defaultdict": empty_dict,
     # What a defaultdict fills itself with.
     **{f"builtins.{name}": LeftOut for name in _FACTORIES},

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from pantherseg.errors import ModelError, RecipeError, os_reason, printable
-from pantherseg.labels import doubt_about_tumour
+from pantherseg.labels import tumour_label_warning
 from pantherseg.model_sources import SOURCES, source_of
 from pantherseg.model_sources.nnunet import LAYOUT, PLANS
 from pantherseg.models.bundle import Bundle, is_bundle, needed, open_bundle
@@ -126,10 +126,10 @@ def check_labels(role: str, bundle: Bundle, recipe: Recipe) -> None:
         bundle.check_label("label", recipe.localizer.label)
 
 
-def doubt_about_labels(role: str, labels: Mapping[str, int], recipe: Recipe) -> str:
-    """Return what is wrong where the model of a member calls the recipe's tumour pancreas, else an empty string."""
+def label_warning(role: str, labels: Mapping[str, int], recipe: Recipe) -> str:
+    """Return a warning if the model of a member calls the recipe's tumour label pancreas, else an empty string."""
     is_member = any(member.model == role for member in recipe.members)
-    return printable(doubt_about_tumour(labels, recipe.tumour_label)) if is_member else ""
+    return printable(tumour_label_warning(labels, recipe.tumour_label)) if is_member else ""
 
 
 def open_model(

@@ -43,19 +43,21 @@ class Architecture:
 register_network = Architecture.registry.register
 
 
-def build_network(where: Path, architecture: Mapping[str, Any], *, classes: int, trained: bool = False) -> nn.Module:
+def build_network(
+    where: Path, architecture: Mapping[str, Any], *, classes: int, running_statistics: bool = False
+) -> nn.Module:
     """Return the network that plain data describe, in evaluation mode and without its weights.
 
-    classes: number of classes, background included. trained: with the tensors that training saves; by default, each
-    norm that keeps running statistics is a `RunningNorm`. Raises ModelError naming the file `where`, which holds the
-    data, for an unknown family and for settings from which the network cannot be built.
+    classes: number of classes, background included. running_statistics: keep norms that track running statistics, as
+    training saves them; by default, each of them is replaced by a `RunningNorm`. Raises ModelError naming the file
+    `where`, which holds the data, for an unknown family and for settings from which the network cannot be built.
     """
     try:
         settings = Architecture.registry.decode(architecture)
     except ValueError as error:
         raise ModelError(where, expected="a network that can be built", found=str(error)) from error
     network = settings.build(where, classes=classes).eval()
-    if trained:
+    if running_statistics:
         return network
     from pantherseg.networks.running_norm import use_running_statistics
 

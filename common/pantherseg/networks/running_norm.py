@@ -10,7 +10,8 @@ from torch.nn import functional
 class RunningNorm(nn.Module):
     """A norm with the statistics of its training: one scale and one shift for each channel.
 
-    The values are those that torch's norms compute from their weights and statistics for every input.
+    scale = weight / sqrt(running_var + eps) and shift = bias - running_mean * scale, without weight and bias for a norm
+    that has none. They are computed once; torch's kernel for CPUs computes the same values for every input.
     """
 
     def __init__(self, norm: nn.modules.batchnorm._NormBase) -> None:
@@ -29,7 +30,8 @@ class RunningNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Scale and shift (1, channel, *patch)."""
         mean, variance = torch.zeros_like(self.shift), torch.ones_like(self.scale)
-        # As a norm it computes in float32 for float16 features too. To 1, the least positive number adds nothing.
+        # A batch norm computes in float32 for float16 features too. torch refuses eps = 0; the smallest positive
+        # float32 does not change a variance of 1.
         eps = torch.finfo(torch.float32).tiny
         return functional.batch_norm(x, mean, variance, self.scale, self.shift, eps=eps)
 

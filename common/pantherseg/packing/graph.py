@@ -50,7 +50,7 @@ class AccurateInstanceNorm(nn.Module):
 
 
 class ScaleAndShift(nn.Module):
-    """A norm with running statistics in two operations, whose tensors the graph contains as they are."""
+    """A RunningNorm as one multiplication and one addition, so that the graph contains scale and shift unchanged."""
 
     def __init__(self, norm: RunningNorm) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def _convert(
 ) -> tuple[ElementTree.ElementTree[ElementTree.Element], bytes]:
     """Return the graph of a network as OpenVINO writes it, and the bytes of all its constants.
 
-    kept: constants, by their bytes, that OpenVINO would multiply with others.
+    kept: bytes of the constants that must not be folded into others.
     """
     from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
@@ -152,7 +152,10 @@ def _convert(
 
 @contextmanager
 def _as_inputs(model: ov.Model, constants: Set[bytes]) -> Iterator[None]:
-    """Replace constants, given by their bytes, by inputs of a model until the block ends."""
+    """Replace constants, given by their bytes, by inputs of a model until the block ends.
+
+    So constant folding leaves them alone.
+    """
     from openvino import opset13
 
     found = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -46,6 +47,7 @@ from pantherseg.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from pantherseg.packing.graph import Graph
 
@@ -105,10 +107,20 @@ def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
     with new_bundle_folder(target) as folder:
         roles = by_role(find_models(root, recipe), recipe)
         for role, model in roles.items():
-            bundle = _copy(model, folder / role) if isinstance(model, Bundle) else pack(model, folder / role)
+            if isinstance(model, Bundle):
+                bundle = _copy(model, folder / role)
+            else:
+                bundle = pack(model, folder / role, orientation=_orientation_in(recipe, role))
             check_labels(role, replace(bundle, path=model.path), recipe)
         check_classes([open_bundle(folder / member.model) for member in recipe.members])
     return [open_bundle(target / role) for role in roles]
+
+
+def _orientation_in(recipe: Recipe, role: str) -> Orientation | None:
+    """Return the orientation that a recipe states for a role, None unless it is one and the same everywhere."""
+    users = (*recipe.members, recipe.localizer)
+    stated = {user.orientation for user in users if user is not None and user.model == role}
+    return stated.pop() if len(stated) == 1 else None
 
 
 def missing_packages(packages: Sequence[str] = NnunetSource.packages) -> list[str]:
@@ -121,7 +133,7 @@ def pack(
 ) -> Bundle:
     """Pack the folds of a model folder into the new folder `target`. The same checkpoints give the same bytes.
 
-    orientation: of the training volumes, by default what the model folder says. min_folds: number of folds that must
+    orientation: of the training volumes, where the model folder does not say it. min_folds: number of folds that must
     be sound and belong together, by default all. The others stay among the folds of the returned bundle and raise
     their error when they are loaded. Raises ModelError, also if packages that packing needs are not installed;
     DeviceMemoryError; OutputError.
@@ -142,13 +154,21 @@ def pack(
         try:
             with new_bundle_folder(target) as folder:
                 packable = source.open(model.path, {fold: model.checkpoint_path(fold) for fold in folds})
-                packable = replace(packable, orientation=orientation or packable.orientation)
+                packable = _oriented(packable, orientation)
                 fold_errors = _write_bundle(packable, source.packages, spare, folder)
         except ModelError as error:
             errors.append(error)
         else:
             return replace(open_bundle(target), folds=model.folds, fold_errors=fold_errors)
     raise errors[0]
+
+
+def _oriented(model: PackableModel, orientation: Orientation | None) -> PackableModel:
+    """Return a model with an orientation that was given for it. Raises ModelError if the model states another one."""
+    if None not in (orientation, model.orientation) and orientation != model.orientation:
+        expected = f"the orientation {model.orientation}, which the folder states"
+        raise ModelError(model.folder, expected=expected, found=f"{orientation}, which was given")
+    return replace(model, orientation=orientation or model.orientation)
 
 
 def _check_memory(wanted: int, folder: Path) -> None:
@@ -237,9 +257,10 @@ def _write_folds(
     """Write the files of the folds. Return the shapes of the tensors, and the errors of the folds without a file."""
     shapes: dict[str, tuple[int, ...]] = {}
     fold_errors: dict[str, ModelError] = {}
+    network = build_network(model.described_in, model.architecture, classes=model.classes, running_statistics=True)
     for fold, checkpoint in model.checkpoints.items():
         try:
-            tensors = _tensors(model, fold)
+            tensors = _tensors(model, fold, network)
         except ModelError as error:
             fold_errors[fold] = error.at(checkpoint)
             if len(fold_errors) > spare:
@@ -252,26 +273,23 @@ def _write_folds(
     return shapes, fold_errors
 
 
-def _tensors(model: PackableModel, fold: str) -> dict[str, NDArray[np.float32]]:
-    """Load a fold's weights into a new network, and return the tensors of the network for inference.
+def _tensors(model: PackableModel, fold: str, network: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """Load a fold's weights into a copy of the network, and return the tensors of that copy for inference.
 
     Raises ModelError.
     """
-    import torch
-
     from pantherseg.networks.running_norm import running_norms, use_running_statistics
 
     path, weights = model.checkpoints[fold], model.weights(fold)
-    with torch.device("meta"):  # so that no weights are initialised, as they are replaced anyway
-        network = build_network(model.described_in, model.architecture, classes=model.classes, trained=True)
     check_fit(path, network.state_dict(), weights)
-    network.to_empty(device="cpu").load_state_dict(weights)
-    for name, norm in running_norms(network).items():
+    trained = copy.deepcopy(network)
+    trained.load_state_dict(weights)
+    for name, norm in running_norms(trained).items():
         variance = norm.running_var
         if variance is None or not (variance >= 0).logical_and(variance.isfinite()).all():
             expected = f"finite variances of at least 0 in {name}.running_var"
             raise ModelError(path, expected=expected, found="NaN, infinite or negative values")
-    inference = use_running_statistics(network)
+    inference = use_running_statistics(trained)
     return {name: _float32(path, name, value) for name, value in distinct_tensors(inference).items()}
 
 

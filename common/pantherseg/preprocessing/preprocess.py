@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, namespace, zeros_like
 from pantherseg.io.limits import check_resampled
-from pantherseg.orientation import Turn
+from pantherseg.orientation import NO_TURN, Turn
 from pantherseg.preprocessing.intensity import IntensityScheme
 from pantherseg.preprocessing.resample import Resampling, Resizer
 from pantherseg.tables import Positive, Table
@@ -23,7 +23,6 @@ from pantherseg.volume import Box, Shape, Triple
 
 # The background's logit outside of the crop to voxels that are not 0.
 CERTAIN = 50.0
-UNTURNED = Turn()
 
 
 class Preprocessing(Table, frozen=True):
@@ -41,7 +40,7 @@ class Preprocessing(Table, frozen=True):
         if sorted(self.transpose) != [0, 1, 2]:
             raise ValueError(f"transpose must name the axes 0, 1 and 2 once each, got {self.transpose}")
 
-    def run(self, array: NDArray[np.float32], spacing: Triple, turn: Turn = UNTURNED) -> Prepared:
+    def run(self, array: NDArray[np.float32], spacing: Triple, turn: Turn = NO_TURN) -> Prepared:
         """Return the network's input for a volume (z, y, x), at least one voxel along each axis. Copies the array.
 
         spacing: mm along (z, y, x). turn: to the orientation in which the network was trained. Raises InputError for a
@@ -51,8 +50,8 @@ class Preprocessing(Table, frozen=True):
         turned = turn.order(spacing)
         given: Triple = tuple(turned[axis] for axis in self.transpose)  # type: ignore[assignment]
         target: Triple = (given[0], *self.spacing)[-3:]  # type: ignore[assignment]
-        # Sums over voxels depend on their order in memory, so a turned volume gets the order of one that lies so.
-        data = turn.view(array)[None].astype(np.float32, order="K" if turn == UNTURNED else "C")
+        # Sums over voxels depend on their order in memory, which is therefore the same for every stored order.
+        data = turn.view(array)[None].astype(np.float32, order="C")
         data = data.transpose(0, *(axis + 1 for axis in self.transpose))
         box = Box.around(data[0] != 0) or Box.whole(data.shape[1:])
         # nnU-Net fails for a volume thinner than half a voxel of the network's.

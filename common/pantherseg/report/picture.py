@@ -16,7 +16,7 @@ from scipy import ndimage
 from pantherseg.errors import InputError
 from pantherseg.files import written_beside
 from pantherseg.labels import tumour_of
-from pantherseg.report.planes import Mask, Plane, Scene, cut, windowed
+from pantherseg.report.planes import DISPLAYED, Mask, Plane, Scene, cut, windowed
 from pantherseg.volume import Volume
 
 Colour = tuple[int, int, int]
@@ -60,15 +60,16 @@ class Panel:
 def draw_case(image: Volume, mask: Volume, reference: Volume | None, path: Path, *, title: str) -> None:
     """Write a PNG of a case, 1200 pixels wide, with the image, the mask, the reference mask and orthogonal cuts.
 
-    All volumes are (z, y, x) on one grid, spacing in mm; the masks may be in another voxel order than the image. The
-    slice shown has the most tumour of the reference; without one, of the mask; without either, it is the middle slice.
-    Cuts are displayed in radiological convention (axial: anterior at the top, the patient's right on the left), with
-    the patient's sides as letters at the edges.
+    All volumes are (z, y, x) on one grid, spacing in mm, each in any voxel order; they are drawn in LPS. The main
+    picture cuts across the axis with the largest spacing, where the reference has most tumour; without one, the mask;
+    without either, in the middle. Cuts are displayed in radiological convention (axial: anterior at the top, the
+    patient's right on the left), with the patient's sides as letters at the edges.
 
     Raises InputError if a mask is not on the grid of the image, OutputError if the file cannot be written.
     """
-    mask = mask.turned_to(image.grid.orientation)
-    reference = reference and reference.turned_to(image.grid.orientation)
+    image, mask = image.turned_to(DISPLAYED), mask.turned_to(DISPLAYED)
+    if reference is not None:
+        reference = reference.turned_to(DISPLAYED)
     for name, other in (("mask", mask), ("reference", reference)):
         difference = image.grid.difference(other.grid) if other else ""
         if difference:
@@ -107,7 +108,8 @@ def fitted_size(shape: tuple[int, int], spacing: tuple[float, float]) -> tuple[i
 
 def _panels(scene: Scene) -> list[Panel]:
     """Return the panels of the page in reading order."""
-    main = cut(scene, 0)
+    axis = scene.main_axis
+    main = cut(scene, axis)
     position = f"{main.name} slice {main.index + 1} of {main.count}"
     panels = [
         Panel(f"Input, {position}", main),
@@ -119,7 +121,7 @@ def _panels(scene: Scene) -> list[Panel]:
     if close_up:
         panels.append(Panel(f"Close-up, {position}", close_up, predicted=True, reference=True, bar_mm=10))
     if main.count > 1:
-        for plane in (cut(scene, 1), cut(scene, 2)):
+        for plane in (cut(scene, other) for other in range(3) if other != axis):
             caption = f"{plane.name.capitalize()} cut {plane.index + 1} of {plane.count}"
             panels.append(Panel(caption, plane, predicted=True, reference=True))
     return panels

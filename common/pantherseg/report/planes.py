@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pantherseg.orientation import Orientation
 from pantherseg.volume import Grid, Volume
 
 Mask = NDArray[np.bool_]
@@ -17,15 +19,15 @@ MAX_WINDOW_VOXELS = 2_000_000
 ZOOM_MARGIN_MM = 15.0
 MIN_ZOOM_MM = 60.0
 
-# ITK's physical axes point to the patient's left, posterior and superior.
-TOWARDS = ("L", "P", "S")
-OPPOSITE = {"L": "R", "R": "L", "P": "A", "A": "P", "S": "I", "I": "S"}
-PLANES = ("sagittal", "coronal", "axial")
+# The cuts across the axes z, y, x: their names, and the patient's sides at the left, right, top and bottom.
+DISPLAYED: Orientation = "LPS"
+PLANES = ("axial", "coronal", "sagittal")
+ENDS = (("R", "L", "A", "P"), ("R", "L", "S", "I"), ("A", "P", "S", "I"))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A case to draw: grey values from 0 to 1, and the predicted and the reference tumour, all (z, y, x)."""
+    """A case to draw: grey values from 0 to 1, and the predicted and the reference tumour, all (z, y, x) in LPS."""
 
     grey: NDArray[np.float32]
     predicted: Mask
@@ -36,6 +38,11 @@ class Scene:
     def target(self) -> Mask:
         """The tumour that decides which slices are shown: that of the reference, or the predicted one without it."""
         return self.predicted if self.reference is None or not self.reference.any() else self.reference
+
+    @property
+    def main_axis(self) -> int:
+        """The array axis across which the slices lie: the one with the largest spacing, the first of equal ones."""
+        return int(np.argmax(self.grid.spacing))
 
     def focus(self, axis: int) -> int:
         """Return the index with the most tumour along an array axis, or the middle one without a tumour."""
@@ -79,28 +86,24 @@ class Plane:
 def cut(scene: Scene, axis: int) -> Plane:
     """Return the cut with the most tumour across an array axis (0, 1, 2 = z, y, x), in radiological convention.
 
-    The right of the picture is the patient's left (or posterior), the bottom is posterior (or inferior). Axes that run
-    in the opposite direction are flipped.
+    The right of the picture is the patient's left (or posterior), the bottom is posterior (or inferior).
     """
     rows, columns = (a for a in range(3) if a != axis)
     index = scene.focus(axis)
-    right, bottom = _side(scene.grid, columns), _side(scene.grid, rows)
-    mirrored, upside_down = right in ("R", "A"), bottom in ("A", "S")
-    turn = slice(None, None, -1 if upside_down else 1), slice(None, None, -1 if mirrored else 1)
 
-    def mask(array: Mask) -> Mask:
-        return np.asarray(np.take(array, index, axis=axis)[turn], bool)
+    def shown(array: NDArray[Any]) -> NDArray[Any]:
+        picture: NDArray[Any] = np.take(array, index, axis=axis)
+        return picture[::-1] if rows == 0 else picture  # z runs upwards
 
-    left, top = OPPOSITE[right], OPPOSITE[bottom]
     return Plane(
-        name=PLANES[_physical(scene.grid, axis)],
+        name=PLANES[axis],
         index=index,
         count=scene.grid.shape[axis],
-        grey=np.asarray(np.take(scene.grey, index, axis=axis)[turn], np.float32),
-        predicted=mask(scene.predicted),
-        reference=None if scene.reference is None else mask(scene.reference),
+        grey=shown(scene.grey),
+        predicted=shown(scene.predicted),
+        reference=None if scene.reference is None else shown(scene.reference),
         spacing=(scene.grid.spacing[rows], scene.grid.spacing[columns]),
-        ends=(*((right, left) if mirrored else (left, right)), *((bottom, top) if upside_down else (top, bottom))),
+        ends=ENDS[axis],
     )
 
 
@@ -116,17 +119,6 @@ def windowed(image: Volume) -> NDArray[np.float32]:
         return np.zeros_like(array)
     scaled: NDArray[np.float32] = np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
     return scaled
-
-
-def _physical(grid: Grid, axis: int) -> int:
-    """Return the physical axis (0, 1, 2 = x, y, z) that is closest to an array axis."""
-    return int(np.abs(np.array(grid.direction)[:, 2 - axis]).argmax())
-
-
-def _side(grid: Grid, axis: int) -> str:
-    """Return the patient's side to which an array axis points."""
-    physical = _physical(grid, axis)
-    return TOWARDS[physical] if grid.direction[physical][2 - axis] > 0 else OPPOSITE[TOWARDS[physical]]
 
 
 def _window(occupied: Mask, spacing_mm: float) -> slice:

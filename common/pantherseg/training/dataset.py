@@ -14,9 +14,9 @@ import numpy as np
 
 from pantherseg.errors import InputError
 from pantherseg.files import write_text
-from pantherseg.io import find_sources, read_image, read_labels, write_volume
+from pantherseg.io import find_sources, log_events, read_image, read_labels, write_volume
 from pantherseg.labels import LABEL_MAPS, LabelMapName, tumour_of
-from pantherseg.model_sources.nnunet import ORIENTATION
+from pantherseg.model_sources.nnunet import ORIENTATION_KEY
 from pantherseg.training.training_recipe import TrainingRecipe
 from pantherseg.volume import Box, Volume
 
@@ -42,7 +42,8 @@ def read_case(recipe: TrainingRecipe, data: Path, case: str) -> tuple[Volume, Vo
 
     Raises InputError if a file cannot be read, if the grids differ, or if there is no pancreas to crop to.
     """
-    image, _ = read_image(_image_path(data, case))
+    image, events = read_image(_image_path(data, case))
+    log_events(_image_path(data, case), events)
     label_path = _label_folder(data, recipe.labels) / f"{case}.mha"
     label = read_labels(label_path).turned_to(image.grid.orientation)
     if difference := label.grid.difference(image.grid):
@@ -76,7 +77,7 @@ def write_nnunet_dataset(recipe: TrainingRecipe, data: Path, raw: Path) -> Path:
         "labels": LABEL_MAPS[recipe.labels],
         "numTraining": len(cases),
         "file_ending": ".mha",
-        ORIENTATION: recipe.orientation,
+        ORIENTATION_KEY: recipe.orientation,
     }
     write_text(folder / "dataset.json", json.dumps(description, indent=2) + "\n")
     return folder

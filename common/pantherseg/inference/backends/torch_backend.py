@@ -155,13 +155,12 @@ class TorchBackend:
             torch.cuda.set_per_process_memory_fraction(min(1.0, self._limit / total))
 
     def _network_of(self, bundle: Bundle) -> nn.Module:
-        """Return the network of a bundle on the device; its weights are those of any fold, or not initialised."""
+        """Return the network of a bundle on the device; its weights are those of any fold, or the initial ones."""
         if self._built is None or self._built[0] != bundle.path:
             manifest = bundle.manifest
-            with torch.device("meta"):  # so that no weights are initialised, as they are replaced anyway
-                network = build_network(bundle.path / MANIFEST, manifest.architecture, classes=manifest.classes)
-            network.to_empty(device=self.device).requires_grad_(requires_grad=False)
-            self._built = bundle.path, network
+            # Not on torch's device `meta`: parameters that modules share, and constants, would not survive it.
+            network = build_network(bundle.path / MANIFEST, manifest.architecture, classes=manifest.classes)
+            self._built = bundle.path, network.to(self.device).requires_grad_(requires_grad=False)
         return self._built[1]
 
     def _values(self, bundle: Bundle, fold: str) -> Values:
