@@ -6,11 +6,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source scripts/containers.sh
 # shellcheck source=scripts/native.sh
 source scripts/native.sh
+# shellcheck source=scripts/platform.sh
+source scripts/platform.sh
 
 usage() {
   cat <<'EOF'
-usage: ./do_test_run.sh [--native] [--model DIR] [--tag NAME] [--runtime cuda|cpu] [--no-build]
-                        [--no-model] [--hardened] [--user UID:GID] [task1|task2|all]
+usage: ./do_test_run.sh [--native] [--model DIR] [--tag NAME] [--runtime cuda|cpu] [--api exec|invoke]
+                        [--no-build] [--no-model] [--hardened] [--user UID:GID] [task1|task2|all]
 
   --native        run without Docker, in .venv in the project's root, which is created on first use; this is also the
                   fallback if no Docker engine is running
@@ -18,6 +20,8 @@ usage: ./do_test_run.sh [--native] [--model DIR] [--tag NAME] [--runtime cuda|cp
                   (default weights/own if it has a folder for the task, else weights/demo)
   --tag NAME      the image, for one task (default pantherseg-task1, pantherseg-task2); it is built first
   --runtime       cuda (default) or cpu, as for ./do_build.sh
+  --api           exec (default) or invoke, as for ./do_build.sh; the image's label decides how it is run: for invoke one
+                  container runs the sample case several times
   --no-build      do not build the image first
   --no-model      leave /opt/ml/model empty, so that the demo models in the image are used
   --hardened      run with --read-only, --cap-drop ALL and no-new-privileges
@@ -28,9 +32,6 @@ The masks are written to test/output/<task>/images/pancreatic-tumor-segmentation
 to test/output/<task>/. PYTHON is the interpreter that creates .venv (default python3; 3.11 or later).
 EOF
 }
-
-# The platform's limits: 16 GB of memory, RLIMIT_DATA 1 GB less, half the memory for /dev/shm, 20 minutes for each case.
-readonly MEMORY=16g DATA_BYTES=16106127360 SHARED_MEMORY=8g MAX_CPUS=4 TIME_LIMIT=20m
 
 native=false
 build=true
@@ -82,54 +83,9 @@ run_native() {
   seconds=$((SECONDS - began))
 }
 
-# Runs a task's image on its sample job. The output is moved to $2 and owned by the caller, even after a failure.
-# Sets `seconds` to the time from start to exit.
-run_container() {
-  local task=$1 output=$2 image work status=0
-  image=$(image_of "$task")
-  work=$(mktemp -d)
-  container=pantherseg-test-$$
-  # shellcheck disable=SC2064  # expand the names now
-  trap "docker rm --force $container >/dev/null 2>&1 || true; rm -rf '$work'" EXIT
-  mkdir -p "$work/model" "$work/output"
-  chmod 0755 "$work" && chmod 0777 "$work/output"
-  if $with_model; then
-    pack_model "$task" "$work/model.tar.gz"
-    tar --extract --gzip --directory "$work/model" --file "$work/model.tar.gz"
-    chmod -R a+rX "$work/model"
-  fi
-  local gpus=()
-  # GPUs, if Docker has NVIDIA's runtime and a GPU responds.
-  ! docker info --format '{{.Runtimes}}' | grep -q nvidia || ! nvidia-smi >/dev/null 2>&1 || gpus=(--gpus all)
-  # The platform's /input is a link to the data, which cannot be created in a read-only container.
-  local input=/opt/job
-  ! $hardened || input=/input
-  docker create --name "$container" --network none --memory "$MEMORY" --memory-swap "$MEMORY" \
-    --shm-size "$SHARED_MEMORY" --ulimit "data=$DATA_BYTES" \
-    --cpus "$(($(nproc) < MAX_CPUS ? $(nproc) : MAX_CPUS))" "${gpus[@]}" "${extra[@]}" \
-    --volume "$PWD/test/input/$task:$input:ro" --volume "$work/output:/output" \
-    --volume "$work/model:/opt/ml/model" "$image" >/dev/null
-  $hardened || { ln -s "$input" "$work/input" && tar -C "$work" -c input | docker cp --quiet - "$container:/"; }
-  local began=$SECONDS
-  # In the background, because bash handles Ctrl-C only after a foreground command has ended.
-  timeout --signal TERM --kill-after 5 "$TIME_LIMIT" docker start --attach "$container" &
-  wait $! || status=$?
-  seconds=$((SECONDS - began))
-  # The files belong to the container's user: give them to the caller.
-  docker run --rm --network none --user 0 --entrypoint chown --volume "$work/output:/output" "$image" \
-    -R "$(id -u):$(id -g)" /output
-  rm -rf "$output"
-  mkdir -p "$(dirname "$output")"
-  mv "$work/output" "$output"
-  docker rm --force "$container" >/dev/null
-  rm -rf "$work"
-  trap - EXIT
-  return "$status"
-}
-
-# Checks, draws and scores a task's mask, and adds a line to the summary.
+# Checks, draws and scores a task's mask, and adds a line with this title to the summary.
 score() {
-  local task=$1 output=$2 mask image reference
+  local task=$1 output=$2 title=$3 mask image reference
   mask=$(echo "$output"/images/pancreatic-tumor-segmentation/*.mha)
   image=$(echo "test/input/$task"/images/*/"$(basename "$mask")")
   reference=test/reference/$task/$(basename "$mask")
@@ -139,7 +95,7 @@ score() {
   local dice memory
   dice=$(figure dice "$output/scores.json")
   memory=$(figure peak_memory_mb "$output/results.json")
-  summary+=("$(printf '%s: Dice %.3f, %s s, %s MB  %s' "$task" "$dice" "$seconds" "$memory" "$mask")")
+  summary+=("$(printf '%s: Dice %.3f, %s s, %s MB  %s' "$title" "$dice" "$seconds" "$memory" "$mask")")
 }
 
 # Prints the first number with this key in a JSON file that has one key per line.
@@ -163,9 +119,9 @@ for task in "${tasks[@]}"; do
   echo "== $task"
   if $native; then
     run_native "$task" "test/output/$task"
+    score "$task" "test/output/$task" "$task"
   else
     run_container "$task" "test/output/$task"
   fi
-  score "$task" "test/output/$task"
 done
 printf '%s\n' "${summary[@]}"

@@ -12,6 +12,7 @@ tag=
 weights=
 base_image=${BASE_IMAGE:-python:3.11-slim-bookworm}
 runtime=cuda
+api=exec
 
 # Reads an argument that all scripts have in common; sets `taken` to its number of words, 0 for any other argument.
 shared_argument() {
@@ -20,7 +21,7 @@ shared_argument() {
     -h | --help) usage && exit ;;
     task1 | task2) tasks=("$1") ;;
     all) tasks=(task1 task2) ;;
-    --tag | --model | --base-image | --runtime)
+    --tag | --model | --base-image | --runtime | --api)
       (($# > 1)) || fail "$1: expected a value, found nothing" 2
       taken=2
       case $1 in
@@ -28,6 +29,7 @@ shared_argument() {
         --model) weights=$2 ;;
         --base-image) base_image=$2 ;;
         --runtime) runtime=$2 ;;
+        --api) api=$2 ;;
       esac
       ;;
     *) taken=0 ;;
@@ -39,6 +41,7 @@ check_arguments() {
   [[ -z $tag || ${#tasks[@]} -eq 1 ]] || fail "--tag: expected a single task, found all" 2
   [[ $tag != *[A-Z]* ]] || fail "--tag: expected lower case, which Docker requires, found $tag" 2
   [[ $runtime == cuda || $runtime == cpu ]] || fail "--runtime: expected cuda or cpu, found $runtime" 2
+  [[ $api == exec || $api == invoke ]] || fail "--api: expected exec or invoke, found $api" 2
   [[ -z $weights || -d $weights ]] || fail "--model: expected a folder, found $weights" 2
 }
 
@@ -55,6 +58,7 @@ parse_shared_arguments() {
 image_of() {
   local name=pantherseg-$1
   [[ $runtime == cuda ]] || name+=-$runtime
+  [[ $api == exec ]] || name+=-$api
   echo "${tag:-$name}"
 }
 
@@ -102,6 +106,7 @@ build_image() {
     options+=(--label "org.opencontainers.image.created=$(git show --no-patch --format=%cI)")
   echo "== building $(image_of "$1")"
   docker build "${options[@]}" --build-arg "BASE_IMAGE=$base_image" --build-arg "RUNTIME=$runtime" \
+    --build-arg "API=$api" \
     --build-arg "VERSION=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' common/pantherseg/__init__.py)" \
     --build-arg "REVISION=$commit" --build-arg "SOURCE=$(source_address)" \
     --file "Dockerfile.$1" --tag "$(image_of "$1")" .

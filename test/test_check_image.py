@@ -30,8 +30,11 @@ ENGINE = "an image of Docker's engine"
 ONE_IMAGE = "one image in manifest.json"
 NOT_ROOT = "USER set, and not root"
 ENTRY_POINT = "an entry point or a command"
+CONTRACT = "a contract that the platform knows"
 STARTS = "the container starts"
-RULES = 7
+SERVES = "the server answers GET /health"
+API_METHOD = "org.grand-challenge.api-method"
+RULES = 8
 ZSTD = b"\x28\xb5\x2f\xfd"
 Check = Callable[..., list[Verdict]]
 Members = dict[str, bytes]
@@ -92,6 +95,9 @@ def with_a_link_for_a_layer() -> bytes:
         *((with_config(User=user), "image.tar") for user in ("user:staff", "user:50", "1000", "1000:1000")),
         (with_config(Entrypoint=None, Cmd=["run"]), "image.tar"),
         (with_config(Volumes={"/data": {}, "/outputs": {}}), "image.tar"),
+        *((with_config(Labels={API_METHOD: method}), "image.tar") for method in ("exec", "invoke", " 'Invoke' ")),
+        (with_config(Labels={API_METHOD.title(): "invoke"}), "image.tar"),
+        (with_config(Labels=None), "image.tar"),
     ],
 )
 def test_accepts_a_good_image(check: Check, image: ImageArchive | bytes, name: str) -> None:
@@ -216,6 +222,7 @@ ARM = {"architecture": "arm64", "os": "linux"}
 REFUSED_ARM = "linux/arm64. Architecture type 'arm64' is not supported."
 ROOT_USERS = ("", None, "Root", "0", "0:0", "root:user", "00", ":1000")
 NO_COMMAND: tuple[dict[str, Any], ...] = ({"Entrypoint": None}, {"Entrypoint": [], "Cmd": []}, {"Entrypoint": "run"})
+UNKNOWN = "The label org.grand-challenge.api-method must be one of ['exec', 'invoke'], instead we found 'serve'."
 RESERVED = ("/input", "/output", "/tmp", "/opt/ml", "/opt/ml/model", "/opt")
 
 
@@ -225,6 +232,7 @@ RESERVED = ("/input", "/output", "/tmp", "/opt/ml", "/opt/ml/model", "/opt")
         upload_case("an image that runs as root", with_config(User="root"), NOT_ROOT, "root. " + RUNS_AS_ROOT),
         *((with_config(User=user), NOT_ROOT, f"{user or 'no USER'}. {RUNS_AS_ROOT}") for user in ROOT_USERS),
         upload_case("an image for other processors", ImageArchive(platform=ARM), "for linux/amd64", REFUSED_ARM),
+        upload_case("an image with an unknown contract", with_config(Labels={API_METHOD: "serve"}), CONTRACT, UNKNOWN),
         *((ImageArchive(tags=[tag]), "a name in lower case", tag) for tag in ("Mine:latest", "a/Mine")),
         *((with_config(**config), ENTRY_POINT, "neither ENTRYPOINT nor CMD") for config in NO_COMMAND),
         *((with_config(Volumes={path: {}}), "no VOLUME on", path) for path in RESERVED),
@@ -235,7 +243,7 @@ def test_names_the_broken_rule_of_a_configuration(check: Check, image: ImageArch
 
 
 def test_judges_a_configuration_with_unexpected_types(check: Check) -> None:
-    odd = {"User": 5, "Entrypoint": "run.py", "Cmd": {}, "Volumes": [{}]}
+    odd = {"User": 5, "Entrypoint": "run.py", "Cmd": {}, "Volumes": [{}], "Labels": [5]}
     assert list(broken(check(with_config(**odd)))) == [ENTRY_POINT]
     empty = ImageArchive(platform={}, config={})
     assert list(broken(check(empty))) == ["for linux/amd64", NOT_ROOT, ENTRY_POINT]
@@ -267,13 +275,18 @@ def test_refuses_what_is_neither_a_file_nor_a_tag(tmp_path: Path, monkeypatch: p
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Put a `docker` into PATH that saves the default image, cut to a size, and runs the given shell commands."""
+    """Put a `docker` into PATH that saves the default image, cut to a size, and runs the given shell commands.
+
+    method: the value of the image's label for the contract.
+    """
     program, image = tmp_path / "docker", tmp_path / "image.tar"
 
-    def write(*, size: int | None = None, save: str = "true", run: str = "true", kill: str = "false") -> None:
+    def write(*, size: int | None = None, save: str = "true", method: str = "exec", **commands: str) -> None:
         image.write_bytes(ImageArchive().content()[:size])
-        cases = f"image) ;;\nsave) cat {image}\n{save} ;;\nrun) {run} ;;\nkill) {kill} ;;"
-        program.write_text(f"#!/bin/sh\ncase $1 in\n{cases}\nesac\n")
+        described = {"image": f"echo '{json.dumps({API_METHOD: method})}'", "save": f"cat {image}\n{save}"}
+        cases = {"kill": "false", **described, **commands}
+        lines = "\n".join(f"{name}) {command} ;;" for name, command in cases.items())
+        program.write_text(f"#!/bin/sh\ncase $1 in\n{lines}\nesac\n")
         program.chmod(0o755)
 
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -319,7 +332,7 @@ def test_tells_a_program_that_fails_from_one_that_does_not_start(
 
 
 def test_stops_a_container_that_still_runs(engine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pantherseg.grand_challenge.check_image.START_SECONDS", 0.2)
+    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.START_SECONDS", 0.2)
     engine(run="exec sleep 60", kill="true")
     verdicts = check_image("mine:latest")
     assert broken(verdicts) == {}
@@ -329,12 +342,73 @@ def test_stops_a_container_that_still_runs(engine: Callable[..., None], monkeypa
         check_image("mine:latest")
 
 
+ENDED, SERVING = "echo false 1", "echo true 0"
+
+
+@pytest.mark.parametrize(
+    ("commands", "healthy", "found"),
+    [
+        ({"exec": "echo status 200"}, True, "status 200, 0 s after the start"),
+        ({"exec": "echo status 503"}, False, "status 503, 0 s after the start"),
+        ({"exec": "echo 'ConnectionRefusedError(111)'"}, False, "ConnectionRefusedError(111), 0 s after the start"),
+        ({"exec": "exit 1"}, False, "no answer, 0 s after the start"),
+        ({"exec": "echo status 307"}, False, "status 307, 0 s after the start"),
+        ({"exec": "exit 127"}, False, "cannot be asked: the image has no python3, 0 s after the start"),
+        (
+            {"exec": "exit 1", "inspect": ENDED, "logs": "echo error: no models >&2"},
+            False,
+            "exit code 1 with an empty /input and no model: error: no models, 0 s after the start",
+        ),
+        ({"run": f"echo docker: unable to find user nobody >&2; {USAGE}"}, False, "docker: unable to find user nobody"),
+    ],
+)
+def test_asks_a_server_for_its_health(
+    engine: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    commands: dict[str, str],
+    healthy: bool,
+    found: str,
+) -> None:
+    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.SERVER_SECONDS", 0.2)
+    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.PAUSE_SECONDS", 0.05)
+    engine(method="invoke", **{"inspect": SERVING, "rm": f"echo $3 >>{tmp_path}/removed", **commands})
+    verdict = check_image("mine:latest")[-1]
+    assert (verdict.rule, verdict.kept) == (SERVES, healthy)
+    assert verdict.found.endswith(found)
+    (removed,) = (tmp_path / "removed").read_text().splitlines()
+    assert removed.startswith("pantherseg-check-")
+
+
+def test_waits_until_a_server_is_healthy(
+    engine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.PAUSE_SECONDS", 0.05)
+    asked = tmp_path / "asked"
+    answer = f"echo >>{asked}; test $(wc -l <{asked}) -lt 3 && echo status 503 || echo status 200"
+    engine(method="invoke", inspect=SERVING, exec=answer)
+    assert broken(check_image("mine:latest")) == {}
+    assert len(asked.read_text()) == 3
+
+
+def test_does_not_start_an_image_with_an_unknown_contract(engine: Callable[..., None], tmp_path: Path) -> None:
+    engine(method="serve", run=f"touch {tmp_path}/started")
+    assert [verdict.rule for verdict in check_image("mine:latest")][-1] == "no VOLUME on /input, /output, /opt/ml, /tmp"
+    assert not (tmp_path / "started").exists()
+
+
 @pytest.mark.docker
-def test_accepts_the_projects_own_image() -> None:
-    built("task1-cpu")
-    verdicts = check_image("pantherseg-task1-cpu")
+@pytest.mark.parametrize(("name", "rule"), [("task1-cpu", STARTS), ("task1-cpu-invoke", SERVES)])
+def test_accepts_the_projects_own_images(name: str, rule: str) -> None:
+    built(name)
+    verdicts = check_image(f"pantherseg-{name}")
     assert broken(verdicts) == {}
-    assert len(verdicts) == RULES + 1
+    assert (len(verdicts), verdicts[-1].rule) == (RULES + 1, rule)
+
+
+@pytest.mark.docker
+def test_names_an_image_that_the_engine_does_not_have() -> None:
+    built("task1-cpu")
     with pytest.raises(UploadError, match="No such image"):
         check_image("pantherseg-no-such-image")
 

@@ -215,7 +215,7 @@ def _refuse_other_masks(output: CaseOutput) -> None:
     folder = output.mask.parent
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     own = f".{output.mask.name.lower()}"  # of hidden files that killed processes left behind; `run_case` removes them
-    if others := [name for name in names if not (name.startswith(".") and name.endswith(own))]:
+    if others := [name for name in names if not (name.startswith(".") and name.lower().endswith(own))]:
         hint = "empty the output folder before each job"
         raise OutputError(folder, expected="no mask of another job", found=first_few(others), hint=hint)
 
