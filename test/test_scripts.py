@@ -41,6 +41,8 @@ def test_the_help_works_from_any_folder(script: str, tmp_path: Path) -> None:
         (["--tag", "x"], "--tag: expected a single task, found all"),
         (["--tag", "Big", "task1"], "--tag: expected lower case, which Docker requires, found Big"),
         (["--model", "/nowhere", "task1"], "--model: expected a folder, found /nowhere"),
+        (["--runtime", "gpu"], "--runtime: expected cuda or cpu, found gpu"),
+        (["--api", "serve"], "--api: expected exec or invoke, found serve"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_the_reason(
