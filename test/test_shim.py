@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,19 +19,25 @@ import numpy as np
 import pytest
 
 from pantherseg.grand_challenge.check import check_output
-from pantherseg.io import write_volume
+from pantherseg.io import read_image, write_volume
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
+from pantherseg.phantom import make_phantom
 from pantherseg.recipe import load_recipe
-from pantherseg.volume import Grid, Volume
+from pantherseg.volume import Box, Grid, Volume
 from shim import machine
 from shim.image import Image, built, exported, open_image, stored_layers
-from shim.invocation import SIGNING_KEY, Outcome, invoke, verified
+from shim.invocation import SIGNING_KEY, Outcome, invoke, invoke_all, verified
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 # The images of .ci/run, and the others.
 SHORT = ["task2-cpu"]
 CPU = [*SHORT, pytest.param("task1-cpu", marks=pytest.mark.full)]
 EVERY = [*CPU, *(pytest.param(name, marks=pytest.mark.full) for name in ("task1", "task2"))]
+SHORT_SERVER = ["task2-cpu-invoke"]
+EVERY_SERVER = [
+    *SHORT_SERVER,
+    *(pytest.param(f"{name}-invoke", marks=pytest.mark.full) for name in ("task1-cpu", "task1", "task2")),
+]
 # Packs the demo models and ignores those in weights/own.
 PACK = 'source scripts/containers.sh; weights=weights/demo; pack_model "$0" "$1"'
 
@@ -60,11 +67,18 @@ def python() -> Path:
 
 @pytest.fixture(scope="module")
 def image(python: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    description = built(request.param)
+    with opened(request.param, tmp_path_factory.mktemp("image") / "root") as image:
+        yield image
+
+
+@contextmanager
+def opened(name: str, folder: Path) -> Iterator[Image]:
+    """Open an image; its file system is written to a new folder where the engine's layers cannot be mounted."""
+    description = built(name)
     if layers := stored_layers(description):
         yield open_image(description, layers)
         return
-    with exported(description, tmp_path_factory.mktemp("image") / "root") as layers:
+    with exported(description, folder) as layers:
         yield open_image(description, layers)
 
 
@@ -114,13 +128,18 @@ def native_mask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], byt
     def mask(task: str) -> bytes:
         output = folder / task
         if not output.exists():
-            program = task_recipe(int(task[-1])).with_name("inference.py")
-            folders = {"--input": ROOT / "test" / "input" / task, "--output": output, "--model": DEMO_WEIGHTS}
-            options = [word for option in folders.items() for word in option]
-            subprocess.run([sys.executable, program, *options], check=True, capture_output=True)
+            run_natively(task, ROOT / "test" / "input" / task, output)
         return next(output.rglob("*.mha")).read_bytes()
 
     return mask
+
+
+def run_natively(task: str, job: Path, output: Path) -> None:
+    """Run a task's entry point on a job without a container."""
+    program = task_recipe(int(task[-1])).with_name("inference.py")
+    folders = {"--input": job, "--output": output, "--model": DEMO_WEIGHTS}
+    options = [word for option in folders.items() for word in option]
+    subprocess.run([sys.executable, program, *options], check=True, capture_output=True)
 
 
 def archived(folder: Path) -> Path:
@@ -174,13 +193,16 @@ def test_runs_an_image_under_the_platforms_conditions(
     ]
 
 
-def check_success(outcome: Outcome, image: Image, native: bytes) -> dict[str, Any]:
-    """Check that the platform has recorded the mask that is made without a container, and return the report."""
+def check_success(outcome: Outcome, image: Image, native: bytes, job: Path | None = None) -> dict[str, Any]:
+    """Check that the platform has recorded the mask that is made without a container, and return the report.
+
+    job: the folder of the job, if it is not the sample.
+    """
     assert (outcome.exit_code, outcome.survivors) == (0, [])
     assert outcome.result is not None, outcome.log
     assert (outcome.result["return_code"], outcome.result["user_safe_error_message"]) == (0, ""), outcome.shown
     sockets = load_recipe(task_recipe(int(task_of(image)[-1]))).sockets
-    job = ROOT / "test" / "input" / task_of(image)
+    job = job or ROOT / "test" / "input" / task_of(image)
     assert [verdict for verdict in check_output(outcome.outputs, sockets, job=job) if not verdict.kept] == []
     recorded = sorted(entry["relative_path"] for entry in outcome.result["outputs"])
     assert recorded == outcome.uploaded
@@ -316,6 +338,150 @@ def test_reports_a_process_that_outlives_the_runner(image: Image, job: Path, pyt
     outcome = invoke(leaves_a_process, job, tmp_path / "run", python=python)
     assert outcome.result is not None
     assert (outcome.result["return_code"], outcome.survivors) == (0, ["sleep 600 "])
+
+
+@pytest.fixture
+def jobs(image: Image, job: Path, tmp_path: Path) -> list[Path]:
+    """Jobs of the image's task: the sample, the sample in another voxel order, its lower half, and another phantom."""
+    (path,) = job.rglob("*.mha")
+    volume, _ = read_image(path)
+    lower = Box((0, 0, 0), (volume.grid.shape[0] // 2, *volume.grid.shape[1:]))
+    phantom = make_phantom(5002, task=int(task_of(image)[-1]), size="small").image
+    folders = [job]
+    for number, other in enumerate((volume.turned_to("RAS"), volume.crop(lower), phantom), start=2):
+        folder = tmp_path / f"job-{number}"
+        # Another name for each, in inputs.json too.
+        name = f"{path.stem[:-1]}{number}"
+        write_volume(other, folder / path.relative_to(job).with_name(f"{name}.mha"))
+        (folder / "inputs.json").write_text((job / "inputs.json").read_text().replace(path.stem, name))
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture
+def serve(image: Image, python: Path, tmp_path: Path) -> Callable[..., list[Outcome]]:
+    """Run the image of the test on jobs."""
+    return partial(invoke_all, image, work=tmp_path / "served", python=python)
+
+
+def seconds_of(outcome: Outcome) -> float:
+    """Return how long the runner waited for a job."""
+    assert outcome.result is not None
+    (duration,) = filter(None, (outcome.result["exec_duration"], outcome.result["invoke_duration"]))
+    minutes, _, seconds = duration.removeprefix("PT").removesuffix("S").rpartition("M")
+    return 60 * int(minutes or 0) + float(seconds)
+
+
+@on_images(EVERY_SERVER, "invoke: three good jobs in one run", "each mask as it is made without a container")
+def test_one_server_runs_several_jobs(
+    image: Image, jobs: list[Path], serve: Callable[..., list[Outcome]], packed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    order = [jobs[0], jobs[2], jobs[0]]
+    outcomes = serve(order, model=packed(task_of(image)))
+    assert outcomes[0].setup is not None
+    assert outcomes[0].setup["return_code"] == 0
+    for number, (job, outcome) in enumerate(zip(order, outcomes, strict=True)):
+        native = tmp_path / f"native-{number}"
+        run_natively(task_of(image), job, native)
+        report = check_success(outcome, image, next(native.rglob("*.mha")).read_bytes(), job)
+        assert all(model["path"].startswith("/opt/ml/model/") for model in report["models"])
+        assert outcome.result is not None
+        assert outcome.result["exec_duration"] is None
+    messages = [entry["log"] for entry in outcomes[0].log]
+    assert "Process group terminated" in messages, "SIGTERM was enough"
+
+
+@on_images(
+    EVERY_SERVER,
+    "invoke: a volume that is cut short between two good jobs",
+    "the first mask; an error that names the file, shown to the user; the runner then stops",
+)
+def test_the_runner_stops_at_the_first_job_that_fails(
+    image: Image, jobs: list[Path], serve: Callable[..., list[Outcome]], native_mask: Callable[[str], bytes]
+) -> None:
+    (volume,) = jobs[2].rglob("*.mha")
+    truncate(volume)
+    first, second, third = serve([jobs[0], jobs[2], jobs[0]])
+    check_success(first, image, native_mask(task_of(image)))
+    check_failure(second, f"/input/{volume.relative_to(jobs[2])}: expected", "bytes, found")
+    assert (third.result, third.uploaded) == (None, [])
+    assert "Process group terminated" in [entry["log"] for entry in first.log], "the server was still there"
+
+
+@pytest.mark.full
+@on_images(
+    EVERY_SERVER,
+    "invoke: the platform's time is over in the second job",
+    "the first mask; an end by SIGTERM; nothing uploaded for the second, no process left",
+)
+def test_a_server_ends_at_the_time_limit(
+    image: Image, jobs: list[Path], serve: Callable[..., list[Outcome]], native_mask: Callable[[str], bytes]
+) -> None:
+    (path,) = jobs[3].rglob("*.mha")
+    size = (200, 400, 400)
+    write_volume(
+        Volume(np.random.default_rng(0).normal(size=size).astype(np.float32), Grid(size, (2.0, 1.0, 1.0))), path
+    )
+    first, second = serve([jobs[0], jobs[3]], timeout="PT30S")
+    check_success(first, image, native_mask(task_of(image)))
+    assert second.result is not None
+    assert (second.result["return_code"], second.uploaded, second.survivors) == (1, [], [])
+    assert "ime limit exceeded" in second.shown
+    messages = [entry["log"] for entry in second.log]
+    assert "Process group terminated" in messages, "SIGTERM was enough"
+
+
+@pytest.mark.full
+@on_images(
+    SHORT_SERVER,
+    "invoke: three folds of the uploaded model are damaged",
+    "no server, with the runner's own message; the reason in the log; nothing uploaded, no process left",
+)
+def test_the_runner_waits_for_a_server_that_cannot_load_its_models(
+    image: Image, jobs: list[Path], serve: Callable[..., list[Outcome]], unpacked_model: Path
+) -> None:
+    for fold in (0, 2, 4):
+        truncate(unpacked_model / task_of(image) / f"fold_{fold}.safetensors")
+    (outcome,) = serve(jobs[:1], model=archived(unpacked_model), start_seconds=20)
+    assert (outcome.exit_code, outcome.survivors, outcome.result, outcome.uploaded) == (0, [], None, [])
+    assert outcome.setup is not None
+    assert outcome.setup["return_code"] == 1
+    assert "pass the health check within 20 seconds" in outcome.setup["user_safe_error_message"]
+    expected = f"error: /opt/ml/model/{task_of(image)}/fold_0.safetensors: expected"
+    assert [line for line in outcome.lines() if line.strip()][-1].startswith(expected)
+
+
+@pytest.mark.full
+@on_images(
+    [*SHORT_SERVER, "task1-cpu-invoke", "task1-invoke", "task2-invoke"],
+    "invoke: 20 jobs of four kinds",
+    "the masks of the image for exec, and memory within 5 % from the fifth job on",
+)
+def test_a_server_runs_twenty_jobs(
+    image: Image,
+    jobs: list[Path],
+    serve: Callable[..., list[Outcome]],
+    python: Path,
+    packed: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = packed(task_of(image))
+    name = image.name.partition(":")[0].removeprefix("pantherseg-").removesuffix("-invoke")
+    with opened(name, tmp_path / "root") as single:
+        expected = invoke_all(single, jobs, tmp_path / "exec", python=python, model=model)
+    outcomes = serve(jobs * 5, model=model)
+    memory = []
+    for number, outcome in enumerate(outcomes):
+        (mask,) = expected[number % 4].outputs.rglob("*.mha")
+        memory.append(check_success(outcome, image, mask.read_bytes(), jobs[number % 4])["peak_memory_mb"])
+    with capsys.disabled():
+        print(f"\n{image.name}")
+        for number in range(4):
+            served = " ".join(f"{seconds_of(outcome):.1f}" for outcome in outcomes[number::4])
+            print(f"  job {number + 1}: exec {seconds_of(expected[number]):.1f} s, invoke {served} s")
+        print("  peak memory after each job, MB:", " ".join(f"{value:.0f}" for value in memory))
+    assert memory[-1] == pytest.approx(memory[4], rel=0.05)
 
 
 def test_refuses_a_result_that_was_changed() -> None:

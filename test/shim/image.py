@@ -18,10 +18,12 @@ import pytest
 class Image:
     """An image as the platform knows it.
 
-    folder: the working directory. layers: folders with its file system, the topmost first.
+    api: the contract, exec or invoke. folder: the working directory. layers: folders with its file system, the topmost
+    first.
     """
 
     name: str
+    api: str
     user: str
     folder: str
     environment: dict[str, str]
@@ -47,6 +49,7 @@ def open_image(description: dict[str, Any], layers: tuple[Path, ...]) -> Image:
     config = description["Config"]
     return Image(
         name=description["RepoTags"][0],
+        api=config["Labels"].get("org.grand-challenge.api-method", "exec"),
         user=config["User"],
         folder=config["WorkingDir"] or "/",
         environment=dict(entry.split("=", maxsplit=1) for entry in config["Env"]),

@@ -33,7 +33,7 @@ GRACE_S = 2.0
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Run one invocation with the settings of `invocation.py`, and write results and logs to its folder."""
+    """Run the invocations with the settings of `invocation.py`, and write results and logs to its folder."""
     os.umask(0o022)
     results = Path(settings["results"])
     loopback_up()
@@ -65,23 +65,14 @@ def loopback_up() -> None:
 
 
 def upload(client: Any, settings: dict[str, Any]) -> None:
-    """Upload the inputs, the model and the description of the invocation to the bucket that the runner reads."""
+    """Upload the inputs, the model and the description of the invocations to the bucket that the runner reads."""
     client.create_bucket(Bucket=BUCKET)
-    inputs = []
-    for relative, path in settings["inputs"].items():
-        client.upload_file(path, BUCKET, f"inputs/{relative}")
-        source = {"relative_path": relative, "bucket_name": BUCKET, "bucket_key": f"inputs/{relative}"}
-        inputs.append(source | {"decompress": False})
+    for task in settings["tasks"]:
+        for source in task["inputs"]:
+            client.upload_file(source.pop("path"), BUCKET, source["bucket_key"])
     if settings["model"] is not None:
         client.upload_file(settings["model"], BUCKET, MODEL_KEY)
-    task = {
-        "pk": settings["pk"],
-        "inputs": inputs,
-        "output_bucket_name": BUCKET,
-        "output_prefix": settings["prefix"],
-        "timeout": settings["timeout"],
-    }
-    client.put_object(Bucket=BUCKET, Key=INVOCATION_KEY, Body=json.dumps([task]).encode())
+    client.put_object(Bucket=BUCKET, Key=INVOCATION_KEY, Body=json.dumps(settings["tasks"]).encode())
 
 
 def download(client: Any, results: Path) -> dict[str, dict[str, str]]:

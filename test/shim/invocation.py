@@ -1,4 +1,4 @@
-"""One run of an image by the platform's runner, and what the platform would receive from it."""
+"""A run of an image by the platform's runner on one or more jobs, and what the platform would receive from it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ from shim.image import Image
 from shim.machine import NAMESPACES
 
 SIGNING_KEY = "0f" * 32
-PREFIX = "invocations/algorithm-1"
-PK = "algorithm-1"
+BUCKET = "platform"
+# Where the runner's report on its start goes, and what it records of each job, by the job's number.
+START_PREFIX = "start"
+PREFIX = "invocations/algorithm-{}"
+PK = "algorithm-{}"
+RESULT = ".sagemaker_shim/inference_result.json"
 # The platform's default machine, 16 GB of which it keeps one.
 MEMORY_MB = 15 * 1024
 # Every run here is shorter; a longer one is stopped.
@@ -25,11 +30,11 @@ MAX_RUN_S = 900
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of a run.
+    """The results of a job.
 
-    exit_code: of the runner, 0 even where the image fails. setup, result: the runner's reports on the set-up of the
-    model and on the run of the image, None where there is none. outputs: a folder with the uploaded files. survivors:
-    command lines of processes that did not end.
+    exit_code: of the runner, 0 even where the image fails. setup, result: the runner's reports on the start (the model,
+    and a server's health) and on the job, None where there is none. outputs: a folder with the uploaded files. log: of
+    the whole run. survivors: command lines of processes that did not end.
     """
 
     exit_code: int
@@ -43,7 +48,7 @@ class Outcome:
     def uploaded(self) -> list[str]:
         """Return the uploaded files by their paths below the output folder."""
         files = (path for path in self.outputs.rglob("*") if path.is_file())
-        return sorted(str(path.relative_to(self.outputs)) for path in files)
+        return sorted({str(path.relative_to(self.outputs)) for path in files} - {RESULT})
 
     @property
     def shown(self) -> str:
@@ -58,20 +63,26 @@ class Outcome:
         return [entry["log"] for entry in self.log if entry["source"] == source and not entry["internal"]]
 
 
-def invoke(
+def invoke(image: Image, job: Path, work: Path, **options: Any) -> Outcome:
+    """Run an image on one job folder; see `invoke_all`."""
+    return invoke_all(image, [job], work, **options)[0]
+
+
+def invoke_all(
     image: Image,
-    job: Path,
+    jobs: Sequence[Path],
     work: Path,
     *,
     python: Path,
     model: Path | None = None,
     timeout: str = "PT900S",
     memory_mb: int = MEMORY_MB,
-) -> Outcome:
-    """Run an image on a job folder as the platform does; `work` is a new folder for the results.
+    start_seconds: int = 300,
+) -> list[Outcome]:
+    """Run an image on job folders, one after the other, as the platform does; `work` is a new folder for the results.
 
-    python: of the runner's environment. timeout: a duration in ISO 8601. memory_mb: RLIMIT_DATA. Raises RuntimeError
-    where the runner cannot be started.
+    python: of the runner's environment. timeout: for each job, a duration in ISO 8601. memory_mb: RLIMIT_DATA.
+    start_seconds: how long a server may take to be healthy. Raises RuntimeError where the runner cannot be started.
     """
     for folder in ("results", "mount"):
         (work / folder).mkdir(parents=True)
@@ -80,12 +91,9 @@ def invoke(
         "mount_point": str(work / "mount"),
         "layers": [str(layer) for layer in image.layers],
         "folder": image.folder,
-        "environment": environment(image, memory_mb),
-        "inputs": {str(path.relative_to(job)): str(path) for path in sorted(job.rglob("*")) if path.is_file()},
+        "environment": environment(image, memory_mb, start_seconds),
+        "tasks": [task(number, job, timeout) for number, job in enumerate(jobs, start=1)],
         "model": None if model is None else str(model),
-        "pk": PK,
-        "prefix": PREFIX,
-        "timeout": timeout,
     }
     (work / "run.json").write_text(json.dumps(settings))
     inside = Path(__file__).with_name("inside.py")
@@ -93,19 +101,38 @@ def invoke(
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MAX_RUN_S)
     if run.returncode:
         raise RuntimeError(f"the runner could not be started: {run.stderr}")
-    return read_outcome(work / "results")
+    return [read_outcome(work / "results", PREFIX.format(number)) for number in range(1, len(jobs) + 1)]
 
 
-def environment(image: Image, memory_mb: int) -> dict[str, str]:
+def task(number: int, job: Path, timeout: str) -> dict[str, Any]:
+    """Return the description of a job as the runner takes it, with the path of each input file."""
+    inputs = [
+        {
+            "relative_path": str(path.relative_to(job)),
+            "bucket_name": BUCKET,
+            "bucket_key": f"inputs/{number}/{path.relative_to(job)}",
+            "decompress": False,
+            "path": str(path),
+        }
+        for path in sorted(job.rglob("*"))
+        if path.is_file()
+    ]
+    where = {"output_bucket_name": BUCKET, "output_prefix": PREFIX.format(number)}
+    return {"pk": PK.format(number), "inputs": inputs, **where, "timeout": timeout}
+
+
+def environment(image: Image, memory_mb: int, start_seconds: int) -> dict[str, str]:
     """Return the runner's environment: the image's own variables and the platform's."""
     platform = {
+        "API_METHOD": image.api,
+        "START_AND_HEALTH_TIMEOUT_SECONDS": str(start_seconds),
         "CMD_B64J": encoded(image.command),
         "ENTRYPOINT_B64J": encoded(image.entrypoint),
         "USER": image.user,
         "MAX_MEMORY_MB": str(memory_mb),
         "SIGNING_KEY_HEX": SIGNING_KEY,
-        "RUNTIME_OUTPUT_BUCKET_NAME": "platform",
-        "RUNTIME_OUTPUT_PREFIX": PREFIX,
+        "RUNTIME_OUTPUT_BUCKET_NAME": BUCKET,
+        "RUNTIME_OUTPUT_PREFIX": START_PREFIX,
     }
     ours = {f"GRAND_CHALLENGE_COMPONENT_{name}": value for name, value in platform.items()}
     return {"HOME": "/root", "PYTHONUNBUFFERED": "1", **image.environment, **ours}
@@ -116,8 +143,8 @@ def encoded(value: object) -> str:
     return base64.b64encode(json.dumps(value).encode()).decode()
 
 
-def read_outcome(results: Path) -> Outcome:
-    """Read the results of a run from its folder. Raises ValueError for a result with an invalid signature."""
+def read_outcome(results: Path, prefix: str) -> Outcome:
+    """Read the results of a job from the folder of its run. Raises ValueError for an invalid signature."""
     about = json.loads((results / "outcome.json").read_text())
     log = [
         json.loads(line)
@@ -125,15 +152,12 @@ def read_outcome(results: Path) -> Outcome:
         for line in (results / name).read_text().splitlines()
         if line.startswith("{")
     ]
-    outputs = results / "objects" / PREFIX
-    reports = {}
-    for name in ("runtime_setup_result", "inference_result"):
-        path = outputs / ".sagemaker_shim" / f"{name}.json"
-        key = f"{PREFIX}/.sagemaker_shim/{name}.json"
-        reports[name] = None if not path.is_file() else verified(path.read_bytes(), about["metadata"][key])
-        path.unlink(missing_ok=True)
-    setup, result = reports.values()
-    return Outcome(about["exit_code"], setup, result, outputs, log, about["survivors"])
+    reports = []
+    for key in (f"{START_PREFIX}/.sagemaker_shim/runtime_setup_result.json", f"{prefix}/{RESULT}"):
+        path = results / "objects" / key
+        reports.append(verified(path.read_bytes(), about["metadata"][key]) if path.is_file() else None)
+    setup, result = reports
+    return Outcome(about["exit_code"], setup, result, results / "objects" / prefix, log, about["survivors"])
 
 
 def verified(content: bytes, metadata: dict[str, str]) -> dict[str, Any]:
