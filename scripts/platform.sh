@@ -6,7 +6,7 @@
 readonly MEMORY=16g DATA_BYTES=16106127360 SHARED_MEMORY=8g MAX_CPUS=4
 readonly CASE_SECONDS=1200 START_SECONDS=300 HEALTH_SECONDS=10 KILL_SECONDS=5
 # How many cases one server is sent.
-readonly CASES=3
+readonly CASES=2
 # Sends a request to the server inside the container, which has no network, and prints the answer's status.
 readonly REQUEST='
 import http.client, sys

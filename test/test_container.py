@@ -25,7 +25,8 @@ from shim.image import built
 pytestmark = pytest.mark.docker
 TASKS = ["task1", "task2"]
 RUNTIMES = ["", "-cpu"]
-EVERY_IMAGE = pytest.mark.parametrize("name", [task + runtime for runtime in RUNTIMES for task in TASKS])
+CONTRACTS = ["", "-invoke"]
+EVERY_IMAGE = pytest.mark.parametrize("name", [t + r + c for c in CONTRACTS for r in RUNTIMES for t in TASKS])
 
 
 def docker(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
@@ -39,6 +40,8 @@ def test_runs_the_tasks_entry_point_as_an_ordinary_user(name: str) -> None:
     assert image["Architecture"] == "amd64"
     assert not config.get("Volumes")
     assert config["Entrypoint"] == ["/opt/venv/bin/python", f"/opt/pantherseg/Task{name[4]}/inference.py"]
+    method = config["Labels"]["org.grand-challenge.api-method"]
+    assert (config["Cmd"], method) == ((["--serve"], "invoke") if name.endswith("-invoke") else (None, "exec"))
     command = f'getent passwd {config["User"]} && test "$(id -u)" -ne 0 && touch "$HOME/x" && test ! -w /opt/venv'
     result = docker("run", "--rm", "--network", "none", "--entrypoint", "sh", image["Id"], "-c", command)
     assert result.returncode == 0, result.stderr
@@ -48,7 +51,7 @@ def test_runs_the_tasks_entry_point_as_an_ordinary_user(name: str) -> None:
 def test_describes_itself_in_labels(name: str) -> None:
     prefixed = built(name)["Config"]["Labels"]
     labels = {label.removeprefix("org.opencontainers.image."): value for label, value in prefixed.items()}
-    runtime = "cpu" if name.endswith("-cpu") else "cuda"
+    runtime = "cpu" if "-cpu" in name else "cuda"
     assert labels["title"] == f"pantherseg, Task {name[4]}, {runtime}"
     assert "Not for clinical use" in labels["description"]
     assert (labels["licenses"], labels["version"]) == ("Apache-2.0", __version__)
@@ -62,6 +65,11 @@ def test_both_tasks_share_the_layers_below_the_code(runtime: str) -> None:
     layers = [built(task + runtime)["RootFS"]["Layers"] for task in TASKS]
     shared = [one for one, other in zip(*layers, strict=True) if one == other]
     assert len(layers[0]) - len(shared) == 1, "only the layer with the task's recipe differs"
+
+
+@EVERY_IMAGE
+def test_both_contracts_have_the_same_layers(name: str) -> None:
+    assert built(name)["RootFS"] == built(name.removesuffix("-invoke"))["RootFS"]
 
 
 def test_the_small_image_has_no_torch() -> None:
@@ -210,11 +218,15 @@ def interruptible() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["== packing the models", "models "], ids=["packing", "networks"])
-def test_leaves_no_container_and_no_files_behind_after_ctrl_c(tmp_path: Path, moment: str) -> None:
-    built("task1-cpu")
+@pytest.mark.parametrize(
+    ("contract", "moment"),
+    [("exec", "== packing the models"), ("exec", "models "), ("invoke", "GET /health: 200")],
+    ids=["packing", "networks", "server"],
+)
+def test_leaves_no_container_and_no_files_behind_after_ctrl_c(tmp_path: Path, contract: str, moment: str) -> None:
+    built("task1-cpu-invoke")
     run = subprocess.Popen(
-        [ROOT / "do_test_run.sh", "--no-build", "--runtime", "cpu", "task1"],
+        [ROOT / "do_test_run.sh", "--no-build", "--runtime", "cpu", "--api", contract, "task1"],
         start_new_session=True,
         preexec_fn=interruptible,
         stdout=subprocess.PIPE,

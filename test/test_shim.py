@@ -374,16 +374,21 @@ def seconds_of(outcome: Outcome) -> float:
 
 @on_images(EVERY_SERVER, "invoke: three good jobs in one run", "each mask as it is made without a container")
 def test_one_server_runs_several_jobs(
-    image: Image, jobs: list[Path], serve: Callable[..., list[Outcome]], packed: Callable[[str], Path], tmp_path: Path
+    image: Image,
+    jobs: list[Path],
+    serve: Callable[..., list[Outcome]],
+    packed: Callable[[str], Path],
+    native_mask: Callable[[str], bytes],
+    tmp_path: Path,
 ) -> None:
-    order = [jobs[0], jobs[2], jobs[0]]
-    outcomes = serve(order, model=packed(task_of(image)))
+    run_natively(task_of(image), jobs[2], tmp_path / "native")
+    other = next((tmp_path / "native").rglob("*.mha")).read_bytes()
+    sample = native_mask(task_of(image))
+    outcomes = serve([jobs[0], jobs[2], jobs[0]], model=packed(task_of(image)))
     assert outcomes[0].setup is not None
     assert outcomes[0].setup["return_code"] == 0
-    for number, (job, outcome) in enumerate(zip(order, outcomes, strict=True)):
-        native = tmp_path / f"native-{number}"
-        run_natively(task_of(image), job, native)
-        report = check_success(outcome, image, next(native.rglob("*.mha")).read_bytes(), job)
+    for outcome, job, mask in zip(outcomes, (jobs[0], jobs[2], jobs[0]), (sample, other, sample), strict=True):
+        report = check_success(outcome, image, mask, job)
         assert all(model["path"].startswith("/opt/ml/model/") for model in report["models"])
         assert outcome.result is not None
         assert outcome.result["exec_duration"] is None
