@@ -130,6 +130,7 @@ await_health() {
       fail "the container has ended before GET /health was answered with status 200"
     fi
     status=$(request GET /health "$HEALTH_SECONDS" 2>/dev/null) || status="no answer"
+    sleep 0.2
   done
 }
 
