@@ -115,7 +115,7 @@ serve_cases() {
     score "$task" "$output" "$task, case $case"
   done
   docker stop --time "$KILL_SECONDS" "$container" >/dev/null
-  wait "$log"
+  wait "$log" || true
   status=$(docker inspect --format '{{.State.ExitCode}}' "$container")
   [[ $status == 0 ]] || fail "SIGTERM after $CASES cases: expected exit code 0, found $status"
 }
@@ -126,7 +126,7 @@ await_health() {
   until [[ $status == 200 ]]; do
     ((SECONDS < end)) || fail "GET /health: expected status 200 within $START_SECONDS s, found $status"
     if [[ $(docker inspect --format '{{.State.Running}}' "$container") != true ]]; then
-      wait "$1"
+      wait "$1" || true
       fail "the container has ended before GET /health was answered with status 200"
     fi
     status=$(request GET /health "$HEALTH_SECONDS" 2>/dev/null) || status="no answer"

@@ -61,6 +61,21 @@ def test_shellcheck_finds_no_problem(script: str) -> None:
     assert result.stdout + result.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("settings", "image"),
+    [
+        ("", "pantherseg-task1"),
+        ("runtime=cpu", "pantherseg-task1-cpu"),
+        ("api=invoke", "pantherseg-task1-invoke"),
+        ("runtime=cpu api=invoke", "pantherseg-task1-cpu-invoke"),
+        ("api=invoke tag=mine:1", "mine:1"),
+    ],
+)
+def test_names_images_by_runtime_and_contract(settings: str, image: str) -> None:
+    command = f"source scripts/containers.sh; {settings or ':'}; image_of task1"
+    assert run_script("bash", "-euc", command, cwd=ROOT).stdout == f"{image}\n"
+
+
 def pack(task: str, weights: Path, target: Path) -> subprocess.CompletedProcess[str]:
     command = f'source scripts/containers.sh; weights="{weights}"; pack_model {task} "{target}"'
     return run_script("bash", "-euc", command, cwd=ROOT)
