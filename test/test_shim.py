@@ -381,13 +381,13 @@ def test_one_server_runs_several_jobs(
     native_mask: Callable[[str], bytes],
     tmp_path: Path,
 ) -> None:
-    run_natively(task_of(image), jobs[2], tmp_path / "native")
+    run_natively(task_of(image), jobs[1], tmp_path / "native")
     other = next((tmp_path / "native").rglob("*.mha")).read_bytes()
     sample = native_mask(task_of(image))
-    outcomes = serve([jobs[0], jobs[2], jobs[0]], model=packed(task_of(image)))
+    outcomes = serve([jobs[0], jobs[1], jobs[0]], model=packed(task_of(image)))
     assert outcomes[0].setup is not None
     assert outcomes[0].setup["return_code"] == 0
-    for outcome, job, mask in zip(outcomes, (jobs[0], jobs[2], jobs[0]), (sample, other, sample), strict=True):
+    for outcome, job, mask in zip(outcomes, (jobs[0], jobs[1], jobs[0]), (sample, other, sample), strict=True):
         report = check_success(outcome, image, mask, job)
         assert all(model["path"].startswith("/opt/ml/model/") for model in report["models"])
         assert outcome.result is not None
