@@ -107,7 +107,7 @@ def test_a_box_of_ones_comes_back_in_the_same_box(code: Orientation, transpose: 
 
 
 @pytest.mark.fault(
-    "volumes", "a sample volume of Task {task}, stored in each of the 48 voxel orders", "the same mask each time"
+    "inputs", "a sample volume of Task {task}, stored in each of the 48 voxel orders", "the same mask each time"
 )
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [1, 2])
@@ -155,7 +155,7 @@ def test_an_oblique_volume_has_the_same_mask_in_another_voxel_order(
 
 
 @pytest.mark.fault(
-    "volumes", "a {suffix} file stored in the order {code}", "the mask of the same volume in LPS, voxel for voxel"
+    "inputs", "a {suffix} file stored in the order {code}", "the mask of the same volume in LPS, voxel for voxel"
 )
 @pytest.mark.slow
 @pytest.mark.parametrize("code", OTHER_ORDERS)
