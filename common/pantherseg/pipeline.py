@@ -76,7 +76,7 @@ class Segmentation:
             "recipe": self.recipe,
             "device": self.device,
             "precision": self.precision,
-            "models": [asdict(model) for model in self.models],
+            "models": [asdict(model) | {"folds": list(model.folds)} for model in self.models],
             "tumour_ml": round(self.tumour_ml, 3),
             "box": {"start_zyx": self.box.start, "stop_zyx": self.box.stop},
             "events": [event.as_dict() for event in self.events],
