@@ -49,6 +49,11 @@ def one_line_about(where: object, error: Exception) -> str:
     return text
 
 
+def dice(mask: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
+    """Return the Dice of two masks of any shape, at least one of which is not empty."""
+    return 2 * float((mask & reference).sum()) / float(mask.sum() + reference.sum())
+
+
 def flip_a_bit(path: Path) -> None:
     """Change one bit in the middle of a file."""
     content = bytearray(path.read_bytes())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import dice
 from pantherseg.events import EventCode
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import Phantom, make_phantom
@@ -48,10 +49,6 @@ def codes(result: Segmentation) -> list[EventCode]:
     """Return the event codes as they stand in the report; an unknown code is a ValueError."""
     report = json.loads(json.dumps(result.as_dict()))
     return [EventCode(event["code"]) for event in report["events"]]
-
-
-def dice(mask: np.ndarray, reference: np.ndarray) -> float:
-    return 2 * float((mask & reference).sum()) / float(mask.sum() + reference.sum())
 
 
 @pytest.mark.slow

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from pantherseg import io
+from pantherseg.errors import InputError
 from pantherseg.inference.backends import Mode
-from pantherseg.io import log_events, read_image
+from pantherseg.io.direction import with_orthogonal_axes
+from pantherseg.io.limits import check_spacing
 from pantherseg.machine.deadline import Deadline
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.pipeline import Segmentation
@@ -52,6 +57,7 @@ def segment(volume: Volume, session: Session) -> Segmentation:
     The result's `mask` is a Volume on the same grid (uint8, 1 = tumour). Raises InputError, and
     ModelError for a fold that is damaged or was replaced, as folds are verified when they are first used.
     """
+    _check(volume)
     return segment_volume(volume, session, deadline=Deadline.after(session.recipe.time_budget_s))
 
 
@@ -60,6 +66,13 @@ def read_volume(path: str | Path) -> Volume:
 
     Logs a warning for everything that was corrected, such as NaN voxels. Raises InputError.
     """
-    volume, events = read_image(Path(path))
-    log_events(Path(path), events)
-    return volume
+    return io.read_volume(Path(path))
+
+
+def _check(volume: Volume) -> None:
+    """Raise InputError about "volume" for what readers never return, but a caller may have made."""
+    check_spacing("volume", volume.grid.spacing[::-1])
+    with_orthogonal_axes("volume", volume.grid)
+    if not np.isfinite(volume.array).all():
+        hint = "replace them by the value of the background"
+        raise InputError("volume", "its array has NaN or infinite values", hint=hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 from pantherseg.case import CaseOutput, run_case
@@ -60,11 +61,11 @@ def _sources(folder: Path) -> list[Path]:
     if not sources:
         refuse_dicom(folder)
         raise InputError(folder, "the folder contains no volume")
-    if others := [path.name for path in sorted(folder.iterdir()) if path not in sources and path.name[0] != "."]:
+    others = sorted(path.name for path in set(folder.iterdir()).difference(sources) if not path.name.startswith("."))
+    if others:
         logger.warning("%s: not read, because they are not volumes: %s", folder, first_few(others))
-    cases = [case_name(path) for path in sources]
-    repeated = [path.name for path, case in zip(sources, cases, strict=True) if cases.count(case) > 1]
-    if repeated:
+    files = Counter(map(case_name, sources))
+    if repeated := [path.name for path in sources if files[case_name(path)] > 1]:
         raise InputError(folder, expected="one file for each case", found=", ".join(repeated))
     return sources
 

@@ -94,9 +94,9 @@ def load_ensemble(
         used = models.all if localizer is not None else models.members
         remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
         remarks.append(f"{backend.device} in {backend.precision}")
-    predictors = members if localizer is None else (*members, localizer)
-    events = (*_assumed_orientations(predictors), *_label_warnings(members, recipe))
-    return Ensemble(backend, members, localizer, problem, events)
+    ensemble = Ensemble(backend, members, localizer, problem)
+    events = (*_assumed_orientations(ensemble.predictors), *_label_warnings(members, recipe))
+    return replace(ensemble, events=events)
 
 
 def _assumed_orientations(predictors: Sequence[Predictor]) -> tuple[Event, ...]:

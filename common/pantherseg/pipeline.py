@@ -15,8 +15,6 @@ from pantherseg.errors import DeviceMemoryError, InputError, LostDeviceError, Mo
 from pantherseg.events import Event, EventCode
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.inference.schedule import localizer_deadline, member_deadline, networks_deadline
-from pantherseg.io.direction import with_orthogonal_axes
-from pantherseg.io.limits import check_spacing
 from pantherseg.localize import localize, searched_whole
 from pantherseg.logs import stage
 from pantherseg.machine.deadline import NEVER, Deadline
@@ -76,7 +74,7 @@ class Segmentation:
             "recipe": self.recipe,
             "device": self.device,
             "precision": self.precision,
-            "models": [asdict(model) for model in self.models],
+            "models": [asdict(model) | {"folds": list(model.folds)} for model in self.models],
             "tumour_ml": round(self.tumour_ml, 3),
             "box": {"start_zyx": self.box.start, "stop_zyx": self.box.stop},
             "events": [event.as_dict() for event in self.events],
@@ -94,20 +92,10 @@ def segment(
     deadline: when the mask must be written; what does not fit before it is left out. Where a GPU fails or is too small,
     the case starts again on the CPU; after a failure the session stays there.
     """
-    _check(volume)
     turn = volume.grid.turn_to(session.load().orientation)
     turned = _segment_on_a_device(volume.turned(turn), session, events, deadline)
     mask = np.ascontiguousarray(turn.inverse.view(turned.mask.array))
     return replace(turned, mask=Volume(mask, volume.grid), box=turned.box.turned(turn.inverse, turned.mask.grid.shape))
-
-
-def _check(volume: Volume) -> None:
-    """Raise InputError about "volume" for what readers never return."""
-    check_spacing("volume", volume.grid.spacing[::-1])
-    with_orthogonal_axes("volume", volume.grid)
-    if not np.isfinite(volume.array).all():
-        hint = "replace them by the value of the background"
-        raise InputError("volume", "its array has NaN or infinite values", hint=hint)
 
 
 def _segment_on_a_device(

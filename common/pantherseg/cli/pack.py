@@ -56,8 +56,8 @@ def pack(
         return
     path = chosen_recipe(task, recipe)
     if checkpoint or orientation:
-        option, what = ("--checkpoint", "checkpoint") if checkpoint else ("--orientation", "orientation")
-        raise click.UsageError(f"{option} cannot be combined with a recipe, where the key {what} says it")
+        key = "checkpoint" if checkpoint else "orientation"
+        raise click.UsageError(f"--{key} cannot be combined with a recipe, where the key {key} says it")
     settings = load_recipe(path)
     bundles = pack_models(source, bundle, settings)
     for packed in bundles:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pantherseg.cli.options import PATH, check_not_an_input
-from pantherseg.io import case_name, log_events, read_image, read_labels
+from pantherseg.io import case_name, read_labels, read_volume
 from pantherseg.report import draw_case
 
 
@@ -22,7 +22,6 @@ def report(image: Path, mask: Path, output: Path, reference: Path | None) -> Non
     The picture PNG shows the tumour MASK on the volume IMAGE in three directions.
     """
     check_not_an_input(output, image, mask, reference)
-    volume, events = read_image(image)
-    log_events(image, events)
+    volume = read_volume(image)
     truth = None if reference is None else read_labels(reference)
     draw_case(volume, read_labels(mask), truth, output, title=case_name(image))

@@ -5,10 +5,10 @@ from pantherseg.io.reader import (
     Reader,
     case_name,
     find_sources,
-    log_events,
     mask_name,
     read_image,
     read_labels,
+    read_volume,
     register_reader,
     write_volume,
 )
@@ -18,10 +18,10 @@ __all__ = [
     "Reader",
     "case_name",
     "find_sources",
-    "log_events",
     "mask_name",
     "read_image",
     "read_labels",
+    "read_volume",
     "register_reader",
     "write_volume",
 ]

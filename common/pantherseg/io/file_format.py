@@ -20,7 +20,11 @@ class FileFormat(ABC):
 
     def accepts(self, source: Path) -> bool:
         """Return whether a file has one of the suffixes; it may be missing."""
-        return source.name.lower().endswith(self.suffixes) and not source.is_dir()
+        return self.has_suffix(source) and not source.is_dir()
+
+    def has_suffix(self, path: Path) -> bool:
+        """Return whether a path ends with one of the suffixes, in upper or lower case."""
+        return path.name.lower().endswith(self.suffixes)
 
     def case_name(self, source: Path) -> str:
         """Return the file's name without its suffix."""

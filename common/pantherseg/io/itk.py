@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -22,6 +22,17 @@ from pantherseg.io.limits import check_origin, check_spacing
 from pantherseg.volume import Grid, Volume, as_shape, as_triple
 
 
+class Check(Protocol):
+    """Checks a file of one format before ITK sees it."""
+
+    def __call__(self, path: Path, *, voxels: bool = True) -> Header:
+        """Return what the header states, the spacing only for a format in which ITK takes it from there as it is.
+
+        voxels: also read them to the end, to check that they are as many as the header states, and complete. Raises
+        InputError and OSError.
+        """
+
+
 @dataclass(frozen=True)
 class ItkReader(FileFormat):
     """Reads and writes the files of one format with SimpleITK.
@@ -31,12 +42,11 @@ class ItkReader(FileFormat):
     these before ITK reads a file, in a bounded time and in the memory of a few chunks.
 
     image_io: ITK's name of the format; left alone, ITK also looks at a file's content, and then reads a format that was
-    not checked. check: returns what the header states, the spacing only for a format in which ITK takes it from there
-    as it is; raises InputError and OSError.
+    not checked. check: see `Check`.
     """
 
     image_io: str
-    check: Callable[[Path], Header]
+    check: Check
 
     def mask_suffix(self, source: Path) -> str:
         """Return the file's own suffix; `.mha` for `.mhd`, which would be written as two files."""
@@ -75,7 +85,7 @@ class ItkReader(FileFormat):
         if not self.accepts(path):
             return None
         try:
-            with self._checked(path) as (reader, _):
+            with self._checked(path, voxels=False) as (reader, _):
                 stored = _grid_of(reader)
             corrected, _ = with_orthogonal_axes(path, stored)
         except (InputError, OSError):
@@ -83,10 +93,13 @@ class ItkReader(FileFormat):
         return None if corrected.difference(volume.grid) else stored
 
     @contextmanager
-    def _checked(self, source: Path) -> Iterator[tuple[Any, Header]]:
-        """Yield ITK's reader of a file that was checked, and what its header states. Raises InputError and OSError."""
+    def _checked(self, source: Path, *, voxels: bool = True) -> Iterator[tuple[Any, Header]]:
+        """Yield ITK's reader of a file that was checked, and what its header states.
+
+        voxels: False where only the information in the header will be read. Raises InputError and OSError.
+        """
         check_not_empty(source)
-        header = self.check(source)
+        header = self.check(source, voxels=voxels)
         reader = sitk.ImageFileReader()
         reader.SetImageIO(self.image_io)
         reader.SetFileName(name_for_itk(source))

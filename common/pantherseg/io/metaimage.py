@@ -47,8 +47,8 @@ MAX_TEXT_BYTES = 254
 MILLIMETRES = ("mm", "?", "")
 
 
-def check_metaimage(path: Path) -> Header:
-    """Check the header, and that the voxels are as many as it states. Raises InputError and OSError."""
+def check_metaimage(path: Path, *, voxels: bool = True) -> Header:
+    """Check the header and, with `voxels`, that these are as many as it states. Raises InputError and OSError."""
     fields, offset = _read_fields(path)
     _check_variant(path, fields)
     size = parse_size(fields.get("DimSize", ""), fields.get("NDims", ""))
@@ -58,10 +58,11 @@ def check_metaimage(path: Path) -> Header:
         raise InputError(path, expected=f"a MetaImage header with {', '.join(REQUIRED)}", found=found)
     volume_bytes = check_size(path, size, voxel_bytes=element)
     spacing = _check_geometry(path, fields, axes=len(size))
-    local = fields["ElementDataFile"].upper() == "LOCAL"
-    data, start = (path, offset) if local else (_data_file(path, fields["ElementDataFile"]), 0)
-    start = _start_of_voxels(path, fields, data, start, expected=volume_bytes)
-    _check_voxels(path, fields, data, start, expected=volume_bytes)
+    if voxels:
+        local = fields["ElementDataFile"].upper() == "LOCAL"
+        data, start = (path, offset) if local else (_data_file(path, fields["ElementDataFile"]), 0)
+        start = _start_of_voxels(path, fields, data, start, expected=volume_bytes)
+        _check_voxels(path, fields, data, start, expected=volume_bytes)
     has_spacing = bool(fields.keys() & {"ElementSpacing", "ElementSize"})
     return Header(size, spacing, assumed_geometry(has_spacing=has_spacing, has_direction="TransformMatrix" in fields))
 
@@ -92,14 +93,14 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
 def _meaning(key: str, text: str) -> bool | tuple[float | str, ...]:
     """Return what a field's text means, so that two texts can be compared."""
     if key in LOGICAL:
-        return _is_true({key: text}, key, "")
+        return _is_true(text)
     return tuple(float(word) if NUMBER.fullmatch(word) else word for word in text.split())
 
 
 def _check_variant(path: Path, fields: dict[str, str]) -> None:
     """Raise InputError for what a MetaImage may be by its definition, but no common tool writes."""
     data_file, channels = fields["ElementDataFile"], fields.get("ElementNumberOfChannels", "1")
-    if not _is_true(fields, "BinaryData", "True"):
+    if not _is_true(fields.get("BinaryData", "True")):
         raise unsupported(path, "MetaImage with voxels as text (BinaryData = False)")
     if data_file.upper().startswith("LIST") or "%" in data_file:
         raise unsupported(path, f"MetaImage with its slices in separate files (ElementDataFile = {data_file})")
@@ -132,7 +133,7 @@ def _start_of_voxels(path: Path, fields: dict[str, str], data: Path, start: int,
     text = fields.get("HeaderSize", "0")
     if text == "0":
         return start
-    if _is_true(fields, "CompressedData", "False"):
+    if _is_compressed(fields):
         raise unsupported(path, f"compressed MetaImage with HeaderSize = {text}")
     if text == "-1":
         return max(start, data.stat().st_size - expected)
@@ -146,7 +147,7 @@ def _start_of_voxels(path: Path, fields: dict[str, str], data: Path, start: int,
 def _check_voxels(path: Path, fields: dict[str, str], data: Path, start: int, *, expected: int) -> None:
     """Check that a file holds `expected` bytes of voxels from `start` on."""
     found = max(0, data.stat().st_size - start)
-    compressed = _is_true(fields, "CompressedData", "False")
+    compressed = _is_compressed(fields)
     if compressed:
         stored = _compressed_bytes(path, fields, available=found, local=data == path)
         found = inflated_size(path, data, start, stored=stored, limit=expected)
@@ -181,5 +182,9 @@ def _data_file(path: Path, name: str) -> Path:
     return data
 
 
-def _is_true(fields: dict[str, str], key: str, default: str) -> bool:
-    return fields.get(key, default)[:1] in ("T", "t", "1")  # as MetaIO reads it
+def _is_compressed(fields: dict[str, str]) -> bool:
+    return _is_true(fields.get("CompressedData", "False"))
+
+
+def _is_true(text: str) -> bool:
+    return text[:1] in ("T", "t", "1")  # as MetaIO reads it

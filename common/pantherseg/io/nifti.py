@@ -21,7 +21,7 @@ from pantherseg.errors import InputError
 from pantherseg.events import Event
 from pantherseg.io.file_format import FileFormat, check_not_empty, dropped_axes
 from pantherseg.io.header import unsupported
-from pantherseg.io.limits import CHUNK_BYTES, DAMAGED, MAX_VOLUME_BYTES, check_size
+from pantherseg.io.limits import CHUNK_BYTES, DAMAGED, MAX_AXES, MAX_VOLUME_BYTES, check_size
 from pantherseg.io.nifti_geometry import copy_geometry, grid_of, set_geometry
 from pantherseg.io.streams import chunks, opened
 from pantherseg.volume import Volume
@@ -110,8 +110,8 @@ def _read_header(path: Path, stream: BufferedIOBase) -> Any:
         raise unsupported(path, "NIfTI with its voxels in another file (.hdr and .img)")
     if mark != kind.single_magic:
         raise InputError(path, expected=f"the mark {kind.single_magic!r} of a NIfTI file", found=repr(mark))
-    if not 1 <= header["dim"][0] <= 7:
-        raise InputError(path, expected="1 to 7 axes", found=str(header["dim"][0]))
+    if not 1 <= header["dim"][0] <= MAX_AXES:
+        raise InputError(path, expected=f"1 to {MAX_AXES} axes", found=str(header["dim"][0]))
     return header
 
 

@@ -46,8 +46,8 @@ AFTER = {
 }
 
 
-def check_nrrd(path: Path) -> Header:
-    """Check the header, and that the voxels are as many as it states. Raises InputError and OSError."""
+def check_nrrd(path: Path, *, voxels: bool = True) -> Header:
+    """Check the header and, with `voxels`, that these are as many as it states. Raises InputError and OSError."""
     fields, offset = _read_fields(path)
     size = parse_size(fields.get("sizes", ""), fields.get("dimension", ""))
     element = ELEMENT_BYTES.get(" ".join(fields.get("type", "").lower().split()))
@@ -62,7 +62,8 @@ def check_nrrd(path: Path) -> Header:
             raise unsupported(path, f"NRRD with {name}: {fields[name]}")
     volume_bytes = check_size(path, size, voxel_bytes=element)
     _check_geometry(path, fields)
-    _check_voxels(path, fields["encoding"].lower(), offset, expected=volume_bytes)
+    if voxels:
+        _check_voxels(path, fields["encoding"].lower(), offset, expected=volume_bytes)
     has_directions = "space directions" in fields
     has_spacing = has_directions or "spacings" in fields
     assumed = assumed_geometry(has_spacing=has_spacing, has_direction=has_directions and "space" in fields)

@@ -86,6 +86,13 @@ def read_image(source: Path) -> tuple[Volume, tuple[Event, ...]]:
     return Volume(image, volume.grid), events + more
 
 
+def read_volume(source: Path) -> Volume:
+    """Read an MR volume as `read_image` does, and log its events as warnings, for callers that do not list them."""
+    volume, events = read_image(source)
+    _log_events(source, events)
+    return volume
+
+
 def read_labels(source: Path) -> Volume:
     """Read a label map in its stored type; values within 0.001 of a whole number are rounded.
 
@@ -93,7 +100,7 @@ def read_labels(source: Path) -> Volume:
     numbers.
     """
     volume, events = _read(source)
-    log_events(source, events)
+    _log_events(source, events)
     array = volume.array
     if array.dtype.kind != "f":
         return volume
@@ -105,12 +112,6 @@ def read_labels(source: Path) -> Volume:
     return Volume(labels, volume.grid)
 
 
-def log_events(source: Path, events: Iterable[Event]) -> None:
-    """Log the events of reading a source, for commands that do not list them elsewhere."""
-    for event in events:
-        logger.warning("%s: %s: %s", source, event.code, event.message)
-
-
 def write_volume(volume: Volume, path: Path, *, like: Path | None = None) -> None:
     """Write a volume in the format of the path's suffix, compressed except for `.nii`. Raises OutputError.
 
@@ -118,7 +119,7 @@ def write_volume(volume: Volume, path: Path, *, like: Path | None = None) -> Non
     geometry is stored exactly as it is there, so that every program sees both files at the same place.
     """
     for file_format in FORMATS:
-        if path.name.lower().endswith(file_format.suffixes):
+        if file_format.has_suffix(path):
             with written_beside(path) as beside:
                 file_format.write(volume, beside, like=like)
             return
@@ -167,13 +168,19 @@ def _unreadable_as_input_error(path: Path) -> Iterator[None]:
         raise InputError(path, expected=expected, found=found) from error
 
 
+def _log_events(source: Path, events: Iterable[Event]) -> None:
+    for event in events:
+        logger.warning("%s: %s: %s", source, event.code, event.message)
+
+
 def _finite(source: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[Event, ...]]:
     """Return the voxels as float32; those that are NaN, infinite or too large get the minimum of the others."""
     with np.errstate(over="ignore"):
         image = array.astype(np.float32)
     events: list[Event] = []
     finite = np.abs(image) < LARGEST_VALUE  # False for NaN
-    bad, nan = image.size - int(finite.sum()), int(np.isnan(image).sum())
+    bad = image.size - int(finite.sum())
+    nan = int(np.isnan(image).sum()) if bad else 0
     if bad - nan > MAX_INFINITE_FRACTION * image.size:
         expected = f"at most {MAX_INFINITE_FRACTION:.0%} of the voxels infinite or beyond {LARGEST_VALUE:g}"
         raise InputError(source, expected=expected, found=f"{bad - nan} of {image.size}", hint=DAMAGED)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pantherseg.errors import InputError
 from pantherseg.files import write_text
-from pantherseg.io import find_sources, log_events, read_image, read_labels, write_volume
+from pantherseg.io import find_sources, read_labels, read_volume, write_volume
 from pantherseg.labels import LABEL_MAPS, LabelMapName, tumour_of
 from pantherseg.model_sources.nnunet import ORIENTATION_KEY
 from pantherseg.training.training_recipe import TrainingRecipe
@@ -42,14 +42,11 @@ def read_case(recipe: TrainingRecipe, data: Path, case: str) -> tuple[Volume, Vo
 
     Raises InputError if a file cannot be read, if the grids differ, or if there is no pancreas to crop to.
     """
-    image, events = read_image(_image_path(data, case))
-    log_events(_image_path(data, case), events)
+    image = read_volume(_image_path(data, case)).turned_to(recipe.orientation)
     label_path = _label_folder(data, recipe.labels) / f"{case}.mha"
-    label = read_labels(label_path).turned_to(image.grid.orientation)
+    label = read_labels(label_path).turned_to(recipe.orientation)
     if difference := label.grid.difference(image.grid):
         raise InputError(label_path, expected="the grid of its image", found=difference)
-    turn = image.grid.turn_to(recipe.orientation)
-    image, label = image.turned(turn), label.turned(turn)
     if recipe.crop_margin_mm is not None:
         box = Box.around(label.array > 0)
         if box is None:
