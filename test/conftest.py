@@ -24,6 +24,7 @@ from pantherseg.models.manifest import MANIFEST
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.phantom import make_phantom
 from pantherseg.recipe import Recipe, load_recipe
+from pantherseg.session import Session
 from pantherseg.volume import Box, Volume
 from served import FileServer
 
@@ -52,6 +53,12 @@ def one_line_about(where: object, error: Exception) -> str:
 def dice(mask: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
     """Return the Dice of two masks of any shape, at least one of which is not empty."""
     return 2 * float((mask & reference).sum()) / float(mask.sum() + reference.sum())
+
+
+def pretend_to_have_a_gpu(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the session's OpenVINO backend call itself a GPU, so that a case can fall back to the CPU."""
+    session.load().backend.device = "cuda"
+    monkeypatch.setattr(openvino_backend.OpenVinoBackend, "explain", lambda _, error: error)
 
 
 def flip_a_bit(path: Path) -> None:

@@ -25,10 +25,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import CopiedBundle, SmallDisk, flip_a_bit
+from conftest import CopiedBundle, SmallDisk, flip_a_bit, pretend_to_have_a_gpu
+from pantherseg.errors import LostDeviceError
 from pantherseg.grand_challenge import main as entry_point
 from pantherseg.grand_challenge import server as server_module
 from pantherseg.grand_challenge.check import check_output
+from pantherseg.inference.predictor import Predictor
 from pantherseg.io import write_volume
 from pantherseg.models.manifest import MANIFEST
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
@@ -263,6 +265,15 @@ def server(start: StartServer) -> Server:
 
 def noise(grid: Grid, seed: int = 0) -> Volume:
     return Volume(np.random.default_rng(seed).normal(100, 20, grid.shape).astype(np.float32), grid)
+
+
+def loaded_worker(session: Session, folders: Folders) -> server_module.Worker:
+    """Return a worker in this process that is ready."""
+    worker = server_module.Worker(session, folders.input, folders.output)
+    worker.load(if_it_fails=lambda: None)
+    while worker.is_busy:
+        time.sleep(0.01)
+    return worker
 
 
 def limited(tmp_path: Path, seconds: float) -> Path:
@@ -533,10 +544,7 @@ def test_an_unexpected_error_leaves_the_server_to_the_next_job(
     def fail(*_: object) -> None:
         raise error("what happened")
 
-    worker = server_module.Worker(Session(one_fold, DEMO_WEIGHTS, many_cases=True), folders.input, folders.output)
-    worker.load(if_it_fails=lambda: None)
-    while worker.is_busy:
-        time.sleep(0.01)
+    worker = loaded_worker(Session(one_fold, DEMO_WEIGHTS, many_cases=True), folders)
     with monkeypatch.context() as patch:
         patch.setattr(server_module, "run_case", fail)
         status, reason = asyncio.run(worker.run())
@@ -547,6 +555,31 @@ def test_an_unexpected_error_leaves_the_server_to_the_next_job(
     assert (worker.unusable_because(), worker.is_busy) == ("", False)
     assert asyncio.run(worker.run()) == (201, "")
     folders.mask()
+
+
+@pytest.mark.fault(
+    "server", "the GPU is lost in a job", "the CPU's mask and an event, also for the next job; 200 for health"
+)
+def test_a_lost_device_leaves_the_server_to_the_next_job(
+    monkeypatch: pytest.MonkeyPatch, folders: Folders, one_fold: Recipe
+) -> None:
+    session = Session(one_fold, DEMO_WEIGHTS, device="cpu", many_cases=True)
+    worker = loaded_worker(session, folders)
+    pretend_to_have_a_gpu(session, monkeypatch)
+    logits = Predictor.logits
+
+    def fails_on_the_gpu(predictor: Predictor, *arguments: Any) -> object:
+        if predictor.backend.device == "cuda":
+            raise LostDeviceError("cuda", "the device failed")
+        return logits(predictor, *arguments)
+
+    monkeypatch.setattr(Predictor, "logits", fails_on_the_gpu)
+    for _ in range(2):
+        folders.give(noise(SMALL))
+        assert asyncio.run(worker.run()) == (201, "")
+        folders.mask()
+        assert "device_failed" in [event["code"] for event in folders.report()["events"]]
+        assert worker.unusable_because() == ""
 
 
 @pytest.mark.fault("server", "a client that hangs up while its job runs", "the mask all the same, and 200 for health")

@@ -78,8 +78,10 @@ def test_models_that_cannot_be_loaded_are_an_error_each_time(one_fold: Recipe, t
 def test_goes_over_to_the_cpu_with_the_same_models() -> None:
     session = Session(load_recipe(task_recipe(2)), DEMO_WEIGHTS, device="cpu")
     before = session.load()
-    session.use_cpu()
+    reason = Event(EventCode.DEVICE_FAILED, "the device failed; the CPU was used")
+    session.use_cpu(reason)
     after = session.load()
+    assert after.events == (*before.events, reason)
     assert after is session.load()
     assert after.backend is not before.backend
     assert after.backend.device == "cpu"

@@ -24,7 +24,7 @@ class Ensemble:
     """A recipe's models on a device.
 
     localizer: None where the recipe has none, or where it is missing or cannot be used, for which localizer_problem is
-    the reason. events: about the models as they were loaded; every case of the session reports them.
+    the reason. events: about the models and the device; every case of the session reports them.
     """
 
     backend: Backend

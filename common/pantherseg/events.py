@@ -64,7 +64,7 @@ class EventCode(StrEnum):
     DEVICE_FULL = "device_full"
     """The GPU had too little memory for this case; the CPU was used."""
     DEVICE_FAILED = "device_failed"
-    """The GPU failed; the CPU was used, also for later cases."""
+    """The GPU failed; the CPU was used, also for later cases, which report it too."""
     COMPONENTS_DROPPED = "components_dropped"
     """Post-processing dropped components of the tumour mask."""
     EMPTY_MASK_RESCUED = "empty_mask_rescued"

@@ -113,13 +113,12 @@ def _segment_on_a_device(
     # Outside of the handler and without the traceback, so that the memory of the failed attempt is free.
     failure = failure.at(failure.where)
     logger.warning("%s; the case starts again on the CPU", failure)
+    happened = f"{failure}; the CPU was used"
     if isinstance(failure, DeviceMemoryError):
-        code, ensemble = EventCode.DEVICE_FULL, ensemble.on_cpu()
-    else:
-        session.use_cpu()
-        code, ensemble = EventCode.DEVICE_FAILED, session.load()
-    fallback = Event(code, f"{failure}; the CPU was used")
-    return _segment(volume, session.recipe, ensemble, (*events, fallback), networks)
+        events = (*events, Event(EventCode.DEVICE_FULL, happened))
+        return _segment(volume, session.recipe, ensemble.on_cpu(), events, networks)
+    session.use_cpu(Event(EventCode.DEVICE_FAILED, happened))
+    return _segment(volume, session.recipe, session.load(), events, networks)
 
 
 def _segment(

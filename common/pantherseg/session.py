@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pantherseg.events import Event
 from pantherseg.machine.memory import reserve_memory
 from pantherseg.recipe import Recipe
 
@@ -57,6 +59,7 @@ class Session:
             )
         return self._ensemble
 
-    def use_cpu(self) -> None:
-        """Go over to the CPU, for this case and all later ones."""
-        self._ensemble = self.load().on_cpu()
+    def use_cpu(self, reason: Event) -> None:
+        """Go over to the CPU, for this case and all later ones, which report the reason."""
+        ensemble = self.load().on_cpu()
+        self._ensemble = replace(ensemble, events=(*ensemble.events, reason))
