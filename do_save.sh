@@ -39,8 +39,13 @@ target_of() {
   echo "build/${image//[:\/]/-}"
 }
 
+# Builds a task's image if it does not exist; one that does must be for the contract that was asked for.
 ensure_image() {
-  docker image inspect "$(image_of "$1")" >/dev/null 2>&1 || build_image "$1"
+  local image contract
+  image=$(image_of "$1")
+  docker image inspect "$image" >/dev/null 2>&1 || build_image "$1"
+  contract=$(contract_of "$image")
+  [[ $contract == "$api" ]] || fail "$image: expected an image for $api, found one for $contract; give another --tag or --api"
 }
 
 remove_parts() {

@@ -62,6 +62,13 @@ image_of() {
   echo "${tag:-$name}"
 }
 
+# Prints the contract that an image's label names.
+contract_of() {
+  local label
+  label=$(docker image inspect --format '{{index .Config.Labels "org.grand-challenge.api-method"}}' "$1")
+  echo "${label:-exec}"
+}
+
 engine_answers() {
   command -v docker >/dev/null && docker info >/dev/null 2>&1
 }

@@ -23,10 +23,10 @@ except (OSError, http.client.HTTPException) as error:
 # caller, even after a failure.
 run_container() {
   local task=$1 output=$2 contract
-  contract=$(docker image inspect --format '{{index .Config.Labels "org.grand-challenge.api-method"}}' "$(image_of "$task")")
+  contract=$(contract_of "$(image_of "$task")")
   create_container "$task"
   case $contract in
-    exec | '') run_once "$task" "$output" ;;
+    exec) run_once "$task" "$output" ;;
     invoke) serve_cases "$task" "$output" ;;
     *) fail "$(image_of "$task"): expected the label org.grand-challenge.api-method to be exec or invoke, found $contract" ;;
   esac
@@ -98,23 +98,26 @@ run_once() {
 
 # The contract invoke: a server for several cases. Sets `seconds` to the time from request to answer.
 serve_cases() {
-  local task=$1 output=$2 case status log
+  local task=$1 output=$2 number status log
   local began=$SECONDS
   docker start "$container" >/dev/null
   docker logs --follow "$container" &
   log=$!
   await_health "$log"
   echo "GET /health: 200 after $((SECONDS - began)) s"
-  for ((case = 1; case <= CASES; case++)); do
+  for ((number = 1; number <= CASES; number++)); do
     give_job "$task"
     began=$SECONDS
-    status=$(request POST /invoke "$CASE_SECONDS") || status="no answer"
+    # In the background, because bash handles a signal only after a foreground command has ended.
+    request POST /invoke "$CASE_SECONDS" >"$work/status" &
+    wait $! || true
+    status=$(<"$work/status")
     seconds=$((SECONDS - began))
     take_output "$task" "$output"
-    [[ $status == 201 ]] || fail "POST /invoke, case $case: expected status 201, found $status"
-    score "$task" "$output" "$task, case $case"
+    [[ $status == 201 ]] || fail "POST /invoke, case $number: expected status 201, found ${status:-no answer}"
+    score "$task" "$output" "$task, case $number"
   done
-  docker stop --time "$KILL_SECONDS" "$container" >/dev/null
+  docker stop -t "$KILL_SECONDS" "$container" >/dev/null
   wait "$log" || true
   status=$(docker inspect --format '{{.State.ExitCode}}' "$container")
   [[ $status == 0 ]] || fail "SIGTERM after $CASES cases: expected exit code 0, found $status"
@@ -135,5 +138,5 @@ await_health() {
 }
 
 request() {
-  docker exec "$container" python3 -c "$REQUEST" "$@"
+  docker exec "$container" python3 -I -c "$REQUEST" "$@"
 }

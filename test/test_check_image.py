@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -282,9 +283,8 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     program, image = tmp_path / "docker", tmp_path / "image.tar"
 
     def write(*, size: int | None = None, save: str = "true", method: str = "exec", **commands: str) -> None:
-        image.write_bytes(ImageArchive().content()[:size])
-        described = {"image": f"echo '{json.dumps({API_METHOD: method})}'", "save": f"cat {image}\n{save}"}
-        cases = {"kill": "false", **described, **commands}
+        image.write_bytes(with_config(Labels={API_METHOD: method}).content()[:size])
+        cases = {"kill": "false", "save": f"cat {image}\n{save}", **commands}
         lines = "\n".join(f"{name}) {command} ;;" for name, command in cases.items())
         program.write_text(f"#!/bin/sh\ncase $1 in\n{lines}\nesac\n")
         program.chmod(0o755)
@@ -348,16 +348,16 @@ ENDED, SERVING = "echo false 1", "echo true 0"
 @pytest.mark.parametrize(
     ("commands", "healthy", "found"),
     [
-        ({"exec": "echo status 200"}, True, "status 200, 0 s after the start"),
-        ({"exec": "echo status 503"}, False, "status 503, 0 s after the start"),
-        ({"exec": "echo 'ConnectionRefusedError(111)'"}, False, "ConnectionRefusedError(111), 0 s after the start"),
-        ({"exec": "exit 1"}, False, "no answer, 0 s after the start"),
-        ({"exec": "echo status 307"}, False, "status 307, 0 s after the start"),
-        ({"exec": "exit 127"}, False, "cannot be asked: the image has no python3, 0 s after the start"),
+        ({"exec": "echo status 200"}, True, "status 200"),
+        ({"exec": "sleep 2.5; echo status 200"}, False, "status 200"),
+        ({"exec": "echo status 503"}, False, "status 503"),
+        ({"exec": "echo 'ConnectionRefusedError(111)'"}, False, "ConnectionRefusedError(111)"),
+        ({"exec": "exit 1"}, False, "no answer"),
+        ({"exec": "echo status 307"}, False, "status 307"),
         (
-            {"exec": "exit 1", "inspect": ENDED, "logs": "echo error: no models >&2"},
+            {"exec": "exit 1", "container": ENDED, "logs": "echo error: no models >&2"},
             False,
-            "exit code 1 with an empty /input and no model: error: no models, 0 s after the start",
+            "exit code 1 with an empty /input and no model: error: no models",
         ),
         ({"run": f"echo docker: unable to find user nobody >&2; {USAGE}"}, False, "docker: unable to find user nobody"),
     ],
@@ -370,14 +370,29 @@ def test_asks_a_server_for_its_health(
     healthy: bool,
     found: str,
 ) -> None:
-    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.SERVER_SECONDS", 0.2)
-    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.PAUSE_SECONDS", 0.05)
-    engine(method="invoke", **{"inspect": SERVING, "rm": f"echo $3 >>{tmp_path}/removed", **commands})
+    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.SERVER_SECONDS", 2)
+    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.PAUSE_SECONDS", 0.5)
+    engine(method="invoke", **{"container": SERVING, "rm": f"echo $3 >>{tmp_path}/removed", **commands})
     verdict = check_image("mine:latest")[-1]
     assert (verdict.rule, verdict.kept) == (SERVES, healthy)
-    assert verdict.found.endswith(found)
+    assert re.sub(r", \d+ s after the start$", "", verdict.found).endswith(found)
     (removed,) = (tmp_path / "removed").read_text().splitlines()
     assert removed.startswith("pantherseg-check-")
+
+
+@pytest.mark.parametrize(
+    ("commands", "expected"),
+    [
+        ({"exec": "echo no python3 >&2; exit 127"}, r"expected python3 in the image, .+, found no python3"),
+        ({"exec": "true", "container": "echo it is gone >&2; exit 1"}, r"expected a container .+, found it is gone"),
+    ],
+)
+def test_says_why_a_server_cannot_be_asked(
+    engine: Callable[..., None], commands: dict[str, str], expected: str
+) -> None:
+    engine(method="invoke", **{"container": SERVING, **commands})
+    with pytest.raises(UploadError, match=expected):
+        check_image("mine:latest")
 
 
 def test_waits_until_a_server_is_healthy(
@@ -386,7 +401,7 @@ def test_waits_until_a_server_is_healthy(
     monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.PAUSE_SECONDS", 0.05)
     asked = tmp_path / "asked"
     answer = f"echo >>{asked}; test $(wc -l <{asked}) -lt 3 && echo status 503 || echo status 200"
-    engine(method="invoke", inspect=SERVING, exec=answer)
+    engine(method="invoke", container=SERVING, exec=answer)
     assert broken(check_image("mine:latest")) == {}
     assert len(asked.read_text()) == 3
 

@@ -224,7 +224,7 @@ def interruptible() -> None:
     ids=["packing", "networks", "server"],
 )
 def test_leaves_no_container_and_no_files_behind_after_ctrl_c(tmp_path: Path, contract: str, moment: str) -> None:
-    built("task1-cpu-invoke")
+    built("task1-cpu-invoke" if contract == "invoke" else "task1-cpu")
     run = subprocess.Popen(
         [ROOT / "do_test_run.sh", "--no-build", "--runtime", "cpu", "--api", contract, "task1"],
         start_new_session=True,

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from conftest import one_line_about, pretend_to_have_a_gpu, run_python
 from pantherseg.arrays import to_host
 from pantherseg.cli import main
-from pantherseg.errors import DeviceMemoryError, LostDeviceError
+from pantherseg.errors import DeviceMemoryError, Float16Error, LostDeviceError
 from pantherseg.fusion import FusedLogits
 from pantherseg.inference.accumulate import Sweep
 from pantherseg.inference.backends import torch_backend
@@ -198,11 +198,26 @@ def test_a_lost_device_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, pancr
         np.testing.assert_array_equal(found.mask.array, expected.mask.array)
 
 
-@pytest.mark.fault(
-    "memory", "a GPU has too little memory for each of two cases", "the CPU's mask and an event, for both cases"
-)
+@pytest.mark.fault("memory", "{id} for each of two cases", "the CPU's mask and an event; the GPU is tried for both")
 @pytest.mark.slow
-def test_a_full_device_is_tried_again_for_the_next_case(monkeypatch: pytest.MonkeyPatch, pancreas: Volume) -> None:
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        pytest.param(
+            DeviceMemoryError("cuda", expected="8000 MB", found="4000 MB free"),
+            "device_full",
+            id="a GPU has too little memory",
+        ),
+        pytest.param(
+            Float16Error("cuda", "the network computed logits that are NaN"),
+            "float16_too_small",
+            id="a GPU's float16 is too small",
+        ),
+    ],
+)
+def test_a_device_that_does_not_suit_a_case_is_tried_again_for_the_next(
+    monkeypatch: pytest.MonkeyPatch, pancreas: Volume, failure: LostDeviceError, code: str
+) -> None:
     session = Session(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu")
     expected = segment(pancreas, session)
     pretend_to_have_a_gpu(session, monkeypatch)
@@ -210,13 +225,13 @@ def test_a_full_device_is_tried_again_for_the_next_case(monkeypatch: pytest.Monk
 
     def fails_on_the_gpu(predictor: Predictor, *arguments: object) -> object:
         if predictor.backend.device == "cuda":
-            raise DeviceMemoryError("cuda", expected="8000 MB", found="4000 MB free")
+            raise failure
         return logits(predictor, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Predictor, "logits", fails_on_the_gpu)
     for _ in range(2):
         found = segment(pancreas, session)
-        assert [event.code for event in found.events] == ["device_full"]
+        assert [event.code for event in found.events] == [code]
         assert found.device == "cpu"
         assert session.load().backend.device == "cuda"
         np.testing.assert_array_equal(found.mask.array, expected.mask.array)

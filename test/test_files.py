@@ -91,7 +91,7 @@ def test_removes_a_file_but_not_a_folder(tmp_path: Path) -> None:
     remove_file(path)
     assert not path.exists()
     path.mkdir()
-    with pytest.raises(OutputError, match=rf"{path}: failed to replace this file: "):
+    with pytest.raises(OutputError, match=rf"{path}: failed to remove this file: "):
         remove_file(path)
 
 

@@ -23,7 +23,17 @@ from pantherseg.inference.placement import placements
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io import write_volume
 from pantherseg.logs import one_line
-from pantherseg.machine.memory import MB, MIN_MB, NO_LIMIT, is_in_memory, reserve_memory, room_bytes, shortage
+from pantherseg.machine.memory import (
+    MB,
+    MIN_MB,
+    NO_LIMIT,
+    forget_peak,
+    is_in_memory,
+    peak_mb,
+    reserve_memory,
+    room_bytes,
+    shortage,
+)
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import ModelFolder
 from pantherseg.volume import Grid, Volume
@@ -40,6 +50,16 @@ def test_reserves_nothing_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delitem(sys.modules, "scipy.ndimage", raising=False)
     reserve_memory()
     assert "scipy.ndimage" not in sys.modules
+
+
+def test_measures_the_peak_of_the_memory_anew() -> None:
+    forget_peak()
+    before = peak_mb()
+    array = np.ones(100 << 17)  # 100 MB
+    assert peak_mb() >= before + 90
+    del array
+    forget_peak()
+    assert peak_mb() < before + 50
 
 
 @pytest.mark.fault("memory", "the memory limit is just below the minimum", "an error that names both")

@@ -46,6 +46,7 @@ LARGE = Grid((40, 104, 128), (4.0, 3.0, 3.0))
 # What the platform allows for an answer of /health, what we want, and its time between SIGTERM and SIGKILL.
 HEALTH_LIMIT_SECONDS, HEALTH_SECONDS, SIGNAL_SECONDS = 10, 1, 5
 TIMEOUT_SECONDS = 120
+READY, BUSY = {"status": "ready"}, {"status": "busy"}
 
 pytestmark = pytest.mark.slow
 
@@ -164,13 +165,19 @@ class Server:
         assert answer.seconds < HEALTH_LIMIT_SECONDS
         return answer
 
-    def wait_until_ready(self) -> list[Answer]:
-        """Return the answers of /health up to the first 200."""
+    def wait_until(self, content: dict[str, str]) -> list[Answer]:
+        """Return the answers of /health up to the first with this content."""
         answers = [self.health()]
-        while answers[-1].status != 200:
+        end = time.monotonic() + TIMEOUT_SECONDS
+        while answers[-1].content != content:
+            assert time.monotonic() < end, answers[-1]
             time.sleep(0.02)
             answers.append(self.health())
         return answers
+
+    def wait_until_ready(self) -> list[Answer]:
+        """Return the answers of /health up to the first 200."""
+        return self.wait_until(READY)
 
     def invoke(self) -> Answer:
         """Ask for a job, with a body that makes no sense."""
@@ -217,9 +224,7 @@ class Background(threading.Thread):
 
     def wait_until_busy(self) -> None:
         """Wait until the server says that the job is running."""
-        while self._server.health().content != {"status": "busy"}:
-            assert self.is_alive(), self.answer
-            time.sleep(0.01)
+        self._server.wait_until(BUSY)
 
 
 StartServer = Callable[..., Server]
@@ -271,9 +276,16 @@ def loaded_worker(session: Session, folders: Folders) -> server_module.Worker:
     """Return a worker in this process that is ready."""
     worker = server_module.Worker(session, folders.input, folders.output)
     worker.load(if_it_fails=lambda: None)
-    while worker.is_busy:
-        time.sleep(0.01)
+    wait_for(worker)
     return worker
+
+
+def wait_for(worker: server_module.Worker) -> None:
+    """Wait until a worker has loaded its models, or has tried them after a failure."""
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while worker.is_busy:
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def limited(tmp_path: Path, seconds: float) -> Path:
@@ -305,7 +317,7 @@ def test_several_jobs_give_the_masks_of_single_runs(server: Server, models: Path
 def test_health_says_when_the_models_are_ready(start: StartServer) -> None:
     server = start()
     answers = server.wait_until_ready()
-    assert answers[-1].content == {"status": "ready"}
+    assert answers[-1].content == READY
     before = answers[:-1]
     assert before, "the first request comes before the models are loaded"
     assert {answer.status for answer in before} == {503}
@@ -373,7 +385,7 @@ def test_a_job_that_fails_leaves_the_server_to_the_next(server: Server, damage: 
     assert str(folders.output.parent) in answer.error
     assert "Traceback" not in server.stderr.read_text()
     assert [name for name in folders.files if name != "images"] == []
-    assert server.health().content == {"status": "ready"}
+    assert server.health().content == READY
     assert server.mask_of(noise(SMALL)) == expected
 
 
@@ -441,20 +453,25 @@ def test_ends_where_the_models_cannot_be_loaded(start: StartServer, models: Path
 
 
 @pytest.mark.fault(
-    "server", "the models are removed while it serves", "500 with the reason; then 503 for health and for jobs"
+    "server",
+    "the models are removed while it serves, then put back",
+    "500 with the reason and 503 for health; then a mask and 200",
 )
-def test_says_that_the_models_cannot_be_used_any_more(server: Server, models: Path) -> None:
-    shutil.rmtree(models)
+def test_says_that_the_models_cannot_be_used(server: Server, models: Path) -> None:
+    kept = models.rename(models.with_name("kept"))
     server.folders.give(noise(SMALL))
     answer = server.invoke()
     assert answer.status == 500
     assert str(models) in answer.error
     assert server.last_line == f"error: {answer.error}"
-    health, refused = server.health(), server.invoke()
-    assert (health.status, refused.status) == (503, 503)
-    assert str(models) in health.error
-    assert refused.error == f"POST /invoke: {health.error}"
-    assert server.folders.files == []
+    assert str(models) in server.wait_until({"error": answer.error})[-1].error
+    assert server.health().status == 503
+    server.folders.give(noise(SMALL))
+    assert server.invoke().status == 500
+    kept.rename(models)
+    server.folders.give(noise(SMALL))
+    assert server.invoke().status == 201
+    assert server.health().content == READY
 
 
 @pytest.mark.fault(
@@ -485,6 +502,23 @@ def test_ends_well_between_jobs(server: Server) -> None:
     server.mask_of(noise(SMALL))
     assert server.signal(signal.SIGTERM) == 0
     assert list(server.temporary.iterdir()) == []
+    assert "Traceback" not in server.stderr.read_text()
+
+
+@pytest.mark.fault("server", "`POST /invoke` just after SIGTERM", "exit code 0 within 5 s, no mask and no traceback")
+def test_refuses_a_job_that_comes_after_the_signal(server: Server) -> None:
+    server.folders.give(noise(LARGE))
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_SECONDS)
+    connection.request("GET", "/health")
+    assert connection.getresponse().read()  # the connection is kept open
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.005)
+    with suppress(ConnectionError, http.client.HTTPException):
+        connection.request("POST", "/invoke")
+        assert connection.getresponse().status == 503
+    assert server.process.wait(SIGNAL_SECONDS) == 0
+    connection.close()
+    assert server.folders.files == []
     assert "Traceback" not in server.stderr.read_text()
 
 
@@ -528,7 +562,7 @@ def test_a_job_without_enough_memory_leaves_the_server_to_the_next(server: Serve
     assert answer.status in (422, 500)
     assert "memory" in answer.error.lower()
     assert server.last_line == f"error: {answer.error}"
-    assert server.health().content == {"status": "ready"}
+    assert server.health().content == READY
     server.mask_of(noise(SMALL))
 
 
@@ -552,7 +586,8 @@ def test_an_unexpected_error_leaves_the_server_to_the_next_job(
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == f"error: {reason}"
     assert "Traceback (most recent call last):" in lines, "for developers"
-    assert (worker.unusable_because(), worker.is_busy) == ("", False)
+    wait_for(worker)
+    assert worker.unusable_because() == ""
     assert asyncio.run(worker.run()) == (201, "")
     folders.mask()
 
@@ -587,11 +622,9 @@ def test_a_client_that_hangs_up(server: Server) -> None:
     server.folders.give(noise(LARGE))
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
     connection.request("POST", "/invoke")
-    while server.health().content != {"status": "busy"}:
-        time.sleep(0.01)
+    server.wait_until(BUSY)
     connection.close()
-    while server.health().content != {"status": "ready"}:
-        time.sleep(0.05)
+    server.wait_until(READY)
     server.folders.mask()
 
 
@@ -599,6 +632,13 @@ def test_answers_only_the_requests_of_the_contract(server: Server) -> None:
     found = [server.ask(*words).status for words in (("GET", "/invoke"), ("POST", "/health"), ("GET", "/"))]
     assert found == [405, 405, 404]
     assert server.folders.files == []
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_refuses_a_port_that_does_not_exist(capsys: pytest.CaptureFixture[str], port: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        entry_point(task_recipe(1), ["--serve", "--port", port])
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"--port: expected a number from 0 to 65535, found {port}")
 
 
 @pytest.mark.fault("server", "the port is in use", "exit code 1, and the reason as stderr's last line")

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pantherseg.errors import InputError, OutputError
+from pantherseg.errors import InputError
 from pantherseg.events import Event
 from pantherseg.files import prepare_folder, remove_file, write_text
 from pantherseg.io import read_image, write_volume
 from pantherseg.logs import shown, stage
 from pantherseg.machine.deadline import Deadline
+from pantherseg.machine.memory import forget_peak
 from pantherseg.session import Session
 from pantherseg.volume import Volume
 
@@ -50,6 +51,7 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
     DeviceError for what the session needs, OutputError for what cannot be written.
     """
     deadline = Deadline.after(session.recipe.time_budget_s)
+    forget_peak()
     volume, events = read_case(source)
     session.load()  # after reading, so that a bad input is named without waiting for the models
     for path in (output.mask, output.report):
@@ -80,7 +82,7 @@ def write_case(source: Path, segmentation: Segmentation, output: CaseOutput) -> 
         write_volume(segmentation.mask, output.mask, like=source)
         try:
             write_text(output.report, json.dumps({**about, **segmentation.as_dict()}, indent=2) + "\n")
-        except OutputError:
-            output.mask.unlink()
+        except BaseException:
+            remove_file(output.mask)
             raise
         remarks.append(shown(output.mask))

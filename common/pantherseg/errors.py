@@ -9,7 +9,8 @@ PantherSegError          any error that a user can act on, in one line
 ├── DownloadError        published weights that cannot be fetched
 ├── DeviceError          a device that was asked for and cannot be used
 │   └── LostDeviceError  a device that fails in the middle of a case
-│       └── DeviceMemoryError  too little memory, or disk space in its place
+│       ├── DeviceMemoryError  too little memory, or disk space in its place
+│       └── Float16Error       values that float16 cannot hold
 └── OutputError          a result that cannot be written
 """
 
@@ -114,6 +115,10 @@ class LostDeviceError(DeviceError):
 
 class DeviceMemoryError(LostDeviceError):
     """Too little memory, or disk space in its place."""
+
+
+class Float16Error(LostDeviceError):
+    """Values that float16, in which a GPU computes, cannot hold."""
 
 
 class OutputError(PantherSegError):

@@ -63,6 +63,8 @@ class EventCode(StrEnum):
     """Memory was too small for float32; the networks computed in bfloat16, as the recipe allows."""
     DEVICE_FULL = "device_full"
     """The GPU had too little memory for this case; the CPU was used."""
+    FLOAT16_TOO_SMALL = "float16_too_small"
+    """Float16, in which a GPU computes, was too small for the network's values; the CPU was used."""
     DEVICE_FAILED = "device_failed"
     """The GPU failed; the CPU was used, also for later cases, which report it too."""
     COMPONENTS_DROPPED = "components_dropped"

@@ -30,7 +30,8 @@ def written_beside(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{os.getpid()}.{_name_beside(path)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        for leftover in leftovers(path):
+            leftover.unlink(missing_ok=True)
         yield beside
         _force_to_disk(beside)
         beside.replace(path)
@@ -46,12 +47,14 @@ def _name_beside(path: Path) -> str:
     return path.stem + path.suffix.lower()
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove the hidden files of processes that have ended, because the platform counts every file in the folder."""
-    for other in path.parent.iterdir():
-        process = re.fullmatch(r"\.(\d{1,7})\." + re.escape(_name_beside(path)), other.name)
-        if process and not _is_alive(int(process[1])):
-            other.unlink(missing_ok=True)
+def leftovers(path: Path) -> list[Path]:
+    """Return the hidden files beside `path` of processes that ended while they wrote it. Raises OSError.
+
+    They must be removed, because the platform counts every file in the folder.
+    """
+    hidden = re.compile(r"\.(\d{1,7})\." + re.escape(_name_beside(path)))
+    found = ((other, hidden.fullmatch(other.name)) for other in path.parent.iterdir())
+    return [other for other, process in found if process and not _is_alive(int(process[1]))]
 
 
 def _is_alive(process: int) -> bool:
@@ -127,7 +130,7 @@ def remove_file(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(path, f"failed to replace this file: {os_reason(error)}") from error
+        raise OutputError(path, f"failed to remove this file: {os_reason(error)}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,13 +10,14 @@ import numpy as np
 
 from pantherseg import __version__
 from pantherseg.ensemble import Ensemble
-from pantherseg.errors import DeviceMemoryError, InputError, LostDeviceError, ModelError
+from pantherseg.errors import DeviceMemoryError, Float16Error, InputError, LostDeviceError, ModelError
 from pantherseg.events import Event, EventCode
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.inference.schedule import localizer_deadline, member_deadline, networks_deadline
 from pantherseg.localize import localize, searched_whole
 from pantherseg.logs import stage
 from pantherseg.machine.deadline import NEVER, Deadline
+from pantherseg.machine.memory import peak_mb
 from pantherseg.orientation import Orientation
 from pantherseg.postprocess import Prediction
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
@@ -26,6 +26,9 @@ from pantherseg.session import Session
 from pantherseg.volume import Box, Volume, uncrop
 
 logger = logging.getLogger(__name__)
+
+# Failures on a GPU after which it is tried again for the next case.
+OF_ONE_CASE = {DeviceMemoryError: EventCode.DEVICE_FULL, Float16Error: EventCode.FLOAT16_TOO_SMALL}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Segmentation:
 
     box: where the members looked; events: of the case; seconds: for each stage, in their order; recipe: its name;
     device, precision: where and how the members' networks ran; models: the members, then the localizer;
-    peak_memory_mb: the most that the process has taken.
+    peak_memory_mb: the most that the process has taken, since `run_case` began where the kernel can tell.
     """
 
     mask: Volume
@@ -89,8 +92,8 @@ def segment(
     """Segment the tumour in a volume (float32, z, y, x) of any orientation. Raises InputError about "volume".
 
     events: what happened before, such as on reading; the result lists them after those about device and models.
-    deadline: when the mask must be written; what does not fit before it is left out. Where a GPU fails or is too small,
-    the case starts again on the CPU; after a failure the session stays there.
+    deadline: when the mask must be written; what does not fit before it is left out. Where a GPU fails, or its memory
+    or float16 is too small, the case starts again on the CPU; after a failure the session stays there.
     """
     turn = volume.grid.turn_to(session.load().orientation)
     turned = _segment_on_a_device(volume.turned(turn), session, events, deadline)
@@ -114,9 +117,8 @@ def _segment_on_a_device(
     failure = failure.at(failure.where)
     logger.warning("%s; the case starts again on the CPU", failure)
     happened = f"{failure}; the CPU was used"
-    if isinstance(failure, DeviceMemoryError):
-        events = (*events, Event(EventCode.DEVICE_FULL, happened))
-        return _segment(volume, session.recipe, ensemble.on_cpu(), events, networks)
+    if code := OF_ONE_CASE.get(type(failure)):
+        return _segment(volume, session.recipe, ensemble.on_cpu(), (*events, Event(code, happened)), networks)
     session.use_cpu(Event(EventCode.DEVICE_FAILED, happened))
     return _segment(volume, session.recipe, session.load(), events, networks)
 
@@ -152,7 +154,7 @@ def _segment(
         device=ensemble.backend.device,
         precision=" and ".join(dict.fromkeys(member.precision for member in logits)),
         models=_models_used(ensemble, logits),
-        peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        peak_memory_mb=peak_mb(),
     )
 
 

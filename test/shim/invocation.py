@@ -24,8 +24,8 @@ PK = "algorithm-{}"
 RESULT = ".sagemaker_shim/inference_result.json"
 # The platform's default machine, 16 GB of which it keeps one.
 MEMORY_MB = 15 * 1024
-# Every run here is shorter; a longer one is stopped.
-MAX_RUN_S = 900
+# A run of jobs that takes longer for each is stopped.
+MAX_JOB_S = 900
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def invoke_all(
     (work / "run.json").write_text(json.dumps(settings))
     inside = Path(__file__).with_name("inside.py")
     command = [*NAMESPACES, str(python), "-I", str(inside), str(work / "run.json")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MAX_RUN_S)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MAX_JOB_S * len(jobs))
     if run.returncode:
         raise RuntimeError(f"the runner could not be started: {run.stderr}")
     return [read_outcome(work / "results", PREFIX.format(number)) for number in range(1, len(jobs) + 1)]

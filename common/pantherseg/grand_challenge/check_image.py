@@ -6,9 +6,8 @@ broken rule, they are in the verdict; they are in grandchallenge/components/task
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath
 
 from pantherseg.archives import ArchiveError, Budget, compression
@@ -31,6 +30,8 @@ RESERVED = ("/input", "/output", "/opt/ml", "/tmp")
 # The label by which an image says how it is run, and how it is started for a check; `exec` without a label.
 API_METHOD = "org.grand-challenge.api-method"
 STARTS = {"exec": start_once, "invoke": start_server}
+# The platform ignores quotation marks in the label's value.
+UNQUOTED = {ord("'"): None, ord('"'): None}
 
 
 def check_image(source: str) -> list[Verdict]:
@@ -74,7 +75,7 @@ def _tag_verdicts(tag: str) -> Iterator[Verdict]:
         raise UploadError(repr(tag), expected="a file, or the tag of an image", found="neither")
     if shutil.which("docker") is None:
         raise UploadError(tag, expected="a file, or Docker's engine for a tag", found="no such file and no docker")
-    if (answer := ask_engine(tag, "image", "inspect", "--format", "{{json .Config.Labels}}", tag)).returncode:
+    if (answer := ask_engine(tag, "image", "inspect", "--format", "{{.Id}}", tag)).returncode:
         found = last_line_of(answer.stderr) or "an error without a message"
         raise UploadError(tag, expected="a file, or an image of Docker's engine", found=found)
     try:
@@ -83,18 +84,19 @@ def _tag_verdicts(tag: str) -> Iterator[Verdict]:
         yield Verdict(rule, False, f"docker save wrote {error}")
         return
     yield Verdict(rule, True, f"{tag}, {saved.size / 1e6:.0f} MB unpacked")
-    yield from _saved_verdicts(saved)
-    if start := STARTS.get(_api_method(json.loads(answer.stdout))):
-        yield start(tag)
+    method = yield from _saved_verdicts(saved)
+    if method is not None:
+        yield STARTS[method](tag)
 
 
-def _saved_verdicts(saved: Saved) -> Iterator[Verdict]:
+def _saved_verdicts(saved: Saved) -> Generator[Verdict, None, str | None]:
+    """Check a saved image and return its contract, None where the platform would not know it."""
     rule = f"one image in {MANIFEST}, with its configuration and layers"
     try:
         configuration, tags = find_image(saved)
     except ArchiveError as error:
         yield Verdict(rule, False, str(error))
-        return
+        return None
     layers = len(configuration["rootfs"]["diff_ids"])
     yield Verdict(rule, True, f"{layers} layers that match their SHA-256")
     yield Verdict("a name in lower case", not any(map(_has_capitals, tags)), ", ".join(tags) or "untagged")
@@ -109,22 +111,23 @@ def _saved_verdicts(saved: Saved) -> Iterator[Verdict]:
     root = name == "root" or not name.strip("0")
     found = f"{user or 'no USER'}. The container runs as root." if root else user
     yield Verdict("USER set, and not root", not root, found)
-    method = _api_method(config.get("Labels"))
-    known = method in STARTS
-    refusal = f"The label {API_METHOD} must be one of {list(STARTS)}, instead we found {method!r}."
-    yield Verdict("a contract that the platform knows", known, method if known else refusal)
+    label = _api_method(config.get("Labels"))
+    method = next((known for known in STARTS if known == label.translate(UNQUOTED).strip().lower()), None)
+    refusal = f"The label {API_METHOD} must be one of {list(STARTS)}, instead we found '{label}'."
+    yield Verdict("a contract that the platform knows", method is not None, method or refusal)
     words = [word for key in ("Entrypoint", "Cmd") if is_strings(config.get(key)) for word in config[key]]
     yield Verdict("an entry point or a command", bool(words), " ".join(words) or "neither ENTRYPOINT nor CMD")
     volumes = sorted(config["Volumes"]) if isinstance(config.get("Volumes"), dict) else []
     wrong = [volume for volume in volumes if any(_overlap(volume, path) for path in RESERVED)]
     yield Verdict(f"no VOLUME on {', '.join(RESERVED)}", not wrong, ", ".join(wrong or volumes) or "none")
+    return method
 
 
 def _api_method(labels: object) -> str:
-    """Return the value of the label as the platform reads it: without quotation marks, in lower case."""
+    """Return the value of the label that names the contract."""
     for key, value in labels.items() if isinstance(labels, dict) else ():
         if str(key).strip().lower() == API_METHOD:
-            return str(value).translate({ord("'"): None, ord('"'): None}).strip().lower()
+            return str(value)
     return "exec"
 
 

@@ -29,10 +29,12 @@ NOT_EXECUTED = re.compile(
     r"(standard_init_linux\.go:\d+: )?exec .*: (exec format error|no such file or directory|permission denied)"
 )
 MAX_OUTPUT_BYTES = 64 << 10
-# Asks a server inside its container, which has no network, and prints the status of the answer.
+# Asks a server inside its container, which has no network, and prints the status of the answer. Python must be isolated
+# (-I), or it would import modules from the image's working directory.
 ASK_HEALTH = """
-import http.client, sys
-connection = http.client.HTTPConnection("127.0.0.1", 4743, timeout=float(sys.argv[1]))
+import http.client, signal, sys
+signal.alarm(int(sys.argv[1]))  # also ends an answer that arrives byte by byte
+connection = http.client.HTTPConnection("127.0.0.1", 4743)
 try:
     connection.request("GET", "/health")
     print("status", connection.getresponse().status)
@@ -42,19 +44,21 @@ except (OSError, http.client.HTTPException) as error:
 
 
 def ask_engine(tag: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of docker. Raises UploadError, about an image, where it does not end."""
-    try:
-        return subprocess.run(
-            ["docker", *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=ENGINE_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        found = f"none within {ENGINE_SECONDS} s"
-        raise UploadError(tag, expected="an answer of Docker's engine", found=found) from error
+    """Run a command of docker and return the beginning of its output. Raises UploadError where it does not end."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        try:
+            code = subprocess.run(
+                ["docker", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                check=False,
+                timeout=ENGINE_SECONDS,
+            ).returncode
+        except subprocess.TimeoutExpired as error:
+            found = f"no end of docker {arguments[0]} within {ENGINE_SECONDS} s"
+            raise UploadError(tag, expected="an answer of Docker's engine", found=found) from error
+        return subprocess.CompletedProcess(arguments, code, _text(output), _text(errors))
 
 
 def saved_by_engine(tag: str) -> Saved:
@@ -106,16 +110,17 @@ def start_server(tag: str) -> Verdict:
     """Start an image once as the platform does for a server, and ask for its health. Raises UploadError."""
     rule = "the server answers GET /health"
     name = _new_name()
+    began = time.monotonic()
     try:
         run = ask_engine(tag, "run", "--detach", "--name", name, *CONDITIONS, tag)
         if run.returncode:
             return Verdict(rule, False, _with_reason(f"exit code {run.returncode}", run.stderr))
-        began = time.monotonic()
         while True:
             kept, found = _health(tag, name)
             seconds = time.monotonic() - began
-            if kept is not None or seconds > SERVER_SECONDS:
-                return Verdict(rule, bool(kept), f"{found}, {seconds:.0f} s after the start")
+            late = seconds > SERVER_SECONDS
+            if kept is not None or late:
+                return Verdict(rule, bool(kept) and not late, f"{found}, {seconds:.0f} s after the start")
             time.sleep(PAUSE_SECONDS)
     finally:
         ask_engine(tag, "rm", "--force", name)
@@ -123,13 +128,17 @@ def start_server(tag: str) -> Verdict:
 
 def _health(tag: str, name: str) -> tuple[bool | None, str]:
     """Ask a container for its health: whether it is good, None if that is still open, and what was found."""
-    asked = ask_engine(tag, "exec", name, "python3", "-c", ASK_HEALTH, str(HEALTH_SECONDS))
-    running, code = ask_engine(tag, "inspect", "--format", RUNNING, name).stdout.split()
+    asked = ask_engine(tag, "exec", name, "python3", "-I", "-c", ASK_HEALTH, str(HEALTH_SECONDS))
+    state = ask_engine(tag, "container", "inspect", "--format", RUNNING, name)
+    if state.returncode:
+        raise UploadError(tag, expected="a container to ask for its health", found=last_line_of(state.stderr))
+    running, code = state.stdout.split()
     if running != "true":
         output = ask_engine(tag, "logs", "--tail", "1", name).stderr
         return False, _with_reason(f"exit code {code} with an empty /input and no model", output)
     if asked.returncode in NOT_STARTED_CODES:
-        return False, "cannot be asked: the image has no python3"
+        found = last_line_of(asked.stderr) or f"exit code {asked.returncode}"
+        raise UploadError(tag, expected="python3 in the image, to ask the server for its health", found=found)
     found = last_line_of(asked.stdout)
     if found == "status 200":
         return True, found

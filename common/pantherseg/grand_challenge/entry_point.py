@@ -18,6 +18,7 @@ from pantherseg.session import Session
 INPUT, OUTPUT, MODEL = Path("/input"), Path("/output"), Path("/opt/ml/model")
 # Where the platform sends its requests.
 HOST, PORT = "0.0.0.0", 4743
+MAX_PORT = 65535
 
 
 def main(recipe: Path, arguments: Sequence[str] | None = None) -> int:
@@ -53,8 +54,14 @@ def _parser() -> argparse.ArgumentParser:
         "--serve", action="store_true", help="load the models once, then run a job for each POST /invoke"
     )
     parser.add_argument("--host", default=HOST, help="address to serve on (%(default)s)")
-    parser.add_argument("--port", type=int, default=PORT, help="port to serve on (%(default)s)")
+    parser.add_argument("--port", type=_port, default=PORT, help="port to serve on (%(default)s; 0: any that is free)")
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_PORT:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {MAX_PORT}, found {text}")
+    return int(text)
 
 
 def _serve(session: Session, options: argparse.Namespace) -> None:

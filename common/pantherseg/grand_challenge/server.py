@@ -1,11 +1,12 @@
 """The platform's `invoke` contract: a server that loads the models once and then runs a job for each request.
 
-    GET /health    200 once every network works; 503 before that, and where no job can be run any more
-    POST /invoke   201 once the mask and the report are written; 422 for an input that cannot be segmented, 503 where
-                   no job can start, 500 for any other failure; the body is not read
+    GET /health    200 once a small volume was segmented; 503 before that, after a failure of the models until a job
+                   succeeds, and while a job takes much longer than its time budget
+    POST /invoke   201 once the mask and the report are written; 422 for an input that cannot be segmented, 503 while
+                   the models are being loaded or another job is running, 500 for any other failure
 
-Every answer but 200 and 201 gives the reason in one line. The job's folders are looked up for each job, because the
-platform empties and fills them between jobs.
+Every answer but 200 and 201 gives the reason in one line. The body of a request is not read. The job's folders are
+looked up for each job, because the platform empties and fills them between jobs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from starlette.routing import Route
 
 from pantherseg.case import CaseOutput, run_case
 from pantherseg.errors import InputError, JobError, OutputError, PantherSegError, first_few, os_reason
-from pantherseg.files import remove_file
+from pantherseg.files import leftovers, remove_file
 from pantherseg.grand_challenge.job import REPORT, find_job
 from pantherseg.logs import one_line, say_error, stage
 from pantherseg.machine.deadline import Deadline
@@ -106,39 +107,48 @@ class Worker:
     def __init__(self, session: Session, input_folder: Path, output_folder: Path) -> None:
         self._session, self._input, self._output = session, input_folder, output_folder
         self._thread = ThreadPoolExecutor(1)
-        self._problem = "the models are being loaded"
-        self._began: float | None = None
+        self._refusal = "the models are being loaded"
+        self._problem = ""
+        self._job_began: float | None = None
+        self._is_trying = True
         self.load_error: Exception | None = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether the models are being loaded or a job is running."""
-        return self._began is not None
+        """Whether the models are being loaded or tried, or a job is running."""
+        return self._is_trying or self._job_began is not None
 
     def unusable_because(self) -> str:
-        """Return why no job can be run, now and later, in one line; empty where one can."""
-        budget, began = self._session.recipe.time_budget_s, self._began
-        if not self._problem and began is not None and (seconds := time.monotonic() - began) > OVERDUE * budget:
+        """Return in one line why a job would not succeed now; empty where it may."""
+        budget, began = self._session.recipe.time_budget_s, self._job_began
+        if began is not None and (seconds := time.monotonic() - began) > OVERDUE * budget:
             return f"a job has been running for {seconds:.0f} s, with a time budget of {budget:g} s"
-        return self._problem
+        return self._refusal or self._problem
 
     def load(self, *, if_it_fails: Callable[[], None]) -> None:
         """Load the models in the background. if_it_fails: is called in that thread, after `load_error` is set."""
-        self._began = time.monotonic()
         self._thread.submit(self._load, if_it_fails)
+
+    def refuse_jobs(self, reason: str) -> None:
+        """Refuse all further jobs for this reason."""
+        self._refusal = reason
 
     def _load(self, if_it_fails: Callable[[], None]) -> None:
         try:
-            self._session.load()
+            ensemble = self._session.load()
             with stage("trial") as remarks:
                 try_models(self._session)
                 remarks.append("the models are ready")
+            for event in set(self._session.load().events) - set(ensemble.events):
+                logger.warning("%s: %s", event.code, event.message)
             gc.collect()
             gc.freeze()  # what was loaded stays, so the collections after each job need not look at it
-            self._began, self._problem = None, ""  # in this order: once it is healthy, a job is not refused
+            self._refusal = ""
         except Exception as error:  # whatever it is, no job can be run
-            self._began, self._problem, self.load_error = None, one_line(error), error
+            self._refusal, self.load_error = one_line(error), error
             if_it_fails()
+        finally:
+            self._is_trying = False
 
     async def run(self) -> tuple[int, str]:
         """Run a job and return the status of the answer, and the reason where it failed.
@@ -146,40 +156,40 @@ class Worker:
         A second request is refused while a job is running: its turn would come when the platform, which sends one at a
         time, may have emptied the folders or filled them for another job.
         """
-        reason = self.unusable_because() or ("another job is running" if self.is_busy else "")
-        if reason:
+        if reason := self._refusal or ("another job is running" if self._job_began is not None else ""):
             error = PantherSegError("POST /invoke", reason)
             say_error(error)
             return HTTPStatus.SERVICE_UNAVAILABLE, str(error)
-        self._began = time.monotonic()
+        self._job_began = time.monotonic()
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run)
 
     def _run(self) -> tuple[int, str]:
         try:
-            status, reason = self._outcome()
-            gc.collect()  # an error may refer to itself, and its traceback to the arrays of the job
-            if status == HTTPStatus.INTERNAL_SERVER_ERROR:
-                self._try_again()
-            return status, reason
-        finally:
-            self._began = None
-
-    def _outcome(self) -> tuple[int, str]:
-        try:
             run_fresh_job(self._session, self._input, self._output)
         except Exception as error:  # whatever is wrong with one job, the next ones are run
             say_error(error)
-            of_input = isinstance(error, InputError | JobError)
-            status = HTTPStatus.UNPROCESSABLE_ENTITY if of_input else HTTPStatus.INTERNAL_SERVER_ERROR
-            return status, one_line(error)
-        return HTTPStatus.CREATED, ""
+            if isinstance(error, InputError | JobError):
+                return HTTPStatus.UNPROCESSABLE_ENTITY, one_line(error)
+            if not isinstance(error, OutputError):
+                self._is_trying = True
+                self._thread.submit(self._try_again)  # the answer does not wait for it
+            return HTTPStatus.INTERNAL_SERVER_ERROR, one_line(error)
+        else:
+            self._problem = ""
+            return HTTPStatus.CREATED, ""
+        finally:
+            gc.collect()  # an error may refer to itself, and its traceback to the arrays of the job
+            self._job_began = None
 
     def _try_again(self) -> None:
         """Find out whether the models can still be used after a failure."""
         try:
             try_models(self._session)
+            self._problem = ""
         except Exception as error:
             self._problem = one_line(error)
+        finally:
+            self._is_trying = False
 
 
 class _Server(uvicorn.Server):
@@ -193,8 +203,13 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End on a signal."""
+        # Not here: a signal may come between any two steps of a request.
+        asyncio.get_running_loop().call_soon_threadsafe(self._end, sig)
+
+    def _end(self, sig: int) -> None:
         if self._worker.is_busy:
             os._exit(128 + sig)  # a thread cannot be stopped; files that it was writing have hidden names
+        self._worker.refuse_jobs("the server is ending")
         self.stop()
 
 
@@ -213,17 +228,18 @@ def run_fresh_job(session: Session, input_folder: Path, output_folder: Path) -> 
 def _refuse_other_masks(output: CaseOutput) -> None:
     """Raise OutputError if the mask would not be alone in its folder, which the platform refuses."""
     folder = output.mask.parent
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    own = f".{output.mask.name.lower()}"  # of hidden files that killed processes left behind; `run_case` removes them
-    if others := [name for name in names if not (name.startswith(".") and name.lower().endswith(own))]:
+    others = set(folder.iterdir()) - set(leftovers(output.mask)) if folder.is_dir() else set()
+    if others:
+        found = first_few(sorted(path.name for path in others))
         hint = "empty the output folder before each job"
-        raise OutputError(folder, expected="no mask of another job", found=first_few(others), hint=hint)
+        raise OutputError(folder, expected="no mask of another job", found=found, hint=hint)
 
 
 def try_models(session: Session) -> None:
-    """Segment a small volume, by which every network is verified, compiled and run. Raises what `segment` raises.
+    """Segment a small volume, by which the networks are verified, compiled and run. Raises what `segment` raises.
 
-    Nothing is logged: what is said about a volume without anatomy would mislead.
+    What a job may lack is no failure here either: folds and a localizer that the recipe allows to be missing, and
+    folds for which there is no time. Nothing is logged: what is said about a volume without anatomy would mislead.
     """
     from pantherseg.pipeline import segment  # imports what runs networks, for which the server need not wait
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from pantherseg.errors import printable
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -18,6 +20,5 @@ class Verdict:
         return asdict(self)
 
     def as_line(self) -> str:
-        """Return the verdict in one line of valid UTF-8, whatever characters the names in it have."""
-        text = " ".join(f"{self.rule}: {self.found}".split())
-        return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+        """Return the verdict in one printable line, whatever characters the names in it have."""
+        return printable(" ".join(f"{self.rule}: {self.found}".split()))

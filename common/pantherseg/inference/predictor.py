@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, namespace, to_host, wait_for
-from pantherseg.errors import DeviceMemoryError, LostDeviceError, ModelError
+from pantherseg.errors import DeviceMemoryError, Float16Error, LostDeviceError, ModelError
 from pantherseg.events import Event, EventCode
 from pantherseg.fusion import MeanLogits
 from pantherseg.inference.accumulate import FoldSums, Network, Sweep
@@ -238,7 +238,7 @@ class _FoldMean:
             return
         problem = "the network computed logits that are NaN or too large for float16"
         if self._placement.backend.device != "cpu":  # a GPU's features are float16, too, so the CPU may succeed
-            raise LostDeviceError(self._placement.backend.device, problem)
+            raise Float16Error(self._placement.backend.device, problem)
         raise ModelError(self._bundle.weights_path(fold), problem)
 
 

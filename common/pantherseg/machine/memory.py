@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def reserve_memory() -> None:
         expected = f"a limit of at least {MIN_MB} MB for this process"
         raise DeviceMemoryError("memory", expected=expected, found=f"{limit} MB", hint=HINT)
     import_module("scipy.ndimage")
+
+
+def forget_peak() -> None:
+    """Begin to measure the peak of this process's memory anew, where the kernel allows it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
+
+
+def peak_mb() -> int:
+    """Return the most memory in MB that this process has taken since `forget_peak`, or else since its start."""
+    used = _numbers(Path("/proc/self/status"))
+    return round(used.get("VmHWM", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024)
 
 
 def room_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
