@@ -110,6 +110,7 @@ if ! $native && ! engine_answers; then
   echo "no Docker engine is running: running natively"
   native=true
 fi
+! $native || [[ $api == exec ]] || fail "--api $api: expected a Docker engine, because only an image is run in this way" 2
 summary=()
 if $native; then
   install

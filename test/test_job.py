@@ -110,18 +110,31 @@ def test_refuses_the_job_of_the_other_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contents", "found"),
     [
-        (("", "["), ""),
-        (("\udcff\udcfe\0",), "UnicodeDecodeError"),
-        (("3", "null", '{"socket": {}}', "[3]", "[null]", '["text"]', "[{}]"), ""),
-        (('[{"socket": {"slug": "a"}}]', '[{"socket": "text"}]'), ""),
-        (('[{"socket": {"slug": "a", "relative_path": "b"}, "image": "text"}]',), ""),
+        (("", "["), "Input data was truncated"),
+        (("\udcff\udcfe\0",), "JSON is malformed: invalid character"),
+        (("3", "null", '{"socket": {}}'), "Expected `array`"),
+        (("[3]", "[null]", '["text"]'), "Expected `object`"),
+        (("[{}]",), "an input without either"),
+        (('[{"socket": {"slug": "a"}}]',), "Object missing required field `relative_path` - at `$[0].socket`"),
+        (('[{"socket": "text"}]',), "Expected `object | null`, got `str`"),
+        (
+            ('[{"socket": {"slug": "a", "relative_path": "b"}, "image": "text"}]',),
+            "Expected `object | null`, got `str`",
+        ),
+        (('[{"value": ' + "[" * 200_000,), "recursion"),
+        ((" " * (17 << 20),), "17 MB"),
     ],
     ids=[
         "is incomplete",
         "is not a text file",
+        "is no list",
         "is no list of inputs",
+        "has an input without a socket",
         "has an incomplete socket",
+        "has a text as socket",
         "has a text as image",
+        "has 200,000 lists in each other",
+        "is too large",
     ],
 )
 def test_refuses_an_invalid_inputs_json(tmp_path: Path, contents: tuple[str, ...], found: str) -> None:
@@ -129,8 +142,14 @@ def test_refuses_an_invalid_inputs_json(tmp_path: Path, contents: tuple[str, ...
     for content in contents:
         (folder / "inputs.json").write_text(content, "utf-8", "surrogateescape")
         text = reason(folder)
-        assert text.startswith(f"{folder / 'inputs.json'}: expected a list of inputs with 'socket' or")
+        assert text.startswith(f"{folder / 'inputs.json'}: expected ")
         assert found in text
+
+
+def test_refuses_a_volume_that_is_a_link_to_itself(tmp_path: Path) -> None:
+    folder = job(tmp_path, inputs=[entry("socket")])
+    (folder / PLACE / f"{KEY}.mha").symlink_to(f"{KEY}.mha")
+    assert "a file inside the job folder, found " in reason(folder)
 
 
 @pytest.mark.fault("jobs", "inputs.json has {id}", "an error, and nothing outside the job folder is read")

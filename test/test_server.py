@@ -46,6 +46,7 @@ LARGE = Grid((40, 104, 128), (4.0, 3.0, 3.0))
 # What the platform allows for an answer of /health, what we want, and its time between SIGTERM and SIGKILL.
 HEALTH_LIMIT_SECONDS, HEALTH_SECONDS, SIGNAL_SECONDS = 10, 1, 5
 TIMEOUT_SECONDS = 120
+AGAIN = "send it again when GET /health answers 200 with the status ready"
 READY, BUSY = {"status": "ready"}, {"status": "busy"}
 
 pytestmark = pytest.mark.slow
@@ -240,10 +241,15 @@ def folders(tmp_path: Path) -> Folders:
 @pytest.fixture
 def models(copied_bundle: CopiedBundle) -> Path:
     """A folder of models with one fold."""
-    checksums = json.loads((copied_bundle.path / MANIFEST).read_text())["sha256"]
-    others = [f"fold_{fold}.safetensors" for fold in range(1, 5)]
-    copied_bundle.change(folds=["0"], sha256={name: sha for name, sha in checksums.items() if name not in others})
-    return copied_bundle.path.parent
+    return with_folds(copied_bundle, "0")
+
+
+def with_folds(bundle: CopiedBundle, *folds: str) -> Path:
+    """Leave only some folds of the demo bundle, and return the folder of models that it is in."""
+    checksums = json.loads((DEMO_WEIGHTS / "task1" / MANIFEST).read_text())["sha256"]
+    others = [f"fold_{fold}.safetensors" for fold in range(5) if str(fold) not in folds]
+    bundle.change(folds=list(folds), sha256={name: sha for name, sha in checksums.items() if name not in others})
+    return bundle.path.parent
 
 
 @pytest.fixture
@@ -329,7 +335,7 @@ def test_health_says_when_the_models_are_ready(start: StartServer) -> None:
 def test_refuses_a_job_while_the_models_are_loaded(start: StartServer) -> None:
     server = start()
     answer = server.invoke()
-    assert (answer.status, answer.error) == (503, "POST /invoke: the models are being loaded")
+    assert (answer.status, answer.error) == (503, f"POST /invoke: the models are being loaded; {AGAIN}")
     assert server.folders.files == []
     server.wait_until_ready()
     assert server.invoke().status == 201
@@ -346,7 +352,7 @@ def test_answers_while_a_job_runs(server: Server) -> None:
     while first.is_alive():
         answers.append(server.health())
         time.sleep(0.05)
-    assert (second.status, second.error) == (503, "POST /invoke: another job is running")
+    assert (second.status, second.error) == (503, f"POST /invoke: another job is running; {AGAIN}")
     assert second.seconds < HEALTH_LIMIT_SECONDS
     assert first.answer.status == 201
     server.folders.mask()
@@ -450,6 +456,34 @@ def test_ends_where_the_models_cannot_be_loaded(start: StartServer, models: Path
     assert statuses <= {503}
     assert re.match(rf"error: {re.escape(str(models))}.*: expected .+, found .+", server.last_line)
     assert "Traceback" not in server.stderr.read_text()
+
+
+@pytest.mark.fault(
+    "server", "one of four folds has a changed bit", "it serves, and says at the start what is left out"
+)
+def test_says_at_the_start_which_fold_is_left_out(start: StartServer, copied_bundle: CopiedBundle) -> None:
+    with_folds(copied_bundle, "0", "1", "2", "3")
+    flip_a_bit(copied_bundle.path / "fold_1.safetensors")
+    server = start()
+    server.wait_until_ready()
+    assert "fold_left_out" in server.stderr.read_text()
+
+
+@pytest.mark.fault(
+    "server",
+    "requests that are cut short, while a log is not read",
+    "200 for health and an end by SIGTERM",
+)
+def test_answers_although_nobody_reads_the_log(server: Server) -> None:
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
+    for connection in connections:
+        connection.sendall(b"no request\r\n\r\n" if connection.fileno() % 2 else b"GET /health HTTP/1.1\r\nHo")
+    lines = len(server.stderr.read_text().splitlines())
+    assert server.health().content == READY
+    assert len(server.stderr.read_text().splitlines()) == lines
+    for connection in connections:
+        connection.close()
+    assert server.signal(signal.SIGTERM) == 0
 
 
 @pytest.mark.fault(
@@ -629,8 +663,8 @@ def test_a_client_that_hangs_up(server: Server) -> None:
 
 
 def test_answers_only_the_requests_of_the_contract(server: Server) -> None:
-    found = [server.ask(*words).status for words in (("GET", "/invoke"), ("POST", "/health"), ("GET", "/"))]
-    assert found == [405, 405, 404]
+    requests = (("GET", "/invoke"), ("POST", "/health"), ("GET", "/"), ("GET", "/health/"), ("POST", "/invoke/"))
+    assert [server.ask(*words).status for words in requests] == [405, 405, 404, 404, 404]
     assert server.folders.files == []
 
 

@@ -117,7 +117,9 @@ def one_line(error: Exception, where: object = "") -> str:
 
 def shown(path: Path) -> str:
     """Return a path, relative to the working directory if it lies below it."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    with suppress(OSError, ValueError):  # the working directory may have been removed
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 @contextmanager

@@ -6,9 +6,10 @@ A job folder of the platform holds inputs.json, with an entry for each input soc
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
-from typing import Any
+
+import msgspec
+from msgspec import Struct
 
 from pantherseg.case import CaseOutput
 from pantherseg.errors import JobError, os_reason
@@ -19,6 +20,7 @@ from pantherseg.recipe import Sockets
 INPUTS = "inputs.json"
 IMAGES = "images"
 REPORT = "results.json"
+MAX_INPUTS_BYTES = 16 << 20
 
 
 def find_job(input_folder: Path, output_folder: Path, sockets: Sockets) -> tuple[Path, CaseOutput]:
@@ -61,38 +63,61 @@ def output_path(folder: Path, sockets: Sockets, input_path: Path) -> Path:
     return folder / IMAGES / sockets.output / f"{case_name(input_path)}.mha"
 
 
+class _Socket(Struct):
+    slug: str
+    relative_path: str
+
+
+class _Image(Struct):
+    pk: str = ""
+
+
+class _Entry(Struct):
+    """An entry of inputs.json. 'interface' is the older name of 'socket'."""
+
+    socket: _Socket | None = None
+    interface: _Socket | None = None
+    image: _Image | None = None
+
+
 def _described_input(folder: Path, sockets: Sockets) -> Path:
     path = folder / INPUTS
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        described = [_description(entry) for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        expected = "a list of inputs with 'socket' or 'interface' and 'image'"
-        raise JobError(path, expected=expected, found=repr(error)) from error
-    wanted = [entry for entry in described if sockets.input in (entry[0], PurePosixPath(entry[1]).name)]
+    entries = _entries(path)
+    wanted = [
+        (socket.relative_path, image.pk if image else "")
+        for socket, image in entries
+        if sockets.input in (socket.slug, PurePosixPath(socket.relative_path).name)
+    ]
     if len(wanted) != 1:
-        found = ", ".join(slug for slug, _, _ in described) or "none"
+        found = ", ".join(socket.slug for socket, _ in entries) or "none"
         hint = "each task has its own container"
         raise JobError(path, expected=f"one input '{sockets.input}'", found=found, hint=hint)
-    _, relative, key = wanted[0]
+    relative, key = wanted[0]
     parent = folder / relative
     named = parent / f"{key}.mha"
     try:
         # The platform never names a path outside the job folder.
         inside = all(path.resolve().is_relative_to(folder.resolve()) for path in (parent, named))
         present = named.is_file()
-    except (OSError, ValueError):  # too long, or not a valid file name
+    except (OSError, ValueError, RuntimeError):  # too long, or not a valid file name; a link that leads to itself
         inside = present = False
     if not inside:
         raise JobError(path, expected="a file inside the job folder", found=f"{relative!r} and {key!r}")
     return named if present else _only_volume(parent)
 
 
-def _description(entry: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the slug, relative path and image key of an entry. 'interface' is the older name of 'socket'."""
-    socket = entry.get("socket") or entry["interface"]
-    image = entry.get("image") or {}
-    return str(socket["slug"]), str(socket["relative_path"]), str(image.get("pk", ""))
+def _entries(path: Path) -> list[tuple[_Socket, _Image | None]]:
+    """Read inputs.json: the socket of each entry, and its image if it has one."""
+    if (size := path.stat().st_size) > MAX_INPUTS_BYTES:
+        raise JobError(path, expected=f"at most {MAX_INPUTS_BYTES >> 20} MB", found=f"{size >> 20} MB")
+    try:
+        entries = msgspec.json.decode(path.read_bytes(), type=list[_Entry])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise JobError(path, expected="a list of inputs in JSON", found=str(error)) from error
+    described = [(entry.socket or entry.interface, entry.image) for entry in entries]
+    if any(socket is None for socket, _ in described):
+        raise JobError(path, expected="inputs with 'socket' or 'interface'", found="an input without either")
+    return [(socket, image) for socket, image in described if socket is not None]
 
 
 def _only_volume(folder: Path) -> Path:

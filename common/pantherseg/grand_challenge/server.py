@@ -5,7 +5,7 @@
     POST /invoke   201 once the mask and the report are written; 422 for an input that cannot be segmented, 503 while
                    the models are being loaded or another job is running, 500 for any other failure
 
-Every answer but 200 and 201 gives the reason in one line. The body of a request is not read. The job's folders are
+Each of these but 200 and 201 gives the reason in one line. The body of a request is not read. The job's folders are
 looked up for each job, because the platform empties and fills them between jobs.
 """
 
@@ -35,6 +35,7 @@ from starlette.routing import Route
 
 from pantherseg.case import CaseOutput, run_case
 from pantherseg.errors import InputError, JobError, OutputError, PantherSegError, first_few, os_reason
+from pantherseg.events import Event, EventCode
 from pantherseg.files import leftovers, remove_file
 from pantherseg.grand_challenge.job import REPORT, find_job
 from pantherseg.logs import one_line, say_error, stage
@@ -48,6 +49,16 @@ logger = logging.getLogger(__name__)
 TRIAL = Grid((8, 16, 16), (4.0, 3.0, 3.0))
 # The platform waits 300 s for a server. Networks that do not run within this time are tried by the first job.
 TRIAL_SECONDS = 120.0
+# The events of that volume that also hold for the jobs.
+ABOUT_MODELS = {
+    EventCode.NO_CUDA,
+    EventCode.ORIENTATION_ASSUMED,
+    EventCode.TUMOUR_LABEL_NAMED_PANCREAS,
+    EventCode.NO_LOCALIZER,
+    EventCode.LOCALIZER_FAILED,
+    EventCode.FOLD_LEFT_OUT,
+    EventCode.DEVICE_FAILED,
+}
 # A job ends soon after the recipe's time budget; one that takes this many times as long will not end.
 OVERDUE = 2.0
 # How long to wait for clients that do not read their answer.
@@ -59,11 +70,12 @@ def serve(session: Session, input_folder: Path, output_folder: Path, *, host: st
 
     Raises PantherSegError where the address cannot be used, and what `Session.load` or a first small volume raises.
     """
-    try:
-        listener = socket.create_server((host, port))
-    except OSError as error:
-        raise PantherSegError(f"{host}:{port}", f"the server cannot use this address: {os_reason(error)}") from error
+    listener = _listener(host, port)
     logger.info("listening on %s:%d", *listener.getsockname()[:2])
+    # Their warnings about faulty requests would be written by the thread that answers `/health`, which must not wait
+    # for stderr.
+    for library in ("uvicorn", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     worker = Worker(session, input_folder, output_folder)
     config = uvicorn.Config(
         application(worker),
@@ -82,6 +94,16 @@ def serve(session: Session, input_folder: Path, output_folder: Path, *, host: st
         raise worker.load_error
 
 
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        reason = os_reason(error).partition(" (while")[0] if isinstance(error, OSError) else "not a name of a machine"
+        problem = f"the server cannot use this address: {reason}"
+        raise PantherSegError(f"{host}:{port}", problem, hint="give another --host or --port") from error
+
+
 def application(worker: Worker) -> Starlette:
     """Return the web application over a worker."""
 
@@ -94,7 +116,9 @@ def application(worker: Worker) -> Starlette:
         status, reason = await worker.run()
         return JSONResponse({"error": reason} if reason else {"status": "done"}, status)
 
-    return Starlette(routes=[Route("/health", health), Route("/invoke", invoke, methods=["POST"])])
+    made = Starlette(routes=[Route("/health", health), Route("/invoke", invoke, methods=["POST"])])
+    made.router.redirect_slashes = False
+    return made
 
 
 class Worker:
@@ -135,11 +159,11 @@ class Worker:
 
     def _load(self, if_it_fails: Callable[[], None]) -> None:
         try:
-            ensemble = self._session.load()
+            self._session.load()
             with stage("trial") as remarks:
-                try_models(self._session)
+                happened = try_models(self._session)
                 remarks.append("the models are ready")
-            for event in set(self._session.load().events) - set(ensemble.events):
+            for event in happened:
                 logger.warning("%s: %s", event.code, event.message)
             gc.collect()
             gc.freeze()  # what was loaded stays, so the collections after each job need not look at it
@@ -157,9 +181,8 @@ class Worker:
         time, may have emptied the folders or filled them for another job.
         """
         if reason := self._refusal or ("another job is running" if self._job_began is not None else ""):
-            error = PantherSegError("POST /invoke", reason)
-            say_error(error)
-            return HTTPStatus.SERVICE_UNAVAILABLE, str(error)
+            hint = "send it again when GET /health answers 200 with the status ready"
+            return HTTPStatus.SERVICE_UNAVAILABLE, str(PantherSegError("POST /invoke", reason, hint=hint))
         self._job_began = time.monotonic()
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run)
 
@@ -235,17 +258,18 @@ def _refuse_other_masks(output: CaseOutput) -> None:
         raise OutputError(folder, expected="no mask of another job", found=found, hint=hint)
 
 
-def try_models(session: Session) -> None:
+def try_models(session: Session) -> list[Event]:
     """Segment a small volume, by which the networks are verified, compiled and run. Raises what `segment` raises.
 
-    What a job may lack is no failure here either: folds and a localizer that the recipe allows to be missing, and
-    folds for which there is no time. Nothing is logged: what is said about a volume without anatomy would mislead.
+    What a job may lack is no failure here either, such as a fold that the recipe allows to be missing; the events about
+    models and device are returned. Nothing else is told: what is said about a volume without anatomy would mislead.
     """
     from pantherseg.pipeline import segment  # imports what runs networks, for which the server need not wait
 
     values = np.linspace(0, 100, math.prod(TRIAL.shape), dtype=np.float32).reshape(TRIAL.shape)
     logging.disable(logging.WARNING)
     try:
-        segment(Volume(values, TRIAL), session, deadline=Deadline.after(TRIAL_SECONDS))
+        events = segment(Volume(values, TRIAL), session, deadline=Deadline.after(TRIAL_SECONDS)).events
+        return [event for event in events if event.code in ABOUT_MODELS]
     finally:
         logging.disable(logging.NOTSET)
