@@ -53,6 +53,13 @@ def test_wrong_usage_exits_with_2_and_the_reason(
     assert result.stderr.splitlines()[-1] == f"error: {reason}"
 
 
+def test_a_native_run_refuses_the_contract_for_which_it_needs_an_image() -> None:
+    result = run_script(ROOT / "do_test_run.sh", "--native", "--api", "invoke", cwd=ROOT)
+    assert result.returncode == 2
+    reason = "error: --api invoke: expected a Docker engine, because only an image is run in this way"
+    assert result.stderr.splitlines()[-1] == reason
+
+
 @pytest.mark.parametrize("script", [*SCRIPTS, "test/docker_engine.sh", ".ci/run", "weights/demo/make.sh"])
 def test_shellcheck_finds_no_problem(script: str) -> None:
     if shutil.which("shellcheck") is None:
