@@ -22,7 +22,7 @@ LAYERS = (
     *("preprocessing", "fusion", "postprocess", "recipe"),
     *("networks", "model_sources", "models", "packing"),
     *("inference", "localize"),
-    *("phantom", "evaluation", "report", "sbom", "weights", "training"),
+    *("phantom", "evaluation", "report", "sbom", "weights", "datasets", "training"),
     *("ensemble", "session", "pipeline", "case", "batch"),
     *("grand_challenge", "api", "cli"),
 )

@@ -42,16 +42,41 @@ def written_beside(path: Path) -> Iterator[Path]:
             beside.unlink()
 
 
+@contextmanager
+def folder_written_beside(path: Path) -> Iterator[Path]:
+    """Yield a hidden new folder beside `path` to fill; it is renamed to `path` when the block ends without an error.
+
+    Parent folders are created, and hidden folders of killed processes are removed. Raises OutputError if `path` exists
+    or cannot be written.
+    """
+    beside = path.with_name(f".{os.getpid()}.{_name_beside(path)}")
+    if path.exists() or path.is_symlink():
+        raise OutputError(path, expected="a new folder", found="an existing one", hint="move it away")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        beside.mkdir()
+        yield beside
+        beside.rename(path)
+    except OSError as error:
+        raise OutputError(path, f"failed to write this folder: {os_reason(error)}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def _name_beside(path: Path) -> str:
     return path.stem + path.suffix.lower()
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove the hidden files of processes that have ended, because the platform counts every file in the folder."""
+    """Remove what processes that have ended left hidden beside `path`: the platform counts every file in the folder."""
     for other in path.parent.iterdir():
         process = re.fullmatch(r"\.(\d{1,7})\." + re.escape(_name_beside(path)), other.name)
         if process and not _is_alive(int(process[1])):
-            other.unlink(missing_ok=True)
+            if other.is_dir():
+                shutil.rmtree(other, ignore_errors=True)
+            else:
+                other.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:
