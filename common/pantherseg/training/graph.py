@@ -84,7 +84,7 @@ class Stage(Table, frozen=True):
     crop: Crop | None = None
     """If omitted, the whole volume is used."""
     checkpoint: Literal["checkpoint_final.pth", "checkpoint_best.pth"] = "checkpoint_final.pth"
-    """The checkpoint that goes into the bundle, is validated, and that later stages start from."""
+    """The checkpoint that is validated and goes into the bundle; later stages start from the final one."""
     seed: int = 0
 
     @property
@@ -115,9 +115,9 @@ class TrainingFile(Table, frozen=True):
     name: Name
     extends: str | None = None
     """Another training file, relative to this one, whose tables are part of this one."""
-    data: dict[Name, DataSource] = {}
-    stage: dict[Name, Stage] = {}
-    pseudo: dict[Name, PseudoLabels] = {}
+    data: dict[Name, DataSource] = msgspec.field(default_factory=dict)
+    stage: dict[Name, Stage] = msgspec.field(default_factory=dict)
+    pseudo: dict[Name, PseudoLabels] = msgspec.field(default_factory=dict)
 
     def order(self) -> list[tuple[Kind, str]]:
         """Return every data set, stage and pseudo-labelled data set after those that it depends on."""

@@ -27,12 +27,16 @@ Status = Literal["finished", "resumed", "to run"]
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is stored of a step. result: figures and counts, for later steps and for provenance."""
+    """What is stored of a step.
+
+    outside: fingerprints of what it read from outside; result: figures and counts, for later steps and for provenance.
+    """
 
     fingerprint: str
     settings: dict[str, Any]
+    outside: dict[str, str] = msgspec.field(default_factory=dict)
     seconds: float = 0.0
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class State:
         return _read(self._path(step, ".started"))
 
     def start(self, step: Step, fingerprint: str) -> None:
-        """Note that a step begins. What was finished for it with other settings is no longer valid. Raises OutputError."""
+        """Note that a step begins; what was finished for it with other settings is void. Raises OutputError."""
         write_record(self._path(step, ".started"), Record(fingerprint, dict(step.settings)))
         remove_file(self._path(step))
 

@@ -34,7 +34,7 @@ DEVICE_KINDS: tuple[StepKind, ...] = ("fold", "validate", "pseudo")
 class Step:
     """One step. subject: the data set, stage or pseudo-labelled data set; needs: steps that must be finished first.
 
-    outside: what the step reads that no step makes, such as `data/t1` or `weights/multitalent-v2`.
+    outside: what the step reads that no step makes, such as `data/t1` or `start/ct`.
     """
 
     kind: StepKind
@@ -123,7 +123,7 @@ def choose(steps: Steps, *, stage: str | None = None, fold: int | None = None, s
 
 
 def start_step(graph: TrainingFile, stage: Stage, fold: int) -> str | None:
-    """Return the step whose checkpoint a fold starts from: the same fold, or the only one. None without such a stage."""
+    """Return the step whose checkpoint a fold starts from: the same fold, or the only one; None without such a stage."""
     if stage.start_stage is None:
         return None
     folds = graph.stage[stage.start_stage].used_folds
@@ -131,23 +131,22 @@ def start_step(graph: TrainingFile, stage: Stage, fold: int) -> str | None:
 
 
 def _stage_steps(graph: TrainingFile, name: str, stage: Stage) -> list[Step]:
-    data_needs = [f"pseudo.{data}" if data in graph.pseudo else f"import.{data}" for data in stage.data]
-    cropped_by = ("localizer",) if stage.crop is not None and stage.crop.by == "localizer" else ()
-    data = {"data": stage.data, "labels": stage.labels, "dataset_id": stage.dataset_id, "crop": _plain(stage.crop)}
+    data_needs = tuple(f"pseudo.{data}" if data in graph.pseudo else f"import.{data}" for data in stage.data)
+    by_localizer = stage.crop is not None and stage.crop.by == "localizer"
+    outside = (f"splits/{name}", *(("localizer",) if by_localizer else ()))
+    data = {"labels": stage.labels, "dataset_id": stage.dataset_id, "crop": _plain(stage.crop), "folds": stage.folds}
     # Without a network of its own, a stage takes over the plan of the one that it starts from.
-    start = () if stage.start_stage is None else (f"plan.{stage.start_stage}",)
-    weights = () if stage.start is None or stage.start_stage else (stage.start,)
+    start_plan = () if stage.start_stage is None else (f"fold.{stage.start_stage}.0",)
+    weights = () if stage.start is None or stage.start_stage else (f"start/{name}",)
     steps = [
-        Step("data", name, tuple(data_needs), data, outside=cropped_by),
-        Step("plan", name, (f"data.{name}", *start), {"plan": _plain(stage.plan), "folds": stage.folds}, None, weights),
+        Step("data", name, data_needs, data, outside=outside),
+        Step("plan", name, (f"data.{name}", *start_plan), {"plan": _plain(stage.plan)}, outside=weights),
     ]
-    training = {"schedule": _plain(stage.schedule), "seed": stage.seed, "start": stage.start}
+    training = {"schedule": _plain(stage.schedule), "seed": stage.seed}
     for fold in stage.used_folds:
         begins = start_step(graph, stage, fold)
         needs = (f"plan.{name}", *([begins] if begins else []))
-        from_stage = graph.stage[stage.start_stage].checkpoint if stage.start_stage else None
-        settings = {**training, "start_checkpoint": from_stage}
-        steps.append(Step("fold", name, needs, settings, fold, weights))
+        steps.append(Step("fold", name, needs, training, fold, weights))
         steps.append(Step("validate", name, (f"fold.{name}.{fold}",), {"checkpoint": stage.checkpoint}, fold))
     validated = tuple(f"validate.{name}.{fold}" for fold in stage.used_folds)
     return [*steps, Step("bundle", name, validated, {"checkpoint": stage.checkpoint})]
