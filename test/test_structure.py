@@ -16,7 +16,7 @@ PACKAGE = Path(pantherseg.__file__).parent
 DOCS = Path(__file__).parents[1] / "docs"
 # From the bottom up: each may import those above it in this list. Packages count as one, and so do their modules.
 LAYERS = (
-    *("errors", "events", "labels", "orientation", "volume", "paths", "machine", "files", "logs"),
+    *("errors", "events", "labels", "orientation", "volume", "paths", "machine", "files", "logs", "verdict"),
     *("tables", "registry", "arrays"),
     *("archives", "io"),
     *("preprocessing", "fusion", "postprocess", "recipe"),

@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "Check files that are exchanged with the platform.",
     "sbom": "List the installed packages as CycloneDX (JSON).",
     "phantom": "Make synthetic abdominal MR volumes.",
+    "data": "Import, check, split and crop data sets for training.",
     "train": "Train a model with a training recipe.",
     "report": "Draw a volume and its mask as a picture.",
 }

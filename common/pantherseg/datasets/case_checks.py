@@ -15,7 +15,7 @@ from pantherseg.errors import InputError, first_few
 from pantherseg.events import Event, EventCode
 from pantherseg.io import read_image, read_labels
 from pantherseg.labels import BACKGROUND, BACKGROUND_NAME
-from pantherseg.orientation import Orientation
+from pantherseg.orientation import NO_TURN, Orientation, Turn
 from pantherseg.volume import Volume
 
 
@@ -23,16 +23,17 @@ from pantherseg.volume import Volume
 class CaseVolumes:
     """The volumes of a case, turned to one orientation.
 
-    is_stored_as_turned: whether the image's file has that orientation; events: of reading the image; label: None in a
-    data set without labels; values: the numbers that labels may have, and their names.
+    turn, label_turn: from the volumes as they are stored; events: of reading the image; label: None in a data set
+    without labels; values: the numbers that labels may have, and their names.
     """
 
     image_path: Path
     image: Volume
-    is_stored_as_turned: bool
+    turn: Turn
     events: tuple[Event, ...]
     label_path: Path | None
     label: Volume | None
+    label_turn: Turn
     values: Mapping[int, str]
 
     @property
@@ -43,13 +44,21 @@ class CaseVolumes:
 
 
 def read_case(
-    image_path: Path, label_path: Path | None, *, values: Mapping[int, str], orientation: Orientation
+    image_path: Path, label_path: Path | None, *, values: Mapping[int, str], orientation: Orientation | None
 ) -> CaseVolumes:
-    """Read the volumes of a case and turn them to an orientation. Raises InputError for files that cannot be read."""
+    """Read the volumes of a case and turn them to an orientation, None for that of the image.
+
+    Raises InputError for files that cannot be read.
+    """
     image, events = read_image(image_path)
-    label = None if label_path is None else read_labels(label_path).turned_to(orientation)
-    as_turned = image.grid.orientation == orientation
-    return CaseVolumes(image_path, image.turned_to(orientation), as_turned, events, label_path, label, values)
+    orientation = orientation or image.grid.orientation
+    turn = image.grid.turn_to(orientation)
+    label, label_turn = None, NO_TURN
+    if label_path is not None:
+        stored = read_labels(label_path)
+        label_turn = stored.grid.turn_to(orientation)
+        label = stored.turned(label_turn)
+    return CaseVolumes(image_path, image.turned(turn), turn, events, label_path, label, label_turn, values)
 
 
 def _check_intensities(case: CaseVolumes) -> None:

@@ -17,12 +17,12 @@ import numpy as np
 
 from pantherseg.datasets.case_checks import CHECKS, CaseVolumes, read_case, relabelled
 from pantherseg.datasets.layouts import Found, FoundCase, Values, find_cases
-from pantherseg.datasets.raw import FILE_ENDINGS, NewDataset, RawCase, dataset_folder, new_dataset
+from pantherseg.datasets.raw import FILE_ENDINGS, NewDataset, dataset_folder, new_dataset
 from pantherseg.errors import InputError
 from pantherseg.files import write_text
 from pantherseg.io import case_name, mask_name
 from pantherseg.labels import BACKGROUND_NAME, LABEL_MAPS, TUMOUR_NAME, LabelMapName
-from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
+from pantherseg.orientation import DEFAULT_ORIENTATION, NO_TURN, Orientation
 from pantherseg.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -192,9 +192,8 @@ def _add(
     if volumes.label is not None:
         label = Volume(relabelled(volumes.label.array, volumes.values, target), volumes.image.grid)
     # nnU-Net's reader must see the voxels where ours does, so a file that had to be corrected is written again.
-    as_needed = volumes.is_stored_as_turned and not volumes.events and case.image.name.endswith(new.file_ending)
-    known = RawCase(patient=case.patient, origin=case.origin, pseudo=case.pseudo)
-    new.add(case.name, known, case.image if as_needed else volumes.image, label)
+    as_needed = volumes.turn == NO_TURN and not volumes.events and case.image.name.endswith(new.file_ending)
+    new.add(case.name, case.known.turned(volumes.turn), case.image if as_needed else volumes.image, label)
     report.imported.append(case.name)
     if as_needed:
         report.linked.append(case.name)

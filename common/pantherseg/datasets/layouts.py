@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pantherseg.datasets.raw import CHANNEL, RawDataset
+from pantherseg.datasets.raw import CHANNEL, RawCase, RawDataset
 from pantherseg.errors import InputError, first_few
 from pantherseg.io import case_name, find_sources
 from pantherseg.labels import BACKGROUND_NAME, ORGANS, PANCREAS_NAME, TUMOUR_NAME, TUMOUR_WORDS
@@ -39,18 +39,13 @@ IMAGE = re.compile(rf"(.+){CHANNEL}")
 
 @dataclass(frozen=True)
 class FoundCase:
-    """A case of a source. label: None in a layout without labels; problem: why it cannot be used, or empty.
-
-    origin: the file that the image comes from; pseudo: labelled by a model.
-    """
+    """A case of a source. label: None in a layout without labels; problem: why it cannot be used, or empty."""
 
     name: str
-    patient: str
     image: Path
-    label: Path | None = None
+    label: Path | None
+    known: RawCase
     problem: str = ""
-    origin: str = ""
-    pseudo: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,17 +137,10 @@ def panorama(folder: Path) -> Found:
 
 @layout("raw")
 def raw(folder: Path) -> Found:
-    """A raw nnU-Net data set; its labels by their names. Patients, origins and pseudo-labels are kept."""
+    """A raw nnU-Net data set; its labels by their names. What is known about its cases is kept."""
     dataset = RawDataset.open(folder)
     cases = tuple(
-        FoundCase(
-            name,
-            case.patient,
-            dataset.image_path(name),
-            dataset.label_path(name) if dataset.has_labels else None,
-            origin=case.origin or str(dataset.image_path(name)),
-            pseudo=case.pseudo,
-        )
+        FoundCase(name, dataset.image_path(name), dataset.label_path(name) if dataset.has_labels else None, case)
         for name, case in dataset.cases.items()
     )
     values = {number: _known_name(name) for name, number in dataset.labels.items()}
@@ -189,7 +177,8 @@ def _paired(
             problem = f"expected one label map of this case, found {first_few(map(str, maps)) or 'none'}"
         else:
             problem = ""
-        cases.append(FoundCase(name, patient(name), path, maps[0] if maps else None, problem, str(path.absolute())))
+        known = RawCase(patient=patient(name), origin=str(path.absolute()))
+        cases.append(FoundCase(name, path, maps[0] if maps else None, known, problem))
     return tuple(cases)
 
 

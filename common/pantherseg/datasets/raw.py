@@ -24,7 +24,7 @@ from pantherseg.errors import InputError, OutputError, os_reason
 from pantherseg.files import folder_written_beside, write_text
 from pantherseg.io import find_sources, read_labels, read_volume, write_volume
 from pantherseg.model_sources.nnunet import DATASET
-from pantherseg.orientation import Orientation
+from pantherseg.orientation import Orientation, Turn
 from pantherseg.tables import Table
 from pantherseg.volume import Box, Shape, Volume
 
@@ -54,6 +54,11 @@ class Crop(Table, frozen=True):
         """The box in the larger volume."""
         return Box(self.start, self.stop)
 
+    def turned(self, turn: Turn) -> Crop:
+        """Return the same crop after a turn of the larger volume."""
+        box = self.box.turned(turn, self.shape)
+        return Crop(start=box.start, stop=box.stop, shape=turn.order(self.shape))
+
 
 class RawCase(Table, frozen=True):
     """What is known about a case beyond its files."""
@@ -66,6 +71,10 @@ class RawCase(Table, frozen=True):
     """Labelled by a model; such a case is never used for validation."""
     crop: Crop | None = None
     remark: str = ""
+
+    def turned(self, turn: Turn) -> RawCase:
+        """Return the case after a turn of its volumes, which moves the box of its crop."""
+        return self if self.crop is None else msgspec.structs.replace(self, crop=self.crop.turned(turn))
 
 
 class _CasesFile(Table, frozen=True):
@@ -91,13 +100,15 @@ class RawDataset:
     """A raw data set on disk.
 
     labels: names and numbers; orientation: to which all volumes are turned, None where dataset.json does not say so;
-    file_ending: such as `.mha`; cases: by name, sorted; has_labels: False for a data set of images alone.
+    file_ending: such as `.mha`; num_training: the number of cases that dataset.json states; cases: by name, sorted;
+    has_labels: False for a data set of images alone.
     """
 
     folder: Path
     labels: Mapping[str, int]
     orientation: Orientation | None
     file_ending: str
+    num_training: int
     cases: Mapping[str, RawCase]
     has_labels: bool
 
@@ -121,13 +132,17 @@ class RawDataset:
         if (folder / CASES).exists():
             cases = _decode(folder / CASES, _CasesFile).cases
             if different := sorted(cases.keys() ^ set(names)):
-                where = CASES if different[0] in cases else IMAGES
-                raise InputError(folder / CASES, f"the case {different[0]} is only in {where}")
+                image = folder / IMAGES / f"{different[0]}{CHANNEL}{ending}"
+                found = f"only in {CASES if different[0] in cases else IMAGES}"
+                if image.is_symlink():
+                    found = f"a link to {image.readlink()}, which does not exist"
+                raise InputError(image, expected=f"each case in {CASES} and {IMAGES}", found=found)
         return cls(
             folder=folder,
             labels=description.labels,
             orientation=description.orientation,
             file_ending=ending,
+            num_training=description.numTraining,
             cases=dict(sorted(cases.items())),
             has_labels=(folder / LABELS).is_dir(),
         )
@@ -155,10 +170,10 @@ class RawDataset:
 
 
 class NewDataset:
-    """A raw data set that is being written; see `new_dataset`."""
+    """A raw data set that is being written to a hidden folder, which becomes `target`; see `new_dataset`."""
 
-    def __init__(self, folder: Path, file_ending: str) -> None:
-        self.folder, self.file_ending = folder, file_ending
+    def __init__(self, folder: Path, target: Path, file_ending: str) -> None:
+        self.folder, self.target, self.file_ending = folder, target, file_ending
         self.cases: dict[str, RawCase] = {}
 
     def add(self, name: str, case: RawCase, image: Volume | Path, label: Volume | None = None) -> None:
@@ -194,7 +209,7 @@ def new_dataset(
     """
     target = dataset_folder(raw, dataset_id, name)
     with folder_written_beside(target) as folder:
-        new = NewDataset(folder, file_ending)
+        new = NewDataset(folder, target, file_ending)
         yield new
         description = {
             "channel_names": CHANNEL_NAMES,
