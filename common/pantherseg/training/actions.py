@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from pantherseg.datasets.crops import crop_dataset, load_localizer
 from pantherseg.datasets.importing import Source, import_data
 from pantherseg.datasets.raw import RawCase, RawDataset, is_raw_dataset, new_dataset
 from pantherseg.datasets.splits import split_dataset
@@ -18,11 +17,15 @@ from pantherseg.inference.predictor import Predictor
 from pantherseg.io import read_labels, write_volume
 from pantherseg.models.bundle import open_bundle
 from pantherseg.orientation import DEFAULT_ORIENTATION
-from pantherseg.training.out_of_fold import OutOfFold
+from pantherseg.paths import task_recipe
+from pantherseg.recipe import load_recipe
+from pantherseg.training.out_of_fold import OutOfFold, dice_by_label
 from pantherseg.training.provenance import write_bundle
 from pantherseg.training.state import State
 from pantherseg.training.steps import Step
+from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.training_recipe import TrainingSettings
+from pantherseg.training.validation import validate_fold
 from pantherseg.training.workspace import Workspace
 from pantherseg.volume import Volume
 
@@ -53,37 +56,38 @@ def data_step(work: Workspace, step: Step, device: str) -> Result:
     sources = [Source("raw", work.dataset(data)) for data in stage.data]
     orientation = RawDataset.open(sources[0].folder).orientation or DEFAULT_ORIENTATION
     raw = work.uncropped(name).parent
-    report = import_data(sources, raw, stage.dataset_id, name, labels=stage.labels, orientation=orientation, strict=True)
+    report = import_data(
+        sources, raw, stage.dataset_id, name, labels=stage.labels, orientation=orientation, strict=True
+    )
     result: Result = {"cases": len(report.imported)}
     if stage.crop is not None:
-        result |= crop_stage(work, name)
+        settings = load_recipe(task_recipe(stage.crop.task))
+        localizer, wanted = load_localizer(settings, work.models, device=device)
+        source = RawDataset.open(work.uncropped(name))
+        cropped = crop_dataset(source, work.raw, stage.dataset_id, name, localizer=localizer, settings=wanted)
+        result["remarks"] = {case: known.remark for case, known in cropped.cases.items() if known.remark}
     splits = split_dataset(RawDataset.open(work.dataset(name)), folds=stage.folds, given=work.inputs.splits.get(name))
     return result | {"validation": [len(split["val"]) for split in splits]}
 
 
 def plan_step(work: Workspace, step: Step, device: str) -> Result:
     """Plan and preprocess."""
-    from pantherseg.training.planning import plan_and_preprocess
-
     stage = work.graph.stage[step.subject]
-    plan_and_preprocess(work.folders(step.subject), stage.plan, start=work.start(step.subject))
+    TRAINERS[stage.trainer].plan(work.folders(step.subject), stage.plan, start=work.start(step.subject))
     return {}
 
 
 def fold_step(work: Workspace, step: Step, device: str) -> Result:
     """Train a fold, or go on where its training was interrupted."""
-    from pantherseg.training.folds import train_fold
-
     stage, fold = work.graph.stage[step.subject], step.fold or 0
     settings = TrainingSettings(schedule=stage.schedule, seed=stage.seed)
-    train_fold(work.folders(step.subject), settings, fold=fold, start=work.start(step.subject), device=device)
+    start = work.start(step.subject)
+    TRAINERS[stage.trainer].train(work.folders(step.subject), settings, fold=fold, start=start, device=device)
     return {}
 
 
 def validate_step(work: Workspace, step: Step, device: str) -> Result:
     """Segment the cases that a fold was not trained on, and keep the scores and the tumour's probabilities."""
-    from pantherseg.training.validation import validate_fold
-
     stage, fold = work.graph.stage[step.subject], step.fold or 0
     kept = OutOfFold(work.uncropped(step.subject), work.dataset(step.subject), work.probabilities(step.subject))
     summary = validate_fold(
@@ -117,7 +121,9 @@ def pseudo_step(work: Workspace, step: Step, device: str) -> Result:
             if settings.drop_empty and not label.array.any():
                 dropped.append(case)
                 continue
-            new.add(case, RawCase(patient=known.patient, origin=known.origin, pseudo=True), source.image_path(case), label)
+            new.add(
+                case, RawCase(patient=known.patient, origin=known.origin, pseudo=True), source.image_path(case), label
+            )
         if not new.cases:
             found = f"nothing but background in {len(source.cases)} cases"
             raise InputError(source.folder, expected=f"cases that the model of '{settings.by}' can label", found=found)

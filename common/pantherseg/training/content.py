@@ -1,4 +1,4 @@
-"""Fingerprints of files that come from outside: hashes of their content, which are remembered while files stay the same."""
+"""Fingerprints of files that come from outside: hashes of content, remembered as long as the files stay the same."""
 
 from __future__ import annotations
 

@@ -77,11 +77,11 @@ def measured_speed(device: str) -> float:
     while time.monotonic() - began < TIMED_SECONDS:
         _pass(block, image)
         passes += 1
-    return passes * operations.get_total_flops() / (time.monotonic() - began)
+    return float(passes * operations.get_total_flops() / (time.monotonic() - began))
 
 
 def _pass(block: nn.Module, image: torch.Tensor) -> None:
     with torch.autocast(image.device.type, torch.float16, enabled=image.device.type == "cuda"):
         loss = block(image).float().mean()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     float(loss.detach())  # waits for the device

@@ -10,7 +10,7 @@ Task 1 and share what was finished for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +22,7 @@ from pantherseg.errors import RecipeError
 from pantherseg.labels import LabelMapName
 from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.tables import Positive, Table, read_table
+from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.training_recipe import Count, PlanSettings, ScheduleSettings
 
 # Names are parts of folder names and of options.
@@ -60,8 +61,6 @@ class Crop(Table, frozen=True):
 
     task: Literal[1, 2] = 2
     """The task whose recipe has the localizer and the margin."""
-    by: Literal["localizer", "label"] = "localizer"
-    """What the crop is made around: the localizer's pancreas, or that of the case's own label."""
 
 
 class Stage(Table, frozen=True):
@@ -86,6 +85,8 @@ class Stage(Table, frozen=True):
     checkpoint: Literal["checkpoint_final.pth", "checkpoint_best.pth"] = "checkpoint_final.pth"
     """The checkpoint that is validated and goes into the bundle; later stages start from the final one."""
     seed: int = 0
+    trainer: str = "nnunet"
+    """A name in `trainers.TRAINERS`."""
 
     @property
     def used_folds(self) -> range:
@@ -198,8 +199,10 @@ def _problems(graph: TrainingFile) -> Iterator[str]:
         if not any(map(graph.is_labelled, stage.data)):
             yield f"stage.{name} has no data set with labels by experts, which its validation needs"
         yield from _unlike_labels(graph, name, stage)
-        if stage.plan.network is None and stage.start is None:
-            yield f"stage.{name} needs either plan.network or start"
+        if (stage.plan.network is None) == (stage.start is None):
+            yield f"stage.{name} needs either plan.network or start, and not both"
+        if stage.trainer not in TRAINERS:
+            yield f"stage.{name}.trainer names '{stage.trainer}', which is not among the trainers: {_known(TRAINERS)}"
         if (start := graph.stage.get(stage.start_stage or "")) and 1 < len(start.used_folds) < len(stage.used_folds):
             found = f"{len(stage.used_folds)} folds, but '{stage.start}' has {len(start.used_folds)} to start from"
             yield f"stage.{name} has {found}"
@@ -229,5 +232,5 @@ def _repeated_numbers(graph: TrainingFile) -> Iterator[str]:
                 yield f"{owner} and {table}.{name} have the same dataset_id {entry.dataset_id}"
 
 
-def _known(names: dict[str, Any]) -> str:
+def _known(names: Mapping[str, Any]) -> str:
     return ", ".join(names) or "there are none"

@@ -1,4 +1,4 @@
-"""What is kept of each case that a fold was not trained on: its scores, and the tumour's probability as a small file."""
+"""What is kept of each case that a fold was not trained on: its scores, and the tumour's probability in a file."""
 
 from __future__ import annotations
 

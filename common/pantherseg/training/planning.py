@@ -50,17 +50,44 @@ def plan_and_preprocess(folders: TrainingFolders, settings: PlanSettings, *, sta
     shutil.rmtree(folders.preprocessed, ignore_errors=True)  # nnU-Net would keep cases that are no longer there
     folders.preprocessed.mkdir(parents=True)
     number, processes = convert_dataset_name_to_id(folders.name), min(4, os.cpu_count() or 1)
-    # nnU-Net prints its plans, which are also written to a file.
     with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
         extract_fingerprint_dataset(number, num_processes=processes, show_progress_bar=False, verbose=False)
-        plans: dict[str, Any] = _planner(settings, folders.name, kept).plan_experiment()
-        # Only one configuration is trained, so the others are left out of the plans.
-        configuration = plans["configurations"][CONFIGURATION]
-        plans["configurations"] = {CONFIGURATION: _changed(configuration, settings, kept, folders.name)}
-        write_text(folders.plans, json.dumps(plans, indent=2) + "\n")
+    write_text(folders.plans, json.dumps(make_plans(folders, settings, kept), indent=2) + "\n")
+    with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
         preprocess_dataset(number, PLANS_NAME, (CONFIGURATION,), (processes,), show_progress_bar=False)
     shutil.copyfile(folders.dataset / SPLITS, folders.preprocessed / SPLITS)
     return folders.plans
+
+
+def make_plans(folders: TrainingFolders, settings: PlanSettings, kept: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the plans for a data set whose fingerprint is in its preprocessed folder.
+
+    kept: the configuration of the model to fine-tune, whose network, patch size and batch size are kept, or None.
+    Raises RecipeError if the patch size does not suit the network.
+    """
+    # nnU-Net prints its plans, which are also written to a file.
+    with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
+        plans: dict[str, Any] = _planner(settings, folders.name, kept).plan_experiment()
+    # Only one configuration is trained, so the others are left out of the plans.
+    configuration = plans["configurations"][CONFIGURATION]
+    if kept is not None:
+        configuration |= {key: kept[key] for key in ("architecture", "patch_size", "batch_size")}
+    return with_sizes(plans | {"configurations": {CONFIGURATION: configuration}}, settings, folders.name)
+
+
+def with_sizes(plans: dict[str, Any], settings: PlanSettings, name: str) -> dict[str, Any]:
+    """Return plans with the patch and the batch size of the settings, if these give them.
+
+    Raises RecipeError, naming the training, if the patch size does not suit the network.
+    """
+    sizes = {"patch_size": settings.patch_size and list(settings.patch_size), "batch_size": settings.batch_size}
+    changed = plans["configurations"][CONFIGURATION] | {key: value for key, value in sizes.items() if value is not None}
+    strides = changed["architecture"]["arch_kwargs"]["strides"]
+    steps = [int(step) for step in np.prod([np.broadcast_to(stride, 3) for stride in strides], axis=0)]
+    if any(size % step for size, step in zip(changed["patch_size"], steps, strict=True)):
+        expected = f"plan.patch_size in multiples of {steps}, which the network needs"
+        raise RecipeError(name, expected=expected, found=str(changed["patch_size"]))
+    return plans | {"configurations": {CONFIGURATION: changed}}
 
 
 def check_plan(settings: PlanSettings, *, start: Path | None, name: str) -> None:
@@ -87,18 +114,3 @@ def _planner(settings: PlanSettings, dataset: str, kept: dict[str, Any] | None) 
     if settings.blocks_decoder is not None:
         planner.UNet_blocks_per_stage_decoder = tuple(settings.blocks_decoder)
     return planner
-
-
-def _changed(
-    configuration: dict[str, Any], settings: PlanSettings, kept: dict[str, Any] | None, name: str
-) -> dict[str, Any]:
-    """Return a configuration of the plans with the sizes of the settings and the network of the model to fine-tune."""
-    source = {} if kept is None else {key: kept[key] for key in ("architecture", "patch_size", "batch_size")}
-    sizes = {"patch_size": settings.patch_size and list(settings.patch_size), "batch_size": settings.batch_size}
-    changed = configuration | source | {key: value for key, value in sizes.items() if value is not None}
-    strides = changed["architecture"]["arch_kwargs"]["strides"]
-    steps = [int(step) for step in np.prod([np.broadcast_to(stride, 3) for stride in strides], axis=0)]
-    if any(size % step for size, step in zip(changed["patch_size"], steps, strict=True)):
-        expected = f"plan.patch_size in multiples of {steps}, which the network needs"
-        raise RecipeError(name, expected=expected, found=str(changed["patch_size"]))
-    return changed

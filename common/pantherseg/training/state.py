@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +90,22 @@ class State:
         finally:
             os.close(file)
 
-    def verdicts(self, steps: Steps, fingerprints: Mapping[str, str]) -> dict[str, Verdict]:
-        """Return for every step whether it is finished, is resumed, or has to run, and why."""
+    def verdicts(
+        self, steps: Steps, fingerprints: Mapping[str, str], *, missing: Callable[[Step], Path | None]
+    ) -> dict[str, Verdict]:
+        """Return for every step whether it is finished, is resumed, or has to run, and why.
+
+        missing: returns a result of a step that is no longer there. Such a step only runs again if another one needs
+        it, so that preprocessed cases may be removed when their folds are trained.
+        """
         found: dict[str, Verdict] = {}
         for name, step in steps.by_name.items():
             found[name] = self._verdict(step, fingerprints[name], [need for need in step.needs if again(found[need])])
+        for name, step in reversed(list(steps.by_name.items())):
+            users = [other for other, each in steps.by_name.items() if name in each.needs]
+            wanted = not users or any(found[user].status != "finished" for user in users)
+            if found[name].status == "finished" and wanted and (path := missing(step)) is not None:
+                found[name] = Verdict("to run", f"again: {path} is missing")
         return found
 
     def _verdict(self, step: Step, fingerprint: str, again: list[str]) -> Verdict:

@@ -123,7 +123,7 @@ def choose(steps: Steps, *, stage: str | None = None, fold: int | None = None, s
 
 
 def start_step(graph: TrainingFile, stage: Stage, fold: int) -> str | None:
-    """Return the step whose checkpoint a fold starts from: the same fold, or the only one; None without such a stage."""
+    """Return the step that trains what a fold starts from: the same fold, or the only one, if any."""
     if stage.start_stage is None:
         return None
     folds = graph.stage[stage.start_stage].used_folds
@@ -132,8 +132,7 @@ def start_step(graph: TrainingFile, stage: Stage, fold: int) -> str | None:
 
 def _stage_steps(graph: TrainingFile, name: str, stage: Stage) -> list[Step]:
     data_needs = tuple(f"pseudo.{data}" if data in graph.pseudo else f"import.{data}" for data in stage.data)
-    by_localizer = stage.crop is not None and stage.crop.by == "localizer"
-    outside = (f"splits/{name}", *(("localizer",) if by_localizer else ()))
+    outside = (f"splits/{name}", *(("localizer",) if stage.crop is not None else ()))
     data = {"labels": stage.labels, "dataset_id": stage.dataset_id, "crop": _plain(stage.crop), "folds": stage.folds}
     # Without a network of its own, a stage takes over the plan of the one that it starts from.
     start_plan = () if stage.start_stage is None else (f"fold.{stage.start_stage}.0",)
@@ -142,7 +141,7 @@ def _stage_steps(graph: TrainingFile, name: str, stage: Stage) -> list[Step]:
         Step("data", name, data_needs, data, outside=outside),
         Step("plan", name, (f"data.{name}", *start_plan), {"plan": _plain(stage.plan)}, outside=weights),
     ]
-    training = {"schedule": _plain(stage.schedule), "seed": stage.seed}
+    training = {"trainer": stage.trainer, "schedule": _plain(stage.schedule), "seed": stage.seed}
     for fold in stage.used_folds:
         begins = start_step(graph, stage, fold)
         needs = (f"plan.{name}", *([begins] if begins else []))

@@ -1,25 +1,15 @@
-"""A training recipe: how one model is planned and trained, as data."""
+"""How one model is planned and trained, as data."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from pantherseg.labels import LabelMapName
-from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
-from pantherseg.tables import Fraction, NotNegative, Positive, Table, read_table
+from pantherseg.tables import Fraction, Positive, Table
 
 Count = Annotated[int, Meta(ge=1)]
-
-
-class TrainerSettings(Table, frozen=True):
-    """Which trainer is used."""
-
-    kind: str = "nnunet"
-    """A name in `trainers.TRAINERS`."""
 
 
 class PlanSettings(Table, frozen=True):
@@ -94,31 +84,3 @@ class TrainingSettings(Table, frozen=True):
 
     schedule: ScheduleSettings = ScheduleSettings()
     seed: int = 0
-
-
-class TrainingRecipe(Table, frozen=True):
-    """One model: its trainer, its view of the data, its plan and its schedule."""
-
-    schema: Literal[1]
-    name: str
-    dataset_id: Annotated[int, Meta(ge=1, le=999)]
-    """nnU-Net's data set number, 1 to 999."""
-    labels: LabelMapName
-    """The label map that is learned, a name in `labels.LABEL_MAPS`."""
-    plan: PlanSettings
-    schedule: ScheduleSettings
-    trainer: TrainerSettings = TrainerSettings()
-    folds: Annotated[int, Meta(ge=2)] = 5
-    """Number of folds of the cross-validation."""
-    trained_folds: Count | None = None
-    """Train only the first folds, this many of them; if omitted, all."""
-    crop_margin_mm: NotNegative | None = None
-    """Crop each case to its pancreas, tumour included, plus this margin; if omitted, the whole volume is used."""
-    orientation: Orientation = DEFAULT_ORIENTATION
-    """Volumes are turned to it, and the trained model knows it."""
-    seed: int = 0
-
-
-def load_training_recipe(path: Path) -> TrainingRecipe:
-    """Read a training recipe. Raises RecipeError with the file and the key."""
-    return read_table(path, TrainingRecipe)

@@ -19,9 +19,11 @@ from pantherseg.datasets.raw import dataset_folder
 from pantherseg.errors import ModelError
 from pantherseg.model_sources.nnunet import PLANS
 from pantherseg.models.bundle import is_bundle
-from pantherseg.paths import own_weights
+from pantherseg.models.find import find_localizer
+from pantherseg.paths import own_weights, task_recipe
+from pantherseg.recipe import load_recipe
 from pantherseg.training.folders import TrainingFolders
-from pantherseg.training.graph import WEIGHTS, TrainingFile
+from pantherseg.training.graph import WEIGHTS, DataSource, PseudoLabels, Stage, TrainingFile
 from pantherseg.training.steps import Step
 
 
@@ -78,6 +80,14 @@ class Workspace:
         """Return the folder of the masks of a data set that is labelled by a model."""
         return self.output / "pseudo" / pseudo
 
+    @property
+    def models(self) -> Path:
+        """The folder with the localizer. Raises ModelError if none was given."""
+        if self.inputs.models is None:
+            hint = "name it with --model; weights/demo has one for phantoms"
+            raise ModelError("localizer", expected="a folder of models to crop the cases by", found="none", hint=hint)
+        return self.inputs.models
+
     def start(self, stage: str) -> Path | None:
         """Return the model folder from which a stage starts, None without one. Raises ModelError if it is missing."""
         settings = self.graph.stage[stage]
@@ -85,10 +95,29 @@ class Workspace:
             return None
         if settings.start_stage is not None:
             return self.folders(settings.start_stage).model
-        name = settings.start.removeprefix(WEIGHTS)
-        given = self.inputs.starts.get(stage)
-        hint = f"name a model folder with --start {stage}=DIR" + ("" if given else f", or fetch it: weights fetch {name}")
-        return _model_folder(given or own_weights() / name, hint)
+        hint = f"name a model folder with --start {stage}=DIR"
+        if stage not in self.inputs.starts:
+            hint += f", or run `pantherseg weights fetch {settings.start.removeprefix(WEIGHTS)}`"
+        return _model_folder(self.given(f"start/{stage}") or self.output, hint)
+
+    def given(self, what: str) -> Path | None:
+        """Return the file or folder for something that a step reads from outside, None if it was not given.
+
+        what: `data/<data>`, `start/<stage>`, `splits/<stage>` or `localizer`.
+        """
+        kind, _, name = what.partition("/")
+        if kind == "start":
+            return self.inputs.starts.get(name) or own_weights() / (self.graph.stage[name].start or "").removeprefix(
+                WEIGHTS
+            )
+        if kind == "localizer":
+            return self._localizer()
+        return (self.inputs.data if kind == "data" else self.inputs.splits).get(name)
+
+    def missing(self, step: Step) -> Path | None:
+        """Return a result of a step that does not exist, None if all exist."""
+        expected = self.outputs(step)
+        return self.output if not expected else next((path for path in expected if not path.exists()), None)
 
     def outputs(self, step: Step) -> list[Path]:
         """Return the files and folders that a step makes, the most important one first."""
@@ -105,9 +134,19 @@ class Workspace:
         fold = folders.fold(step.fold or 0)
         return {"plan": [folders.plans], "fold": [fold], "validate": [fold / "validation"]}[step.kind]
 
+    def _localizer(self) -> Path | None:
+        """Return the localizer of the first stage with crops, None without one or without a folder of models."""
+        crops = [stage.crop for stage in self.graph.stage.values() if stage.crop is not None]
+        settings = load_recipe(task_recipe(crops[0].task)).localizer if crops else None
+        if settings is None or self.inputs.models is None or not self.inputs.models.is_dir():
+            return None
+        model = find_localizer(self.inputs.models, settings)
+        return None if model is None else model.path
+
     def _number(self, name: str) -> int:
-        graph = self.graph
-        return next(table[name].dataset_id for table in (graph.data, graph.stage, graph.pseudo) if name in table)  # type: ignore[attr-defined, index]
+        tables: tuple[Mapping[str, DataSource | Stage | PseudoLabels], ...]
+        tables = self.graph.data, self.graph.stage, self.graph.pseudo
+        return next(table[name].dataset_id for table in tables if name in table)
 
 
 def _model_folder(folder: Path, hint: str) -> Path:
