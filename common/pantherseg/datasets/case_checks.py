@@ -37,6 +37,11 @@ class CaseVolumes:
     values: Mapping[int, str]
 
     @property
+    def corrections(self) -> tuple[Event, ...]:
+        """The events for which the image in memory differs from what other programs read from the file."""
+        return tuple(event for event in self.events if event.code is not EventCode.CONSTANT_IMAGE)
+
+    @property
     def digest(self) -> str:
         """Checksum of the image's voxels, which is the same in every file format and voxel order."""
         shape = str(self.image.array.shape).encode()
