@@ -253,6 +253,23 @@ def test_an_image_that_must_be_corrected_is_written(tmp_path: Path) -> None:
     ).all()
 
 
+def test_an_image_that_nnunets_reader_finds_elsewhere_is_written(tmp_path: Path) -> None:
+    source = write_msd(tmp_path / "msd", "pancreas_001", "pancreas_002")
+    for folder in ("imagesTr", "labelsTr"):
+        path = source / folder / "pancreas_001.nii.gz"
+        image = nib.load(path)
+        image.set_qform(image.affine + 0.05 * np.eye(4, k=3), code=1)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), path)
+    stored = source / "imagesTr" / "pancreas_001.nii.gz"
+    found, wanted = sitk.ReadImage(str(stored)).GetOrigin(), np.array(nib.load(stored).affine[:3, 3]) * (-1, -1, 1)
+    assert np.abs(found - wanted).max() > 0.01, "SimpleITK takes the qform"
+    report = imported(tmp_path, Source("msd", source), orientation="RAS")
+    assert report.linked == ["pancreas_002"]
+    assert report.changed["pancreas_001"][0].startswith("SimpleITK, with which nnU-Net reads images, finds origin")
+    written = sitk.ReadImage(str(report.dataset / "imagesTr" / "pancreas_001_0000.nii.gz"))
+    np.testing.assert_allclose(written.GetOrigin(), wanted, atol=1e-4)
+
+
 def without(pattern: str) -> Damage:
     return lambda folder: (folder / pattern).unlink()
 
