@@ -26,7 +26,7 @@ from pantherseg.labels import tumour_of
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import write_dataset
 from pantherseg.recipe import load_recipe
-from pantherseg.volume import Box
+from pantherseg.volume import Box, Shape
 from verdicts import broken, only_fault
 
 EXPERT = {f"{number}_{scan}": RawCase(patient=str(number)) for number in range(100, 107) for scan in (1, 2)}
@@ -350,6 +350,30 @@ def test_crops_around_the_label_map_where_the_localizer_finds_nothing(dataset: R
     )
     assert alone.cases["1_1"].crop == Crop(start=(0, 0, 0), stop=SHAPE, shape=SHAPE)
     assert alone.cases["1_1"].remark.endswith(": not cropped")
+
+
+@pytest.mark.parametrize(
+    ("stop", "remark"),
+    [
+        ((3, 5, 7), ""),
+        ((3, 5, 6), "the localizer's box leaves out 6 of 24 labelled voxels"),
+        (
+            (2, 3, 7),
+            "the localizer's box leaves out 20 of 24 labelled voxels: cropped to the label map with the margin",
+        ),
+    ],
+)
+def test_remarks_on_a_box_that_leaves_labelled_voxels_out(
+    dataset: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Shape, remark: str
+) -> None:
+    localizer, settings = load_localizer(load_recipe(task_recipe(2)), DEMO_WEIGHTS, device="cpu")
+    settings = msgspec.structs.replace(settings, margin_mm=0.0)
+    monkeypatch.setattr("pantherseg.datasets.crops.localize", lambda *_: (Box((0, 0, 0), stop), ()))
+    crops = crop_dataset(dataset, tmp_path / "raw", 905, "CROPS", localizer=localizer, settings=settings)
+    case = crops.cases["1_1"]
+    assert case.remark == remark
+    expected = ((1, 2, 3), (3, 5, 7)) if remark.endswith("margin") else ((0, 0, 0), stop)
+    assert case.crop == Crop(start=expected[0], stop=expected[1], shape=SHAPE)
 
 
 def test_refuses_to_crop_without_a_localizer_or_an_orientation(dataset: RawDataset, tmp_path: Path) -> None:
