@@ -90,6 +90,5 @@ def _box_of(image: Volume, label: Volume | None, localizer: Predictor, settings:
     left_out = f"the localizer's box leaves out {total - inside} of {total} labelled voxels"
     if box is not None and inside >= MIN_INSIDE * total:
         return box, left_out if inside < total else ""
-    return around.expanded(
-        settings.margin_mm, image.grid
-    ), f"{reason or left_out}: cropped to the label map with the margin"
+    remark = f"{reason or left_out}: cropped to the label map with the margin"
+    return around.expanded(settings.margin_mm, image.grid), remark
