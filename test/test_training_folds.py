@@ -383,7 +383,7 @@ def test_augments_without_mirroring_or_not_at_all(trainer: Trainer) -> None:
     assert made.inference_allowed_mirroring_axes is None
     made = trainer(augmentation="none")
     names = {type(one).__name__ for one in made.dataloader_train.data_loader.transforms.transforms}
-    assert names == {"RemoveLabelTansform", "DownsampleSegForDSTransform"}
+    assert names == {"RemoveLabelTransform", "DownsampleSegForDSTransform"}
     assert made.inference_allowed_mirroring_axes is None
 
 
