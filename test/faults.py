@@ -17,6 +17,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 # The subjects of marks, in the page's order.
 SUBJECTS = {
     "inputs": "Volumes",
+    "data": "Data sets for training",
     "jobs": "Jobs",
     "models": "Models and folds",
     "localizer": "The localizer",

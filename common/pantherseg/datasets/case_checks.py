@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pantherseg.errors import InputError, first_few
 from pantherseg.events import Event, EventCode
 from pantherseg.io import read_image, read_labels
+from pantherseg.io.itk import grid_in_itk
 from pantherseg.labels import BACKGROUND, BACKGROUND_NAME
 from pantherseg.orientation import NO_TURN, Orientation, Turn
 from pantherseg.volume import Volume
@@ -35,6 +36,18 @@ class CaseVolumes:
     label: Volume | None
     label_turn: Turn
     values: Mapping[int, str]
+
+    @property
+    def corrections(self) -> list[str]:
+        """In what the image in memory differs from what nnU-Net would read from the file."""
+        messages = [event.message for event in self.events if event.code is not EventCode.CONSTANT_IMAGE]
+        if messages:
+            return messages
+        seen = grid_in_itk(self.image_path)
+        if seen is None:
+            return ["SimpleITK, with which nnU-Net reads images, cannot read this file"]
+        difference = self.image.grid.difference(seen.turned(self.turn))
+        return [f"SimpleITK, with which nnU-Net reads images, finds {difference}"] if difference else []
 
     @property
     def digest(self) -> str:

@@ -94,8 +94,8 @@ def _volume_verdicts(dataset: RawDataset, on_case: Callable[[str], object] | Non
 
 def _problems(name: str, case: CaseVolumes, seen: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the rules that a case breaks, and how. seen: the cases so far by the checksum of their image."""
-    for event in case.events:
-        yield UNCHANGED, f"{name}: {event.message}"
+    for correction in case.corrections:
+        yield UNCHANGED, f"{name}: {correction}"
     for what, turn in (("image", case.turn), ("label map", case.label_turn)):
         if turn != NO_TURN:
             yield TURNED, f"the {what} of {name} is stored in another"

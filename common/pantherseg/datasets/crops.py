@@ -19,6 +19,9 @@ from pantherseg.packing.pack import Packer
 from pantherseg.recipe import Localizer, Recipe
 from pantherseg.volume import Box, Volume
 
+# The share of the labelled voxels that a localizer's box must hold; a network learns little from a smaller one.
+MIN_INSIDE = 0.5
+
 
 def load_localizer(recipe: Recipe, root: Path, *, device: str = "auto") -> tuple[Predictor, Localizer]:
     """Return a recipe's localizer, from a folder of models, ready on a device, and its settings.
@@ -48,8 +51,8 @@ def crop_dataset(
 ) -> RawDataset:
     """Write a data set as raw/Dataset<id>_<name> whose cases are cut to the localizer's boxes, and return it.
 
-    Where the localizer finds no box, or one outside of which everything labelled lies, the box is that around the label
-    map with the same margin; a case without labels stays whole, as at inference. cases.json has each case's box, and a
+    Where the localizer finds no box, or one without half of the labelled voxels, the box is that around the label map
+    with the same margin; a case without labels stays whole, as at inference. cases.json has each case's box, and a
     remark where it is not the localizer's or leaves labelled voxels out. on_case: called with each case that is done.
 
     Raises InputError for a volume that cannot be read and a data set without an orientation, OutputError, and what
@@ -83,9 +86,9 @@ def _box_of(image: Volume, label: Volume | None, localizer: Predictor, settings:
     if label is None or around is None:
         return box or Box.whole(image.grid.shape), f"{reason}: not cropped" if reason else ""
     labelled = label.array != BACKGROUND
-    outside = labelled.sum() - (0 if box is None else labelled[box.slices].sum())
-    if box is not None and outside < labelled.sum():
-        remark = f"{outside} of {labelled.sum()} labelled voxels are outside of the localizer's box"
-        return box, remark if outside else ""
-    reason = reason or "no labelled voxel is in the localizer's box"
-    return around.expanded(settings.margin_mm, image.grid), f"{reason}: cropped to the label map with the margin"
+    total, inside = int(labelled.sum()), 0 if box is None else int(labelled[box.slices].sum())
+    left_out = f"the localizer's box leaves out {total - inside} of {total} labelled voxels"
+    if box is not None and inside >= MIN_INSIDE * total:
+        return box, left_out if inside < total else ""
+    remark = f"{reason or left_out}: cropped to the label map with the margin"
+    return around.expanded(settings.margin_mm, image.grid), remark

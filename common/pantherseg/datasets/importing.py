@@ -55,7 +55,7 @@ class ImportReport:
     """What an import did.
 
     dataset: the new folder; imported: the names of its cases; linked: those whose image is a link; refused: the other
-    cases, with reasons; changed: what was corrected on reading, by case.
+    cases, with reasons; changed: by case, what differs from the file because nnU-Net would not read it right.
     """
 
     dataset: Path
@@ -191,14 +191,14 @@ def _add(
     label = None
     if volumes.label is not None:
         label = Volume(relabelled(volumes.label.array, volumes.values, target), volumes.image.grid)
-    # nnU-Net's reader must see the voxels where ours does, so a file that had to be corrected is written again.
-    as_needed = volumes.turn == NO_TURN and not volumes.events and case.image.name.endswith(new.file_ending)
+    corrections = volumes.corrections
+    as_needed = volumes.turn == NO_TURN and not corrections and case.image.name.endswith(new.file_ending)
     new.add(case.name, case.known.turned(volumes.turn), case.image if as_needed else volumes.image, label)
     report.imported.append(case.name)
     if as_needed:
         report.linked.append(case.name)
-    if volumes.events:
-        report.changed[case.name] = [event.message for event in volumes.events]
+    if corrections:
+        report.changed[case.name] = corrections
 
 
 def _check_outcome(report: ImportReport, *, strict: bool) -> None:

@@ -126,17 +126,17 @@ class RawDataset:
             raise InputError(folder / DATASET, expected="one channel, in imagesTr and labelsTr", found=found)
         ending = description.file_ending
         names = _case_names(folder / IMAGES, CHANNEL + ending)
-        if not names:
-            raise InputError(folder / IMAGES, expected=f"images <case>{CHANNEL}{ending}", found="none")
         cases = {name: RawCase(patient=name) for name in names}
         if (folder / CASES).exists():
             cases = _decode(folder / CASES, _CasesFile).cases
             if different := sorted(cases.keys() ^ set(names)):
                 image = folder / IMAGES / f"{different[0]}{CHANNEL}{ending}"
                 found = f"only in {CASES if different[0] in cases else IMAGES}"
-                if image.is_symlink():
+                if image.is_symlink() and not image.exists():
                     found = f"a link to {image.readlink()}, which does not exist"
                 raise InputError(image, expected=f"each case in {CASES} and {IMAGES}", found=found)
+        if not cases:
+            raise InputError(folder / IMAGES, expected=f"images <case>{CHANNEL}{ending}", found="none")
         return cls(
             folder=folder,
             labels=description.labels,

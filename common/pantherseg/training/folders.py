@@ -51,6 +51,11 @@ class TrainingFolders:
         return self.preprocessed / f"{PLANS_NAME}.json"
 
     @property
+    def is_preprocessed(self) -> bool:
+        """Whether the preprocessing is complete: the splits are copied last."""
+        return (self.preprocessed / SPLITS).is_file()
+
+    @property
     def model(self) -> Path:
         """The model folder with plans.json, dataset.json and the folds."""
         return self.root / "results" / self.name / f"{TRAINER}__{PLANS_NAME}__{CONFIGURATION}"

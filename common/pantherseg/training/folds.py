@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import torch
 
-from pantherseg.errors import OutputError, first_few
+from pantherseg.errors import InputError, OutputError, first_few
 from pantherseg.files import write_text
 from pantherseg.machine.allocator import keep_freed_memory
 from pantherseg.model_sources.checkpoint import read_checkpoint, read_origin
@@ -46,10 +46,12 @@ def train_fold(
     model folder to fine-tune, see `start_checkpoint`; what is not taken over from it is logged, and listed in
     start.json. device: `cpu` or `cuda`; nnU-Net takes the first GPU that CUDA_VISIBLE_DEVICES leaves.
 
-    Raises ModelError if the start does not fit, and OutputError if the fold's folder holds a training with other plans
-    or settings, or if a checkpoint cannot be written.
+    Raises InputError unless the data set was preprocessed, ModelError if the start does not fit, and OutputError if the
+    fold's folder holds a training with other plans or settings, or if a checkpoint cannot be written.
     """
     began = time.monotonic()
+    if not folders.is_preprocessed:
+        raise InputError(folders.preprocessed, expected="a preprocessed data set", found="none, or an incomplete one")
     keep_freed_memory()
     plans = _plans_with(settings, folders)
     dataset = read_json(folders.preprocessed / DATASET)

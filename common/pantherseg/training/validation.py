@@ -27,19 +27,26 @@ Each = Callable[[str, Volume, Logits], None]
 
 
 def validate_fold(
-    folders: TrainingFolders, *, fold: int, device: str = "cpu", checkpoint: str = CHECKPOINT, each: Each | None = None
+    folders: TrainingFolders,
+    *,
+    fold: int,
+    device: str = "cpu",
+    checkpoint: str = CHECKPOINT,
+    mirroring: bool = False,
+    each: Each | None = None,
 ) -> dict[str, Any]:
     """Segment the validation cases of a trained fold, and return the metrics that nnU-Net computes of them.
 
     As by nnU-Net, fold_<k>/validation gets the masks and summary.json, which is the result: `mean` and
-    `metric_per_case` with `Dice` of each label, and `foreground_mean`. each: is also given every case's name, its
-    image and its logits, for example to store probabilities; the case's mask is written after it.
+    `metric_per_case` with `Dice` of each label, and `foreground_mean`. mirroring: average over mirrored inputs if the
+    fold was trained with mirroring, as nnU-Net's own validation does. each: is also given every case's name, its image
+    and its logits, for example to store probabilities; the case's mask is written after it.
 
     Raises ModelError if the fold has no such checkpoint, and InputError if an image cannot be read.
     """
     model = folders.model
     bundle = as_bundle(open_model_folder(model, folds=[fold], checkpoint=checkpoint))
-    predictor = Predictor(bundle, choose_backend(device))
+    predictor = Predictor(bundle, choose_backend(device), mirroring=mirroring)
     dataset, output = read_json(model / DATASET), folders.fold(fold) / "validation"
     shutil.rmtree(output, ignore_errors=True)
     ending = dataset["file_ending"]

@@ -76,7 +76,7 @@ class PantherTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def initialize(self) -> None:
         """Do as nnU-Net does, with initial weights that follow from the seed and the fold."""
-        self._reseed()
+        reseed(self.seed, self.fold)
         super().initialize()
 
     def configure_optimizers(self) -> tuple[Any, Any]:
@@ -110,7 +110,7 @@ class PantherTrainer(nnUNetTrainer):  # type: ignore[misc]
     def on_epoch_start(self) -> None:
         """Do as nnU-Net does, with random numbers that follow from the seed, the fold and the epoch."""
         super().on_epoch_start()
-        self._reseed(self.current_epoch)
+        reseed(self.seed, self.fold, self.current_epoch)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Do as nnU-Net does, but in bfloat16 on CPUs that support it if the schedule says so."""
@@ -155,12 +155,6 @@ class PantherTrainer(nnUNetTrainer):  # type: ignore[misc]
             *(values[name] for name in ("train_losses", "val_losses", "mean_fg_dice")),
         )
 
-    def _reseed(self, *epoch: int) -> None:
-        fold = 1 + self.fold if isinstance(self.fold, int) else 0  # nnU-Net has a fold `all`, too
-        seed = int(np.random.SeedSequence((self.seed, fold, *epoch)).generate_state(1)[0])
-        for function in (random.seed, np.random.seed, torch.manual_seed):
-            function(seed)
-
 
 class LearningRates:
     """Sets the learning rate of an optimizer at the start of each epoch, as nnU-Net's schedulers do."""
@@ -172,6 +166,13 @@ class LearningRates:
         """Set the learning rate of an epoch, counted from 0."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.learning_rate_at(epoch)
+
+
+def reseed(seed: int, fold: int | str, *epoch: int) -> None:
+    """Seed all random numbers for the initial weights of a fold, or for one of its epochs, counted from 0."""
+    number = 1 + fold if isinstance(fold, int) else 0  # nnU-Net has a fold `all`, too
+    for function in (random.seed, np.random.seed, torch.manual_seed):
+        function(int(np.random.SeedSequence((seed, number, *epoch)).generate_state(1)[0]))
 
 
 def read_settings(plans: Mapping[str, Any]) -> TrainingSettings:
