@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,6 +26,8 @@ from pantherseg.training.state import State
 from pantherseg.training.steps import Step, steps_of
 from pantherseg.training.workspace import Workspace
 
+logger = logging.getLogger(__name__)
+
 
 def write_bundle(work: Workspace, step: Step, state: State) -> dict[str, Any]:
     """Pack the folds of a stage, with training.json beside the weights, and return the figures.
@@ -40,6 +43,9 @@ def write_bundle(work: Workspace, step: Step, state: State) -> dict[str, Any]:
     work.bundle(name).parent.mkdir(parents=True, exist_ok=True)
     pack(open_model_folder(model, folds=folds, checkpoint=stage.checkpoint), work.bundle(name))
     _remove_other_probabilities(work.probabilities(name), set(record["dice"]["cases"]))
+    figures = record["metrics"]["totals"].get("official", record["dice"]["mean"])
+    values = ", ".join(f"{label} {value:.4g}" for label, value in figures.items())
+    logger.info("%s: %d cases by folds not trained on them: %s", name, len(record["dice"]["cases"]), values)
     return {"dice": record["dice"]["mean"], "metrics": record["metrics"]["totals"]}
 
 
