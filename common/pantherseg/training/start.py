@@ -41,7 +41,7 @@ def start_checkpoint(folder: Path, fold: int) -> Path:
 
     Raises ModelError if there is no such checkpoint.
     """
-    every = open_model_folder(folder).folds
+    every = open_model_folder(folder, min_folds=1).folds
     model = open_model_folder(folder, folds=[fold]) if len(every) > 1 else open_model_folder(folder)
     return model.checkpoint_path(model.folds[0])
 
