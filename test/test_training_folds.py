@@ -52,6 +52,7 @@ PLAN = PlanSettings(
     max_features=8,
     blocks_encoder=[1] * 7,
     blocks_decoder=[1] * 6,
+    patch_size=(32, 32, 32),
 )
 FINAL, BEST = "checkpoint_final.pth", "checkpoint_best.pth"
 
@@ -156,22 +157,21 @@ def test_nnunet_has_the_same_losses_with_the_same_plans_data_and_seed(
     assert len(set(ours["train_losses"])) == 3
 
 
-def test_nnunets_own_command_trains_with_the_settings_of_the_plans(
-    folders: TrainingFolders, uninterrupted: Uninterrupted
-) -> None:
-    shutil.copy(uninterrupted.folders.plans, folders.plans)
+def test_nnunets_own_command_trains_with_the_settings_of_the_plans(folders: TrainingFolders, tmp_path: Path) -> None:
+    fold = train_fold(folders, settings(epochs=2, mirroring=False), fold=0)
+    ours, summary = content(fold / FINAL), validate_fold(folders, fold=0)
+    fold.rename(tmp_path / "ours")
     with folders.environment():
         environment = {**os.environ, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
     entry = "from nnunetv2.run.run_training import run_training_entry; run_training_entry()"
     options = ("-tr", "PantherTrainer", "-p", "pantherseg", "-device", "cpu")
     done = run_python("-c", entry, folders.name, "3d_fullres", "0", *options, env=environment)
     assert done.returncode == 0, done.stderr
-    ours, theirs = content(uninterrupted.fold / FINAL), content(folders.fold(0) / FINAL)
-    np.testing.assert_allclose(ours["logging"]["train_losses"], theirs["logging"]["train_losses"], rtol=1e-4)
+    theirs = content(fold / FINAL)
     assert theirs["trainer_name"] == "PantherTrainer"
-    # nnU-Net validates after the training, with mirroring.
-    by_nnunet = json.loads((folders.fold(0) / "validation" / "summary.json").read_text())
-    summary = validate_fold(folders, fold=0, mirroring=True)
+    np.testing.assert_allclose(ours["logging"]["train_losses"], theirs["logging"]["train_losses"], rtol=1e-4)
+    # nnU-Net validates after the training.
+    by_nnunet = json.loads((fold / "validation" / "summary.json").read_text())
     assert list(summary["mean"]) == ["1", "2"]
     for label in ("1", "2"):
         assert summary["mean"][label]["Dice"] == pytest.approx(by_nnunet["mean"][label]["Dice"], abs=1e-3)
@@ -274,6 +274,19 @@ def test_a_killed_training_ends_in_the_weights_of_an_uninterrupted_one(
     for name in (FINAL, BEST):
         assert_same_weights(fold / name, uninterrupted.fold / name)
     assert not list(fold.glob(".*"))
+
+
+def test_starts_from_the_weights_of_another_model(folders: TrainingFolders, uninterrupted: Uninterrupted) -> None:
+    start = uninterrupted.folders.model
+    trained = train_fold(folders, settings(epochs=1, iterations=1, learning_rate=1e-12), fold=1, start=start)
+    record = json.loads((trained / "start.json").read_text())
+    assert record["checkpoint"] == str(uninterrupted.fold / FINAL), "the only fold of the start"
+    skipped = {one["name"]: one for one in record["skipped"]}
+    assert all(".seg_layers." in name and one["shape"] == one["found"] for name, one in skipped.items())
+    weights, others = (read_checkpoint(fold / FINAL).weights for fold in (trained, uninterrupted.fold))
+    for name, value in weights.items():
+        assert name in skipped or torch.allclose(value, others[name], atol=1e-6), name
+        assert name not in skipped or value.ndim == 1 or not torch.allclose(value, others[name], atol=1e-6), name
 
 
 def test_leaves_a_finished_fold_as_it_is(uninterrupted: Uninterrupted) -> None:

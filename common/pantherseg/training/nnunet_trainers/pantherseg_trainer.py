@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_KEY = "pantherseg"
 LATEST = "checkpoint_latest.pth"
+SECONDS_BETWEEN_DRAWINGS = 30
 
 # nnU-Net's trainers whose augmentation is used.
 AUGMENTATIONS: dict[Augmentation, type[nnUNetTrainer]] = {
@@ -73,6 +75,8 @@ class PantherTrainer(nnUNetTrainer):  # type: ignore[misc]
         # nnU-Net would write the latest checkpoint before it knows whether the epoch was the best: see on_epoch_end.
         self.save_every = self.num_epochs + 1
         self._curves: EpochCurves | None = None
+        self._draw, self._drawn = self.logger.plot_progress_png, 0.0
+        self.logger.plot_progress_png = self._draw_progress
 
     def initialize(self) -> None:
         """Do as nnU-Net does, with initial weights that follow from the seed and the fold."""
@@ -142,6 +146,13 @@ class PantherTrainer(nnUNetTrainer):  # type: ignore[misc]
             return
         with written_beside(Path(filename)) as beside:
             super().save_checkpoint(str(beside))
+
+    def _draw_progress(self, folder: str) -> None:
+        """Let nnU-Net draw progress.png, which takes a second or more: too long after every epoch of a few seconds."""
+        is_last = self.current_epoch == self.num_epochs - 1
+        if is_last or time.monotonic() - self._drawn >= SECONDS_BETWEEN_DRAWINGS:
+            self._draw(folder)
+            self._drawn = time.monotonic()
 
     def _report(self, epoch: int) -> None:
         if self._curves is None:
