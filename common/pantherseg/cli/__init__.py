@@ -20,7 +20,7 @@ COMMANDS = {
     "sbom": "List the installed packages as CycloneDX (JSON).",
     "phantom": "Make synthetic abdominal MR volumes.",
     "data": "Import, check, split and crop data sets for training.",
-    "train": "Train a model with a training recipe.",
+    "train": "Train the stages of a training file, from data sets to bundles.",
     "report": "Draw a volume and its mask as a picture.",
 }
 

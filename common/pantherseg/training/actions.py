@@ -46,6 +46,7 @@ def import_step(work: Workspace, step: Step, device: str) -> Result:
         step.subject,
         labels=settings.labels,
         orientation=settings.orientation,
+        require_tumour=settings.require_tumour,
     )
     return {"cases": len(report.imported), "refused": len(report.refused)}
 

@@ -50,6 +50,8 @@ class DataSource(Table, frozen=True):
     """nnU-Net's number of the imported data set, 1 to 999."""
     labels: LabelMapName = "tumour+pancreas"
     labelled: bool = True
+    require_tumour: bool = False
+    """Refuse cases without a tumour."""
     orientation: Orientation = DEFAULT_ORIENTATION
     """Volumes are turned to it, and the models that are trained on them know it."""
     assumed: Assumed | None = None
