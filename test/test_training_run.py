@@ -155,6 +155,16 @@ def test_a_damaged_record_runs_again(site: Site) -> None:
     assert site.run() == ["plan.student"]
 
 
+@pytest.mark.fault("training", "the record of a trained fold was removed", "it is trained again, and the old one kept")
+def test_a_fold_without_a_record_is_kept_aside(site: Site) -> None:
+    site.run(stage="teacher")
+    for _ in range(2):
+        (site.folder / "out" / "state" / "fold.teacher.0.json").unlink()
+        assert site.run(stage="teacher") == ["fold.teacher.0"]
+    earlier = sorted(path.name for path in (site.folder / "out" / "earlier").iterdir())
+    assert earlier == ["fold.teacher.0-unknown", "fold.teacher.0-unknown.2"]
+
+
 @pytest.mark.fault("training", "a result of a finished step was removed", "it is made again if it is needed")
 def test_a_result_that_was_removed_is_made_again_only_where_it_is_needed(site: Site) -> None:
     site.run()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pantherseg.datasets.crops import crop_dataset, load_localizer
-from pantherseg.datasets.importing import Source, import_data
+from pantherseg.datasets.importing import REPORT, Source, import_data
 from pantherseg.datasets.raw import RawCase, RawDataset, is_raw_dataset, new_dataset
 from pantherseg.datasets.splits import split_dataset
 from pantherseg.errors import InputError
@@ -48,6 +48,8 @@ def import_step(work: Workspace, step: Step, device: str) -> Result:
         orientation=settings.orientation,
         require_tumour=settings.require_tumour,
     )
+    if report.refused:
+        logger.warning("%s: %d cases were refused, see %s", step.name, len(report.refused), report.dataset / REPORT)
     return {"cases": len(report.imported), "refused": len(report.refused)}
 
 
@@ -57,10 +59,9 @@ def data_step(work: Workspace, step: Step, device: str) -> Result:
     sources = [Source("raw", work.dataset(data)) for data in stage.data]
     orientation = RawDataset.open(sources[0].folder).orientation or DEFAULT_ORIENTATION
     raw = work.uncropped(name).parent
-    report = import_data(
-        sources, raw, stage.dataset_id, name, labels=stage.labels, orientation=orientation, strict=True
-    )
-    result: Result = {"cases": len(report.imported)}
+    # An image that is also among those without labels is left out there: the first data set goes first.
+    report = import_data(sources, raw, stage.dataset_id, name, labels=stage.labels, orientation=orientation)
+    result: Result = {"cases": len(report.imported), "refused": len(report.refused)}
     if stage.crop is not None:
         settings = load_recipe(task_recipe(stage.crop.task))
         localizer, wanted = load_localizer(settings, work.models, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -117,9 +118,8 @@ def run_step(training: Training, step: Step, device: str) -> None:
             found = f"failed in step {step.name}: {os_reason(error)}"
             raise OutputError(error.filename or training.work.output, found) from error
         seconds = time.monotonic() - began
-        before = started.seconds if started is not None and started.fingerprint == fingerprint else 0.0
         outside = {what: training.outside.get(what, "") for what in step.outside}
-        state.finish(step, Record(fingerprint, dict(step.settings), outside, round(before + seconds, 1), result))
+        state.finish(step, Record(fingerprint, dict(step.settings), outside, round(seconds, 1), result))
         logger.info("%s: finished in %.0f s", step.name, seconds)
 
 
@@ -145,9 +145,8 @@ def _clear(work: Workspace, step: Step, before: Record | None) -> None:
     for path in work.outputs(step):
         if not path.exists():
             continue
-        if step.kind in ("fold", "bundle") and before is not None:
-            target = work.output / "earlier" / f"{step.name}-{before.fingerprint[:SHORT]}"
-            shutil.rmtree(target, ignore_errors=True)
+        if step.kind in ("fold", "bundle"):
+            target = _new_name(work.output / "earlier", step.name, before)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
             logger.info("%s: what was made with other settings or data is kept in %s", step.name, target)
@@ -155,6 +154,13 @@ def _clear(work: Workspace, step: Step, before: Record | None) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _new_name(folder: Path, step: str, before: Record | None) -> Path:
+    """Return a name that is free, with the beginning of the fingerprint that is known."""
+    name = f"{step}-{'unknown' if before is None else before.fingerprint[:SHORT]}"
+    numbered = (f"{name}.{number}" for number in itertools.count(2))
+    return next(folder / each for each in itertools.chain([name], numbered) if not (folder / each).exists())
 
 
 def _run_folds(training: Training, steps: Sequence[Step], devices: Sequence[str]) -> None:
