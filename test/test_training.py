@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from click.testing import CliRunner
 from pantherseg.cli.train import train
 from pantherseg.datasets.raw import RawDataset
 from pantherseg.evaluation.metrics import METRICS, score_case
-from pantherseg.inference.backends import choose_backend
-from pantherseg.inference.predictor import Predictor
-from pantherseg.io import read_labels
+from pantherseg.grand_challenge.entry_point import main
+from pantherseg.io import read_labels, read_volume
 from pantherseg.io.probabilities import read_probability
 from pantherseg.labels import PANCREAS, TUMOUR, find_label
 from pantherseg.models.bundle import open_bundle
-from pantherseg.paths import DEMO_WEIGHTS
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import write_dataset
+from pantherseg.recipe import load_recipe
 from pantherseg.volume import Volume
 
 TINY = """
@@ -108,12 +109,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @QUIET
 @pytest.mark.slow
-def test_one_command_leads_from_phantoms_to_bundles_that_segment(trained: Trained) -> None:
+def test_one_command_leads_from_phantoms_to_bundles_that_the_container_segments_with(trained: Trained) -> None:
     bundle = open_bundle(trained.output / "bundles" / "task1")
     bundle.verify_all()
     assert (bundle.folds, bundle.manifest.labels) == (("0", "1"), {"background": 0, "tumour": 1})
-    image = RawDataset.open(trained.output / "raw" / "Dataset001_t1").image("10070_0001")
-    assert Predictor(bundle, choose_backend("cpu")).predict(image).shape == image.grid.shape
+    recipe = load_recipe(task_recipe(1))
+    image = trained.folder / "more" / "imagesTr" / "10080_0001_0000.mha"
+    job = trained.folder / "job"
+    (job / "images" / recipe.sockets.input).mkdir(parents=True)
+    shutil.copy(image, job / "images" / recipe.sockets.input)
+    options = ["--input", str(job), "--output", str(trained.folder / "masks"), "--model"]
+    assert main(task_recipe(1), [*options, str(trained.output / "bundles")]) == 0
+    (mask,) = (trained.folder / "masks" / "images" / recipe.sockets.output).glob("*.mha")
+    assert read_labels(mask).grid.difference(read_volume(image).grid) == ""
     assert "fold.task1.1" in trained.printed
     assert "as just measured" in trained.printed
 

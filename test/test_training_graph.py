@@ -177,6 +177,7 @@ schedule = { epochs = 1 }
         ('data = "more"', 'data = "less"', r"pseudo.round1.data names 'less', which is not among the data sets"),
         ('by = "teacher"', 'by = "student"', r"expected stages that do not depend on themselves, found .*student"),
         ("dataset_id = 5", "dataset_id = 1", r"data.t1 and stage.student have the same dataset_id 1"),
+        ("[stage.student]", "[stage.more]", r"data.more and stage.more have the same name"),
         ('data = ["t1", "round1"]', 'data = ["round1"]', r"stage.student has no data set with labels by experts"),
         ('data = ["t1", "round1"]', 'data = ["t1", "more"]', r"stage.student.data names 'more', which has no labels"),
         (

@@ -23,7 +23,7 @@ def submit(training: Training, settings: Mapping[str, str]) -> dict[str, str]:
     try:
         import submitit
     except ImportError as error:
-        hint = "pip install 'pantherseg[slurm]'"
+        hint = "pip install submitit"
         raise PantherSegError("slurm", expected="the package submitit", found=str(error), hint=hint) from error
     folder = training.work.output / "state" / LOGS
     jobs: dict[str, str] = {}

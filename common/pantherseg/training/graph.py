@@ -183,10 +183,8 @@ def _sorter(graph: TrainingFile) -> TopologicalSorter[tuple[Kind, str]]:
 
 def _problems(graph: TrainingFile) -> Iterator[str]:
     """Yield what is wrong with the names of a graph."""
-    yield from _repeated_numbers(graph)
+    yield from _repeated(graph)
     for name, pseudo in graph.pseudo.items():
-        if name in graph.data:
-            yield f"{name} is both a data set and a pseudo-labelled data set"
         if pseudo.data not in graph.data:
             yield f"pseudo.{name}.data names '{pseudo.data}', which is not among the data sets: {_known(graph.data)}"
         if pseudo.by not in graph.stage:
@@ -226,10 +224,14 @@ def _unlike_labels(graph: TrainingFile, name: str, stage: Stage) -> Iterator[str
             yield f"stage.{name} learns {stage.labels}, but '{data}' has {given}"
 
 
-def _repeated_numbers(graph: TrainingFile) -> Iterator[str]:
+def _repeated(graph: TrainingFile) -> Iterator[str]:
+    """Yield numbers and names that two tables have: folders are named by them."""
     owners: dict[int, str] = {}
+    tables: dict[str, str] = {}
     for table in ("data", "stage", "pseudo"):
         for name, entry in getattr(graph, table).items():
+            if (other := tables.setdefault(name, table)) != table:
+                yield f"{other}.{name} and {table}.{name} have the same name"
             if (owner := owners.setdefault(entry.dataset_id, f"{table}.{name}")) != f"{table}.{name}":
                 yield f"{owner} and {table}.{name} have the same dataset_id {entry.dataset_id}"
 
