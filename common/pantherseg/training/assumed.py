@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ SMALL = Assumed(cases=8, shape=(40, 104, 128), spacing=(3.0, 2.4, 2.4))
 
 
 class StageCosts:
-    """What the stages of a training take."""
+    """What the stages of a training take. planned: the stages whose plans are made and still valid."""
 
-    def __init__(self, work: Workspace) -> None:
-        self._work = work
+    def __init__(self, work: Workspace, planned: Container[str] = ()) -> None:
+        self._work, self._planned = work, planned
         self._plans: dict[str, dict[str, Any]] = {}
 
     def of(self, stage: str) -> tuple[Cost, tuple[int, ...], int]:
@@ -55,7 +56,7 @@ class StageCosts:
 
     def _make_plans(self, name: str) -> dict[str, Any]:
         work = self._work
-        if work.dataset(name).is_dir() and (folders := work.folders(name)).plans.is_file():
+        if name in self._planned and work.dataset(name).is_dir() and (folders := work.folders(name)).plans.is_file():
             return read_json(folders.plans)
         stage = work.graph.stage[name]
         if stage.start_stage is not None:

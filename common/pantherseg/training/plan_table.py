@@ -21,10 +21,9 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
     device = devices[0]
     trains = any(step.kind == "fold" for step in training.unfinished)
     speed = measured_speed(device) if measure and trains else speed_in_table(device)
-    stages = dict.fromkeys(
-        step.subject for step in map(training.steps.by_name.get, training.chosen) if step and step.kind == "fold"
-    )
-    reckoned = StageCosts(training.work)
+    stages = {step.subject for step in map(training.steps.by_name.get, training.chosen) if step and step.kind == "fold"}
+    planned = {stage for stage in stages if training.verdicts[f"plan.{stage}"].status == "finished"}
+    reckoned = StageCosts(training.work, planned)
     costs = {stage: reckoned.of(stage) for stage in stages}
     rows: list[tuple[str, ...]] = [HEADING]
     total = 0.0
@@ -50,6 +49,10 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
         lines.append(
             f"Expected training: {total:.2f} hours on one {kind} at {speed / 1e9:.0f} billion operations per second "
             f"({source}){beside}; validation and preprocessing not included."
+        )
+    if stages - planned:
+        lines.append(
+            "Patches of stages that are not planned yet are those for the data that the training file assumes."
         )
     left = len(training.unfinished)
     lines.append(f"{len(training.chosen) - left} of {len(training.chosen)} steps are finished. Not for clinical use.")
