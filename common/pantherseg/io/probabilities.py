@@ -44,7 +44,8 @@ def write_probability(probability: Volume, path: Path) -> None:
 def read_probability(path: Path) -> Volume:
     """Return the probabilities of a file as a volume (float32, 0 to 1, z, y, x). Raises InputError."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, as numpy leaves a damaged file open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays: dict[str, NDArray[Any]] = {name: file[name] for name in ARRAYS}
         x, y, z = (as_triple(row) for row in arrays["direction"])
         shape = as_shape(arrays["shape"])
