@@ -18,6 +18,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 SUBJECTS = {
     "inputs": "Volumes",
     "data": "Data sets for training",
+    "training": "Training",
     "jobs": "Jobs",
     "models": "Models and folds",
     "localizer": "The localizer",

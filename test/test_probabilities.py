@@ -50,7 +50,7 @@ def test_keeps_every_decision_at_one_half(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "other", "outside"])
-@pytest.mark.fault("probabilities", "a stored file is {damage}", "an error that names the file")
+@pytest.mark.fault("training", "a file of probabilities is {damage}", "an error that names the file")
 def test_refuses_a_file_without_probabilities(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "case.npz"
     write_probability(Volume(np.ones(GRID.shape, np.float32), GRID), path)

@@ -106,7 +106,7 @@ def test_chooses_a_stage_a_fold_or_a_step_with_what_it_needs(graph: TrainingFile
         ({"step": "plan.other"}, "--step: expected one of import.t1, "),
     ],
 )
-@pytest.mark.fault("training files", "a stage, fold or step is chosen that there is not", "an error that lists them")
+@pytest.mark.fault("training", "a stage, fold or step is chosen that there is not", "an error that lists them")
 def test_refuses_a_step_that_there_is_not(graph: TrainingFile, options: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         choose(steps_of(graph), **options)  # type: ignore[arg-type]
@@ -197,8 +197,16 @@ schedule = { epochs = 1 }
             r"stage.student has 3 folds, but 'teacher' has 2 to start from",
         ),
     ],
+    ids=[
+        *("a data set that there is not", "a start that there is not", "labels by a stage that there is not"),
+        *("labels for a data set that there is not", "a stage that depends on itself", "a number that is used twice"),
+        *("a name that is used twice", "a stage without labels by experts", "a stage with a data set without labels"),
+        *("a network and a start", "neither a network nor a start", "a trainer that there is not"),
+        *("labels that the data do not have", "a value out of range", "an unknown key", "a name with a capital letter"),
+        "more folds than the start has",
+    ],
 )
-@pytest.mark.fault("training files", "`{old}` becomes `{new}`", "an error that names the file and the key")
+@pytest.mark.fault("training", "a training file: {id}", "an error that names the file and the key")
 def test_refuses_a_file_that_cannot_be_run(tmp_path: Path, old: str, new: str, message: str) -> None:
     text = NOISY_STUDENT.replace(old, new)
     assert text != NOISY_STUDENT
@@ -207,7 +215,7 @@ def test_refuses_a_file_that_cannot_be_run(tmp_path: Path, old: str, new: str, m
     assert str(caught.value).startswith(str(tmp_path / "training.toml"))
 
 
-@pytest.mark.fault("training files", "a file extends itself, or both define a stage", "an error that names the file")
+@pytest.mark.fault("training", "a file extends itself, or both define a stage", "an error that names the file")
 def test_refuses_files_that_extend_each_other_in_a_circle_or_define_the_same(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="this file extends itself"):
         load(tmp_path, NOISY_STUDENT.replace("[data.t1]", 'extends = "training.toml"\n[data.t1]', 1))
