@@ -22,7 +22,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from pantherseg.io import write_volume
 from pantherseg.model_sources.nnunet import CHECKPOINT, read_configuration
 from pantherseg.models.find import ModelFolder, open_model_folder
-from pantherseg.training.nnunet import workspace
+from pantherseg.training.folders import nnunet_environment
 from pantherseg.volume import Grid, Volume
 
 PLANNERS: dict[str, Callable[..., ExperimentPlanner]] = {
@@ -55,7 +55,7 @@ T2_1MM = Data(T2.shape, T2.spacing, target=(1.0, 1.0, 1.0))
 
 def make_plans(planner: str, data: Data, work: Path, *, base_features: int = 32) -> dict[str, Any]:
     """Return the plans of one of nnU-Net's planners for some data."""
-    with workspace(work), contextlib.redirect_stdout(io.StringIO()):
+    with nnunet_environment(work / "raw", work), contextlib.redirect_stdout(io.StringIO()):
         raw, preprocessed = work / "raw" / DATASET, work / "preprocessed" / DATASET
         content = {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": CASES, "file_ending": ".mha"}
         preprocessed.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 # The subjects of marks, in the page's order.
 SUBJECTS = {
     "inputs": "Volumes",
+    "data": "Data sets for training",
+    "training": "Training",
     "jobs": "Jobs",
     "models": "Models and folds",
     "localizer": "The localizer",

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from pantherseg.cli import main
 from pantherseg.grand_challenge.check import check_job, check_output
-from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.io import write_volume
 from pantherseg.recipe import Sockets
+from pantherseg.verdict import Verdict
 from pantherseg.volume import Grid, Volume
 
 SOCKETS = Sockets(input="abdominal-t1-mri", output="pancreatic-tumor-segmentation")

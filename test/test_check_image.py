@@ -22,7 +22,7 @@ from archive_files import ImageArchive, entry, tar, without_last_member
 from pantherseg.cli import main
 from pantherseg.errors import UploadError
 from pantherseg.grand_challenge.check_image import check_image
-from pantherseg.grand_challenge.verdict import Verdict
+from pantherseg.verdict import Verdict
 from shim.image import built
 from verdicts import broken, only_fault, upload_case, upload_fault
 

@@ -10,10 +10,9 @@ import pytest
 
 from pantherseg.errors import RecipeError
 from pantherseg.fusion import MeanLogits
-from pantherseg.paths import ROOT, task_recipe
+from pantherseg.paths import task_recipe
 from pantherseg.postprocess import Components, Rescue
 from pantherseg.recipe import load_recipe
-from pantherseg.training.training_recipe import load_training_recipe
 
 MINIMAL = """
 schema = 1
@@ -67,15 +66,6 @@ def test_challenge_recipes_rescue_empty_masks_and_allow_bfloat16(task: int) -> N
 def test_refuses_a_task_without_a_recipe() -> None:
     with pytest.raises(RecipeError, match=r"Task3.*--recipe"):
         task_recipe(3)
-
-
-def test_training_recipes_of_both_tasks_load() -> None:
-    paths = sorted(ROOT.glob("Task*/training/*.toml"))
-    assert {path.relative_to(ROOT).parts[0] for path in paths} == {"Task1", "Task2"}
-    for path in paths:
-        recipe = load_training_recipe(path)
-        assert min(recipe.plan.spacing) > 0
-        assert 1 <= recipe.dataset_id <= 999
 
 
 def test_defaults_of_a_minimal_recipe(tmp_path: Path) -> None:

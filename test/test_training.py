@@ -1,193 +1,190 @@
-"""Training on a few tiny phantoms, with nnU-Net and with another trainer."""
+"""From phantoms to bundles by one command: a teacher, pseudo-labels, and a student that trains on crops."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
-import torch
+from click.testing import CliRunner
 
-from pantherseg.errors import InputError, OutputError, RecipeError
-from pantherseg.inference.backends import choose_backend
-from pantherseg.inference.predictor import Predictor
-from pantherseg.io import read_image, read_labels, write_volume
-from pantherseg.labels import PANCREAS, TUMOUR, find_label, tumour_of
-from pantherseg.model_sources.nnunet import PLANS, read_json
-from pantherseg.models.find import ModelFolder, open_model_folder
-from pantherseg.packing.pack import as_bundle
+from pantherseg.cli.train import train
+from pantherseg.datasets.raw import RawDataset
+from pantherseg.evaluation.metrics import METRICS, score_case
+from pantherseg.grand_challenge.entry_point import main
+from pantherseg.io import read_labels, read_volume
+from pantherseg.io.probabilities import read_probability
+from pantherseg.labels import PANCREAS, TUMOUR, find_label
+from pantherseg.models.bundle import open_bundle
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import write_dataset
-from pantherseg.training.dataset import list_cases, write_nnunet_dataset
-from pantherseg.training.run import train
-from pantherseg.training.trainer import TrainingJob
-from pantherseg.training.trainers import TRAINERS
-from pantherseg.training.training_recipe import TrainingRecipe, load_training_recipe
+from pantherseg.recipe import load_recipe
+from pantherseg.volume import Volume
 
-RECIPE = """
-schema = 1
+TINY = """
+schema = 2
 name = "tiny"
-dataset_id = 990
-labels = "{labels}"
+[data.t1]
+layout = "panther"
+dataset_id = 1
+[data.more]
+layout = "panther-unlabelled"
+labelled = false
+dataset_id = 2
+[stage.teacher]
+data = ["t1"]
+dataset_id = 3
 folds = 2
 trained_folds = 1
-{crop}
-[plan]
-{network}
+[stage.teacher.plan]
+network = "ResidualEncoderUNet"
 spacing = [5.0, 6.0, 6.0]
 memory_gb = 0.1
 base_features = 4
 max_features = 8
 blocks_encoder = [1, 1, 1, 1, 1, 1, 1]
 blocks_decoder = [1, 1, 1, 1, 1, 1]
-
-[schedule]
+[stage.teacher.schedule]
 epochs = 1
 iterations = 2
-optimizer = "{optimizer}"
-augmentation = "{augmentation}"
-mirroring = false
-
-[trainer]
-kind = "{kind}"
+validation_iterations = 1
+augmentation = "none"
+[pseudo.round1]
+data = "more"
+by = "teacher"
+dataset_id = 4
+drop_empty = false
+[stage.task1]
+data = ["t1", "round1"]
+dataset_id = 5
+labels = "tumour"
+crop = { task = 2 }
+start = "teacher"
+folds = 2
+plan = {}
+[stage.task1.schedule]
+epochs = 1
+iterations = 2
+validation_iterations = 1
+augmentation = "none"
 """
+# The filters are for warnings that nnU-Net causes.
+QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
-def recipe(folder: Path, **settings: str) -> TrainingRecipe:
-    defaults = {
-        "labels": "tumour+pancreas",
-        "network": 'network = "ResidualEncoderUNet"',
-        "crop": "",
-        "optimizer": "sgd",
-        "augmentation": "none",
-        "kind": "nnunet",
-    }
-    path = folder / "recipe.toml"
-    path.write_text(RECIPE.format(**defaults | settings))
-    return load_training_recipe(path)
+@dataclass(frozen=True)
+class Trained:
+    """The folder of a training, with its output in `out`. printed: what the command printed."""
+
+    folder: Path
+    printed: str
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+
+def command(folder: Path, *more: str) -> str:
+    """Run the command on the phantoms of a folder, and return what it prints."""
+    data = [f"--data={name}={folder / name}" for name in ("t1", "more")]
+    options = [str(folder / "tiny.toml"), "--output", str(folder / "out"), "--devices", "cpu"]
+    result = CliRunner().invoke(train, [*options, *data, "--model", str(DEMO_WEIGHTS), *more], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_dataset(folder, task=1, cases=4, seed=70, size="small", organs=True)
-    return folder
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "tiny.toml").write_text(TINY)
+    write_dataset(folder / "t1", task=1, cases=2, seed=70, size="small")
+    write_dataset(folder / "more", task=1, cases=1, seed=80, size="small")
+    for path in (folder / "more" / "labelsTr").iterdir():
+        path.unlink()
+    return Trained(folder, command(folder))
 
 
+@QUIET
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_trains_then_fine_tunes_then_predicts(tmp_path: Path, data: Path) -> None:
-    """The filters are for warnings that nnU-Net causes."""
-    record = train(recipe(tmp_path, optimizer="adamw"), data, tmp_path / "first", work=tmp_path / "w1")
-    assert set(record["dice"]["mean"]) == {"tumour", "pancreas"}
-    assert len(record["dice"]["cases"]) == 2, "one of two folds was trained, so only half of the cases are scored"
-    assert json.loads((tmp_path / "first" / "training.json").read_text()) == record
-    content = torch.load(tmp_path / "first" / "fold_0" / "checkpoint_final.pth", weights_only=True)
-    assert "optimizer_state" not in content
-
-    tuned = recipe(tmp_path, network="", labels="tumour", crop="crop_margin_mm = 30.0", augmentation="default")
-    train(tuned, data, tmp_path / "second", work=tmp_path / "w2", start=tmp_path / "first")
-    first, second = (read_json(tmp_path / name / PLANS)["configurations"]["3d_fullres"] for name in ("first", "second"))
-    assert first["architecture"] == second["architecture"]
-    image, _ = read_image(data / "imagesTr" / "10070_0001_0000.mha")
-    predictor = Predictor(as_bundle(open_model_folder(tmp_path / "second")), choose_backend("cpu"))
-    logits = predictor.logits(predictor.prepare(image))
-    assert (logits.classes, logits.shape) == (2, image.grid.shape)
+def test_one_command_leads_from_phantoms_to_bundles_that_the_container_segments_with(trained: Trained) -> None:
+    bundle = open_bundle(trained.output / "bundles" / "task1")
+    bundle.verify_all()
+    assert (bundle.folds, bundle.manifest.labels) == (("0", "1"), {"background": 0, "tumour": 1})
+    recipe = load_recipe(task_recipe(1))
+    image = trained.folder / "more" / "imagesTr" / "10080_0001_0000.mha"
+    job = trained.folder / "job"
+    (job / "images" / recipe.sockets.input).mkdir(parents=True)
+    shutil.copy(image, job / "images" / recipe.sockets.input)
+    options = ["--input", str(job), "--output", str(trained.folder / "masks"), "--model"]
+    assert main(task_recipe(1), [*options, str(trained.output / "bundles")]) == 0
+    (mask,) = (trained.folder / "masks" / "images" / recipe.sockets.output).glob("*.mha")
+    assert read_labels(mask).grid.difference(read_volume(image).grid) == ""
+    assert "fold.task1.1" in trained.printed
+    assert "as just measured" in trained.printed
 
 
+@QUIET
 @pytest.mark.slow
-def test_a_recipe_chooses_its_trainer(
-    tmp_path: Path, data: Path, demo_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs: list[TrainingJob] = []
-
-    def copy_demo(job: TrainingJob) -> None:
-        jobs.append(job)
-        shutil.copytree(demo_folder.path, job.output, ignore=shutil.ignore_patterns("fold_[1-4]"))
-
-    monkeypatch.setitem(TRAINERS, "copy", copy_demo)
-    output = tmp_path / "model"
-    record = train(recipe(tmp_path, kind="copy", crop="crop_margin_mm = 20.0"), data, output, work=tmp_path / "work")
-    (job,) = jobs
-    assert (job.data, job.output, job.folds) == (data, output, range(1))
-    assert set(record["dice"]["cases"]) == set(job.splits[0]["val"])
-    assert record["dice"]["mean"]["pancreas"] > 0.5
-    assert json.loads((output / "training.json").read_text()) == record
+def test_a_second_run_has_nothing_to_do(trained: Trained) -> None:
+    printed = command(trained.folder)
+    assert "15 of 15 steps are finished" in printed
+    assert "to run" not in printed
 
 
-@pytest.mark.parametrize(
-    ("settings", "start", "message"),
-    [
-        ({"network": ""}, None, "either plan.network or a model to fine-tune, found neither"),
-        ({}, Path("start"), "either plan.network or a model to fine-tune, found both"),
-        ({"kind": "other"}, None, "trainer.kind to be one of nnunet, found 'other'"),
-    ],
-)
-def test_refuses_a_recipe_that_cannot_be_trained(
-    tmp_path: Path, data: Path, settings: dict[str, str], start: Path | None, message: str
-) -> None:
-    with pytest.raises(RecipeError, match=message):
-        train(recipe(tmp_path, **settings), data, tmp_path / "model", work=tmp_path / "work", start=start)
-    assert not (tmp_path / "model").exists()
+@QUIET
+@pytest.mark.slow
+def test_pseudo_labelled_cases_are_trained_on_and_never_validated(trained: Trained) -> None:
+    raw = RawDataset.open(trained.output / "raw" / "Dataset005_task1")
+    assert {name: case.pseudo for name, case in raw.cases.items()} == {
+        "10070_0001": False,
+        "10071_0001": False,
+        "10080_0001": True,
+    }
+    splits = json.loads((raw.folder / "splits_final.json").read_text())
+    assert all("10080_0001" in split["train"] for split in splits)
+    assert sorted(case for split in splits for case in split["val"]) == ["10070_0001", "10071_0001"]
+    teacher = json.loads((trained.output / "raw/Dataset003_teacher/splits_final.json").read_text())
+    assert [split["val"] for split in teacher] == [split["val"] for split in splits], "the same folds in every stage"
 
 
-def test_refuses_an_output_folder_with_a_model_and_too_few_cases(tmp_path: Path, data: Path) -> None:
-    (tmp_path / "model" / "fold_0").mkdir(parents=True)
-    with pytest.raises(OutputError, match="expected a new folder for the model, found a model; move it away"):
-        train(recipe(tmp_path), data, tmp_path / "model", work=tmp_path / "work")
-    few = tmp_path / "few"
-    write_dataset(few, task=1, cases=1, seed=3, size="small")
-    with pytest.raises(InputError, match="at least one case for each of 2 folds, found 1"):
-        train(recipe(tmp_path), few, tmp_path / "new", work=tmp_path / "work")
+@QUIET
+@pytest.mark.slow
+def test_keeps_probabilities_on_the_grids_of_whole_volumes_and_scores_them(trained: Trained) -> None:
+    record = json.loads((trained.output / "bundles/task1/training.json").read_text())
+    whole = RawDataset.open(trained.output / "uncropped" / "Dataset005_task1")
+    for case in ("10070_0001", "10071_0001"):
+        probability = read_probability(trained.output / "probabilities" / "task1" / f"{case}.npz")
+        reference = read_labels(trained.folder / "t1" / "labelsTr" / f"{case}.mha")
+        assert probability.grid.difference(reference.grid) == ""
+        assert whole.cases[case].crop is None
+        crop = RawDataset.open(trained.output / "raw" / "Dataset005_task1").cases[case].crop
+        assert crop is not None
+        outside = np.ones(reference.grid.shape, bool)
+        outside[crop.box.slices] = False
+        assert not probability.array[outside].any()
+        mask = Volume((probability.array > 0.5).astype(np.uint8), probability.grid)
+        scores = score_case(mask, reference).official
+        assert record["metrics"]["cases"][case]["official"]["dice"] == pytest.approx(scores.dice, abs=2e-3)
+    for convention in ("official", "corrected"):
+        assert record["metrics"]["totals"][convention].keys() == METRICS.keys()
 
 
-def test_crops_the_cases_to_the_pancreas_and_keeps_only_the_tumour(tmp_path: Path, data: Path) -> None:
-    folder = write_nnunet_dataset(
-        recipe(tmp_path, labels="tumour", crop="crop_margin_mm = 20.0"), data, tmp_path / "raw"
-    )
-    for case in list_cases(data, "tumour"):
-        whole = read_labels(data / "labelsTr" / f"{case}.mha")
-        cropped = read_labels(folder / "labelsTr" / f"{case}.mha")
-        image, _ = read_image(folder / "imagesTr" / f"{case}_0000.mha")
-        assert cropped.grid == image.grid
-        assert cropped.array.size < whole.array.size
-        assert cropped.array.sum() == tumour_of(whole.array).sum()
-        assert set(np.unique(cropped.array)) == {0, 1}
-    assert json.loads((folder / "dataset.json").read_text())["labels"] == {"background": 0, "tumour": 1}
-
-
-def test_turns_the_cases_to_one_orientation_which_the_model_knows(tmp_path: Path, data: Path) -> None:
-    stored = tmp_path / "stored"
-    cases = list_cases(data, "tumour+pancreas")
-    for case, image_code, label_code in zip(
-        cases, ("LPS", "RAS", "SRA", "PIL"), ("LPS", "RAS", "LPS", "RAS"), strict=True
-    ):
-        image, _ = read_image(data / "imagesTr" / f"{case}_0000.mha")
-        write_volume(image.turned_to(image_code), stored / "imagesTr" / f"{case}_0000.mha")
-        label = read_labels(data / "labelsTr" / f"{case}.mha")
-        write_volume(label.turned_to(label_code), stored / "labelsTr" / f"{case}.mha")
-    expected = write_nnunet_dataset(recipe(tmp_path), data, tmp_path / "expected")
-    folder = write_nnunet_dataset(recipe(tmp_path), stored, tmp_path / "raw")
-    assert read_json(folder / "dataset.json")["orientation"] == "LPS"
-    for path in sorted(path.relative_to(expected) for path in expected.rglob("*.mha")):
-        found, wanted = read_labels(folder / path), read_labels(expected / path)
-        np.testing.assert_array_equal(found.array, wanted.array)
-        assert not found.grid.difference(wanted.grid)
-    turned = msgspec.structs.replace(recipe(tmp_path), orientation="RAS")
-    folder = write_nnunet_dataset(turned, stored, tmp_path / "ras")
-    assert read_json(folder / "dataset.json")["orientation"] == "RAS"
-    assert read_labels(folder / "labelsTr" / f"{cases[0]}.mha").grid.orientation == "RAS"
-
-
-def test_refuses_a_label_without_its_image(tmp_path: Path) -> None:
-    write_dataset(tmp_path, task=2, cases=1, seed=3, size="small")
-    (tmp_path / "imagesTr" / "10003_0000.mha").unlink()
-    with pytest.raises(InputError, match=r"10003_0000.mha: expected the image of label 10003.mha"):
-        list_cases(tmp_path, "tumour")
-    with pytest.raises(InputError, match="organsTr: expected label volumes"):
-        list_cases(tmp_path, "organs")
+@QUIET
+@pytest.mark.slow
+def test_a_bundle_says_where_it_comes_from(trained: Trained) -> None:
+    bundle = open_bundle(trained.output / "bundles" / "task1")
+    assert "training.json" in bundle.manifest.provenance.files_sha256
+    record = json.loads((bundle.path / "training.json").read_text())
+    assert record["data"]["sources"].keys() == {"t1", "round1"}
+    assert (record["data"]["cases"], record["data"]["pseudo_labelled"]) == (3, 1)
+    assert record["settings"]["start"] == "teacher"
+    assert len(record["splits"]["sha256"]) == len(record["data"]["fingerprint"]) == 64
+    assert record["dice"]["cases"].keys() == {"10070_0001", "10071_0001"}
+    assert record["not_for_clinical_use"] is True
+    assert (trained.output / "results/Dataset005_task1/PantherTrainer__pantherseg__3d_fullres/fold_0").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pantherseg.grand_challenge.verdict import Verdict
+from pantherseg.verdict import Verdict
 
 
 def upload_fault(done: str) -> pytest.MarkDecorator:

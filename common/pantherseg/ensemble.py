@@ -11,6 +11,7 @@ from pantherseg.events import Event, EventCode
 from pantherseg.inference.backends import Backend, Mode, choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.labels import PANCREAS_NAME, find_label
+from pantherseg.localize import localizer_predictor
 from pantherseg.logs import shown, stage
 from pantherseg.models.bundle import check_classes
 from pantherseg.models.find import Models, check_labels, find_models, label_warning
@@ -124,15 +125,14 @@ def _load_localizer(
     if models.localizer is None or recipe.localizer is None:
         return None, models.problem
     try:
-        localizer = Predictor(
-            packer.bundle(models.localizer),
+        localizer = localizer_predictor(
+            models.localizer,
+            recipe.localizer,
+            packer,
             backend,
-            step=recipe.localizer.step,
             keep_networks=keep_networks,
             allow_bfloat16=recipe.allow_bfloat16,
-            orientation=recipe.localizer.orientation,
         )
     except (ModelError, DeviceMemoryError) as error:
         return None, str(error)
-    check_labels(recipe.localizer.model, localizer.bundle, recipe)
     return localizer, ""

@@ -30,8 +30,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{os.getpid()}.{_name_beside(path)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in leftovers(path):
-            leftover.unlink(missing_ok=True)
+        _remove_leftovers(path)
         yield beside
         _force_to_disk(beside)
         beside.replace(path)
@@ -43,18 +42,48 @@ def written_beside(path: Path) -> Iterator[Path]:
             beside.unlink()
 
 
+@contextmanager
+def folder_written_beside(path: Path) -> Iterator[Path]:
+    """Yield a hidden new folder beside `path` to fill; it is renamed to `path` when the block ends without an error.
+
+    Parent folders are created, and hidden folders of killed processes are removed. Raises OutputError if `path` exists
+    or cannot be written.
+    """
+    beside = path.with_name(f".{os.getpid()}.{_name_beside(path)}")
+    if path.exists() or path.is_symlink():
+        raise OutputError(path, expected="a new folder", found="an existing one", hint="move it away")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        beside.mkdir()
+        yield beside
+        beside.rename(path)
+    except OSError as error:
+        raise OutputError(path, f"failed to write this folder: {os_reason(error)}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def _name_beside(path: Path) -> str:
     return path.stem + path.suffix.lower()
 
 
 def leftovers(path: Path) -> list[Path]:
-    """Return the hidden files beside `path` of processes that ended while they wrote it. Raises OSError.
+    """Return what processes that ended while they wrote `path` left hidden beside it. Raises OSError.
 
-    They must be removed, because the platform counts every file in the folder.
+    It must be removed, because the platform counts every file in the folder.
     """
     hidden = re.compile(r"\.(\d{1,7})\." + re.escape(_name_beside(path)))
     found = ((other, hidden.fullmatch(other.name)) for other in path.parent.iterdir())
     return [other for other, process in found if process and not _is_alive(int(process[1]))]
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in leftovers(path):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

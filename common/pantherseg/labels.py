@@ -22,7 +22,7 @@ TUMOUR_WORDS = (TUMOUR_NAME, "cancer", "lesion")
 ORGANS = {"spleen": 1, "right_kidney": 2, "left_kidney": 3, "gallbladder": 4, "liver": 5, "stomach": 6, "pancreas": 7}
 
 LabelMapName = Literal["tumour+pancreas", "tumour", "organs"]
-# The label maps that models are trained on, by the name that a training recipe uses for them.
+# The label maps that models are trained on, by the name that a training file uses for them.
 LABEL_MAPS: dict[LabelMapName, dict[str, int]] = {
     "tumour+pancreas": {BACKGROUND_NAME: BACKGROUND, TUMOUR_NAME: TUMOUR, PANCREAS_NAME: PANCREAS},
     "tumour": {BACKGROUND_NAME: BACKGROUND, TUMOUR_NAME: TUMOUR},

@@ -7,10 +7,13 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from pantherseg.events import Event, EventCode
+from pantherseg.inference.backends import Backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io.itk import from_itk, to_itk
 from pantherseg.io.limits import check_resampled
 from pantherseg.machine.deadline import NEVER, Deadline
+from pantherseg.models.find import Model
+from pantherseg.packing.pack import Packer
 from pantherseg.recipe import Localizer
 from pantherseg.volume import Box, Triple, Volume
 
@@ -21,6 +24,32 @@ BODY_LEVEL = 0.1
 def searched_whole(code: EventCode, reason: str) -> Event:
     """Return an event for a volume that was searched without a box, with the reason."""
     return Event(code, f"{reason}; the whole volume was searched")
+
+
+def localizer_predictor(
+    model: Model,
+    settings: Localizer,
+    packer: Packer,
+    backend: Backend,
+    *,
+    keep_networks: bool = False,
+    allow_bfloat16: bool = False,
+) -> Predictor:
+    """Return a recipe's localizer, ready on a device.
+
+    packer: of this model, and perhaps of others; keep_networks, allow_bfloat16: as for `Predictor`. Raises ModelError,
+    DeviceMemoryError, and RecipeError if the model lacks the recipe's label.
+    """
+    bundle = packer.bundle(model)
+    bundle.check_label("label", settings.label)
+    return Predictor(
+        bundle,
+        backend,
+        step=settings.step,
+        keep_networks=keep_networks,
+        allow_bfloat16=allow_bfloat16,
+        orientation=settings.orientation,
+    )
 
 
 def localize(

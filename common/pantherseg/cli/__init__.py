@@ -19,7 +19,8 @@ COMMANDS = {
     "check": "Check files that are exchanged with the platform.",
     "sbom": "List the installed packages as CycloneDX (JSON).",
     "phantom": "Make synthetic abdominal MR volumes.",
-    "train": "Train a model with a training recipe.",
+    "data": "Import, check, split and crop data sets for training.",
+    "train": "Train the stages of a training file, from data sets to bundles.",
     "report": "Draw a volume and its mask as a picture.",
 }
 

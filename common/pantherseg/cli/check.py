@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from pantherseg.cli.options import PATH, TASK, chosen_recipe
+from pantherseg.cli.options import AS_JSON, PATH, TASK, chosen_recipe, print_verdicts
 from pantherseg.grand_challenge.check import check_job, check_output
 from pantherseg.grand_challenge.check_image import check_image
 from pantherseg.grand_challenge.check_model import check_model
-from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.paths import task_recipe
 from pantherseg.recipe import Sockets, load_recipe
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 REQUIRED_TASK = click.option("--task", type=TASK, required=True, help="Use the recipe of this task.")
 
 
@@ -37,7 +33,7 @@ def job(folder: Path, task: str, as_json: bool) -> None:
 
     FOLDER is laid out as the platform's /input and must contain the volume of the task.
     """
-    _print(check_job(folder, _sockets(task)), as_json)
+    print_verdicts(check_job(folder, _sockets(task)), as_json)
 
 
 @check.command()
@@ -50,7 +46,7 @@ def output(folder: Path, task: str, job: Path | None, as_json: bool) -> None:
 
     FOLDER is laid out as the platform's /output.
     """
-    _print(check_output(folder, _sockets(task), job=job), as_json)
+    print_verdicts(check_output(folder, _sockets(task), job=job), as_json)
 
 
 @check.command()
@@ -61,7 +57,7 @@ def image(image: str, as_json: bool) -> None:
 
     PATH_OR_TAG is an archive written by `docker save`, or the tag of a local image.
     """
-    _print(check_image(image), as_json)
+    print_verdicts(check_image(image), as_json)
 
 
 @check.command()
@@ -74,18 +70,8 @@ def model(path: Path, task: str | None, recipe: Path | None, as_json: bool) -> N
 
     PATH is a .tar.gz file, or the folder before it is packed.
     """
-    _print(check_model(path, load_recipe(chosen_recipe(task, recipe))), as_json)
+    print_verdicts(check_model(path, load_recipe(chosen_recipe(task, recipe))), as_json)
 
 
 def _sockets(task: str) -> Sockets:
     return load_recipe(task_recipe(int(task))).sockets
-
-
-def _print(verdicts: Sequence[Verdict], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
-    else:
-        for verdict in verdicts:
-            click.echo(f"{'ok    ' if verdict.kept else 'BROKEN'}  {verdict.as_line()}")
-    if not all(verdict.kept for verdict in verdicts):
-        raise SystemExit(1)

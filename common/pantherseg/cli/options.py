@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from pantherseg.errors import OutputError
 from pantherseg.paths import task_recipe
+from pantherseg.verdict import Verdict
 
 # Whether a path exists is checked by the library, whose errors say more than click's.
 PATH = click.Path(path_type=Path, readable=False)
@@ -15,6 +18,7 @@ TASK = click.Choice(["1", "2"])
 DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 
 
 def chosen_recipe(task: str | None, recipe: Path | None) -> Path:
@@ -31,3 +35,14 @@ def check_not_an_input(target: Path | None, *inputs: Path | None) -> None:
     for path in inputs:
         if target is not None and path is not None and target.resolve() == path.resolve():
             raise OutputError(target, "this file is an input of the command", hint="write to another file")
+
+
+def print_verdicts(verdicts: Sequence[Verdict], as_json: bool) -> None:
+    """Print one line for each rule, or all as JSON; end with exit code 1 if any rule is broken."""
+    if as_json:
+        click.echo(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
+    else:
+        for verdict in verdicts:
+            click.echo(f"{'ok    ' if verdict.kept else 'BROKEN'}  {verdict.as_line()}")
+    if not all(verdict.kept for verdict in verdicts):
+        raise SystemExit(1)

@@ -11,11 +11,11 @@ import SimpleITK as sitk  # noqa: N813
 
 from pantherseg.errors import JobError, PantherSegError
 from pantherseg.grand_challenge.job import IMAGES, find_input, output_path
-from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.io import read_image
 from pantherseg.io.itk import from_itk, name_for_itk
 from pantherseg.io.metaimage import check_metaimage
 from pantherseg.recipe import Sockets
+from pantherseg.verdict import Verdict
 from pantherseg.volume import Volume
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -20,7 +20,7 @@ from pantherseg.grand_challenge.docker_engine import (
     start_server,
 )
 from pantherseg.grand_challenge.image_archive import MANIFEST, Saved, find_image, is_strings, read_saved
-from pantherseg.grand_challenge.verdict import Verdict
+from pantherseg.verdict import Verdict
 
 COMPRESSIONS = {"none": ".tar", "gzip": ".tar.gz", "xz": ".tar.xz"}
 # A small image may unpack to this much, however small its archive is.

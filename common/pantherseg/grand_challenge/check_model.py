@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pantherseg.archives import Archive, ArchiveError, compression
 from pantherseg.errors import ModelError, PantherSegError, UploadError, first_few
-from pantherseg.grand_challenge.verdict import Verdict
 from pantherseg.model_sources.checkpoint import check_archive
 from pantherseg.model_sources.nnunet import DATASET, read_json
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.find import Model, ModelFolder, by_role, check_labels, find_models, label_warning
 from pantherseg.recipe import Recipe
+from pantherseg.verdict import Verdict
 
 SUFFIX = ".tar.gz"
 # The first bytes of a pickle, which is what torch wrote before it wrote zip archives.

@@ -14,7 +14,7 @@ from typing import IO, cast
 from pantherseg.archives import ArchiveError, Budget
 from pantherseg.errors import UploadError
 from pantherseg.grand_challenge.image_archive import Saved, read_saved
-from pantherseg.grand_challenge.verdict import Verdict
+from pantherseg.verdict import Verdict
 
 ENGINE_SECONDS, START_SECONDS = 60, 60
 # Of the containers that are started here.

@@ -126,6 +126,20 @@ def from_itk(image: Any) -> Volume:
     return Volume(sitk.GetArrayFromImage(image).reshape(grid.shape), grid)
 
 
+def grid_in_itk(path: Path) -> Grid | None:
+    """Return the grid of a file as SimpleITK reads it on its own, and so nnU-Net; None if it cannot read the file.
+
+    For files that a reader of this package has read, and so has checked.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(name_for_itk(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    return _grid_of(reader)
+
+
 def _grid_of(image: Any) -> Grid:
     """Return the grid of an image, or of the image that a reader is about to read, from its first three axes."""
     axes = image.GetDimension()

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PLANS, DATASET = "plans.json", "dataset.json"
+# Where `pantherseg train` says how a model was trained, and how good it is; other model folders do not have it.
+RECORD = "training.json"
 CHECKPOINT = "checkpoint_final.pth"
 LAYOUT = f"{PLANS}, {DATASET} and fold_0, fold_1, ..."
 # nnU-Net's readers, and the orientation to which they turn volumes; None where voxels stay in the order of the file.
@@ -82,7 +84,7 @@ class NnunetSource:
             orientation=configuration.orientation,
             preprocessing=configuration.preprocessing,
             architecture=_with_trained_norm(first, configuration),
-            files=tuple(folder / name for name in self.files),
+            files=tuple(path for name in (*self.files, RECORD) if (path := folder / name).is_file()),
             record={"configuration": first.configuration, "trainer": first.trainer},
             weights=weights,
         )

@@ -91,13 +91,19 @@ def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
     )
     localizer, problem, wanted = None, "", recipe.localizer
     try:
-        if wanted is not None and (folder := _localizer_folder(root, wanted)) is not None:
-            localizer = open_model(folder, folds=wanted.folds, checkpoint=wanted.checkpoint)
+        if wanted is not None:
+            localizer = find_localizer(root, wanted)
     except ModelError as error:
         if complete:
             raise
         problem = str(error)
     return Models(members, localizer, problem)
+
+
+def find_localizer(root: Path, wanted: Localizer) -> Model | None:
+    """Find and check the localizer of a recipe below a root folder; None if it is not there. Raises ModelError."""
+    folder = _localizer_folder(root, wanted)
+    return None if folder is None else open_model(folder, folds=wanted.folds, checkpoint=wanted.checkpoint)
 
 
 def by_role(models: Models, recipe: Recipe) -> dict[str, Model]:

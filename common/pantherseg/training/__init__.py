@@ -1,1 +1,1 @@
-"""Training: a data set folder and a training recipe give a model folder. Needs the extra `train`."""
+"""Training: a training file leads from data sets through stages to bundles. Needs the extra `train`."""

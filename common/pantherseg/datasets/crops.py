@@ -1,0 +1,94 @@
+"""Cuts the cases of a raw data set to the region around the pancreas in which a recipe's members look at inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from pantherseg.datasets.raw import Crop, RawDataset, new_dataset
+from pantherseg.errors import InputError, ModelError, RecipeError
+from pantherseg.inference.backends import choose_backend
+from pantherseg.inference.predictor import Predictor
+from pantherseg.labels import BACKGROUND
+from pantherseg.localize import localize, localizer_predictor
+from pantherseg.model_sources.nnunet import DATASET
+from pantherseg.models.find import find_localizer
+from pantherseg.packing.pack import Packer
+from pantherseg.recipe import Localizer, Recipe
+from pantherseg.volume import Box, Volume
+
+# The share of the labelled voxels that a localizer's box must hold; a network learns little from a smaller one.
+MIN_INSIDE = 0.5
+
+
+def load_localizer(recipe: Recipe, root: Path, *, device: str = "auto") -> tuple[Predictor, Localizer]:
+    """Return a recipe's localizer, from a folder of models, ready on a device, and its settings.
+
+    Raises RecipeError for a recipe without a localizer, ModelError if the folder lacks it or it cannot be used, and
+    DeviceError.
+    """
+    settings = recipe.localizer
+    if settings is None:
+        raise RecipeError(recipe.name, expected="a recipe with a localizer to crop by", found="none")
+    model = find_localizer(root, settings)
+    if model is None:
+        raise ModelError(root, expected=f"the localizer '{settings.model}'", found="none")
+    backend = choose_backend(device)
+    return localizer_predictor(model, settings, Packer([model]), backend, keep_networks=True), settings
+
+
+def crop_dataset(
+    source: RawDataset,
+    raw: Path,
+    dataset_id: int,
+    name: str,
+    *,
+    localizer: Predictor,
+    settings: Localizer,
+    on_case: Callable[[str], object] | None = None,
+) -> RawDataset:
+    """Write a data set as raw/Dataset<id>_<name> whose cases are cut to the localizer's boxes, and return it.
+
+    Where the localizer finds no box, or one without half of the labelled voxels, the box is that around the label map
+    with the same margin; a case without labels stays whole, as at inference. cases.json has each case's box, and a
+    remark where it is not the localizer's or leaves labelled voxels out. on_case: called with each case that is done.
+
+    Raises InputError for a volume that cannot be read and a data set without an orientation, OutputError, and what
+    `Predictor.predict` raises.
+    """
+    if source.orientation is None:
+        hint = f"import it with --from raw={source.folder}"
+        raise InputError(source.folder / DATASET, expected="the orientation of the volumes", found="none", hint=hint)
+    with new_dataset(
+        raw, dataset_id, name, labels=source.labels, orientation=source.orientation, file_ending=source.file_ending
+    ) as new:
+        for case, known in source.cases.items():
+            image, label = source.image(case), source.label(case)
+            box, remark = _box_of(image, label, localizer, settings)
+            crop = Crop(start=box.start, stop=box.stop, shape=image.grid.shape)
+            known = msgspec.structs.replace(known, crop=crop, remark=remark)
+            new.add(case, known, image.crop(box), None if label is None else label.crop(box))
+            if on_case is not None:
+                on_case(case)
+    return RawDataset.open(new.target)
+
+
+def _box_of(image: Volume, label: Volume | None, localizer: Predictor, settings: Localizer) -> tuple[Box, str]:
+    """Return the box to which a case is cut, and a remark, which is empty where there is nothing to say."""
+    try:
+        box, events = localize(image, localizer, settings)
+        reason = "" if box else f"{events[-1].code}"
+    except InputError as error:
+        box, reason = None, str(error)
+    around = None if label is None else Box.around(label.array != BACKGROUND)
+    if label is None or around is None:
+        return box or Box.whole(image.grid.shape), f"{reason}: not cropped" if reason else ""
+    labelled = label.array != BACKGROUND
+    total, inside = int(labelled.sum()), 0 if box is None else int(labelled[box.slices].sum())
+    left_out = f"the localizer's box leaves out {total - inside} of {total} labelled voxels"
+    if box is not None and inside >= MIN_INSIDE * total:
+        return box, left_out if inside < total else ""
+    remark = f"{reason or left_out}: cropped to the label map with the margin"
+    return around.expanded(settings.margin_mm, image.grid), remark

@@ -1,0 +1,124 @@
+"""Splits of a data set into folds, patient by patient, in nnU-Net's own form and file.
+
+Splits depend only on the names of the patients with labels by experts, the number of folds and the seed, so all systems
+that train on the same patients have the same folds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from pantherseg.datasets.raw import RawCase, RawDataset
+from pantherseg.errors import InputError, OutputError, first_few, os_reason
+from pantherseg.files import write_text
+
+SPLITS = "splits_final.json"
+# nnU-Net's own.
+FOLDS, SEED = 5, 12345
+
+# For each fold, the cases to train on (`train`) and those for validation (`val`).
+Splits = list[dict[str, list[str]]]
+
+
+def make_splits(where: Path, cases: Mapping[str, RawCase], *, folds: int = FOLDS, seed: int = SEED) -> Splits:
+    """Return patient-wise splits of cases by name.
+
+    The patients are divided as nnU-Net divides cases. A pseudo-labelled case is in every `train`, except where its
+    patient is in `val`. where: what an error is about. Raises InputError for fewer patients than folds.
+    """
+    from nnunetv2.utilities.crossval_split import generate_crossval_split  # needs the extra `train`
+
+    patients = sorted({case.patient for case in cases.values() if not case.pseudo})
+    if len(patients) < folds:
+        raise InputError(where, expected=f"at least one patient for each of {folds} folds", found=str(len(patients)))
+    held_out = [set(map(str, split["val"])) for split in generate_crossval_split(patients, seed, folds)]
+    return [
+        {
+            "train": [name for name, case in cases.items() if case.patient not in patients],
+            "val": [name for name, case in cases.items() if case.patient in patients and not case.pseudo],
+        }
+        for patients in held_out
+    ]
+
+
+def check_splits(where: Path, splits: Splits, cases: Mapping[str, RawCase]) -> None:
+    """Check that splits suit cases: known names, each expert's label in one `val`, each patient on one side.
+
+    Raises InputError.
+    """
+    expert = {name for name, case in cases.items() if not case.pseudo}
+    validated: list[str] = []
+    for fold, split in enumerate(splits):
+        train, val = split["train"], split["val"]
+        if unknown := {*train, *val} - cases.keys():
+            raise InputError(where, f"fold {fold} names cases that the data set lacks: {first_few(sorted(unknown))}")
+        if not train or not val:
+            raise InputError(where, f"fold {fold} has no cases in {'val' if train else 'train'}")
+        if pseudo := set(val) - expert:
+            raise InputError(where, f"fold {fold} has pseudo-labelled cases in val: {first_few(sorted(pseudo))}")
+        both = {cases[name].patient for name in train} & {cases[name].patient for name in val}
+        if both:
+            raise InputError(where, f"fold {fold} has patients in both train and val: {first_few(sorted(both))}")
+        validated += val
+    if twice := {name for name in validated if validated.count(name) > 1}:
+        raise InputError(where, f"these cases are in val more than once: {first_few(sorted(twice))}")
+    if missing := expert - set(validated):
+        raise InputError(where, f"these cases are in no val: {first_few(sorted(missing))}")
+
+
+def read_splits(path: Path) -> Splits:
+    """Read splits in nnU-Net's form. Raises InputError for a file that cannot be read or has another form."""
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=list[dict[str, list[str]]])
+    except OSError as error:
+        raise InputError(path, f"failed to read this file: {os_reason(error)}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(path, f"invalid content: {error}") from error
+    if wrong := [fold for fold, split in enumerate(content) if set(split) != {"train", "val"}]:
+        raise InputError(
+            path,
+            expected="train and val in each fold",
+            found=f"{', '.join(content[wrong[0]]) or 'neither'} in fold {wrong[0]}",
+        )
+    return content
+
+
+def split_dataset(dataset: RawDataset, *, folds: int = FOLDS, seed: int = SEED, given: Path | None = None) -> Splits:
+    """Write the splits of a data set to its splits_final.json, once, and return them.
+
+    given: a file with published splits, which is checked and used in place of folds and seed; pseudo-labelled cases
+    that it does not name are added to each `train`. Splits that exist already and are the same stay as they are.
+
+    Raises InputError if the splits do not suit the data set, or if it has no labels, and OutputError if there are other
+    splits already, or if the file cannot be written.
+    """
+    if not dataset.has_labels:
+        raise InputError(dataset.folder, expected="a data set with labels", found="images alone")
+    if given is None:
+        splits = make_splits(dataset.folder, dataset.cases, folds=folds, seed=seed)
+    else:
+        splits = read_splits(given)
+        check_splits(given, splits, dataset.cases)
+        splits = [_with_pseudo_labelled(split, dataset.cases) for split in splits]
+    path = dataset.folder / SPLITS
+    if path.exists():
+        if read_splits(path) != splits:
+            raise OutputError(
+                path,
+                "there are other splits already, which models may have been trained with",
+                hint="remove the file to split again",
+            )
+        return splits
+    write_text(path, json.dumps(splits, indent=2) + "\n")
+    return splits
+
+
+def _with_pseudo_labelled(split: Mapping[str, list[str]], cases: Mapping[str, RawCase]) -> dict[str, list[str]]:
+    held_out = {cases[name].patient for name in split["val"]}
+    named = set(split["train"])
+    more = [name for name, case in cases.items() if case.pseudo and name not in named and case.patient not in held_out]
+    return {"train": [*split["train"], *more], "val": split["val"]}

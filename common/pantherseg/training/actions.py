@@ -1,0 +1,152 @@
+"""What each kind of step does. Each function returns what the step's record keeps as its result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pantherseg.datasets.crops import crop_dataset, load_localizer
+from pantherseg.datasets.importing import REPORT, Source, import_data
+from pantherseg.datasets.raw import RawCase, RawDataset, is_raw_dataset, new_dataset
+from pantherseg.datasets.splits import split_dataset
+from pantherseg.errors import InputError
+from pantherseg.inference.backends import choose_backend
+from pantherseg.inference.predictor import Predictor
+from pantherseg.io import read_labels, write_volume
+from pantherseg.models.bundle import open_bundle
+from pantherseg.orientation import DEFAULT_ORIENTATION
+from pantherseg.paths import task_recipe
+from pantherseg.recipe import load_recipe
+from pantherseg.training.out_of_fold import OutOfFold, dice_by_label
+from pantherseg.training.provenance import write_bundle
+from pantherseg.training.state import State
+from pantherseg.training.steps import Step
+from pantherseg.training.trainers import TRAINERS
+from pantherseg.training.training_recipe import TrainingSettings
+from pantherseg.training.validation import validate_fold
+from pantherseg.training.workspace import Workspace
+from pantherseg.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+Result = dict[str, Any]
+Action = Callable[[Workspace, Step, str], Result]
+
+
+def import_step(work: Workspace, step: Step, device: str) -> Result:
+    """Import a data set from the folder that was given for it."""
+    settings, folder = work.graph.data[step.subject], work.inputs.data[step.subject]
+    source = Source("raw" if is_raw_dataset(folder) else settings.layout, folder)
+    report = import_data(
+        [source],
+        work.raw,
+        settings.dataset_id,
+        step.subject,
+        labels=settings.labels,
+        orientation=settings.orientation,
+        require_tumour=settings.require_tumour,
+    )
+    if report.refused:
+        logger.warning("%s: %d cases were refused, see %s", step.name, len(report.refused), report.dataset / REPORT)
+    return {"cases": len(report.imported), "refused": len(report.refused)}
+
+
+def data_step(work: Workspace, step: Step, device: str) -> Result:
+    """Make the data set that a stage trains on, and split it."""
+    name, stage = step.subject, work.graph.stage[step.subject]
+    sources = [Source("raw", work.dataset(data)) for data in stage.data]
+    orientation = RawDataset.open(sources[0].folder).orientation or DEFAULT_ORIENTATION
+    raw = work.uncropped(name).parent
+    # An image that is also among those without labels is left out there: the first data set goes first.
+    report = import_data(sources, raw, stage.dataset_id, name, labels=stage.labels, orientation=orientation)
+    result: Result = {"cases": len(report.imported), "refused": len(report.refused)}
+    if stage.crop is not None:
+        settings = load_recipe(task_recipe(stage.crop.task))
+        localizer, wanted = load_localizer(settings, work.models, device=device)
+        source = RawDataset.open(work.uncropped(name))
+        cropped = crop_dataset(source, work.raw, stage.dataset_id, name, localizer=localizer, settings=wanted)
+        result["remarks"] = {case: known.remark for case, known in cropped.cases.items() if known.remark}
+    splits = split_dataset(RawDataset.open(work.dataset(name)), folds=stage.folds, given=work.inputs.splits.get(name))
+    return result | {"validation": [len(split["val"]) for split in splits]}
+
+
+def plan_step(work: Workspace, step: Step, device: str) -> Result:
+    """Plan and preprocess."""
+    stage = work.graph.stage[step.subject]
+    TRAINERS[stage.trainer].plan(work.folders(step.subject), stage.plan, start=work.start(step.subject))
+    return {}
+
+
+def fold_step(work: Workspace, step: Step, device: str) -> Result:
+    """Train a fold, or go on where its training was interrupted."""
+    stage, fold = work.graph.stage[step.subject], step.fold or 0
+    settings = TrainingSettings(schedule=stage.schedule, seed=stage.seed)
+    start = work.start(step.subject)
+    TRAINERS[stage.trainer].train(work.folders(step.subject), settings, fold=fold, start=start, device=device)
+    return {}
+
+
+def validate_step(work: Workspace, step: Step, device: str) -> Result:
+    """Segment the cases that a fold was not trained on, and keep the scores and the tumour's probabilities."""
+    stage, fold = work.graph.stage[step.subject], step.fold or 0
+    kept = OutOfFold(work.uncropped(step.subject), work.dataset(step.subject), work.probabilities(step.subject))
+    summary = validate_fold(
+        work.folders(step.subject), fold=fold, device=device, checkpoint=stage.checkpoint, each=kept.add
+    )
+    return {"dice": dice_by_label(summary, stage.labels), "scores": kept.scores, "unscored": kept.unscored}
+
+
+def bundle_step(work: Workspace, step: Step, device: str) -> Result:
+    """Pack the folds into a bundle that says where it comes from."""
+    return write_bundle(work, step, State(work.output))
+
+
+def pseudo_step(work: Workspace, step: Step, device: str) -> Result:
+    """Label a data set by the model of a stage. Masks that an interrupted step made are kept."""
+    settings = work.graph.pseudo[step.subject]
+    bundle = open_bundle(work.bundle(settings.by))
+    predictor = Predictor(bundle, choose_backend(device))
+    source = RawDataset.open(work.dataset(settings.data))
+    folder, dropped = work.masks(step.subject), []
+    with new_dataset(
+        work.raw,
+        settings.dataset_id,
+        step.subject,
+        labels=bundle.manifest.labels,
+        orientation=source.orientation or DEFAULT_ORIENTATION,
+        file_ending=source.file_ending,
+    ) as new:
+        for case, known in source.cases.items():
+            label = _mask(predictor, source, case, folder / f"{case}{source.file_ending}")
+            if settings.drop_empty and not label.array.any():
+                dropped.append(case)
+                continue
+            new.add(
+                case, RawCase(patient=known.patient, origin=known.origin, pseudo=True), source.image_path(case), label
+            )
+        if not new.cases:
+            found = f"nothing but background in {len(source.cases)} cases"
+            raise InputError(source.folder, expected=f"cases that the model of '{settings.by}' can label", found=found)
+    logger.info("%s: %d cases labelled, %d dropped", step.name, len(source.cases) - len(dropped), len(dropped))
+    return {"cases": len(source.cases) - len(dropped), "dropped": dropped}
+
+
+ACTIONS: dict[str, Action] = {
+    "import": import_step,
+    "data": data_step,
+    "plan": plan_step,
+    "fold": fold_step,
+    "validate": validate_step,
+    "bundle": bundle_step,
+    "pseudo": pseudo_step,
+}
+
+
+def _mask(predictor: Predictor, source: RawDataset, case: str, path: Path) -> Volume:
+    """Return the label map that a model makes of a case; the one in `path` if it is there."""
+    if not path.is_file():
+        image = source.image(case)
+        write_volume(Volume(predictor.predict(image).labels(), image.grid), path)
+    return read_labels(path)

@@ -1,0 +1,112 @@
+"""Training of one fold by PantherTrainer, from the beginning or from where it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from pantherseg.errors import InputError, OutputError, first_few
+from pantherseg.files import write_text
+from pantherseg.machine.allocator import keep_freed_memory
+from pantherseg.model_sources.checkpoint import read_checkpoint, read_origin
+from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, read_json
+from pantherseg.training.folders import CONFIGURATION, TrainingFolders, environment
+from pantherseg.training.nnunet_trainers.pantherseg_trainer import LATEST, SETTINGS_KEY, PantherTrainer
+from pantherseg.training.start import load_start, start_checkpoint
+from pantherseg.training.training_recipe import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+FEW_CORES = 8
+WORKERS = "nnUNet_n_proc_DA"
+START_RECORD = "start.json"
+
+
+def train_fold(
+    folders: TrainingFolders,
+    settings: TrainingSettings,
+    *,
+    fold: int,
+    start: Path | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Train one fold of a preprocessed data set, and return its folder with the final and the best checkpoint.
+
+    A training that was interrupted goes on from its latest checkpoint, and a finished one is left as it is. start:
+    model folder to fine-tune, see `start_checkpoint`; what is not taken over from it is logged, and listed in
+    start.json. device: `cpu` or `cuda`; nnU-Net takes the first GPU that CUDA_VISIBLE_DEVICES leaves.
+
+    Raises InputError unless the data set was preprocessed, ModelError if the start does not fit, and OutputError if the
+    fold's folder holds a training with other plans or settings, or if a checkpoint cannot be written.
+    """
+    began = time.monotonic()
+    if not folders.is_preprocessed:
+        raise InputError(folders.preprocessed, expected="a preprocessed data set", found="none, or an incomplete one")
+    keep_freed_memory()
+    plans = _plans_with(settings, folders)
+    dataset = read_json(folders.preprocessed / DATASET)
+    output = folders.fold(fold)
+    latest = next((path for name in (CHECKPOINT, LATEST) if (path := output / name).is_file()), None)
+    if latest is not None:
+        _check_same_training(latest, plans)
+        if latest.name == CHECKPOINT:
+            return output
+    # On few cores, worker processes for augmentation would only compete with the network.
+    workers = os.environ.get(WORKERS, "0" if (os.cpu_count() or 1) < FEW_CORES else "6")
+    # nnU-Net also writes to a file what it prints.
+    with folders.environment(), environment(**{WORKERS: workers}), contextlib.redirect_stdout(io.StringIO()):
+        trainer = PantherTrainer(
+            {**plans, "continue_training": latest is not None}, CONFIGURATION, fold, dataset, torch.device(device)
+        )
+        trainer.initialize()
+        if latest is not None:
+            trainer.load_checkpoint(str(latest))
+            logger.info("fold %d: resumed after epoch %d of %d", fold, trainer.current_epoch, trainer.num_epochs)
+        elif start is not None:
+            _start_from(trainer, start_checkpoint(start, fold), output)
+        trainer.run_training()
+    logger.info("fold %d trained in %.0f s", fold, time.monotonic() - began)
+    return output
+
+
+def _plans_with(settings: TrainingSettings, folders: TrainingFolders) -> dict[str, Any]:
+    """Return the plans with the settings, which are also written to the plans file, for nnU-Net's own commands."""
+    plans = read_json(folders.plans)
+    changed = plans | {SETTINGS_KEY: msgspec.to_builtins(settings)}
+    if changed != plans:
+        write_text(folders.plans, json.dumps(changed, indent=2) + "\n")
+    return changed
+
+
+def _check_same_training(checkpoint: Path, plans: dict[str, Any]) -> None:
+    """Raise OutputError unless a checkpoint was trained by these plans, and ModelError if it cannot be read."""
+    read_checkpoint(checkpoint)  # nnU-Net would run any code that the file contains
+    found, _ = read_origin(checkpoint)
+    differing = [key for key in plans.keys() | found.keys() if plans.get(key) != found.get(key)]
+    if differing:
+        raise OutputError(
+            checkpoint.parent,
+            expected="a new folder, or a training with the same plans and settings",
+            found=f"one that differs in {first_few(sorted(differing))}",
+            hint="move it away",
+        )
+
+
+def _start_from(trainer: PantherTrainer, checkpoint: Path, output: Path) -> None:
+    network: Any = trainer.network
+    network = getattr(network, "_orig_mod", network)  # torch.compile wraps it
+    skipped = load_start(network, checkpoint, channels=trainer.num_input_channels)
+    names = first_few([f"{one.name} {one.shape}" for one in skipped], 4)
+    logger.info("fold %s starts from %s, without %s", trainer.fold, checkpoint, names)
+    record = {"checkpoint": str(checkpoint), "skipped": [asdict(one) for one in skipped]}
+    write_text(output / START_RECORD, json.dumps(record, indent=2) + "\n")

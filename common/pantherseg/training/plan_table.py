@@ -1,0 +1,59 @@
+"""The plan of a training as text: every step, what is finished, and what the rest is expected to take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pantherseg.evaluation.tables import aligned
+from pantherseg.training.assumed import StageCosts
+from pantherseg.training.estimate import GB, measured_speed, speed_in_table
+from pantherseg.training.run import Training
+
+HEADING = ("step", "status", "patch (z, y, x)", "batch", "epochs", "memory GB", "hours")
+
+
+def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> str:
+    """Return the plan of a training.
+
+    measure: measure the speed of the device, which takes about two seconds, instead of taking it from a table.
+    Raises RecipeError for a plan that is not possible.
+    """
+    device = devices[0]
+    trains = any(step.kind == "fold" for step in training.unfinished)
+    speed = measured_speed(device) if measure and trains else speed_in_table(device)
+    stages = {step.subject for step in map(training.steps.by_name.get, training.chosen) if step and step.kind == "fold"}
+    planned = {stage for stage in stages if training.verdicts[f"plan.{stage}"].status == "finished"}
+    reckoned = StageCosts(training.work, planned)
+    costs = {stage: reckoned.of(stage) for stage in stages}
+    rows: list[tuple[str, ...]] = [HEADING]
+    total = 0.0
+    for name in training.chosen:
+        step, verdict = training.steps.by_name[name], training.verdicts[name]
+        status = f"{verdict.status} ({verdict.reason})" if verdict.reason else verdict.status
+        cells: tuple[str, ...] = ("",) * 5
+        hours = 0.0
+        if step.kind == "fold":
+            cost, patch, batch_size = costs[step.subject]
+            schedule = training.graph.stage[step.subject].schedule
+            hours = cost.seconds(schedule, speed) / 3600
+            memory = cost.memory(schedule, device) / GB
+            sizes = "x".join(map(str, patch)), str(batch_size), str(schedule.epochs)
+            cells = (*sizes, f"{memory:.1f}", f"{hours:.2f}")
+        rows.append((name, status, *cells))
+        total += hours if verdict.status != "finished" else 0.0
+    lines = [aligned(rows)]
+    if trains:
+        source = "as just measured" if measure else "from a table"
+        beside = f", {total / len(devices):.2f} on {len(devices)} devices" if len(devices) > 1 else ""
+        kind = "GPU" if device.startswith("cuda") else "CPU"
+        lines.append(
+            f"Expected training: {total:.2f} hours on one {kind} at {speed / 1e9:.0f} billion operations per second "
+            f"({source}){beside}; validation and preprocessing not included."
+        )
+    if stages - planned:
+        lines.append(
+            "Patches of stages that are not planned yet are those for the data that the training file assumes."
+        )
+    left = len(training.unfinished)
+    lines.append(f"{len(training.chosen) - left} of {len(training.chosen)} steps are finished. Not for clinical use.")
+    return "\n".join(lines)

@@ -1,0 +1,116 @@
+"""Planning and preprocessing of a raw nnU-Net data set, by nnU-Net's own planners and preprocessor."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    ResEncUNetPlanner,
+    nnUNetPlannerResEncL,
+    nnUNetPlannerResEncM,
+    nnUNetPlannerResEncXL,
+)
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
+
+from pantherseg.errors import RecipeError
+from pantherseg.files import write_text
+from pantherseg.training.folders import CONFIGURATION, PLANS_NAME, SPLITS, TrainingFolders
+from pantherseg.training.start import start_configuration
+from pantherseg.training.training_recipe import PlanSettings
+
+PLANNERS: dict[str, type[ExperimentPlanner]] = {
+    "PlainConvUNet": ExperimentPlanner,
+    "ResidualEncoderUNet": ResEncUNetPlanner,
+    "ResEncM": nnUNetPlannerResEncM,
+    "ResEncL": nnUNetPlannerResEncL,
+    "ResEncXL": nnUNetPlannerResEncXL,
+}
+
+
+def plan_and_preprocess(folders: TrainingFolders, settings: PlanSettings, *, start: Path | None = None) -> Path:
+    """Extract nnU-Net's fingerprint, plan and preprocess, and return the plans file.
+
+    start: model folder to fine-tune, whose network, patch size and batch size are kept so that its weights fit, and its
+    spacing if the settings name none. What was planned before is replaced.
+
+    Raises RecipeError unless there is either a network in the settings or a model to fine-tune, or if the patch size
+    does not suit the network; ModelError if the model cannot be used; InputError if the data set is incomplete.
+    """
+    check_plan(settings, start=start, name=folders.name)
+    kept = None if start is None else start_configuration(start)
+    shutil.rmtree(folders.preprocessed, ignore_errors=True)  # nnU-Net would keep cases that are no longer there
+    folders.preprocessed.mkdir(parents=True)
+    number, processes = convert_dataset_name_to_id(folders.name), min(4, os.cpu_count() or 1)
+    with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
+        extract_fingerprint_dataset(number, num_processes=processes, show_progress_bar=False, verbose=False)
+    write_text(folders.plans, json.dumps(make_plans(folders, settings, kept), indent=2) + "\n")
+    with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
+        preprocess_dataset(number, PLANS_NAME, (CONFIGURATION,), (processes,), show_progress_bar=False)
+    shutil.copyfile(folders.dataset / SPLITS, folders.preprocessed / SPLITS)
+    return folders.plans
+
+
+def make_plans(folders: TrainingFolders, settings: PlanSettings, kept: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the plans for a data set whose fingerprint is in its preprocessed folder.
+
+    kept: the configuration of the model to fine-tune, whose network, patch size and batch size are kept, or None.
+    Raises RecipeError if the patch size does not suit the network.
+    """
+    # nnU-Net prints its plans, which are also written to a file.
+    with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
+        plans: dict[str, Any] = _planner(settings, folders.name, kept).plan_experiment()
+    # Only one configuration is trained, so the others are left out of the plans.
+    configuration = plans["configurations"][CONFIGURATION]
+    if kept is not None:
+        configuration |= {key: kept[key] for key in ("architecture", "patch_size", "batch_size")}
+    return with_sizes(plans | {"configurations": {CONFIGURATION: configuration}}, settings, folders.name)
+
+
+def with_sizes(plans: dict[str, Any], settings: PlanSettings, name: str) -> dict[str, Any]:
+    """Return plans with the patch and the batch size of the settings, if these give them.
+
+    Raises RecipeError, naming the training, if the patch size does not suit the network.
+    """
+    sizes = {"patch_size": settings.patch_size and list(settings.patch_size), "batch_size": settings.batch_size}
+    changed = plans["configurations"][CONFIGURATION] | {key: value for key, value in sizes.items() if value is not None}
+    strides = changed["architecture"]["arch_kwargs"]["strides"]
+    steps = [int(step) for step in np.prod([np.broadcast_to(stride, 3) for stride in strides], axis=0)]
+    if any(size % step for size, step in zip(changed["patch_size"], steps, strict=True)):
+        expected = f"plan.patch_size in multiples of {steps}, which the network needs"
+        raise RecipeError(name, expected=expected, found=str(changed["patch_size"]))
+    return plans | {"configurations": {CONFIGURATION: changed}}
+
+
+def check_plan(settings: PlanSettings, *, start: Path | None, name: str) -> None:
+    """Raise RecipeError, naming the training, unless a network or a model to fine-tune is given, and not both."""
+    if (settings.network is None) == (start is None):
+        found = "neither" if start is None else "both"
+        raise RecipeError(name, expected="either plan.network or a model to fine-tune", found=found)
+
+
+def _planner(settings: PlanSettings, dataset: str, kept: dict[str, Any] | None) -> ExperimentPlanner:
+    # For fine-tuning, any planner will do: only its normalisation and resampling are used.
+    spacing = settings.spacing or (kept and kept["spacing"])
+    options = {} if settings.memory_gb is None else {"gpu_memory_target_in_gb": settings.memory_gb}
+    planner = PLANNERS[settings.network or "PlainConvUNet"](
+        dataset,
+        plans_name=PLANS_NAME,
+        overwrite_target_spacing=None if spacing is None else list(spacing),
+        **options,
+    )
+    planner.UNet_base_num_features = settings.base_features
+    planner.UNet_max_features_3d = settings.max_features
+    if settings.blocks_encoder is not None:
+        planner.UNet_blocks_per_stage_encoder = tuple(settings.blocks_encoder)
+    if settings.blocks_decoder is not None:
+        planner.UNet_blocks_per_stage_decoder = tuple(settings.blocks_decoder)
+    return planner

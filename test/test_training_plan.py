@@ -1,0 +1,203 @@
+"""The plan of a training before it runs: sizes, memory and hours; and the command line and the cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from pantherseg.cli.train import train
+from pantherseg.datasets.layouts import LAYOUTS
+from pantherseg.errors import PantherSegError
+from pantherseg.labels import LABEL_MAPS
+from pantherseg.model_sources.nnunet import read_configuration
+from pantherseg.paths import ROOT
+from pantherseg.training.actions import ACTIONS
+from pantherseg.training.assumed import StageCosts
+from pantherseg.training.cluster import submit
+from pantherseg.training.estimate import cost_of, measured_speed, speed_in_table
+from pantherseg.training.graph import load_training_file
+from pantherseg.training.run import Training, prepare
+from pantherseg.training.trainers import TRAINERS
+from pantherseg.training.training_recipe import ScheduleSettings
+from pantherseg.training.workspace import Inputs, Workspace
+from test_training_graph import NOISY_STUDENT
+
+
+def planned(folder: Path, text: str = NOISY_STUDENT) -> Training:
+    (folder / "training.toml").write_text(text)
+    graph = load_training_file(folder / "training.toml")
+    return prepare(folder / "training.toml", Workspace(graph, folder / "out", Inputs(data={"t1": folder / "t1"})))
+
+
+def test_counts_the_features_and_operations_of_a_training_step() -> None:
+    network = nn.Conv3d(1, 4, 3, padding=1, bias=False)
+    cost = cost_of(network, (8, 8, 8), 2)
+    voxels, weights = 2 * 8**3, 4 * 27
+    assert cost.weights == weights
+    forward = 2 * voxels * weights
+    assert cost.operations == 2 * forward, "the forward pass, and the gradients of the weights"
+    assert cost.activations >= 4 * voxels * 4, "the features of the forward pass, in bytes"
+    schedule = ScheduleSettings(epochs=10, iterations=100, validation_iterations=30)
+    assert cost.seconds(schedule, 1e6) == pytest.approx(10 * 110 * cost.operations / 1e6)
+    assert cost.memory(schedule, "cuda") < cost.memory(schedule, "cpu")
+
+
+def test_a_second_convolution_also_needs_the_gradients_of_its_input() -> None:
+    two = cost_of(nn.Sequential(nn.Conv3d(1, 4, 1, bias=False), nn.Conv3d(4, 4, 1, bias=False)), (8, 8, 8), 1)
+    first, second = 2 * 8**3 * 4, 2 * 8**3 * 16
+    assert two.operations == 2 * first + 3 * second
+
+
+@pytest.mark.slow
+def test_measures_the_speed_of_this_machine() -> None:
+    assert 1e8 < measured_speed("cpu") < 1e14
+    assert speed_in_table("cuda") > speed_in_table("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "system", "expected"),
+    [
+        (1, "system_c", {"fold.teacher.0": ("48x160x224", "2", "1000"), "fold.task1.4": ("48x160x224", "2", "1600")}),
+        (2, "system_a", {"fold.ct.0": ("192x192x192", "2", "1000"), "fold.task2.4": ("192x192x192", "2", "1000")}),
+    ],
+)
+def test_a_dry_run_of_a_published_system_prints_memory_and_hours_without_data(
+    tmp_path: Path, task: int, system: str, expected: dict[str, tuple[str, ...]]
+) -> None:
+    path = ROOT / f"Task{task}" / "training" / f"{system}.toml"
+    options = [str(path), "--output", str(tmp_path), "--dry-run", "--devices", "cuda"]
+    result = CliRunner().invoke(train, options, catch_exceptions=False)
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line.split() for line in result.output.splitlines() if line.startswith("fold")}
+    for name, sizes in expected.items():
+        *_, patch, batch, epochs, memory, hours = rows[name]
+        assert (patch, batch, epochs) == sizes
+        assert 6 < float(memory) < 30, "nnU-Net plans its sizes M and L for 8 to 24 GB"
+        assert 5 < float(hours) < 100
+    assert "(from a table)" in result.output
+    assert not list(tmp_path.glob("raw")), "a dry run makes nothing"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "t1"], "expected NAME=FOLDER once for each name, found 't1'"),
+        (["--data", "t1=a", "--data", "t1=b"], "expected NAME=FOLDER once for each name, found 't1=b'"),
+        (["--devices", "gpu"], "expected auto, cpu, cuda, or GPUs such as cuda:0,cuda:1, found 'gpu'"),
+        (["--devices", "cuda:0,cuda:0"], "expected auto, cpu, cuda"),
+        (["--slurm", "partition"], "expected KEY=VALUE, found 'partition'"),
+        (["--fold", "1"], "--fold needs --stage"),
+    ],
+)
+def test_wrong_options_are_usage_errors(tmp_path: Path, options: list[str], message: str) -> None:
+    result = CliRunner().invoke(train, ["training.toml", "--output", str(tmp_path), *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+class Executor:
+    """Stands for submitit's executor, and notes what is submitted."""
+
+    submitted: list[tuple[dict[str, Any], list[str]]]
+
+    def __init__(self, folder: Path, cluster: str) -> None:
+        assert cluster == "slurm"
+        assert folder.name == "%j"
+
+    def update_parameters(self, **settings: Any) -> None:
+        self._settings = settings
+
+    def submit(self, command: list[str]) -> SimpleNamespace:
+        self.submitted.append((self._settings, command))
+        return SimpleNamespace(job_id=f"{100 + len(self.submitted)}")
+
+
+def test_submits_every_step_after_the_jobs_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Executor.submitted = []
+    module = SimpleNamespace(AutoExecutor=Executor, helpers=SimpleNamespace(CommandFunction=list))
+    monkeypatch.setitem(sys.modules, "submitit", module)
+    training = planned(tmp_path)
+    jobs = submit(training, {"partition": "long", "gpus_per_node": "1", "timeout_min": "60"})
+    assert list(jobs) == list(training.steps.by_name)
+    by_name = {settings["name"]: (settings, command) for settings, command in Executor.submitted}
+    settings, command = by_name["fold.student.0"]
+    assert settings["slurm_gpus_per_node"] == 1
+    assert settings["slurm_partition"] == "long"
+    after = f"afterok:{jobs['plan.student']}:{jobs['fold.teacher.0']}"
+    assert settings["slurm_additional_parameters"] == {"dependency": after}
+    assert command[-4:] == ["--step", "fold.student.0", "--devices", "cuda"]
+    assert f"t1={tmp_path / 't1'}" in command
+    settings, command = by_name["plan.teacher"]
+    assert "slurm_gpus_per_node" not in settings
+    assert command[-1] == "cpu"
+    assert "slurm_additional_parameters" not in by_name["import.t1"][0]
+
+
+@pytest.mark.fault("training", "submitit is not installed", "an error that says how to install it")
+def test_says_what_a_cluster_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(PantherSegError, match=r"slurm: expected the package submitit"):
+        submit(planned(tmp_path), {})
+
+
+def test_a_stage_chooses_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[Any, ...]] = []
+
+    class Recorder:
+        def plan(self, folders: Any, settings: Any, *, start: Any) -> None:
+            called.append(("plan", folders.name, start))
+
+        def train(self, folders: Any, settings: Any, *, fold: int, start: Any, device: str) -> None:
+            called.append(("train", settings.schedule.epochs, fold, device))
+
+    monkeypatch.setitem(TRAINERS, "recorder", Recorder())
+    training = planned(tmp_path, NOISY_STUDENT.replace("epochs = 3 }", 'epochs = 3 }\ntrainer = "recorder"'))
+    dataset = training.work.dataset("teacher")
+    dataset.mkdir(parents=True)
+    for name in ("dataset.json", "splits_final.json"):
+        (dataset / name).touch()
+    for name in ("plan.teacher", "fold.teacher.1"):
+        step = training.steps.by_name[name]
+        ACTIONS[step.kind](training.work, step, "cpu")
+    assert called == [("plan", "Dataset003_teacher", None), ("train", 3, 1, "cpu")]
+
+
+def test_every_layout_of_the_files_exists() -> None:
+    for path in ROOT.glob("Task*/training/*.toml"):
+        assert {source.layout for source in load_training_file(path).data.values()} <= LAYOUTS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "system", "stage"), [(1, "system_a", "ct"), (2, "system_c", "task2")])
+def test_one_optimisation_step_of_a_published_network_runs_with_the_smallest_patch(
+    tmp_path: Path, task: int, system: str, stage: str
+) -> None:
+    graph = load_training_file(ROOT / f"Task{task}" / "training" / f"{system}.toml")
+    plans = StageCosts(Workspace(graph, tmp_path / "out", Inputs())).plans(stage)
+    labels = LABEL_MAPS[graph.stage[stage].labels]
+    dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".mha"}
+    for name, content in (("plans.json", plans), ("dataset.json", dataset)):
+        (tmp_path / name).write_text(json.dumps(content))
+    network = read_configuration(tmp_path, "3d_fullres").network().train()
+    strides = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"]
+    patch = [2 * int(step) for step in np.prod(strides, axis=0)]  # two voxels in each axis at the lowest resolution
+    optimizer = torch.optim.SGD(network.parameters(), graph.stage[stage].schedule.learning_rate, momentum=0.99)
+    before = next(network.parameters()).detach().clone()
+    torch.manual_seed(0)
+    logits = network(torch.randn(1, 1, *patch))
+    loss = nn.functional.cross_entropy(logits, torch.ones((1, *patch), dtype=torch.long))
+    loss.backward()
+    optimizer.step()
+    assert logits.shape == (1, len(labels), *patch)
+    assert torch.isfinite(loss)
+    assert not torch.equal(before, next(network.parameters()))

@@ -1,0 +1,329 @@
+"""What a training runs, skips, resumes and runs again. The steps themselves are replaced by ones that take no time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pantherseg.errors import InputError, ModelError, OutputError, PantherSegError, RecipeError
+from pantherseg.phantom import write_dataset
+from pantherseg.training.actions import ACTIONS
+from pantherseg.training.check import check_inputs, check_names
+from pantherseg.training.graph import load_training_file
+from pantherseg.training.run import Training, prepare, run
+from pantherseg.training.state import State
+from pantherseg.training.steps import Step
+from pantherseg.training.workspace import Inputs, Workspace
+from test_training_graph import NOISY_STUDENT
+
+TEACHER = ["import.t1", "data.teacher", "plan.teacher", "fold.teacher.0", "validate.teacher.0", "fold.teacher.1"]
+TEACHER += ["validate.teacher.1", "bundle.teacher"]
+
+
+@dataclass
+class Site:
+    """A training file, its data, and an output folder. ran: the steps that were run, in order."""
+
+    folder: Path
+    text: str = NOISY_STUDENT
+    fails: str = ""
+    ran: list[str] = field(default_factory=list)
+
+    def prepare(self, **options: Any) -> Training:
+        path = self.folder / "training.toml"
+        path.write_text(self.text)
+        data = {name: self.folder / name for name in ("t1", "more") if (self.folder / name).is_dir()}
+        inputs = options.pop("inputs", Inputs(data=data))
+        return prepare(path, Workspace(load_training_file(path), self.folder / "out", inputs), **options)
+
+    def run(self, **options: Any) -> list[str]:
+        """Run what is not finished, and return the steps that ran."""
+        self.ran.clear()
+        run(self.prepare(**options), ("cpu",))
+        return list(self.ran)
+
+    def act(self, work: Workspace, step: Step, device: str) -> dict[str, Any]:
+        self.ran.append(step.name)
+        if step.kind in ("import", "data", "pseudo"):
+            for name in ("dataset.json", "splits_final.json"):
+                (work.dataset(step.subject) / name).parent.mkdir(parents=True, exist_ok=True)
+                (work.dataset(step.subject) / name).touch()
+        for path in work.outputs(step):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch() if path.suffix else path.mkdir(parents=True, exist_ok=True)
+        if step.kind == "fold":
+            (work.outputs(step)[0] / "checkpoint_latest.pth").touch()
+        if step.name == self.fails:
+            raise OSError(28, "No space left on device", str(work.outputs(step)[0]))
+        return {"device": device}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two phantoms."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_dataset(folder, task=2, cases=2, seed=5, size="small")
+    return folder
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    for name in ("t1", "more"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "image.mha").write_text(name)
+    site = Site(tmp_path)
+    for kind in tuple(ACTIONS):
+        monkeypatch.setitem(ACTIONS, kind, site.act)
+    return site
+
+
+def test_runs_every_step_once(site: Site) -> None:
+    everything = list(site.prepare().steps.by_name)
+    assert site.run() == everything
+    assert site.run() == []
+    assert {verdict.status for verdict in site.prepare().verdicts.values()} == {"finished"}
+
+
+def test_runs_a_stage_and_then_the_rest(site: Site) -> None:
+    assert sorted(site.run(stage="teacher")) == sorted(TEACHER)
+    rest = site.run()
+    assert not set(rest) & set(TEACHER)
+    assert rest[-1] == "bundle.student"
+
+
+def test_changed_settings_run_again_with_all_that_depends_on_them_and_say_why(site: Site) -> None:
+    site.run()
+    site.text = site.text.replace("epochs = 2", "epochs = 4")
+    verdicts = site.prepare().verdicts
+    assert verdicts["fold.student.0"].reason == "again: schedule.epochs 2 -> 4"
+    assert verdicts["validate.student.0"].reason == "again: fold.student.0 runs again"
+    assert set(site.run()) == {name for name in verdicts if verdicts[name].status == "to run"}
+    assert "plan.student" not in site.ran
+    assert "fold.teacher.0" not in site.ran
+
+
+def test_folds_that_were_trained_with_other_settings_are_kept(site: Site) -> None:
+    site.run()
+    site.text = site.text.replace("epochs = 2", "epochs = 4")
+    site.run()
+    kept = sorted(path.name.rpartition("-")[0] for path in (site.folder / "out" / "earlier").iterdir())
+    assert kept == ["bundle.student", "fold.student.0", "fold.student.1"]
+
+
+def test_other_data_run_again_but_not_another_folder_with_the_same_content(site: Site) -> None:
+    site.run()
+    moved = site.folder / "moved"
+    (site.folder / "t1").rename(moved)
+    assert site.run(inputs=Inputs(data={"t1": moved})) == [], "the other folder need not be named again"
+    (moved / "image.mha").write_text("another image")
+    found = site.prepare(inputs=Inputs(data={"t1": moved})).verdicts
+    assert found["import.t1"].reason == "again: what it reads has changed"
+    assert found["import.more"].status == "finished"
+
+
+@pytest.mark.fault("training", "the disk is full in the middle of a step", "an error that names the step and the file")
+def test_a_step_that_fails_is_resumed_and_what_was_finished_stays_finished(site: Site) -> None:
+    site.fails = "fold.teacher.1"
+    with pytest.raises(OutputError, match=r"fold_1: failed in step fold.teacher.1: No space left on device"):
+        site.run()
+    verdicts = site.prepare().verdicts
+    assert [name for name in TEACHER if verdicts[name].status == "finished"] == TEACHER[:5]
+    assert verdicts["fold.teacher.1"].status == "resumed"
+    site.fails = ""
+    begun = site.folder / "out/results/Dataset003_teacher/PantherTrainer__pantherseg__3d_fullres/fold_1/mark"
+    begun.touch()
+    assert site.run()[0] == "fold.teacher.1"
+    assert begun.exists(), "the training goes on in the same folder"
+
+
+def test_an_interrupted_training_with_other_settings_begins_again(site: Site) -> None:
+    site.fails = "fold.teacher.1"
+    with pytest.raises(OutputError):
+        site.run()
+    site.fails, site.text = "", site.text.replace("epochs = 3", "epochs = 4")
+    assert site.prepare().verdicts["fold.teacher.1"].reason == "again: schedule.epochs 3 -> 4"
+    site.run(stage="teacher")
+    earlier = sorted(path.name.rpartition("-")[0] for path in (site.folder / "out" / "earlier").iterdir())
+    assert earlier == ["fold.teacher.0", "fold.teacher.1"]
+
+
+@pytest.mark.fault("training", "the record of a finished step is damaged", "the step runs again")
+def test_a_damaged_record_runs_again(site: Site) -> None:
+    site.run()
+    (site.folder / "out" / "state" / "plan.student.json").write_text("{")
+    assert site.run() == ["plan.student"]
+
+
+@pytest.mark.fault("training", "the record of a trained fold was removed", "it is trained again, and the old one kept")
+def test_a_fold_without_a_record_is_kept_aside(site: Site) -> None:
+    site.run(stage="teacher")
+    for _ in range(2):
+        (site.folder / "out" / "state" / "fold.teacher.0.json").unlink()
+        assert site.run(stage="teacher") == ["fold.teacher.0"]
+    earlier = sorted(path.name for path in (site.folder / "out" / "earlier").iterdir())
+    assert earlier == ["fold.teacher.0-unknown", "fold.teacher.0-unknown.2"]
+
+
+@pytest.mark.fault("training", "a result of a finished step was removed", "it is made again if it is needed")
+def test_a_result_that_was_removed_is_made_again_only_where_it_is_needed(site: Site) -> None:
+    site.run()
+    out = site.folder / "out"
+    (out / "preprocessed/Dataset003_teacher/pantherseg.json").unlink()
+    assert site.run() == [], "its folds are trained"
+    (out / "bundles/teacher").rmdir()
+    assert site.run() == [], "its pseudo-labels are made"
+    (out / "bundles/student").rmdir()
+    assert site.prepare().verdicts["bundle.student"].reason == f"again: {out / 'bundles/student'} is missing"
+    assert site.run() == ["bundle.student"]
+
+
+def hold(output: Path, step: Step, ready: Any) -> None:
+    with State(output).locked(step):
+        ready.set()
+        time.sleep(30)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("training", "another process that runs a step is killed", "the step goes on here")
+def test_waits_for_another_process_that_runs_the_step(site: Site) -> None:
+    step = site.prepare().steps.by_name["import.t1"]
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(site.folder / "out", step, ready))
+    other.start()
+    assert ready.wait(60)
+    os.kill(other.pid or 0, signal.SIGKILL)
+    assert site.run(step="import.t1") == ["import.t1"]
+    other.join()
+
+
+@pytest.fixture
+def phantoms(site: Site, made: Path) -> Site:
+    """Phantoms as the data of the training file."""
+    for name in ("t1", "more"):
+        shutil.rmtree(site.folder / name)
+        shutil.copytree(made, site.folder / name)
+    shutil.rmtree(site.folder / "more" / "labelsTr")
+    return site
+
+
+def test_accepts_complete_inputs(phantoms: Site) -> None:
+    check_inputs(phantoms.prepare())
+
+
+@pytest.mark.parametrize("fault", ["not given", "not there", "empty", "without labels", "too few patients"])
+@pytest.mark.fault("training", "a data set is {fault}", "an error before the first step")
+def test_refuses_data_that_cannot_be_trained_on(phantoms: Site, fault: str) -> None:
+    site = phantoms
+    t1, more = site.folder / "t1", site.folder / "more"
+    message = {
+        "not given": r"data set 't1': expected a folder, found none; name it with --data t1=FOLDER \(layout panther\)",
+        "not there": r"t9: expected a folder, found no such folder",
+        "empty": r"t1: expected cases in the layout panther, found none",
+        "without labels": r"t1: expected images with labels for the data set 't1', found images alone",
+        "too few patients": r"t1: expected at least one patient for each of the 2 folds of stage 'teacher', found 1",
+    }[fault]
+    data = {"t1": t1, "more": more}
+    if fault == "not given":
+        del data["t1"]
+    elif fault == "not there":
+        data["t1"] = site.folder / "t9"
+    elif fault == "too few patients":
+        for path in t1.rglob("10006*"):
+            path.unlink()
+    elif fault == "empty":
+        for path in t1.rglob("*.mha"):
+            path.unlink()
+    elif fault == "without labels":
+        site.text = site.text.replace('layout = "panther"', 'layout = "panther-unlabelled"')
+        for path in (t1 / "labelsTr").iterdir():
+            path.unlink()
+    with pytest.raises(InputError, match=message):
+        check_inputs(site.prepare(inputs=Inputs(data=data)))
+    assert not site.ran
+
+
+@pytest.mark.fault("training", "the weights that a stage starts from are not there", "an error before the first step")
+def test_refuses_a_start_that_is_not_there(phantoms: Site) -> None:
+    site = phantoms
+    old = 'plan = { network = "ResEncM" }'
+    site.text = site.text.replace(old, 'start = "weights/none-such"\nplan = {}')
+    with pytest.raises(ModelError, match=r"--start teacher=DIR, or run `pantherseg weights fetch none-such`"):
+        check_inputs(site.prepare())
+    data = {"t1": site.folder / "t1", "more": site.folder / "more"}
+    starts = {"teacher": site.folder / "t1"}
+    with pytest.raises(ModelError, match=r"t1: expected one nnU-Net model folder to start from, found none"):
+        check_inputs(site.prepare(inputs=Inputs(data=data, starts=starts)))
+
+
+@pytest.mark.fault("training", "a stage crops, and no folder with a localizer is given", "an error before any step")
+def test_refuses_crops_without_a_localizer(phantoms: Site) -> None:
+    site = phantoms
+    site.text = site.text.replace('start = "teacher"', 'start = "teacher"\ncrop = { task = 2 }')
+    with pytest.raises(ModelError, match=r"localizer: expected a folder of models to crop the cases by, found none"):
+        check_inputs(site.prepare())
+
+
+@pytest.mark.fault("training", "the disk is too small for the data", "an error before the first step")
+def test_refuses_a_disk_that_is_too_small(phantoms: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = phantoms
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(
+        OutputError, match=r"out: expected about .* GB for imported and preprocessed cases, found 0.0 GB"
+    ):
+        check_inputs(site.prepare())
+
+
+@pytest.mark.fault("training", "an option names a data set or stage that there is not", "an error that lists them")
+def test_refuses_an_option_for_a_name_that_there_is_not(site: Site) -> None:
+    with pytest.raises(RecipeError, match="--data: expected one of t1, more, found t2"):
+        check_names(site.prepare(inputs=Inputs(data={"t2": site.folder})))
+    with pytest.raises(RecipeError, match="--start: expected one of teacher, student, found t1"):
+        check_names(site.prepare(inputs=Inputs(starts={"t1": site.folder})))
+
+
+def test_several_devices_run_the_folds_of_a_stage_beside_each_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are replaced by a script that writes down what it was given."""
+    log = site.folder / "log"
+    script = f'printf "%s %s\\n" "$CUDA_VISIBLE_DEVICES" "$*" >> {log}; sleep 0.3'
+    monkeypatch.setattr(
+        "pantherseg.training.run.command", lambda training, name, device: ["sh", "-c", script, "sh", name, device]
+    )
+    run(site.prepare(stage="teacher"), ("cuda:0", "cuda:1"))
+    lines = [line.split() for line in log.read_text().splitlines()]
+    folds = [line for line in lines if line[1].startswith("validate")]
+    assert sorted(folds) == [["0", "validate.teacher.0", "cuda"], ["1", "validate.teacher.1", "cuda"]]
+    assert ["0", "data.teacher", "cuda"] in lines
+    assert "bundle.teacher" in site.ran
+
+
+@pytest.mark.fault("training", "one of two folds that run beside each other fails", "an error that names the step")
+def test_a_fold_that_fails_in_its_process_is_an_error(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = 'test "$1" != validate.teacher.1'
+    monkeypatch.setattr(
+        "pantherseg.training.run.command", lambda training, name, device: ["sh", "-c", script, "sh", name]
+    )
+    with pytest.raises(PantherSegError, match=r"validate.teacher.1: this step failed with exit code 1"):
+        run(site.prepare(stage="teacher"), ("cuda:0", "cuda:1"))
+    assert "bundle.teacher" not in site.ran
+
+
+def test_records_say_what_was_read_and_how_long_it_took(site: Site) -> None:
+    site.run()
+    record = json.loads((site.folder / "out/state/import.t1.json").read_text())
+    assert record["outside"].keys() == {"data/t1"}
+    assert record["settings"]["layout"] == "panther"
+    assert record["seconds"] >= 0
+    assert not list((site.folder / "out/state").glob("*.started.json"))
