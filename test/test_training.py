@@ -32,13 +32,11 @@ layout = "panther"
 dataset_id = 1
 [data.more]
 layout = "panther-unlabelled"
-labelled = false
 dataset_id = 2
 [stage.teacher]
 data = ["t1"]
 dataset_id = 3
 folds = 2
-trained_folds = 1
 [stage.teacher.plan]
 network = "ResidualEncoderUNet"
 spacing = [5.0, 6.0, 6.0]

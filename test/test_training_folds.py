@@ -25,12 +25,13 @@ from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from conftest import run_python
+from pantherseg.datasets.splits import SPLITS
 from pantherseg.errors import InputError, OutputError, RecipeError
 from pantherseg.inference.predictor import Logits
 from pantherseg.io import read_labels
 from pantherseg.model_sources.checkpoint import read_checkpoint
 from pantherseg.phantom import write_dataset
-from pantherseg.training.folders import SPLITS, TrainingFolders
+from pantherseg.training.folders import TrainingFolders
 from pantherseg.training.folds import train_fold
 from pantherseg.training.nnunet_trainers.pantherseg_trainer import LATEST, PantherTrainer, read_settings, reseed
 from pantherseg.training.planning import plan_and_preprocess
@@ -277,10 +278,10 @@ def test_a_killed_training_ends_in_the_weights_of_an_uninterrupted_one(
 
 
 def test_starts_from_the_weights_of_another_model(folders: TrainingFolders, uninterrupted: Uninterrupted) -> None:
-    start = uninterrupted.folders.model
+    start = uninterrupted.fold / FINAL
     trained = train_fold(folders, settings(epochs=1, iterations=1, learning_rate=1e-12), fold=1, start=start)
     record = json.loads((trained / "start.json").read_text())
-    assert record["checkpoint"] == str(uninterrupted.fold / FINAL), "the only fold of the start"
+    assert record["checkpoint"] == str(start)
     skipped = {one["name"]: one for one in record["skipped"]}
     assert all(".seg_layers." in name and one["shape"] == one["found"] for name, one in skipped.items())
     weights, others = (read_checkpoint(fold / FINAL).weights for fold in (trained, uninterrupted.fold))
@@ -411,7 +412,7 @@ def test_refuses_a_data_set_that_is_not_preprocessed(folders: TrainingFolders, t
     with pytest.raises(InputError, match="expected a preprocessed data set, found none, or an incomplete one"):
         train_fold(folders, settings(), fold=0)
     with pytest.raises(InputError, match=r"dataset.json: expected a raw nnU-Net data set, found no such folder"):
-        TrainingFolders(tmp_path / "Dataset001_missing", tmp_path)
+        train_fold(TrainingFolders(tmp_path / "Dataset001_missing", tmp_path), settings(), fold=0)
 
 
 def test_refuses_a_patch_that_the_network_cannot_halve(planned: TrainingFolders, tmp_path: Path) -> None:

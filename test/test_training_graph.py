@@ -20,7 +20,6 @@ layout = "panther"
 dataset_id = 1
 [data.more]
 layout = "panther-unlabelled"
-labelled = false
 dataset_id = 2
 [stage.teacher]
 data = ["t1"]
@@ -82,6 +81,7 @@ def test_every_step_comes_after_those_that_it_needs(graph: TrainingFile) -> None
         *("data.student", "plan.student", "fold.student.0", "fold.student.1"),
         *("validate.student.0", "validate.student.1", "bundle.student"),
     }
+    assert steps["plan.student"].needs == ("data.student", "plan.teacher")
     assert steps["fold.student.1"].needs == ("plan.student", "fold.teacher.1")
     assert steps["data.student"].needs == ("import.t1", "pseudo.round1")
     assert steps["pseudo.round1"].needs == ("import.more", "bundle.teacher")

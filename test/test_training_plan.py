@@ -154,8 +154,9 @@ def test_a_stage_chooses_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     called: list[tuple[Any, ...]] = []
 
     class Recorder:
-        def plan(self, folders: Any, settings: Any, *, start: Any) -> None:
-            called.append(("plan", folders.name, start))
+        def plan(self, folders: Any, settings: Any, *, kept: Any) -> dict[str, Any]:
+            called.append(("plan", folders.name, kept))
+            return {"spacing": [1.0, 1.0, 1.0]}
 
         def train(self, folders: Any, settings: Any, *, fold: int, start: Any, device: str) -> None:
             called.append(("train", settings.schedule.epochs, fold, device))

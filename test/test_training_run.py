@@ -54,14 +54,12 @@ class Site:
 
     def act(self, work: Workspace, step: Step, device: str) -> dict[str, Any]:
         self.ran.append(step.name)
-        if step.kind in ("import", "data", "pseudo"):
-            for name in ("dataset.json", "splits_final.json"):
-                (work.dataset(step.subject) / name).parent.mkdir(parents=True, exist_ok=True)
-                (work.dataset(step.subject) / name).touch()
-        for path in work.outputs(step):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch() if path.suffix else path.mkdir(parents=True, exist_ok=True)
+        if step.name != self.fails:
+            for path in work.results(step):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
         if step.kind == "fold":
+            work.outputs(step)[0].mkdir(parents=True, exist_ok=True)
             (work.outputs(step)[0] / "checkpoint_latest.pth").touch()
         if step.name == self.fails:
             raise OSError(28, "No space left on device", str(work.outputs(step)[0]))
@@ -79,8 +77,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     for name in ("t1", "more"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "image.mha").write_text(name)
+        for part, file in (("imagesTr", f"{name}_0000.mha"), ("labelsTr", f"{name}.mha")):
+            (tmp_path / name / part).mkdir(parents=True)
+            (tmp_path / name / part / file).write_text(name)
+    shutil.rmtree(tmp_path / "more" / "labelsTr")
     site = Site(tmp_path)
     for kind in tuple(ACTIONS):
         monkeypatch.setitem(ACTIONS, kind, site.act)
@@ -125,7 +125,7 @@ def test_other_data_run_again_but_not_another_folder_with_the_same_content(site:
     moved = site.folder / "moved"
     (site.folder / "t1").rename(moved)
     assert site.run(inputs=Inputs(data={"t1": moved})) == [], "the other folder need not be named again"
-    (moved / "image.mha").write_text("another image")
+    (moved / "imagesTr" / "t1_0000.mha").write_text("another image")
     found = site.prepare(inputs=Inputs(data={"t1": moved})).verdicts
     assert found["import.t1"].reason == "again: what it reads has changed"
     assert found["import.more"].status == "finished"
@@ -180,10 +180,11 @@ def test_a_result_that_was_removed_is_made_again_only_where_it_is_needed(site: S
     out = site.folder / "out"
     (out / "preprocessed/Dataset003_teacher/pantherseg.json").unlink()
     assert site.run() == [], "its folds are trained"
-    (out / "bundles/teacher").rmdir()
+    shutil.rmtree(out / "bundles/teacher")
     assert site.run() == [], "its pseudo-labels are made"
-    (out / "bundles/student").rmdir()
-    assert site.prepare().verdicts["bundle.student"].reason == f"again: {out / 'bundles/student'} is missing"
+    shutil.rmtree(out / "bundles/student")
+    missing = out / "bundles/student/manifest.json"
+    assert site.prepare().verdicts["bundle.student"].reason == f"again: {missing} is missing"
     assert site.run() == ["bundle.student"]
 
 
@@ -245,7 +246,7 @@ def test_refuses_data_that_cannot_be_trained_on(phantoms: Site, fault: str) -> N
         for path in t1.rglob("*.mha"):
             path.unlink()
     elif fault == "without labels":
-        site.text = site.text.replace('layout = "panther"', 'layout = "panther-unlabelled"')
+        site.text = site.text.replace('layout = "panther"', 'layout = "panther-unlabelled"\nlabelled = true')
         for path in (t1 / "labelsTr").iterdir():
             path.unlink()
     with pytest.raises(InputError, match=message):
@@ -279,17 +280,18 @@ def test_refuses_a_disk_that_is_too_small(phantoms: Site, monkeypatch: pytest.Mo
     site = phantoms
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(
-        OutputError, match=r"out: expected about .* GB for imported and preprocessed cases, found 0.0 GB"
+        OutputError, match=r"out: expected about .* GB for imported and preprocessed cases and for checkpoints, found 0"
     ):
         check_inputs(site.prepare())
 
 
 @pytest.mark.fault("training", "an option names a data set or stage that there is not", "an error that lists them")
 def test_refuses_an_option_for_a_name_that_there_is_not(site: Site) -> None:
+    graph, out = site.prepare().graph, site.folder / "out"
     with pytest.raises(RecipeError, match="--data: expected one of t1, more, found t2"):
-        check_names(site.prepare(inputs=Inputs(data={"t2": site.folder})))
+        check_names(graph, Inputs(data={"t2": site.folder}), out)
     with pytest.raises(RecipeError, match="--start: expected one of teacher, student, found t1"):
-        check_names(site.prepare(inputs=Inputs(starts={"t1": site.folder})))
+        check_names(graph, Inputs(starts={"t1": site.folder}), out)
 
 
 def test_several_devices_run_the_folds_of_a_stage_beside_each_other(

@@ -67,7 +67,7 @@ def _devices(context: click.Context, option: click.Parameter, value: str) -> tup
     metavar="KEY=VALUE",
     multiple=True,
     callback=_settings,
-    help="Submit the steps to Slurm with this setting.",
+    help="Submit the steps to Slurm with this setting of sbatch or submitit.",
 )
 def train(
     file: Path,
@@ -100,8 +100,8 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     graph = load_training_file(file)
     inputs = Inputs(data=data, starts=start, splits=splits, models=model)
-    training = prepare(file, Workspace(graph, output, inputs), stage=stage, fold=fold, step=step)
-    check_names(training)
+    check_names(graph, inputs, output)
+    training = prepare(file, Workspace(graph, output, inputs), stage=stage, fold=fold, step=step, remember=not dry_run)
     chosen = usable_devices(devices, dry_run=dry_run or bool(slurm))
     if step is None:  # a process that the command itself started has its plan printed already
         click.echo(plan_table(training, chosen, measure=not (dry_run or slurm)))

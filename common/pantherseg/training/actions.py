@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,20 +12,24 @@ from typing import Any
 from pantherseg.datasets.crops import crop_dataset, load_localizer
 from pantherseg.datasets.importing import REPORT, Source, import_data
 from pantherseg.datasets.raw import RawCase, RawDataset, is_raw_dataset, new_dataset
-from pantherseg.datasets.splits import split_dataset
+from pantherseg.datasets.splits import read_splits, split_dataset
 from pantherseg.errors import InputError
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io import read_labels, write_volume
+from pantherseg.model_sources.nnunet import CHECKPOINT
 from pantherseg.models.bundle import open_bundle
 from pantherseg.orientation import DEFAULT_ORIENTATION
 from pantherseg.paths import task_recipe
 from pantherseg.recipe import load_recipe
+from pantherseg.training.earlier import UNKNOWN, set_aside
+from pantherseg.training.leaks import check_number, check_starts, read_split_dataset
 from pantherseg.training.out_of_fold import OutOfFold, dice_by_label
 from pantherseg.training.provenance import write_bundle
+from pantherseg.training.start import start_checkpoint, start_configuration
 from pantherseg.training.state import State
-from pantherseg.training.steps import Step
-from pantherseg.training.trainers import TRAINERS
+from pantherseg.training.steps import Step, start_fold, steps_of
+from pantherseg.training.trainers import TRAINERS, Configuration
 from pantherseg.training.training_recipe import TrainingSettings
 from pantherseg.training.validation import validate_fold
 from pantherseg.training.workspace import Workspace
@@ -56,6 +62,9 @@ def import_step(work: Workspace, step: Step, device: str) -> Result:
 def data_step(work: Workspace, step: Step, device: str) -> Result:
     """Make the data set that a stage trains on, and split it."""
     name, stage = step.subject, work.graph.stage[step.subject]
+    given = work.given(f"splits/{name}")
+    if given is not None:
+        check_number(given, read_splits(given), stage.folds, name)
     sources = [Source("raw", work.dataset(data)) for data in stage.data]
     orientation = RawDataset.open(sources[0].folder).orientation or DEFAULT_ORIENTATION
     raw = work.uncropped(name).parent
@@ -68,22 +77,34 @@ def data_step(work: Workspace, step: Step, device: str) -> Result:
         source = RawDataset.open(work.uncropped(name))
         cropped = crop_dataset(source, work.raw, stage.dataset_id, name, localizer=localizer, settings=wanted)
         result["remarks"] = {case: known.remark for case, known in cropped.cases.items() if known.remark}
-    splits = split_dataset(RawDataset.open(work.dataset(name)), folds=stage.folds, given=work.inputs.splits.get(name))
+    splits = split_dataset(RawDataset.open(work.dataset(name)), folds=stage.folds, given=given)
+    _check_starts(work, name)
     return result | {"validation": [len(split["val"]) for split in splits]}
 
 
 def plan_step(work: Workspace, step: Step, device: str) -> Result:
     """Plan and preprocess."""
+    _check_starts(work, step.subject)  # again: now the data sets of all starts are there
     stage = work.graph.stage[step.subject]
-    TRAINERS[stage.trainer].plan(work.folders(step.subject), stage.plan, start=work.start(step.subject))
-    return {}
+    kept: Configuration | None = None
+    if stage.start_stage is not None:
+        record = State(work.output).finished(steps_of(work.graph).by_name[f"plan.{stage.start_stage}"])
+        kept = None if record is None else record.result["configuration"]
+    elif (weights := work.start(step.subject)) is not None:
+        kept = start_configuration(weights)
+    return {"configuration": TRAINERS[stage.trainer].plan(work.folders(step.subject), stage.plan, kept=kept)}
 
 
 def fold_step(work: Workspace, step: Step, device: str) -> Result:
     """Train a fold, or go on where its training was interrupted."""
     stage, fold = work.graph.stage[step.subject], step.fold or 0
     settings = TrainingSettings(schedule=stage.schedule, seed=stage.seed)
-    start = work.start(step.subject)
+    start: Path | None = None
+    if stage.start_stage is not None:
+        begins = start_fold(work.graph, stage, fold)
+        start = work.folders(stage.start_stage).fold(begins) / CHECKPOINT
+    elif (weights := work.start(step.subject)) is not None:
+        start = start_checkpoint(weights, fold)
     TRAINERS[stage.trainer].train(work.folders(step.subject), settings, fold=fold, start=start, device=device)
     return {}
 
@@ -99,17 +120,22 @@ def validate_step(work: Workspace, step: Step, device: str) -> Result:
 
 
 def bundle_step(work: Workspace, step: Step, device: str) -> Result:
-    """Pack the folds into a bundle that says where it comes from."""
+    """Pack the folds into a bundle that says where it comes from. Folds that the stage no longer has are set aside."""
+    folders, used = work.folders(step.subject), set(work.graph.stage[step.subject].used_folds)
+    for path in sorted(folders.model.glob("fold_*")):
+        number = path.name.removeprefix("fold_")
+        if number.isdigit() and int(number) not in used:
+            set_aside(work.output, path, f"fold.{step.subject}.{number}", UNKNOWN)
     return write_bundle(work, step, State(work.output))
 
 
 def pseudo_step(work: Workspace, step: Step, device: str) -> Result:
-    """Label a data set by the model of a stage. Masks that an interrupted step made are kept."""
+    """Label a data set by the model of a stage. Masks that this model made of these images before are kept."""
     settings = work.graph.pseudo[step.subject]
     bundle = open_bundle(work.bundle(settings.by))
     predictor = Predictor(bundle, choose_backend(device))
     source = RawDataset.open(work.dataset(settings.data))
-    folder, dropped = work.masks(step.subject), []
+    folder, dropped = _masks_folder(work, step), []
     with new_dataset(
         work.raw,
         settings.dataset_id,
@@ -129,6 +155,9 @@ def pseudo_step(work: Workspace, step: Step, device: str) -> Result:
         if not new.cases:
             found = f"nothing but background in {len(source.cases)} cases"
             raise InputError(source.folder, expected=f"cases that the model of '{settings.by}' can label", found=found)
+    for other in work.masks(step.subject).iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
     logger.info("%s: %d cases labelled, %d dropped", step.name, len(source.cases) - len(dropped), len(dropped))
     return {"cases": len(source.cases) - len(dropped), "dropped": dropped}
 
@@ -142,6 +171,18 @@ ACTIONS: dict[str, Action] = {
     "bundle": bundle_step,
     "pseudo": pseudo_step,
 }
+
+
+def _check_starts(work: Workspace, stage: str) -> None:
+    """Check that no fold is validated on patients on whom its start was trained. Raises InputError."""
+    check_starts(work.graph, stage, lambda other: read_split_dataset(work.dataset(other)))
+
+
+def _masks_folder(work: Workspace, step: Step) -> Path:
+    """Return the folder of the masks that one model makes of some images: its name follows from both."""
+    state, steps = State(work.output), steps_of(work.graph).by_name
+    made_of = [record.fingerprint for need in step.needs if (record := state.finished(steps[need])) is not None]
+    return work.masks(step.subject) / hashlib.sha256("".join(made_of).encode()).hexdigest()[:8]
 
 
 def _mask(predictor: Predictor, source: RawDataset, case: str, path: Path) -> Volume:

@@ -13,13 +13,14 @@ import msgspec
 import numpy as np
 import torch
 
+from pantherseg.datasets.splits import SPLITS
 from pantherseg.errors import ModelError
 from pantherseg.files import write_text
 from pantherseg.io import write_volume
 from pantherseg.labels import LABEL_MAPS
 from pantherseg.model_sources.nnunet import DATASET, PLANS, read_configuration, read_json
 from pantherseg.training.estimate import Cost, cost_of
-from pantherseg.training.folders import CONFIGURATION, SPLITS, TrainingFolders
+from pantherseg.training.folders import CONFIGURATION, TrainingFolders
 from pantherseg.training.graph import Assumed, Stage
 from pantherseg.training.planning import make_plans, with_sizes
 from pantherseg.training.start import start_configuration
@@ -47,6 +48,11 @@ class StageCosts:
         """
         labels = LABEL_MAPS[self._work.graph.stage[stage].labels]
         return _cost(json.dumps(self.plans(stage)), json.dumps(labels))
+
+    def network(self, stage: str) -> torch.nn.Module:
+        """Return the network of a stage, without values of its weights. Raises RecipeError."""
+        labels = LABEL_MAPS[self._work.graph.stage[stage].labels]
+        return _network(json.dumps(self.plans(stage)), json.dumps(labels))[0]
 
     def plans(self, stage: str) -> dict[str, Any]:
         """Return the plans of a stage: those that were made, or else those for assumed data. Raises RecipeError."""
@@ -100,6 +106,12 @@ def _pretended(root: Path, work: Workspace, stage: Stage) -> TrainingFolders:
 
 @cache
 def _cost(plans: str, labels: str) -> tuple[Cost, tuple[int, ...], int]:
+    network, patch, batch_size = _network(plans, labels)
+    return cost_of(network, patch, batch_size), patch, batch_size
+
+
+def _network(plans: str, labels: str) -> tuple[torch.nn.Module, tuple[int, ...], int]:
+    """Return the network of plans, without values of its weights, the patch and the batch size."""
     with tempfile.TemporaryDirectory(prefix="pantherseg-plan-") as folder:
         dataset = {"channel_names": {"0": "MR"}, "labels": json.loads(labels), "numTraining": 1, "file_ending": ".mha"}
         write_text(Path(folder) / PLANS, plans)
@@ -108,4 +120,4 @@ def _cost(plans: str, labels: str) -> tuple[Cost, tuple[int, ...], int]:
         batch_size = int(json.loads(plans)["configurations"][CONFIGURATION]["batch_size"])
         with torch.device("meta"):  # no weights are computed
             network = configuration.network()
-        return cost_of(network, configuration.patch, batch_size), configuration.patch, batch_size
+    return network, configuration.patch, batch_size

@@ -27,6 +27,8 @@ GB = 1e9
 LIBRARIES_BYTES = 1.5 * GB
 # Weights, gradients, and one (SGD) or two (AdamW) values that the optimizer keeps of each weight.
 COPIES = {"sgd": 3, "adamw": 4}
+# Each has the weights and what the optimizer keeps.
+CHECKPOINTS = 3
 # Operations per second in training: one core of a server's CPU, and a data centre's GPU (A100) with float16.
 TABLE = {"cpu": 1e10, "cuda": 4e13}
 # A validation batch has the forward pass alone, which is a third of the work.
@@ -46,6 +48,10 @@ class Cost:
         """Return the memory of a training in bytes."""
         activations = self.activations / 2 if device.startswith("cuda") else self.activations
         return activations + 4 * COPIES[schedule.optimizer] * self.weights + LIBRARIES_BYTES
+
+    def disk(self, schedule: ScheduleSettings) -> float:
+        """Return the size in bytes of what a fold leaves: the final and the best checkpoint, and one being written."""
+        return CHECKPOINTS * 4.0 * (COPIES[schedule.optimizer] - 1) * self.weights
 
     def seconds(self, schedule: ScheduleSettings, speed: float) -> float:
         """Return the time of a training. speed: operations per second."""

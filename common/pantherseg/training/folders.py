@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pantherseg.datasets.splits import SPLITS
 from pantherseg.errors import InputError
 from pantherseg.model_sources.nnunet import DATASET
 
@@ -15,7 +16,8 @@ CONFIGURATION = "3d_fullres"
 PLANS_NAME = "pantherseg"
 TRAINER = "PantherTrainer"
 TRAINERS_FOLDER = Path(__file__).parent / "nnunet_trainers"
-SPLITS = "splits_final.json"
+# What a fold's folder has of its validation cases: masks, and nnU-Net's summary of their metrics.
+VALIDATION, SUMMARY = "validation", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class TrainingFolders:
     dataset: Path
     root: Path
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise InputError unless there is a raw data set with splits."""
         for name in (DATASET, SPLITS):
             if not (self.dataset / name).is_file():
                 found = "no such file" if self.dataset.is_dir() else "no such folder"

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from pantherseg.model_sources.checkpoint import read_checkpoint, read_origin
 from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, read_json
 from pantherseg.training.folders import CONFIGURATION, TrainingFolders, environment
 from pantherseg.training.nnunet_trainers.pantherseg_trainer import LATEST, SETTINGS_KEY, PantherTrainer
-from pantherseg.training.start import load_start, start_checkpoint
-from pantherseg.training.training_recipe import TrainingSettings
+from pantherseg.training.start import load_start
+from pantherseg.training.training_recipe import UNIMPORTANT, TrainingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +44,14 @@ def train_fold(
     """Train one fold of a preprocessed data set, and return its folder with the final and the best checkpoint.
 
     A training that was interrupted goes on from its latest checkpoint, and a finished one is left as it is. start:
-    model folder to fine-tune, see `start_checkpoint`; what is not taken over from it is logged, and listed in
-    start.json. device: `cpu` or `cuda`; nnU-Net takes the first GPU that CUDA_VISIBLE_DEVICES leaves.
+    checkpoint of the model to fine-tune; what is not taken over from it is logged, and listed in start.json.
+    device: `cpu` or `cuda`; nnU-Net takes the first GPU that CUDA_VISIBLE_DEVICES leaves.
 
     Raises InputError unless the data set was preprocessed, ModelError if the start does not fit, and OutputError if the
     fold's folder holds a training with other plans or settings, or if a checkpoint cannot be written.
     """
     began = time.monotonic()
+    folders.check()
     if not folders.is_preprocessed:
         raise InputError(folders.preprocessed, expected="a preprocessed data set", found="none, or an incomplete one")
     keep_freed_memory()
@@ -73,7 +75,7 @@ def train_fold(
             trainer.load_checkpoint(str(latest))
             logger.info("fold %d: resumed after epoch %d of %d", fold, trainer.current_epoch, trainer.num_epochs)
         elif start is not None:
-            _start_from(trainer, start_checkpoint(start, fold), output)
+            _start_from(trainer, start, output)
         trainer.run_training()
     logger.info("fold %d trained in %.0f s", fold, time.monotonic() - began)
     return output
@@ -92,6 +94,7 @@ def _check_same_training(checkpoint: Path, plans: dict[str, Any]) -> None:
     """Raise OutputError unless a checkpoint was trained by these plans, and ModelError if it cannot be read."""
     read_checkpoint(checkpoint)  # nnU-Net would run any code that the file contains
     found, _ = read_origin(checkpoint)
+    plans, found = _without_unimportant(plans), _without_unimportant(found)
     differing = [key for key in plans.keys() | found.keys() if plans.get(key) != found.get(key)]
     if differing:
         raise OutputError(
@@ -100,6 +103,13 @@ def _check_same_training(checkpoint: Path, plans: dict[str, Any]) -> None:
             found=f"one that differs in {first_few(sorted(differing))}",
             hint="move it away",
         )
+
+
+def _without_unimportant(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plans without the settings that change no weight."""
+    settings = plans.get(SETTINGS_KEY, {})
+    schedule = {key: value for key, value in settings.get("schedule", {}).items() if key not in UNIMPORTANT}
+    return {**plans, SETTINGS_KEY: {**settings, "schedule": schedule}}
 
 
 def _start_from(trainer: PantherTrainer, checkpoint: Path, output: Path) -> None:

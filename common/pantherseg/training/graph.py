@@ -29,6 +29,8 @@ from pantherseg.training.training_recipe import Count, PlanSettings, ScheduleSet
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$")]
 DatasetId = Annotated[int, Meta(ge=1, le=999)]
 Kind = Literal["data", "stage", "pseudo"]
+# The layouts of images without labels.
+UNLABELLED = ("panther-unlabelled",)
 # What `start` begins with where it names published weights instead of a stage.
 WEIGHTS = "weights/"
 
@@ -49,13 +51,19 @@ class DataSource(Table, frozen=True):
     dataset_id: DatasetId
     """nnU-Net's number of the imported data set, 1 to 999."""
     labels: LabelMapName = "tumour+pancreas"
-    labelled: bool = True
+    labelled: bool | None = None
+    """Whether there are labels by experts; if omitted, what the layout says."""
     require_tumour: bool = False
     """Refuse cases without a tumour."""
     orientation: Orientation = DEFAULT_ORIENTATION
     """Volumes are turned to it, and the models that are trained on them know it."""
     assumed: Assumed | None = None
     """What `--dry-run` reckons with as long as the folder is not given."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels by experts."""
+        return self.layout not in UNLABELLED if self.labelled is None else self.labelled
 
 
 class Crop(Table, frozen=True):
@@ -128,7 +136,7 @@ class TrainingFile(Table, frozen=True):
 
     def is_labelled(self, data: str) -> bool:
         """Return whether a data set that a stage names has labels by experts."""
-        return data in self.data and self.data[data].labelled
+        return data in self.data and self.data[data].has_labels
 
 
 def load_training_file(path: Path) -> TrainingFile:
@@ -211,7 +219,7 @@ def _problems(graph: TrainingFile) -> Iterator[str]:
 def _unlike_labels(graph: TrainingFile, name: str, stage: Stage) -> Iterator[str]:
     for data in stage.data:
         if data in graph.data:
-            given, labelled = graph.data[data].labels, graph.data[data].labelled
+            given, labelled = graph.data[data].labels, graph.data[data].has_labels
         else:
             pseudo = graph.pseudo.get(data)
             given, labelled = (

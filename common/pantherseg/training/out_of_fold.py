@@ -15,11 +15,14 @@ from pantherseg.errors import InputError
 from pantherseg.evaluation.metrics import CaseMetrics, score_case, totals
 from pantherseg.fusion import MeanLogits
 from pantherseg.inference.predictor import Logits
+from pantherseg.io import case_name
 from pantherseg.io.probabilities import SUFFIX, write_probability
 from pantherseg.labels import LABEL_MAPS, TUMOUR, TUMOUR_NAME, LabelMapName, tumour_of
 from pantherseg.volume import Box, Grid, Volume, uncrop
 
 CONVENTIONS = ("official", "corrected")
+# What `crop_dataset` remarks about a case that it could not crop by the localizer alone.
+CROPPED_BY_REFERENCE = "cropped to the label map"
 
 
 class OutOfFold:
@@ -57,6 +60,14 @@ class OutOfFold:
             self.scores[case] = {name: asdict(getattr(scores, name)) for name in CONVENTIONS}
 
 
+def cropped_by_reference(dataset: RawDataset) -> dict[str, str]:
+    """Return the cases that are cropped around their label map because the localizer failed, with the remarks.
+
+    At inference nobody knows where the pancreas is, so their scores are higher than those of the whole method.
+    """
+    return {name: case.remark for name, case in dataset.cases.items() if CROPPED_BY_REFERENCE in case.remark}
+
+
 def total_metrics(scores: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Return the five metrics over cases, in both conventions; an empty dict without any case."""
     every = list(scores)
@@ -70,7 +81,7 @@ def dice_by_label(summary: Mapping[str, Any], labels: LabelMapName) -> dict[str,
     numbers = {number: name for name, number in LABEL_MAPS[labels].items() if number}
     found: dict[str, dict[str, float | None]] = {}
     for case in summary["metric_per_case"]:
-        name = Path(case["prediction_file"]).name.partition(".")[0]
+        name = case_name(Path(case["prediction_file"]))
         values = {numbers[int(label)]: float(metrics["Dice"]) for label, metrics in case["metrics"].items()}
         # nnU-Net's Dice of a label that neither mask has is not a number.
         found[name] = {label: round(value, 4) if np.isfinite(value) else None for label, value in values.items()}

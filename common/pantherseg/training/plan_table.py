@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pantherseg.evaluation.tables import aligned
@@ -26,12 +27,11 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
     reckoned = StageCosts(training.work, planned)
     costs = {stage: reckoned.of(stage) for stage in stages}
     rows: list[tuple[str, ...]] = [HEADING]
-    total = 0.0
+    hours_of: dict[str, list[float]] = {stage: [] for stage in stages}
     for name in training.chosen:
         step, verdict = training.steps.by_name[name], training.verdicts[name]
         status = f"{verdict.status} ({verdict.reason})" if verdict.reason else verdict.status
         cells: tuple[str, ...] = ("",) * 5
-        hours = 0.0
         if step.kind == "fold":
             cost, patch, batch_size = costs[step.subject]
             schedule = training.graph.stage[step.subject].schedule
@@ -39,12 +39,17 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
             memory = cost.memory(schedule, device) / GB
             sizes = "x".join(map(str, patch)), str(batch_size), str(schedule.epochs)
             cells = (*sizes, f"{memory:.1f}", f"{hours:.2f}")
+            if verdict.status != "finished":
+                hours_of[step.subject].append(hours)
         rows.append((name, status, *cells))
-        total += hours if verdict.status != "finished" else 0.0
+    total = sum(map(sum, hours_of.values()))
     lines = [aligned(rows)]
     if trains:
         source = "as just measured" if measure else "from a table"
-        beside = f", {total / len(devices):.2f} on {len(devices)} devices" if len(devices) > 1 else ""
+        rounds = sum(max(hours) * math.ceil(len(hours) / len(devices)) for hours in hours_of.values() if hours)
+        beside = (
+            f", {rounds:.2f} on {len(devices)}, where the folds of a stage run together" if len(devices) > 1 else ""
+        )
         kind = "GPU" if device.startswith("cuda") else "CPU"
         lines.append(
             f"Expected training: {total:.2f} hours on one {kind} at {speed / 1e9:.0f} billion operations per second "

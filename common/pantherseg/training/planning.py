@@ -21,10 +21,10 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 
+from pantherseg.datasets.splits import SPLITS
 from pantherseg.errors import RecipeError
 from pantherseg.files import write_text
-from pantherseg.training.folders import CONFIGURATION, PLANS_NAME, SPLITS, TrainingFolders
-from pantherseg.training.start import start_configuration
+from pantherseg.training.folders import CONFIGURATION, PLANS_NAME, TrainingFolders
 from pantherseg.training.training_recipe import PlanSettings
 
 PLANNERS: dict[str, type[ExperimentPlanner]] = {
@@ -36,17 +36,19 @@ PLANNERS: dict[str, type[ExperimentPlanner]] = {
 }
 
 
-def plan_and_preprocess(folders: TrainingFolders, settings: PlanSettings, *, start: Path | None = None) -> Path:
+def plan_and_preprocess(
+    folders: TrainingFolders, settings: PlanSettings, *, kept: dict[str, Any] | None = None
+) -> Path:
     """Extract nnU-Net's fingerprint, plan and preprocess, and return the plans file.
 
-    start: model folder to fine-tune, whose network, patch size and batch size are kept so that its weights fit, and its
-    spacing if the settings name none. What was planned before is replaced.
+    kept: configuration of the model to fine-tune, see `kept_configuration`, whose network, patch size and batch size
+    are kept so that its weights fit, and its spacing if the settings name none. What was planned before is replaced.
 
     Raises RecipeError unless there is either a network in the settings or a model to fine-tune, or if the patch size
-    does not suit the network; ModelError if the model cannot be used; InputError if the data set is incomplete.
+    does not suit the network; InputError if the data set is incomplete.
     """
-    check_plan(settings, start=start, name=folders.name)
-    kept = None if start is None else start_configuration(start)
+    folders.check()
+    check_plan(settings, kept=kept, name=folders.name)
     shutil.rmtree(folders.preprocessed, ignore_errors=True)  # nnU-Net would keep cases that are no longer there
     folders.preprocessed.mkdir(parents=True)
     number, processes = convert_dataset_name_to_id(folders.name), min(4, os.cpu_count() or 1)
@@ -90,10 +92,10 @@ def with_sizes(plans: dict[str, Any], settings: PlanSettings, name: str) -> dict
     return plans | {"configurations": {CONFIGURATION: changed}}
 
 
-def check_plan(settings: PlanSettings, *, start: Path | None, name: str) -> None:
+def check_plan(settings: PlanSettings, *, kept: dict[str, Any] | None, name: str) -> None:
     """Raise RecipeError, naming the training, unless a network or a model to fine-tune is given, and not both."""
-    if (settings.network is None) == (start is None):
-        found = "neither" if start is None else "both"
+    if (settings.network is None) == (kept is None):
+        found = "neither" if kept is None else "both"
         raise RecipeError(name, expected="either plan.network or a model to fine-tune", found=found)
 
 

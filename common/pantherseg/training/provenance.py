@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from pantherseg.models.bundle import sha256_of
 from pantherseg.models.find import open_model_folder
 from pantherseg.packing.pack import pack
 from pantherseg.paths import ROOT
-from pantherseg.training.out_of_fold import mean_dice, total_metrics
+from pantherseg.training.graph import TrainingFile
+from pantherseg.training.out_of_fold import cropped_by_reference, mean_dice, total_metrics
 from pantherseg.training.state import State
-from pantherseg.training.steps import Step, steps_of
+from pantherseg.training.steps import Step, starts_of, steps_of
 from pantherseg.training.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,6 @@ def write_bundle(work: Workspace, step: Step, state: State) -> dict[str, Any]:
     model = work.folders(name).model
     write_text(model / RECORD, json.dumps(record, indent=1) + "\n")
     folds = list(stage.used_folds)
-    shutil.rmtree(work.bundle(name), ignore_errors=True)
     work.bundle(name).parent.mkdir(parents=True, exist_ok=True)
     pack(open_model_folder(model, folds=folds, checkpoint=stage.checkpoint), work.bundle(name))
     _remove_other_probabilities(work.probabilities(name), set(record["dice"]["cases"]))
@@ -54,12 +54,13 @@ def training_record(work: Workspace, step: Step, state: State) -> dict[str, Any]
     name, stage = step.subject, work.graph.stage[step.subject]
     steps = steps_of(work.graph).by_name
     dataset = RawDataset.open(work.dataset(name))
-    validated = [state.finished(steps[need]) for need in step.needs]
+    validated = [state.finished(steps[f"validate.{name}.{fold}"]) for fold in stage.used_folds]
     results = [record.result for record in validated if record is not None]
     dice = {case: values for result in results for case, values in sorted(result["dice"].items())}
     scores = {case: values for result in results for case, values in sorted(result["scores"].items())}
     trained = [state.finished(steps[f"fold.{name}.{fold}"]) for fold in stage.used_folds]
     data = state.finished(steps[f"data.{name}"])
+    by_reference = {case: why for case, why in cropped_by_reference(dataset).items() if case in dice}
     return {
         "training": work.graph.name,
         "stage": name,
@@ -74,24 +75,65 @@ def training_record(work: Workspace, step: Step, state: State) -> dict[str, Any]
             "sha256": sha256_of(dataset.folder / SPLITS),
             "validation": [split["val"] for split in read_splits(dataset.folder / SPLITS)],
         },
+        "outside": _outside(work, name, state),
         "revision": revision(),
         "version": __version__,
         "seconds": round(sum(record.seconds for record in trained if record is not None)),
         "dice": {"mean": mean_dice(dice.values()), "cases": dice},
-        "metrics": {"totals": total_metrics(scores.values()), "cases": scores},
+        "metrics": {
+            "totals": total_metrics(scores.values()),
+            "totals_without_cropped_by_reference": total_metrics(
+                values for case, values in scores.items() if case not in by_reference
+            ),
+            "cases": scores,
+        },
+        "cropped_by_reference": by_reference,
+        "optimistic_because": optimistic_because(work.graph, name, by_reference),
         "unscored": {case: why for result in results for case, why in result["unscored"].items()},
         "not_for_clinical_use": True,
     }
 
 
-def revision() -> str:
-    """Return git's commit of this code, with -dirty where files differ from it; `unknown` outside a repository."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+def optimistic_because(graph: TrainingFile, name: str, by_reference: Collection[str]) -> list[str]:
+    """Return why the figures of a stage are higher than those on new cases; an empty list where nothing is known."""
+    reasons = []
+    chain = [name, *(start for start, _ in starts_of(graph, name, 0))]
+    for data in dict.fromkeys(data for stage in chain for data in graph.stage[stage].data if data in graph.pseudo):
+        by = graph.pseudo[data].by
+        reasons.append(
+            f"the labels of '{data}' were made by all folds of '{by}', each of which was trained on cases that other "
+            "folds are validated on"
+        )
+    if by_reference:
+        reasons.append(f"{len(by_reference)} cases were cropped around their reference, because the localizer failed")
+    return reasons
+
+
+def revision(root: Path = ROOT) -> str:
+    """Return git's commit of this code, with -dirty where files differ from it; `unknown` outside its repository.
+
+    root: the folder of the checkout. Where it only lies in another repository, that one's commit says nothing.
+    """
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return "unknown"
+        return _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "unknown"
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found.stdout.strip() or "unknown"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+
+def _outside(work: Workspace, name: str, state: State) -> dict[str, str]:
+    """Return the fingerprints of what a stage read from outside: start weights, given splits, the localizer."""
+    found: dict[str, str] = {}
+    for step in steps_of(work.graph).by_name.values():
+        if step.subject == name and (record := state.finished(step)) is not None:
+            found |= {what: value for what, value in record.outside.items() if value}
+    return found
 
 
 def _sources(work: Workspace, names: list[str], state: State) -> dict[str, str]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from pantherseg.errors import OutputError, PantherSegError, os_reason
+from pantherseg.errors import InputError, OutputError, PantherSegError, os_reason
+from pantherseg.files import written_beside
 from pantherseg.training.content import Contents
+from pantherseg.training.earlier import UNKNOWN, set_aside
+from pantherseg.training.processes import Processes, ended_together, environment_for
 from pantherseg.training.state import Record, State, Verdict
-from pantherseg.training.steps import Step, Steps, choose, steps_of
+from pantherseg.training.steps import RESUMABLE, Step, Steps, choose, steps_of
 from pantherseg.training.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 # Steps that run networks. Where GPUs are named by number, each runs in a process of its own that sees one GPU.
 ON_DEVICE = ("data", "fold", "validate", "pseudo")
-SHORT = 8
 
 
 @dataclass(frozen=True)
@@ -61,16 +59,23 @@ class Training:
 
 
 def prepare(
-    file: Path, work: Workspace, *, stage: str | None = None, fold: int | None = None, step: str | None = None
+    file: Path,
+    work: Workspace,
+    *,
+    stage: str | None = None,
+    fold: int | None = None,
+    step: str | None = None,
+    remember: bool = True,
 ) -> Training:
     """Return what a training will do. Nothing is run, and only hashes of the inputs are written.
 
-    stage, fold, step: as in `choose`. Raises RecipeError, and InputError for files that cannot be read.
+    stage, fold, step: as in `choose`; remember: False to write nothing at all. Raises RecipeError, and InputError for
+    data that are not there or cannot be read.
     """
     steps = steps_of(work.graph)
     chosen = choose(steps, stage=stage, fold=fold, step=step)
     state = State(work.output)
-    outside = _outside(work, steps, chosen, state)
+    outside = _outside(work, steps, chosen, state, remember=remember)
     fingerprints = steps.fingerprints(outside)
     verdicts = state.verdicts(steps, fingerprints, missing=work.missing)
     return Training(file, work, steps, chosen, outside, fingerprints, verdicts)
@@ -80,20 +85,37 @@ def run(training: Training, devices: Sequence[str]) -> None:
     """Run the chosen steps that are not finished.
 
     devices: `cpu`, `cuda`, or GPUs such as `cuda:0` and `cuda:1`; with more than one, the folds of a stage run beside
-    each other, each in a process of its own. Raises what the steps raise; finished steps stay finished.
+    each other, each in a process of its own. Raises what the steps raise; finished steps stay finished. On Ctrl-C and
+    SIGTERM, the processes are ended too, and KeyboardInterrupt is raised.
     """
-    waiting = training.unfinished
-    while waiting:
-        step = waiting[0]
-        together = [step]
-        if step.kind in ("fold", "validate") and len(devices) > 1:
-            together = [each for each in waiting if each.kind in ("fold", "validate") and each.subject == step.subject]
-            _run_folds(training, together, devices)
-        elif step.kind in ON_DEVICE and ":" in devices[0]:
-            _run_in_process(training, step.name, devices[0])
-        else:
-            run_step(training, step, "cuda" if devices[0].startswith("cuda") else "cpu")
-        waiting = [each for each in waiting if each not in together]
+    keep_splits(training)
+    with ended_together() as processes:
+        waiting = training.unfinished
+        while waiting:
+            together = [waiting[0]]
+            if waiting[0].kind in ("fold", "validate") and len(devices) > 1:
+                subject = waiting[0].subject
+                together = [one for one in waiting if one.kind in ("fold", "validate") and one.subject == subject]
+                _run_folds(training, together, devices, processes)
+            elif waiting[0].kind in ON_DEVICE and ":" in devices[0]:
+                _run_in_process(training, waiting[0].name, devices[0], processes)
+            else:
+                run_step(training, waiting[0], "cuda" if devices[0].startswith("cuda") else "cpu")
+            waiting = [one for one in waiting if one not in together]
+
+
+def keep_splits(training: Training) -> None:
+    """Copy the splits that were given to the output folder, where later runs find them. Raises OutputError."""
+    work = training.work
+    for stage, path in work.inputs.splits.items():
+        kept = work.kept_splits(stage)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(path, f"failed to read this file: {os_reason(error)}") from error
+        if not kept.is_file() or kept.read_bytes() != content:
+            with written_beside(kept) as beside:
+                beside.write_bytes(content)
 
 
 def run_step(training: Training, step: Step, device: str) -> None:
@@ -105,12 +127,10 @@ def run_step(training: Training, step: Step, device: str) -> None:
         finished, started = state.finished(step), state.started(step)
         if finished is not None and finished.fingerprint == fingerprint and training.work.missing(step) is None:
             return
-        if started is None or started.fingerprint != fingerprint:
-            _clear(training.work, step, started or finished)
-            state.start(step, fingerprint)
-        elif step.kind not in ("fold", "pseudo"):  # which go on where they were interrupted
-            _clear(training.work, step, started)
-        logger.info("%s: %s", step.name, "goes on" if started and started.fingerprint == fingerprint else "begins")
+        resumed = started is not None and started.fingerprint == fingerprint and not started.replaces
+        _make_room(training.work, step, state, fingerprint)
+        goes_on = resumed and step.kind in RESUMABLE
+        logger.info("%s: %s", step.name, "goes on" if goes_on else "begins")
         began = time.monotonic()
         try:
             result = ACTIONS[step.kind](training.work, step, device)
@@ -123,7 +143,7 @@ def run_step(training: Training, step: Step, device: str) -> None:
         logger.info("%s: finished in %.0f s", step.name, seconds)
 
 
-def _outside(work: Workspace, steps: Steps, chosen: Sequence[str], state: State) -> dict[str, str]:
+def _outside(work: Workspace, steps: Steps, chosen: Sequence[str], state: State, *, remember: bool) -> dict[str, str]:
     """Return the fingerprints of what comes from outside."""
     contents = Contents(state.folder)
     found: dict[str, str] = {}
@@ -131,39 +151,51 @@ def _outside(work: Workspace, steps: Steps, chosen: Sequence[str], state: State)
         step = steps.by_name[name]
         record = state.finished(step) or state.started(step)
         for what in step.outside:
-            path = work.given(what)
-            if path is not None and path.exists():
-                found[what] = contents.fingerprint(path)
+            if what in found:
+                continue
+            if (files := work.files_of(what)) is not None:
+                found[what] = contents.fingerprint(files, what)
+                if remember:
+                    contents.save()
             elif record is not None and record.outside.get(what):
                 found[what] = record.outside[what]
-    contents.save()
     return found
 
 
-def _clear(work: Workspace, step: Step, before: Record | None) -> None:
-    """Make room for what a step writes. Folds and bundles that took long are moved to earlier/, the rest is removed."""
-    for path in work.outputs(step):
-        if not path.exists():
-            continue
-        if step.kind in ("fold", "bundle"):
-            target = _new_name(work.output / "earlier", step.name, before)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
-            logger.info("%s: what was made with other settings or data is kept in %s", step.name, target)
-        elif path.is_dir():
+def _make_room(work: Workspace, step: Step, state: State, fingerprint: str) -> None:
+    """Note that a step begins, and make room for what it writes.
+
+    Folds and bundles of other settings or data, which took long, are moved to earlier/; the rest is removed. A process
+    that is killed in between leaves a record of what is still to be moved.
+    """
+    finished, started = state.finished(step), state.started(step)
+    if started is None or started.fingerprint != fingerprint:
+        before = (started and (started.replaces or started.fingerprint)) or (finished and finished.fingerprint)
+        started = state.start(step, fingerprint, replaces=before or UNKNOWN)
+    if started.replaces:
+        for path in filter(Path.exists, work.outputs(step)):
+            if step.kind in ("fold", "bundle"):
+                set_aside(work.output, path, step.name, started.replaces)
+            else:
+                _remove(path)
+        state.start(step, fingerprint)
+    elif step.kind not in RESUMABLE:
+        for path in filter(Path.exists, work.outputs(step)):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder. Raises OutputError."""
+    try:
+        if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+    except OSError as error:
+        raise OutputError(path, f"failed to remove this: {os_reason(error)}") from error
 
 
-def _new_name(folder: Path, step: str, before: Record | None) -> Path:
-    """Return a name that is free, with the beginning of the fingerprint that is known."""
-    name = f"{step}-{'unknown' if before is None else before.fingerprint[:SHORT]}"
-    numbered = (f"{name}.{number}" for number in itertools.count(2))
-    return next(folder / each for each in itertools.chain([name], numbered) if not (folder / each).exists())
-
-
-def _run_folds(training: Training, steps: Sequence[Step], devices: Sequence[str]) -> None:
+def _run_folds(training: Training, steps: Sequence[Step], devices: Sequence[str], processes: Processes) -> None:
     """Run folds beside each other, one on each device. The first error is raised after the other folds have ended."""
     free: SimpleQueue[str] = SimpleQueue()
     for device in devices:
@@ -172,31 +204,31 @@ def _run_folds(training: Training, steps: Sequence[Step], devices: Sequence[str]
     def run_fold(name: str) -> None:
         device = free.get()
         try:
-            _run_in_process(training, name, device)
+            _run_in_process(training, name, device, processes)
         finally:
             free.put(device)
 
     subject = steps[0].subject
     names = [f"validate.{subject}.{fold}" for fold in dict.fromkeys(step.fold for step in steps)]
     with ThreadPoolExecutor(len(devices)) as pool:
-        for done in [pool.submit(run_fold, name) for name in names]:
-            done.result()
+        folds = [pool.submit(run_fold, name) for name in names]
+        try:
+            wait(folds)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            processes.stop()
+            raise
+    for fold in folds:
+        fold.result()
 
 
-def _run_in_process(training: Training, name: str, device: str) -> None:
+def _run_in_process(training: Training, name: str, device: str, processes: Processes) -> None:
     """Run a step, and what it needs, by the same command in a process of its own that sees one device.
 
     Raises PantherSegError if it fails; its own error is on stderr.
     """
-    kind, _, number = device.partition(":")
-    environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": number} if number else {})
     logger.info("%s: in a process of its own on %s", name, device)
-    with subprocess.Popen(command(training, name, kind), env=environment) as process:
-        try:
-            code = process.wait()
-        except BaseException:
-            process.send_signal(signal.SIGTERM)
-            raise
+    code = processes.run(command(training, name, device.partition(":")[0]), environment_for(device))
     if code:
         raise PantherSegError(name, f"this step failed with exit code {code}; its error is above")
 

@@ -47,13 +47,18 @@ def start_checkpoint(folder: Path, fold: int) -> Path:
 
 
 def start_configuration(folder: Path) -> dict[str, Any]:
-    """Return the configuration of the plans that a model was trained with, with `architecture`, `spacing` and so on.
-
-    `spacing` is in the order of the volumes' axes (z, y, x), as nnU-Net's planners take it. Raises ModelError.
-    """
+    """Return the configuration of the plans that a model was trained with: see `kept_configuration`."""
     model = open_model_folder(folder)
     name = read_checkpoint(model.checkpoint_path(model.folds[0])).configuration
-    plans = read_json(folder / PLANS)
+    return kept_configuration(read_json(folder / PLANS), name, folder)
+
+
+def kept_configuration(plans: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]:
+    """Return a configuration of plans, with `architecture`, `patch_size`, `batch_size`, `spacing` and so on.
+
+    `spacing` is in the order of the volumes' axes (z, y, x), as nnU-Net's planners take it. where: what an error is
+    about. Raises ModelError.
+    """
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # about plans in nnU-Net's older format, which it understands
@@ -63,7 +68,7 @@ def start_configuration(folder: Path) -> dict[str, Any]:
         return configuration | {"architecture": configuration["architecture"]}
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         expected = f"{PLANS} with a valid configuration {name}"
-        raise ModelError(folder, expected=expected, found=repr(error)) from error
+        raise ModelError(where, expected=expected, found=repr(error)) from error
 
 
 def load_start(network: torch.nn.Module, checkpoint: Path, *, channels: int) -> list[Skipped]:
@@ -73,7 +78,22 @@ def load_start(network: torch.nn.Module, checkpoint: Path, *, channels: int) -> 
     another number of input channels. channels: of the network. Raises ModelError, naming the tensors and their shapes,
     if anything else differs, and if the checkpoint cannot be read.
     """
-    state, weights = network.state_dict(), read_checkpoint(checkpoint).weights
+    weights = read_checkpoint(checkpoint).weights
+    loaded, skipped = _matched(network, checkpoint, weights, channels)
+    network.load_state_dict(network.state_dict() | loaded)
+    return skipped
+
+
+def check_start(network: torch.nn.Module, checkpoint: Path, *, channels: int) -> None:
+    """Raise the ModelError of `load_start` if weights do not fit. network: its weights may be without values."""
+    _matched(network, checkpoint, read_checkpoint(checkpoint).weights, channels)
+
+
+def _matched(
+    network: torch.nn.Module, checkpoint: Path, weights: Mapping[str, torch.Tensor], channels: int
+) -> tuple[dict[str, torch.Tensor], list[Skipped]]:
+    """Return the weights that are taken over, and the tensors that are skipped. Raises ModelError."""
+    state = network.state_dict()
     loaded: dict[str, torch.Tensor] = {}
     skipped, wrong = [], []
     for name, value in state.items():
@@ -88,8 +108,7 @@ def load_start(network: torch.nn.Module, checkpoint: Path, *, channels: int) -> 
     unknown = [name for name in weights if name not in state and SEGMENTATION_HEAD not in name]
     if wrong or unknown:
         _refuse(checkpoint, wrong, {name: tuple(weights[name].shape) for name in unknown})
-    network.load_state_dict(state | loaded)
-    return skipped
+    return loaded, skipped
 
 
 def _is_stem_of_other_channels(shape: tuple[int, ...], found: tuple[int, ...] | None, channels: int) -> bool:

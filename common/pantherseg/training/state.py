@@ -10,7 +10,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import msgspec
 
 from pantherseg.errors import OutputError, os_reason
 from pantherseg.files import prepare_folder, remove_file, write_text
-from pantherseg.training.steps import Step, Steps
+from pantherseg.training.steps import RESUMABLE, Step, Steps
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ Status = Literal["finished", "resumed", "to run"]
 class Record(msgspec.Struct, frozen=True):
     """What is stored of a step.
 
-    outside: fingerprints of what it read from outside; result: figures and counts, for later steps and for provenance.
+    outside: fingerprints of what it read from outside; result: figures and counts, for later steps and for provenance;
+    replaces: of a step that was begun, the fingerprint of the files of an earlier run that are not moved away yet.
     """
 
     fingerprint: str
@@ -37,14 +38,16 @@ class Record(msgspec.Struct, frozen=True):
     outside: dict[str, str] = msgspec.field(default_factory=dict)
     seconds: float = 0.0
     result: dict[str, Any] = msgspec.field(default_factory=dict)
+    replaces: str = ""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What will be done with a step, and why."""
+    """What will be done with a step, and why. again: it runs although it was run before."""
 
     status: Status
-    reason: str
+    reason: str = ""
+    again: bool = False
 
 
 class State:
@@ -61,10 +64,15 @@ class State:
         """Return the record of a step that was begun and not finished."""
         return _read(self._path(step, ".started"))
 
-    def start(self, step: Step, fingerprint: str) -> None:
-        """Note that a step begins; what was finished for it with other settings is void. Raises OutputError."""
-        write_record(self._path(step, ".started"), Record(fingerprint, dict(step.settings)))
+    def start(self, step: Step, fingerprint: str, *, replaces: str = "") -> Record:
+        """Note that a step begins, and return the record; what was finished for it before is void.
+
+        replaces: the fingerprint of the files of an earlier run, which are to be moved away. Raises OutputError.
+        """
+        record = Record(fingerprint, dict(step.settings), replaces=replaces)
+        write_record(self._path(step, ".started"), record)
         remove_file(self._path(step))
+        return record
 
     def finish(self, step: Step, record: Record) -> None:
         """Note that a step is finished. Raises OutputError."""
@@ -73,22 +81,17 @@ class State:
 
     @contextmanager
     def locked(self, step: Step) -> Iterator[None]:
-        """Hold the lock of a step, so that of two processes one runs it and the other waits. Raises OutputError."""
+        """Hold the lock of a step, so that of two processes one runs it and the other waits, and those of its files.
+
+        Steps that read the same files run beside each other, a step that replaces them waits for these. Raises
+        OutputError if a lock cannot be had.
+        """
         prepare_folder(self.folder)
-        path = self._path(step).with_suffix(".lock")
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise OutputError(path, f"failed to lock this step: {os_reason(error)}") from error
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("%s: waiting for another process that runs it", step.name)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with ExitStack() as stack:
+            stack.enter_context(_lock(self.folder / f"{step.name}.lock", step.name, shared=False))
+            for subject, shared in step.locks.items():
+                stack.enter_context(_lock(self.folder / f"files.{subject}.lock", step.name, shared=shared))
             yield
-        finally:
-            os.close(file)
 
     def verdicts(
         self, steps: Steps, fingerprints: Mapping[str, str], *, missing: Callable[[Step], Path | None]
@@ -100,34 +103,54 @@ class State:
         """
         found: dict[str, Verdict] = {}
         for name, step in steps.by_name.items():
-            found[name] = self._verdict(step, fingerprints[name], [need for need in step.needs if again(found[need])])
+            found[name] = self._verdict(step, fingerprints[name], [need for need in step.needs if found[need].again])
         for name, step in reversed(list(steps.by_name.items())):
-            users = [other for other, each in steps.by_name.items() if name in each.needs]
-            wanted = not users or any(found[user].status != "finished" for user in users)
+            every = [other for other, each in steps.by_name.items() if name in each.needs]
+            users = [other for other in every if name not in steps.by_name[other].records]
+            wanted = not every or any(found[user].status != "finished" for user in users)
             if found[name].status == "finished" and wanted and (path := missing(step)) is not None:
-                found[name] = Verdict("to run", f"again: {path} is missing")
+                found[name] = Verdict("to run", f"again: {path} is missing", again=True)
         return found
 
     def _verdict(self, step: Step, fingerprint: str, again: list[str]) -> Verdict:
         finished, started = self.finished(step), self.started(step)
         if finished is not None and finished.fingerprint == fingerprint:
-            return Verdict("finished", "")
+            return Verdict("finished")
         if started is not None and started.fingerprint == fingerprint:
-            return Verdict("resumed", "it was begun")
+            if step.kind in RESUMABLE:
+                return Verdict("resumed", "it was begun")
+            return Verdict("to run", "it was interrupted and begins again")
         before = finished or started
         if before is None:
-            return Verdict("to run", "")
+            return Verdict("to run")
         if changed := _changes(before.settings, dict(step.settings)):
-            return Verdict("to run", f"again: {changed}")
-        return Verdict("to run", f"again: {again[0]} runs again" if again else "again: what it reads has changed")
+            return Verdict("to run", f"again: {changed}", again=True)
+        reason = f"{again[0]} runs again" if again else "what it reads has changed"
+        return Verdict("to run", f"again: {reason}", again=True)
 
     def _path(self, step: Step, mark: str = "") -> Path:
         return self.folder / f"{step.name}{mark}.json"
 
 
-def again(verdict: Verdict) -> bool:
-    """Return whether a step runs although it was run before."""
-    return verdict.reason.startswith("again")
+@contextmanager
+def _lock(path: Path, step: str, *, shared: bool) -> Iterator[None]:
+    """Hold a lock. It belongs to this process alone: worker processes that outlive a killed one do not keep it."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    file = None
+    try:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.lockf(file, kind | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                logger.info("%s: waiting for another process that uses %s", step, path.stem)
+                fcntl.lockf(file, kind)
+        except OSError as error:
+            raise OutputError(path, f"failed to lock this file: {os_reason(error)}") from error
+        yield
+    finally:
+        if file is not None:
+            os.close(file)
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -23,18 +23,24 @@ from typing import Any, Literal
 import msgspec
 
 from pantherseg.errors import RecipeError
-from pantherseg.training.graph import Stage, TrainingFile
+from pantherseg.paths import task_recipe
+from pantherseg.recipe import Localizer, load_recipe
+from pantherseg.training.graph import Crop, Stage, TrainingFile
+from pantherseg.training.training_recipe import UNIMPORTANT
 
 StepKind = Literal["import", "data", "plan", "fold", "validate", "bundle", "pseudo"]
-# The steps that run networks, and so need a device.
-DEVICE_KINDS: tuple[StepKind, ...] = ("fold", "validate", "pseudo")
+# The steps that go on where they were interrupted; the others begin again.
+RESUMABLE: tuple[StepKind, ...] = ("fold", "pseudo")
+# The steps that replace files which other steps of the same subject read.
+REPLACING: tuple[StepKind, ...] = ("import", "data", "plan", "pseudo")
 
 
 @dataclass(frozen=True)
 class Step:
     """One step. subject: the data set, stage or pseudo-labelled data set; needs: steps that must be finished first.
 
-    outside: what the step reads that no step makes, such as `data/t1` or `start/ct`.
+    outside: what the step reads that no step makes, such as `data/t1` or `start/ct`; records: those of `needs` of which
+    it reads the record alone, so that their files may be gone.
     """
 
     kind: StepKind
@@ -43,11 +49,18 @@ class Step:
     settings: Mapping[str, Any]
     fold: int | None = None
     outside: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The name in tables, options and file names, such as `fold.teacher.0`."""
         return f"{self.kind}.{self.subject}" + ("" if self.fold is None else f".{self.fold}")
+
+    @property
+    def locks(self) -> dict[str, bool]:
+        """The subjects whose files the step reads (True) or replaces (False), in the order in which they are locked."""
+        sources = [need.partition(".")[2] for need in self.needs if need.startswith(("import.", "pseudo."))]
+        return dict(sorted({**dict.fromkeys(sources, True), self.subject: self.kind not in REPLACING}.items()))
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ class Steps:
 
 
 def steps_of(graph: TrainingFile) -> Steps:
-    """Return the steps of a training file."""
+    """Return the steps of a training file: first those that only read data, which may turn out to be unusable."""
     steps: dict[str, Step] = {}
     for kind, name in graph.order():
         if kind == "data":
@@ -96,7 +109,8 @@ def steps_of(graph: TrainingFile) -> Steps:
             needs = f"import.{pseudo.data}", f"bundle.{pseudo.by}"
             added = [Step("pseudo", name, needs, _plain(pseudo))]
         steps |= {step.name: step for step in added}
-    return Steps(steps)
+    early = {name: step for name, step in steps.items() if _only_reads_data(step)}
+    return Steps(early | steps)
 
 
 def choose(steps: Steps, *, stage: str | None = None, fold: int | None = None, step: str | None = None) -> list[str]:
@@ -126,29 +140,66 @@ def start_step(graph: TrainingFile, stage: Stage, fold: int) -> str | None:
     """Return the step that trains what a fold starts from: the same fold, or the only one, if any."""
     if stage.start_stage is None:
         return None
-    folds = graph.stage[stage.start_stage].used_folds
-    return f"fold.{stage.start_stage}.{fold if len(folds) > 1 else folds[0]}"
+    return f"fold.{stage.start_stage}.{start_fold(graph, stage, fold)}"
+
+
+def start_fold(graph: TrainingFile, stage: Stage, fold: int) -> int:
+    """Return the fold from which a fold starts, of the stage from which its stage starts, if it starts from one."""
+    folds = graph.stage[stage.start_stage or ""].used_folds
+    return fold if len(folds) > 1 else folds[0]
+
+
+def starts_of(graph: TrainingFile, name: str, fold: int) -> list[tuple[str, int]]:
+    """Return the stages and folds from which a fold starts: its own start, the start of that, and so on."""
+    found = []
+    while (start := graph.stage[name].start_stage) is not None:
+        name, fold = start, start_fold(graph, graph.stage[name], fold)
+        found.append((name, fold))
+    return found
+
+
+def _only_reads_data(step: Step) -> bool:
+    return step.kind == "import" or (step.kind == "data" and all(need.startswith("import.") for need in step.needs))
 
 
 def _stage_steps(graph: TrainingFile, name: str, stage: Stage) -> list[Step]:
     data_needs = tuple(f"pseudo.{data}" if data in graph.pseudo else f"import.{data}" for data in stage.data)
-    outside = (f"splits/{name}", *(("localizer",) if stage.crop is not None else ()))
-    data = {"labels": stage.labels, "dataset_id": stage.dataset_id, "crop": _plain(stage.crop), "folds": stage.folds}
+    outside = (f"splits/{name}", *((f"localizer/{stage.crop.task}",) if stage.crop is not None else ()))
+    crop = None if stage.crop is None else {"task": stage.crop.task, "localizer": _plain(crop_settings(stage.crop))}
+    data = {"labels": stage.labels, "dataset_id": stage.dataset_id, "crop": crop, "folds": stage.folds}
     # Without a network of its own, a stage takes over the plan of the one that it starts from.
-    start_plan = () if stage.start_stage is None else (f"fold.{stage.start_stage}.0",)
+    start_plan = () if stage.start_stage is None else (f"plan.{stage.start_stage}",)
     weights = () if stage.start is None or stage.start_stage else (f"start/{name}",)
     steps = [
         Step("data", name, data_needs, data, outside=outside),
-        Step("plan", name, (f"data.{name}", *start_plan), {"plan": _plain(stage.plan)}, outside=weights),
+        Step(
+            "plan",
+            name,
+            (f"data.{name}", *start_plan),
+            {"plan": _plain(stage.plan)},
+            outside=weights,
+            records=start_plan,
+        ),
     ]
-    training = {"trainer": stage.trainer, "schedule": _plain(stage.schedule), "seed": stage.seed}
+    schedule = _plain(stage.schedule, but=UNIMPORTANT)
+    training = {"trainer": stage.trainer, "schedule": schedule, "seed": stage.seed}
     for fold in stage.used_folds:
         begins = start_step(graph, stage, fold)
         needs = (f"plan.{name}", *([begins] if begins else []))
         steps.append(Step("fold", name, needs, training, fold, weights))
         steps.append(Step("validate", name, (f"fold.{name}.{fold}",), {"checkpoint": stage.checkpoint}, fold))
     validated = tuple(f"validate.{name}.{fold}" for fold in stage.used_folds)
-    return [*steps, Step("bundle", name, validated, {"checkpoint": stage.checkpoint})]
+    trained = tuple(f"fold.{name}.{fold}" for fold in stage.used_folds)
+    needs = (*trained, *validated)
+    return [*steps, Step("bundle", name, needs, {"checkpoint": stage.checkpoint}, records=validated)]
+
+
+def crop_settings(crop: Crop) -> Localizer:
+    """Return the localizer of a task's recipe, by which cases are cropped. Raises RecipeError if it has none."""
+    recipe = load_recipe(task_recipe(crop.task))
+    if recipe.localizer is None:
+        raise RecipeError(task_recipe(crop.task), expected="a localizer to crop the cases by", found="none")
+    return recipe.localizer
 
 
 def _plain(table: Any, but: Iterable[str] = ()) -> Any:

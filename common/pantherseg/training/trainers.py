@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pantherseg.training.training_recipe import PlanSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from pantherseg.training.folders import TrainingFolders
 
+Configuration = dict[str, Any]
+
 
 class Trainer(Protocol):
-    """Plans and trains the folds of a stage in nnU-Net's folders. start: model folder to start from, or None."""
+    """Plans and trains the folds of a stage in nnU-Net's folders.
 
-    def plan(self, folders: TrainingFolders, settings: PlanSettings, *, start: Path | None) -> None:
-        """Write the plans and the preprocessed cases. Raises PantherSegError."""
+    kept: configuration of the plans of the model to start from, or None; start: its checkpoint, or None.
+    """
+
+    def plan(self, folders: TrainingFolders, settings: PlanSettings, *, kept: Configuration | None) -> Configuration:
+        """Write the plans and the preprocessed cases, and return the configuration. Raises PantherSegError."""
         ...
 
     def train(
@@ -33,11 +38,15 @@ class NnunetTrainer:
 
     # Each imports torch and nnU-Net, which takes seconds.
 
-    def plan(self, folders: TrainingFolders, settings: PlanSettings, *, start: Path | None) -> None:
+    def plan(self, folders: TrainingFolders, settings: PlanSettings, *, kept: Configuration | None) -> Configuration:
         """See `Trainer.plan`."""
+        from pantherseg.model_sources.nnunet import read_json
+        from pantherseg.training.folders import CONFIGURATION
         from pantherseg.training.planning import plan_and_preprocess
+        from pantherseg.training.start import kept_configuration
 
-        plan_and_preprocess(folders, settings, start=start)
+        plans = plan_and_preprocess(folders, settings, kept=kept)
+        return kept_configuration(read_json(plans), CONFIGURATION, plans)
 
     def train(
         self, folders: TrainingFolders, settings: TrainingSettings, *, fold: int, start: Path | None, device: str

@@ -79,6 +79,10 @@ class ScheduleSettings(Table, frozen=True):
         return self.learning_rate * factor
 
 
+# Settings of a schedule that change no weight.
+UNIMPORTANT = ("checkpoint_every",)
+
+
 class TrainingSettings(Table, frozen=True):
     """How the folds of one model are trained: what a plans file holds under the key `pantherseg`."""
 

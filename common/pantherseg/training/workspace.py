@@ -4,8 +4,8 @@ raw/ preprocessed/ results/     nnU-Net's three folders
 bundles/<stage>                 what the containers use
 probabilities/<stage>/<case>    the tumour's probability by the fold that was not trained on the case
 uncropped/                      the data sets of stages that train on crops, before they were cropped
-pseudo/<name>                   the masks of a data set that is labelled by a model
-state/                          what is finished
+pseudo/<name>/<key>             the masks of a data set that is labelled by a model
+state/                          what is finished, and the splits that were given
 earlier/                        folds and bundles that were trained with other settings or data
 """
 
@@ -15,14 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pantherseg.datasets.raw import dataset_folder
+from pantherseg.datasets.raw import IMAGES, dataset_folder
+from pantherseg.datasets.splits import SPLITS
 from pantherseg.errors import ModelError
-from pantherseg.model_sources.nnunet import PLANS
+from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.bundle import is_bundle
 from pantherseg.models.find import find_localizer
+from pantherseg.models.manifest import MANIFEST
 from pantherseg.paths import own_weights, task_recipe
 from pantherseg.recipe import load_recipe
-from pantherseg.training.folders import TrainingFolders
+from pantherseg.training.content import files_below, files_of_data
+from pantherseg.training.folders import SUMMARY, VALIDATION, TrainingFolders
 from pantherseg.training.graph import WEIGHTS, DataSource, PseudoLabels, Stage, TrainingFile
 from pantherseg.training.steps import Step
 
@@ -65,7 +68,7 @@ class Workspace:
         return dataset_folder(self.output / "uncropped", self._number(stage), stage)
 
     def folders(self, stage: str) -> TrainingFolders:
-        """Return nnU-Net's folders of a stage. Raises InputError before its data set exists."""
+        """Return nnU-Net's folders of a stage."""
         return TrainingFolders(self.dataset(stage), self.output)
 
     def bundle(self, stage: str) -> Path:
@@ -77,8 +80,12 @@ class Workspace:
         return self.output / "probabilities" / stage
 
     def masks(self, pseudo: str) -> Path:
-        """Return the folder of the masks of a data set that is labelled by a model."""
+        """Return the folder of the masks of a data set that is labelled by a model, with one folder for each model."""
         return self.output / "pseudo" / pseudo
+
+    def kept_splits(self, stage: str) -> Path:
+        """Return the copy of the splits that were given for a stage, in this run or an earlier one."""
+        return self.output / "state" / "splits" / f"{stage}.json"
 
     @property
     def models(self) -> Path:
@@ -89,12 +96,13 @@ class Workspace:
         return self.inputs.models
 
     def start(self, stage: str) -> Path | None:
-        """Return the model folder from which a stage starts, None without one. Raises ModelError if it is missing."""
+        """Return the folder of the published weights from which a stage starts, None if it starts from no such weights.
+
+        Raises ModelError if it is missing.
+        """
         settings = self.graph.stage[stage]
-        if settings.start is None:
+        if settings.start is None or settings.start_stage is not None:
             return None
-        if settings.start_stage is not None:
-            return self.folders(settings.start_stage).model
         hint = f"name a model folder with --start {stage}=DIR"
         if stage not in self.inputs.starts:
             hint += f", or run `pantherseg weights fetch {settings.start.removeprefix(WEIGHTS)}`"
@@ -103,41 +111,66 @@ class Workspace:
     def given(self, what: str) -> Path | None:
         """Return the file or folder for something that a step reads from outside, None if it was not given.
 
-        what: `data/<data>`, `start/<stage>`, `splits/<stage>` or `localizer`.
+        what: `data/<data>`, `start/<stage>`, `splits/<stage>` or `localizer/<task>`.
         """
         kind, _, name = what.partition("/")
         if kind == "start":
-            return self.inputs.starts.get(name) or own_weights() / (self.graph.stage[name].start or "").removeprefix(
-                WEIGHTS
-            )
+            published = (self.graph.stage[name].start or "").removeprefix(WEIGHTS)
+            return self.inputs.starts.get(name) or own_weights() / published
         if kind == "localizer":
-            return self._localizer()
-        return (self.inputs.data if kind == "data" else self.inputs.splits).get(name)
+            return self._localizer(int(name))
+        if kind == "splits":
+            kept = self.kept_splits(name)
+            return self.inputs.splits.get(name) or (kept if kept.is_file() else None)
+        return self.inputs.data.get(name)
+
+    def files_of(self, what: str) -> dict[str, Path] | None:
+        """Return the files of something that a step reads from outside, None if it is not there.
+
+        Raises InputError for a data set without cases.
+        """
+        path = self.given(what)
+        if path is None or not path.exists():
+            return None
+        kind, _, name = what.partition("/")
+        return files_of_data(self.graph.data[name].layout, path) if kind == "data" else files_below(path)
 
     def missing(self, step: Step) -> Path | None:
         """Return a result of a step that does not exist, None if all exist."""
-        expected = self.outputs(step)
-        return self.output if not expected else next((path for path in expected if not path.exists()), None)
+        return next((path for path in self.results(step) if not path.exists()), None)
 
     def outputs(self, step: Step) -> list[Path]:
-        """Return the files and folders that a step makes, the most important one first."""
+        """Return the files and folders that a step replaces."""
         name = step.subject
-        if step.kind in ("import", "data"):
+        if step.kind in ("import", "data", "pseudo"):
             return [self.dataset(name), *([self.uncropped(name)] if name in self.graph.stage else [])]
-        if step.kind == "pseudo":
-            return [self.dataset(name), self.masks(name)]
         if step.kind == "bundle":
             return [self.bundle(name)]
-        if not self.dataset(name).is_dir():
-            return []
         folders = self.folders(name)
         fold = folders.fold(step.fold or 0)
-        return {"plan": [folders.plans], "fold": [fold], "validate": [fold / "validation"]}[step.kind]
+        return {"plan": [folders.plans], "fold": [fold], "validate": [fold / VALIDATION]}[step.kind]
 
-    def _localizer(self) -> Path | None:
-        """Return the localizer of the first stage with crops, None without one or without a folder of models."""
-        crops = [stage.crop for stage in self.graph.stage.values() if stage.crop is not None]
-        settings = load_recipe(task_recipe(crops[0].task)).localizer if crops else None
+    def results(self, step: Step) -> list[Path]:
+        """Return the files by which a step is known to be complete."""
+        name = step.subject
+        if step.kind in ("import", "data", "pseudo"):
+            dataset = self.dataset(name)
+            links = (dataset / IMAGES).iterdir() if (dataset / IMAGES).is_dir() else ()
+            return [dataset / DATASET, *([dataset / SPLITS] if step.kind == "data" else []), *sorted(links)]
+        if step.kind == "bundle":
+            return [self.bundle(name) / MANIFEST]
+        folders = self.folders(name)
+        fold, checkpoint = folders.fold(step.fold or 0), self.graph.stage[name].checkpoint
+        files = {
+            "plan": [folders.plans, folders.preprocessed / SPLITS],
+            "fold": [fold / CHECKPOINT, fold / checkpoint],
+            "validate": [fold / VALIDATION / SUMMARY],
+        }
+        return files[step.kind]
+
+    def _localizer(self, task: int) -> Path | None:
+        """Return the localizer of a task's recipe, None without one in the folder of models or without this folder."""
+        settings = load_recipe(task_recipe(task)).localizer
         if settings is None or self.inputs.models is None or not self.inputs.models.is_dir():
             return None
         model = find_localizer(self.inputs.models, settings)

@@ -1,0 +1,94 @@
+"""Steps that run in processes of their own, which are ended together with this one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from types import FrameType
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+# How long a process has to end by itself before it is killed.
+SECONDS_TO_END = 20.0
+
+
+class Processes:
+    """Processes that are running. Threads may start them at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Run a command to its end, and return its exit code. Raises CancelledError after `stop`."""
+        with self._lock:
+            if self._stopped:
+                raise CancelledError
+            process = subprocess.Popen(command, env=dict(environment))
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            if process.poll() is not None:
+                with self._lock:
+                    self._running.discard(process)
+
+    def stop(self) -> None:
+        """End every process that is running, and let no other start."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for process in running:
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def ended_together() -> Iterator[Processes]:
+    """Yield processes that are ended when the block is left by an error, by Ctrl-C or by SIGTERM."""
+    processes = Processes()
+    with termination_as_interrupt():
+        try:
+            yield processes
+        except BaseException:
+            processes.stop()
+            raise
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, so that what runs is ended in order."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def environment_for(device: str) -> dict[str, str]:
+    """Return the environment of a process that sees one device: `cpu`, `cuda`, or a GPU by its number: `cuda:1`.
+
+    Numbers count the GPUs that this process sees.
+    """
+    _, _, number = device.partition(":")
+    if not number:
+        return dict(os.environ)
+    present = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    return dict(os.environ) | {VISIBLE: present[int(number)] if present else number}
