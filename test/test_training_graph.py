@@ -52,8 +52,12 @@ def graph(tmp_path: Path) -> TrainingFile:
     return load(tmp_path)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("Task*/training/*.toml")), ids=lambda path: path.stem)
+FILES = sorted(ROOT.glob("Task*/training/*.toml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parts[-3]} {path.stem}")
 def test_training_files_of_both_tasks_load(path: Path) -> None:
+    assert len(FILES) == 11
     graph = load_training_file(path)
     role = {"localizer_demo": "localizer"}.get(path.stem, path.parts[-3].lower())
     assert list(graph.stage)[-1] == role, "the last stage is the model that the task's recipe uses"
@@ -70,6 +74,7 @@ def test_the_published_schedules_are_in_the_files() -> None:
         (1600, 3e-3),
         (500, 1e-3),
     ]
+    assert [stage.crop for stage in a.values()] == [None] * 3, "system A looks at whole volumes"
     assert (c["task2"].folds, c["task2"].labels, c["teacher"].plan.network) == (3, "tumour", "ResEncM")
 
 
@@ -131,6 +136,41 @@ def test_a_change_concerns_only_what_depends_on_it(graph: TrainingFile) -> None:
         *("validate.student.0", "validate.student.1", "bundle.student"),
     }
     assert len(changed(graph, steps, {"data/t1": "other"})) == len(steps.by_name) - 1, "all but import.more"
+
+
+def test_a_stage_that_starts_from_another_is_planned_again_only_with_its_plan(graph: TrainingFile) -> None:
+    stage = graph.stage["teacher"]
+    longer = msgspec.structs.replace(stage, schedule=msgspec.structs.replace(stage.schedule, epochs=9))
+    different = changed(msgspec.structs.replace(graph, stage=graph.stage | {"teacher": longer}), steps_of(graph))
+    assert {"fold.teacher.0", "fold.student.0"} <= different
+    assert "plan.teacher" not in different
+    steps = steps_of(graph)
+    assert steps.by_name["plan.student"].records == ("plan.teacher",)
+
+
+def test_data_are_read_before_any_network_is_trained(graph: TrainingFile) -> None:
+    names = list(steps_of(graph).by_name)
+    assert names[:4] == ["import.t1", "import.more", "data.teacher", "plan.teacher"]
+    assert names.index("data.student") > names.index("pseudo.round1")
+
+
+def test_crops_depend_on_the_localizer_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = NOISY_STUDENT.replace('start = "teacher"', 'start = "teacher"\ncrop = { task = 2 }')
+    graph = load(tmp_path, text)
+    steps = steps_of(graph)
+    assert steps.by_name["data.student"].settings["crop"]["localizer"]["margin_mm"] == 30
+    assert steps.by_name["data.student"].outside == ("splits/student", "localizer/2")
+    recipe = (ROOT / "Task2" / "recipe.toml").read_text().replace("margin_mm = 30.0", "margin_mm = 20.0")
+    (tmp_path / "recipe.toml").write_text(recipe)
+    monkeypatch.setattr("pantherseg.training.steps.task_recipe", lambda task: tmp_path / "recipe.toml")
+    assert "data.student" in changed(graph, steps)
+
+
+@pytest.mark.fault("training", "a stage crops by a recipe without a localizer", "an error that names the recipe")
+def test_refuses_to_crop_by_a_recipe_without_a_localizer(tmp_path: Path) -> None:
+    text = NOISY_STUDENT.replace('start = "teacher"', 'start = "teacher"\ncrop = { task = 1 }')
+    with pytest.raises(RecipeError, match=r"recipe.toml: expected a localizer to crop the cases by, found none"):
+        steps_of(load(tmp_path, text))
 
 
 def test_what_is_only_assumed_changes_no_step(graph: TrainingFile) -> None:

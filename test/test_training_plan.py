@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +18,16 @@ from torch import nn
 
 from pantherseg.cli.train import train
 from pantherseg.datasets.layouts import LAYOUTS
-from pantherseg.errors import PantherSegError
+from pantherseg.errors import OutputError, PantherSegError
 from pantherseg.labels import LABEL_MAPS
 from pantherseg.model_sources.nnunet import read_configuration
 from pantherseg.paths import ROOT
 from pantherseg.training.actions import ACTIONS
 from pantherseg.training.assumed import StageCosts
 from pantherseg.training.cluster import submit
-from pantherseg.training.estimate import cost_of, measured_speed, speed_in_table
+from pantherseg.training.estimate import Cost, cost_of, measured_speed, speed_in_table
 from pantherseg.training.graph import load_training_file
+from pantherseg.training.plan_table import plan_table
 from pantherseg.training.run import Training, prepare
 from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.training_recipe import ScheduleSettings
@@ -34,6 +37,10 @@ from test_training_graph import NOISY_STUDENT
 
 def planned(folder: Path, text: str = NOISY_STUDENT) -> Training:
     (folder / "training.toml").write_text(text)
+    for name in ("t1_0000.mha", "t1.mha"):
+        path = folder / "t1" / ("imagesTr" if "_" in name else "labelsTr") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     graph = load_training_file(folder / "training.toml")
     return prepare(folder / "training.toml", Workspace(graph, folder / "out", Inputs(data={"t1": folder / "t1"})))
 
@@ -85,7 +92,7 @@ def test_a_dry_run_of_a_published_system_prints_memory_and_hours_without_data(
         assert 6 < float(memory) < 30, "nnU-Net plans its sizes M and L for 8 to 24 GB"
         assert 5 < float(hours) < 100
     assert "(from a table)" in result.output
-    assert not list(tmp_path.glob("raw")), "a dry run makes nothing"
+    assert not list(tmp_path.iterdir()), "a dry run makes nothing"
 
 
 @pytest.mark.parametrize(
@@ -134,13 +141,68 @@ def test_submits_every_step_after_the_jobs_that_it_needs(tmp_path: Path, monkeyp
     assert settings["slurm_gpus_per_node"] == 1
     assert settings["slurm_partition"] == "long"
     after = f"afterok:{jobs['plan.student']}:{jobs['fold.teacher.0']}"
-    assert settings["slurm_additional_parameters"] == {"dependency": after}
+    assert settings["slurm_additional_parameters"] == {"dependency": after, "kill-on-invalid-dep": "yes"}
     assert command[-4:] == ["--step", "fold.student.0", "--devices", "cuda"]
     assert f"t1={tmp_path / 't1'}" in command
     settings, command = by_name["plan.teacher"]
     assert "slurm_gpus_per_node" not in settings
     assert command[-1] == "cpu"
     assert "slurm_additional_parameters" not in by_name["import.t1"][0]
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
+    """A training whose steps are submitted to a cluster that is not there, and stay in its queue."""
+    Executor.submitted = []
+    module = SimpleNamespace(AutoExecutor=Executor, helpers=SimpleNamespace(CommandFunction=list))
+    monkeypatch.setitem(sys.modules, "submitit", module)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    (tmp_path / "bin").mkdir()
+    training = planned(tmp_path)
+    jobs = submit(training, {"mail-user": "me", "dependency": "singleton", "gpus": "1", "mem_gb": "8"})
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.write_text(f"#!/bin/sh\necho {' '.join(jobs.values())}\n")
+    squeue.chmod(0o755)
+    return training
+
+
+def test_settings_that_submitit_does_not_know_go_to_sbatch(submitted: Training) -> None:
+    by_name = {settings["name"]: settings for settings, _ in Executor.submitted}
+    more = by_name["fold.teacher.0"]["slurm_additional_parameters"]
+    after = more.pop("dependency")
+    assert after.startswith("singleton,afterok:")
+    assert more == {"mail-user": "me", "gpus": 1, "kill-on-invalid-dep": "yes"}
+    assert by_name["import.t1"]["slurm_additional_parameters"] == {"mail-user": "me", "dependency": "singleton"}
+    assert by_name["import.t1"]["slurm_mem_gb"] == 8
+
+
+def test_steps_whose_jobs_are_there_are_not_submitted_again(submitted: Training, tmp_path: Path) -> None:
+    before = len(Executor.submitted)
+    jobs = submit(submitted, {})
+    assert len(Executor.submitted) == before
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\n")
+    again = submit(submitted, {})
+    assert len(Executor.submitted) == 2 * before
+    assert set(jobs.values()).isdisjoint(again.values())
+
+
+@pytest.mark.fault("training", "jobs for other settings are still in the queue", "an error that says how to end them")
+def test_refuses_to_submit_beside_jobs_with_other_settings(submitted: Training, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"job \d+ still runs .* with other settings or data; end it with `scancel"):
+        submit(planned(tmp_path, NOISY_STUDENT.replace("epochs = 3", "epochs = 4")), {})
+
+
+def test_several_devices_share_the_folds_of_one_stage_alone(tmp_path: Path) -> None:
+    text = plan_table(planned(tmp_path), ("cuda:0", "cuda:1", "cuda:2"), measure=False)
+    rows = {line.split()[0]: float(line.split()[-1]) for line in text.splitlines() if line.startswith("fold")}
+    total, beside = map(float, re.findall(r"([\d.]+) (?:hours on one GPU|on 3,)", text))
+    assert total == pytest.approx(sum(rows.values()), abs=0.03)
+    assert beside == pytest.approx(rows["fold.teacher.0"] + rows["fold.student.0"], abs=0.02)
+
+
+def test_checkpoints_need_room_on_the_disk() -> None:
+    cost = Cost(activations=0, weights=1000, operations=0)
+    assert cost.disk(ScheduleSettings()) == 3 * 4 * 2 * 1000, "three files with the weights and the momentum"
 
 
 @pytest.mark.fault("training", "submitit is not installed", "an error that says how to install it")
@@ -174,12 +236,19 @@ def test_a_stage_chooses_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_layout_of_the_files_exists() -> None:
-    for path in ROOT.glob("Task*/training/*.toml"):
+    files = list(ROOT.glob("Task*/training/*.toml"))
+    assert len(files) == 11
+    for path in files:
         assert {source.layout for source in load_training_file(path).data.values()} <= LAYOUTS.keys()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("task", "system", "stage"), [(1, "system_a", "ct"), (2, "system_c", "task2")])
+@pytest.mark.parametrize(
+    ("task", "system", "stage"),
+    [
+        pytest.param(1, "system_a", "ct", marks=pytest.mark.full, id="ResEncL"),
+        pytest.param(2, "system_c", "task2", marks=pytest.mark.slow, id="ResEncM"),
+    ],
+)
 def test_one_optimisation_step_of_a_published_network_runs_with_the_smallest_patch(
     tmp_path: Path, task: int, system: str, stage: str
 ) -> None:

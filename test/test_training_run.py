@@ -15,14 +15,19 @@ from typing import Any
 
 import pytest
 
+from conftest import ChangedModel
 from pantherseg.errors import InputError, ModelError, OutputError, PantherSegError, RecipeError
+from pantherseg.model_sources.checkpoint import read_checkpoint
+from pantherseg.models.find import ModelFolder
 from pantherseg.phantom import write_dataset
-from pantherseg.training.actions import ACTIONS
+from pantherseg.training.actions import ACTIONS, bundle_step, fold_step
 from pantherseg.training.check import check_inputs, check_names
+from pantherseg.training.content import files_of_data
 from pantherseg.training.graph import load_training_file
 from pantherseg.training.run import Training, prepare, run
 from pantherseg.training.state import State
 from pantherseg.training.steps import Step
+from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.workspace import Inputs, Workspace
 from test_training_graph import NOISY_STUDENT
 
@@ -188,6 +193,132 @@ def test_a_result_that_was_removed_is_made_again_only_where_it_is_needed(site: S
     assert site.run() == ["bundle.student"]
 
 
+@pytest.mark.fault("training", "the process is killed while an earlier fold is moved away", "the fold is not lost")
+def test_a_fold_is_kept_if_the_process_ends_before_it_is_moved(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.run(stage="teacher")
+    before = site.prepare().fingerprints["fold.teacher.0"]
+    site.text = site.text.replace("epochs = 3", "epochs = 4")
+    with monkeypatch.context() as patched:
+        patched.setattr("pantherseg.training.run.set_aside", killed)
+        with pytest.raises(KeyboardInterrupt):
+            site.run(stage="teacher")
+    assert "fold.teacher.0" in site.run(stage="teacher")
+    assert (site.folder / "out" / "earlier" / f"fold.teacher.0-{before[:8]}").is_dir()
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_says_that_a_step_goes_on_only_where_it_does(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    longer = site.text.replace("epochs = 3", "epochs = 4")
+    for name, status, said in (("plan.teacher", "to run", "begins"), ("fold.teacher.0", "resumed", "goes on")):
+        site.fails, site.text = name, site.text if said == "begins" else longer
+        with pytest.raises(OutputError):
+            site.run(stage="teacher")
+        site.fails = ""
+        verdict = site.prepare().verdicts[name]
+        assert (verdict.status, verdict.again) == (status, False)
+        caplog.clear()
+        site.run(stage="teacher")
+        assert f"{name}: {said}" in caplog.messages
+
+
+@pytest.mark.fault("training", "the final checkpoint of a finished fold was removed", "the fold is trained again")
+def test_a_fold_without_its_checkpoint_is_trained_again_where_it_is_needed(site: Site) -> None:
+    site.run(stage="teacher")
+    for path in (site.folder / "out/results").rglob("fold_0/checkpoint_final.pth"):
+        path.unlink()
+    assert site.prepare().verdicts["fold.student.0"].status == "to run"
+    assert "fold.teacher.0" in site.run(), "the student starts from it"
+
+
+def test_checkpoints_at_other_epochs_train_nothing_again(site: Site) -> None:
+    site.run()
+    site.text = site.text.replace("epochs = 3", "epochs = 3, checkpoint_every = 2")
+    assert site.run() == []
+
+
+def test_other_files_in_the_folder_of_a_data_set_change_nothing(site: Site) -> None:
+    site.run()
+    (site.folder / "t1" / "README.md").write_text("about the data")
+    (site.folder / "t1" / "imagesTr" / "notes.txt").write_text("more")
+    assert site.run() == []
+    (site.folder / "t1" / "labelsTr" / "t1.mha").write_text("another label map")
+    assert "import.t1" in site.run()
+
+
+def test_the_voxels_of_a_header_count_too(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    for name in ("a_0000.mhd", "a_0000.raw", "b.raw"):
+        (tmp_path / "imagesTr" / name).write_text(name)
+    found = files_of_data("panther-unlabelled", tmp_path)
+    assert sorted(found) == ["imagesTr/a_0000.mhd", "imagesTr/a_0000.raw"]
+
+
+@pytest.mark.fault("training", "the output folder is in a data set", "an error before anything is read")
+def test_refuses_an_output_folder_in_a_data_set(site: Site) -> None:
+    inputs = Inputs(data={"t1": site.folder / "t1"})
+    with pytest.raises(OutputError, match=r"out: expected a folder outside the data, found one in .*t1"):
+        check_names(site.prepare().graph, inputs, site.folder / "t1" / "out")
+
+
+def test_a_dry_run_writes_nothing(site: Site) -> None:
+    site.prepare(remember=False)
+    assert not (site.folder / "out").exists()
+    site.prepare()
+    assert (site.folder / "out" / "state" / "content.json").is_file()
+
+
+def test_says_which_files_are_read_for_their_checksums(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    site.prepare()
+    assert caplog.messages == [f"data/{n}: reading {k} files for their checksums" for n, k in (("t1", 2), ("more", 1))]
+    caplog.clear()
+    site.prepare()
+    assert not caplog.messages
+
+
+def test_a_fold_starts_from_the_fold_that_the_file_says_whatever_lies_there(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+
+    class Recorder:
+        def train(self, folders: Any, settings: Any, *, fold: int, start: Any, device: str) -> None:
+            started.append((fold, start.relative_to(site.folder / "out/results").parts[-2:]))
+
+    monkeypatch.setitem(TRAINERS, "nnunet", Recorder())
+    one = site.text.replace("folds = 2\nplan = { network", "folds = 2\ntrained_folds = 1\nplan = { network")
+    for text in (site.text, one):
+        site.text = text
+        training = site.prepare()
+        for fold in (0, 1):
+            training.work.folders("teacher").fold(fold).mkdir(parents=True, exist_ok=True)
+            fold_step(training.work, training.steps.by_name[f"fold.student.{fold}"], "cpu")
+    final = "checkpoint_final.pth"
+    assert started == [
+        (0, ("fold_0", final)),
+        (1, ("fold_1", final)),
+        (0, ("fold_0", final)),
+        (1, ("fold_0", final)),
+    ]
+
+
+def test_folds_that_a_stage_no_longer_has_are_moved_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pantherseg.training.actions.write_bundle", lambda work, step, state: {})
+    site.text = site.text.replace("folds = 2\nplan = { network", "folds = 2\ntrained_folds = 1\nplan = { network")
+    training = site.prepare()
+    folders = training.work.folders("teacher")
+    for fold in (0, 1):
+        folders.fold(fold).mkdir(parents=True)
+    bundle_step(training.work, training.steps.by_name["bundle.teacher"], "cpu")
+    assert folders.fold(0).is_dir()
+    assert not folders.fold(1).exists()
+    assert (site.folder / "out" / "earlier" / "fold.teacher.1-unknown").is_dir()
+
+
 def hold(output: Path, step: Step, ready: Any) -> None:
     with State(output).locked(step):
         ready.set()
@@ -265,6 +396,21 @@ def test_refuses_a_start_that_is_not_there(phantoms: Site) -> None:
     starts = {"teacher": site.folder / "t1"}
     with pytest.raises(ModelError, match=r"t1: expected one nnU-Net model folder to start from, found none"):
         check_inputs(site.prepare(inputs=Inputs(data=data, starts=starts)))
+
+
+@pytest.mark.fault("training", "the weights to start from do not fit", "an error with tensors, before the first step")
+def test_refuses_a_start_whose_weights_do_not_fit(
+    phantoms: Site, demo_folder: ModelFolder, changed_model: ChangedModel
+) -> None:
+    site = phantoms
+    site.text = site.text.replace('plan = { network = "ResEncM" }', 'start = "weights/other"\nplan = {}')
+    weights = read_checkpoint(demo_folder.checkpoint_path("0")).weights
+    name = next(name for name, value in weights.items() if value.ndim == 5)
+    start = changed_model(network_weights=weights | {name: weights[name][:, :, :1]})
+    data = {"t1": site.folder / "t1", "more": site.folder / "more"}
+    with pytest.raises(ModelError, match=rf"expected weights of the network to train \({name} .*found 1 that differ"):
+        check_inputs(site.prepare(inputs=Inputs(data=data, starts={"teacher": start})))
+    check_inputs(site.prepare(inputs=Inputs(data=data, starts={"teacher": demo_folder.path})))
 
 
 @pytest.mark.fault("training", "a stage crops, and no folder with a localizer is given", "an error before any step")

@@ -85,6 +85,7 @@ def check_inputs(training: Training) -> None:
         if step.kind == "data":
             if stage.crop is not None and training.work.given(f"localizer/{stage.crop.task}") is None:
                 raise InputError(training.work.models, "there is no localizer in this folder of models")
+            known.splits_of(step.subject)
             check_starts(training.graph, step.subject, known.splits_of)
         elif step.kind in ("plan", "fold") and (folder := training.work.start(step.subject)) is not None:
             start_configuration(folder)

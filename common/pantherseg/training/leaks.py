@@ -21,8 +21,7 @@ def check_starts(graph: TrainingFile, name: str, splits_of: Callable[[str], Spli
     All starts count: that of the stage, that of the start, and so on. splits_of: returns the splits of a stage, None
     where they are not known. Raises InputError.
     """
-    own = splits_of(name)
-    if own is None:
+    if graph.stage[name].start_stage is None or (own := splits_of(name)) is None:
         return
     splits, cases = own
     for fold in graph.stage[name].used_folds:

@@ -157,7 +157,8 @@ def _outside(work: Workspace, steps: Steps, chosen: Sequence[str], state: State,
                 found[what] = contents.fingerprint(files, what)
                 if remember:
                     contents.save()
-            elif record is not None and record.outside.get(what):
+            # Splits that are no longer there are not used either.
+            elif record is not None and record.outside.get(what) and not what.startswith("splits/"):
                 found[what] = record.outside[what]
     return found
 
