@@ -38,8 +38,9 @@ data = ["t1"]
 dataset_id = 3
 folds = 2
 [stage.teacher.plan]
-network = "ResidualEncoderUNet"
+network = "PlainConvUNet"
 spacing = [5.0, 6.0, 6.0]
+patch_size = [32, 32, 32]
 memory_gb = 0.1
 base_features = 4
 max_features = 8
@@ -47,7 +48,7 @@ blocks_encoder = [1, 1, 1, 1, 1, 1, 1]
 blocks_decoder = [1, 1, 1, 1, 1, 1]
 [stage.teacher.schedule]
 epochs = 1
-iterations = 2
+iterations = 1
 validation_iterations = 1
 augmentation = "none"
 [pseudo.round1]
@@ -65,7 +66,7 @@ folds = 2
 plan = {}
 [stage.task1.schedule]
 epochs = 1
-iterations = 2
+iterations = 1
 validation_iterations = 1
 augmentation = "none"
 """
@@ -166,6 +167,11 @@ def test_keeps_probabilities_on_the_grids_of_whole_volumes_and_scores_them(train
         mask = Volume((probability.array > 0.5).astype(np.uint8), probability.grid)
         scores = score_case(mask, reference).official
         assert record["metrics"]["cases"][case]["official"]["dice"] == pytest.approx(scores.dice, abs=2e-3)
+    by_reference = record["cropped_by_reference"]
+    assert by_reference.keys() <= record["metrics"]["cases"].keys()
+    left = len(record["metrics"]["cases"]) - len(by_reference)
+    assert bool(record["metrics"]["totals_without_cropped_by_reference"]) == (left > 0)
+    assert "'round1'" in record["optimistic_because"][0]
     for convention in ("official", "corrected"):
         assert record["metrics"]["totals"][convention].keys() == METRICS.keys()
 
@@ -181,6 +187,7 @@ def test_a_bundle_says_where_it_comes_from(trained: Trained) -> None:
     assert record["settings"]["start"] == "teacher"
     assert len(record["splits"]["sha256"]) == len(record["data"]["fingerprint"]) == 64
     assert record["dice"]["cases"].keys() == {"10070_0001", "10071_0001"}
+    assert record["outside"].keys() == {"localizer/2"}
     assert record["not_for_clinical_use"] is True
     assert (trained.output / "results/Dataset005_task1/PantherTrainer__pantherseg__3d_fullres/fold_0").is_dir()
 

@@ -20,6 +20,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -34,7 +36,7 @@ from pantherseg.phantom import write_dataset
 from pantherseg.training.folders import TrainingFolders
 from pantherseg.training.folds import train_fold
 from pantherseg.training.nnunet_trainers.pantherseg_trainer import LATEST, PantherTrainer, read_settings, reseed
-from pantherseg.training.planning import plan_and_preprocess
+from pantherseg.training.planning import plan_and_preprocess, with_sizes
 from pantherseg.training.training_recipe import PlanSettings, ScheduleSettings, TrainingSettings
 from pantherseg.training.validation import validate_fold
 from pantherseg.volume import Volume
@@ -46,7 +48,7 @@ pytestmark = [
 ]
 
 PLAN = PlanSettings(
-    network="ResidualEncoderUNet",
+    network="PlainConvUNet",
     spacing=(5.0, 6.0, 6.0),
     memory_gb=0.1,
     base_features=4,
@@ -59,7 +61,7 @@ FINAL, BEST = "checkpoint_final.pth", "checkpoint_best.pth"
 
 
 def settings(**schedule: Any) -> TrainingSettings:
-    defaults = {"epochs": 3, "iterations": 2, "validation_iterations": 2}
+    defaults = {"epochs": 3, "iterations": 1, "validation_iterations": 1}
     return TrainingSettings(schedule=msgspec.convert(defaults | schedule, ScheduleSettings), seed=7)
 
 
@@ -129,7 +131,7 @@ def test_nnunet_has_the_same_losses_with_the_same_plans_data_and_seed(
 
     def short_init(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 3, 2, 2
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 3, 1, 1
 
     def seeded_initialize(self: Any) -> None:
         reseed(7, 0)
@@ -159,7 +161,7 @@ def test_nnunet_has_the_same_losses_with_the_same_plans_data_and_seed(
 
 
 def test_nnunets_own_command_trains_with_the_settings_of_the_plans(folders: TrainingFolders, tmp_path: Path) -> None:
-    fold = train_fold(folders, settings(epochs=2, mirroring=False), fold=0)
+    fold = train_fold(folders, settings(epochs=1, mirroring=False), fold=0)
     ours, summary = content(fold / FINAL), validate_fold(folders, fold=0)
     fold.rename(tmp_path / "ours")
     with folders.environment():
@@ -194,16 +196,24 @@ def test_leaves_nnunets_files_with_the_settings_and_the_curves(uninterrupted: Un
     assert read_settings(json.loads((model / "plans.json").read_text())) == settings()
 
 
-def test_validates_with_the_summary_of_nnunet_and_gives_the_logits(uninterrupted: Uninterrupted) -> None:
+def test_validates_with_the_summary_of_nnunet_and_gives_the_logits(
+    uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
     given: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
 
     def keep(case: str, image: Volume, logits: Logits) -> None:
         given.append((case, image.array.shape, logits.shape))
 
     folders = uninterrupted.folders
+    preprocessed = folders.preprocessed.rename(tmp_path / "away")
     summary = validate_fold(folders, fold=0, each=keep)
+    preprocessed.rename(folders.preprocessed)
     validation = uninterrupted.fold / "validation"
     assert json.loads((validation / "summary.json").read_text()) == summary
+    labels = str(folders.dataset / "labelsTr")
+    theirs = tmp_path / "summary.json"
+    compute_metrics_on_folder(labels, str(validation), str(theirs), SimpleITKIO(), ".mha", [1, 2], num_processes=1)
+    assert json.loads(theirs.read_text()) == summary
     cases = json.loads((folders.dataset / SPLITS).read_text())[0]["val"]
     assert [case for case, _, _ in given] == cases
     assert all(image == logits for _, image, logits in given)
@@ -237,7 +247,7 @@ def train_step(self, batch, inner=PantherTrainer.train_step):
     global steps
     steps += 1
     result = inner(self, batch)
-    if moment == "step" and steps == 6:
+    if moment == "step" and steps == 3:
         die()
     return result
 
@@ -415,7 +425,8 @@ def test_refuses_a_data_set_that_is_not_preprocessed(folders: TrainingFolders, t
         train_fold(TrainingFolders(tmp_path / "Dataset001_missing", tmp_path), settings(), fold=0)
 
 
-def test_refuses_a_patch_that_the_network_cannot_halve(planned: TrainingFolders, tmp_path: Path) -> None:
-    folders = TrainingFolders(planned.dataset, tmp_path)
+def test_refuses_a_patch_that_the_network_cannot_halve(planned: TrainingFolders) -> None:
+    plans = json.loads(planned.plans.read_text())
+    assert with_sizes(plans, PLAN, "tiny") == plans
     with pytest.raises(RecipeError, match=r"expected plan.patch_size in multiples of \[.*\], which the network needs"):
-        plan_and_preprocess(folders, msgspec.structs.replace(PLAN, patch_size=(17, 33, 33)))
+        with_sizes(plans, msgspec.structs.replace(PLAN, patch_size=(17, 33, 33)), "tiny")

@@ -74,7 +74,7 @@ def check_inputs(training: Training) -> None:
     OutputError if the output folder cannot be written or its disk is too small.
     """
     prepare_folder(training.work.output)
-    known = KnownData(training)
+    known, costs, fitting = KnownData(training), StageCosts(training.work, training.planned), set[tuple[str, Path]]()
     for step in training.unfinished:
         if step.kind == "import":
             known.of_data(step.subject)
@@ -89,11 +89,13 @@ def check_inputs(training: Training) -> None:
             check_starts(training.graph, step.subject, known.splits_of)
         elif step.kind in ("plan", "fold") and (folder := training.work.start(step.subject)) is not None:
             start_configuration(folder)
-            network = StageCosts(training.work).network(step.subject)
-            check_start(network, start_checkpoint(folder, step.fold or 0), channels=1)
+            checkpoint = start_checkpoint(folder, step.fold or 0)
+            if (step.subject, checkpoint) not in fitting:
+                check_start(costs.network(step.subject), checkpoint, channels=1)
+                fitting.add((step.subject, checkpoint))
         elif step.kind == "validate" and TUMOUR_NAME in LABEL_MAPS[stage.labels]:
             surface_distance_library()
-    _check_disk(training, known)
+    _check_disk(training, known, costs)
 
 
 @dataclass
@@ -183,9 +185,9 @@ class KnownData:
         return folder
 
 
-def _check_disk(training: Training, known: KnownData) -> None:
+def _check_disk(training: Training, known: KnownData, costs: StageCosts) -> None:
     """Raise OutputError if the disk has less room than what the steps write is expected to take."""
-    wanted, costs = 0.0, StageCosts(training.work)
+    wanted = 0.0
     for step in training.unfinished:
         stage = training.graph.stage.get(step.subject)
         if step.kind == "import":

@@ -23,8 +23,7 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
     trains = any(step.kind == "fold" for step in training.unfinished)
     speed = measured_speed(device) if measure and trains else speed_in_table(device)
     stages = {step.subject for step in map(training.steps.by_name.get, training.chosen) if step and step.kind == "fold"}
-    planned = {stage for stage in stages if training.verdicts[f"plan.{stage}"].status == "finished"}
-    reckoned = StageCosts(training.work, planned)
+    reckoned = StageCosts(training.work, training.planned)
     costs = {stage: reckoned.of(stage) for stage in stages}
     rows: list[tuple[str, ...]] = [HEADING]
     hours_of: dict[str, list[float]] = {stage: [] for stage in stages}
@@ -55,7 +54,7 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
             f"Expected training: {total:.2f} hours on one {kind} at {speed / 1e9:.0f} billion operations per second "
             f"({source}){beside}; validation and preprocessing not included."
         )
-    if stages - planned:
+    if stages - training.planned:
         lines.append(
             "Patches of stages that are not planned yet are those for the data that the training file assumes."
         )

@@ -57,6 +57,11 @@ class Training:
         """The chosen steps that have to run."""
         return [self.steps.by_name[name] for name in self.chosen if self.verdicts[name].status != "finished"]
 
+    @property
+    def planned(self) -> set[str]:
+        """The stages whose plans are made and still valid."""
+        return {stage for stage in self.graph.stage if self.verdicts[f"plan.{stage}"].status == "finished"}
+
 
 def prepare(
     file: Path,
