@@ -385,6 +385,18 @@ def test_refuses_data_that_cannot_be_trained_on(phantoms: Site, fault: str) -> N
     assert not site.ran
 
 
+def test_names_the_labelled_data_where_a_stage_names_pseudo_labels_first(phantoms: Site) -> None:
+    site = phantoms
+    old = 'data = ["t1", "round1"]\ndataset_id = 5\nstart = "teacher"\nfolds = 2\nplan = {}'
+    new = 'data = ["round1", "t1"]\ndataset_id = 5\nfolds = 3\nplan = { network = "ResEncM" }'
+    assert old in site.text
+    site.text = site.text.replace(old, new)
+    with pytest.raises(
+        InputError, match=r"t1: expected at least one patient for each of the 3 folds of stage 'student'"
+    ):
+        check_inputs(site.prepare())
+
+
 @pytest.mark.fault("training", "the weights that a stage starts from are not there", "an error before the first step")
 def test_refuses_a_start_that_is_not_there(phantoms: Site) -> None:
     site = phantoms
