@@ -41,8 +41,8 @@ by = "teacher"
 dataset_id = 4
 drop_empty = false
 """
-# Runs each step in a process that is killed in the middle, and then in one that is not. A threshold stands for the model
-# that labels. Prints the number of masks that were there before the last run.
+# Runs each step in a process that is killed in the middle, and then in one that is not. A threshold stands for the
+# model that labels. Prints the number of masks that were there before the last run.
 SCRIPT = """
 import os, signal, sys
 from types import SimpleNamespace
