@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import shutil
+import signal
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +34,7 @@ from data_sets import (
 from pantherseg.datasets.importing import REPORT, ImportReport, Source, import_data
 from pantherseg.datasets.layouts import LAYOUTS, Found, layout
 from pantherseg.datasets.raw import Crop, RawCase, RawDataset, new_dataset
+from pantherseg.datasets.splits import read_splits, split_dataset
 from pantherseg.errors import InputError, OutputError
 from pantherseg.io import read_labels, read_volume
 from pantherseg.labels import LABEL_MAPS
@@ -84,6 +91,7 @@ def test_imports_panther_with_links_to_the_images(tmp_path: Path, images: str, l
         "linked": 2,
         "refused": [],
         "changed": {},
+        "label_names": {},
     }
 
 
@@ -216,6 +224,102 @@ def test_a_case_name_in_two_sources_gets_the_layout_in_front(tmp_path: Path) -> 
     assert "the name of this case is also that of" in again.refused[0].reason
 
 
+def test_a_case_that_cannot_be_used_leaves_its_name_to_another_source(tmp_path: Path) -> None:
+    first = write_panther(tmp_path / "first", "1_1", "2_1")
+    (first / "labelsTr" / "2_1.mha").unlink()
+    second = write_panther(tmp_path / "second", "2_1", "3_1")
+    report = imported(tmp_path, Source("panther", first), Source("panther", second))
+    assert report.imported == ["1_1", "2_1", "3_1"]
+    assert [refusal.case for refusal in report.refused] == ["2_1"]
+
+
+@pytest.mark.fault("data", "a folder is imported in two layouts", "each image once")
+def test_refuses_an_image_that_comes_in_by_two_layouts(tmp_path: Path) -> None:
+    source = write_panther(tmp_path / "panther", *NAMES)
+    report = imported(tmp_path, Source("panther", source), Source("msd", source))
+    assert report.imported == [f"panther_{name}" for name in NAMES]
+    assert all("this is the same image as" in refusal.reason for refusal in report.refused)
+
+
+@pytest.mark.fault("data", "a pseudo-labelled copy of a case comes first", "the case with the label by an expert")
+def test_prefers_the_label_of_an_expert_to_a_pseudo_label(tmp_path: Path) -> None:
+    source = write_panther(tmp_path / "panther", *NAMES)
+    with new_dataset(
+        tmp_path / "raw", 5, "P", labels=LABEL_MAPS["tumour+pancreas"], orientation="LPS", file_ending=".mha"
+    ) as new:
+        image = read_volume(source / "imagesTr" / f"{NAMES[0]}_0000.mha")
+        label = Volume(np.where(panther_labels() > 0, 2, 0).astype(np.uint8), image.grid)
+        new.add("copy", RawCase(patient="10000", pseudo=True), image, label)
+    report = imported(tmp_path, Source("raw", new.target), Source("panther", source))
+    assert report.imported == [*NAMES]
+    assert counts(report.dataset / "labelsTr" / f"{NAMES[0]}.mha")[1] == TUMOUR_VOXELS
+    assert [refusal.case for refusal in report.refused] == ["copy"]
+
+
+def raw_of_nnunet(folder: Path, labels: dict[str, int], *names: str) -> Path:
+    """Write a raw data set as nnU-Net's users do, with the labels of PANTHER."""
+    dataset = write_panther(folder / "Dataset050_NNUNET", *names)
+    content = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": len(names), "file_ending": ".mha"}
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        ({"background": 0, "Tumor": 1, "PANCREAS": 2}, ["tumour", "pancreas"]),
+        ({"background": 0, "PDAC": 1, "pancreatic_parenchyma": 2}, ["tumour", "pancreas"]),
+        ({"background": 0, "pancreas": 2, "liver lesion": 3, "tumour": 1}, ["tumour", "pancreas", "background"]),
+        ({"background": 0, "pancreatic cancer": 1, "pancreas": 2, "vein": 3}, ["tumour", "pancreas", "background"]),
+        ({"background": 0, "lesion": 1, "pancreas": 2, "pancreatic duct": 3}, ["tumour", "pancreas", "pancreas"]),
+    ],
+)
+def test_takes_the_labels_of_a_raw_data_set_by_their_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: dict[str, int], taken: list[str]
+) -> None:
+    caplog.set_level("INFO")
+    source = raw_of_nnunet(tmp_path, names, "1_1")
+    array = panther_labels()
+    array[4:6] = len(names) - 1
+    write_itk(source / "labelsTr" / "1_1.mha", array)
+    report = imported(tmp_path, Source("raw", source))
+    numbers = LABEL_MAPS["tumour+pancreas"]
+    expected = np.array([0, *(numbers[name] for name in taken)], np.uint8)[array]
+    np.testing.assert_array_equal(read_labels(report.dataset / "labelsTr" / "1_1.mha").array, expected)
+    mapping = dict(zip(sorted(names, key=names.__getitem__), ["background", *taken], strict=True))
+    assert json.loads((report.dataset / REPORT).read_text())["label_names"] == {f"raw={source}": mapping}
+    (line,) = [message for message in caplog.messages if "labels taken: " in message]
+    assert all(f"{stated} as {name}" in line for stated, name in mapping.items())
+
+
+@pytest.mark.fault("data", "a raw data set has a label 'ignore'", "an error: these voxels are not background")
+def test_refuses_a_raw_data_set_with_voxels_to_ignore(tmp_path: Path) -> None:
+    source = raw_of_nnunet(tmp_path, {"background": 0, "tumour": 1, "pancreas": 2, "ignore": 3}, "1_1")
+    with pytest.raises(
+        InputError, match=r"dataset.json: expected labels of voxels that are known, found 'ignore'; rem"
+    ):
+        imported(tmp_path, Source("raw", source))
+
+
+def test_passes_on_the_splits_of_a_single_raw_data_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{number}_1" for number in range(4)]
+    source = raw_of_nnunet(tmp_path, {"background": 0, "tumour": 1, "pancreas": 2}, *names)
+    splits = split_dataset(RawDataset.open(source), folds=4, seed=7)
+    report = imported(tmp_path, Source("raw", source), keep_splits=True)
+    assert read_splits(report.dataset / "splits_final.json") == splits
+    other = Source("panther", write_panther(tmp_path / "panther", "9_1"))
+    both = import_data([Source("raw", source), other], tmp_path / "raw", 902, "BOTH", keep_splits=True)
+    assert not (both.dataset / "splits_final.json").exists()
+    write_itk(source / "labelsTr" / "0_1.mha", np.zeros(SHAPE, np.uint8))
+    fewer = import_data([Source("raw", source)], tmp_path / "raw", 903, "FEWER", keep_splits=True)
+    assert fewer.imported == names[1:]
+    assert not (fewer.dataset / "splits_final.json").exists()
+    assert any(message.startswith("the splits are not kept, because of refused") for message in caplog.messages)
+    (source / "splits_final.json").write_text('[{"train": ["0_1"], "val": ["7_1"]}]')
+    with pytest.raises(InputError, match=r"splits_final.json: fold 0 names cases that the data set lacks: 7_1"):
+        import_data([Source("raw", source)], tmp_path / "raw", 904, "WRONG", keep_splits=True)
+
+
 def test_a_raw_data_set_keeps_what_is_known_about_its_cases(tmp_path: Path) -> None:
     labels = Volume(TO_MSD[panther_labels()], Grid(SHAPE, (3.0, 1.25, 1.0)))
     crop = Crop(start=(1, 0, 2), stop=(7, 8, 12), shape=(9, 8, 13))
@@ -233,11 +337,24 @@ def test_a_raw_data_set_keeps_what_is_known_about_its_cases(tmp_path: Path) -> N
     assert (crop.start, crop.stop, crop.shape) == ((1, 0, 1), (7, 8, 11), (9, 8, 13))
 
 
-def test_a_data_set_of_nnunet_has_a_patient_for_each_case(tmp_path: Path) -> None:
-    report = imported(tmp_path, Source("panther", write_panther(tmp_path / "panther", "1_1", "1_2")))
-    assert {case.patient for case in RawDataset.open(report.dataset).cases.values()} == {"1"}
+@pytest.mark.fault(
+    "data",
+    "a raw data set has several scans of a patient and no cases.json",
+    "patients by the names of the cases, and a line that says so",
+)
+def test_assumes_the_patients_of_a_data_set_of_nnunet_by_the_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_panther(tmp_path / "panther", *NAMES, "10000_0002", "case_001", "case_002")
+    report = imported(tmp_path, Source("panther", source))
+    patients = {name: case.patient for name, case in RawDataset.open(report.dataset).cases.items()}
+    assert set(patients.values()) == {"10000", "10001", "case_001", "case_002"}
     (report.dataset / "cases.json").unlink()
-    assert {case.patient for case in RawDataset.open(report.dataset).cases.values()} == {"1_1", "1_2"}
+    again = import_data([Source("raw", report.dataset)], tmp_path / "raw", 902, "AGAIN")
+    assert {name: case.patient for name, case in RawDataset.open(again.dataset).cases.items()} == patients
+    assert f"{report.dataset} has no cases.json: its 5 cases are assumed to be of 4 patients" in caplog.messages
+    for split in split_dataset(RawDataset.open(again.dataset), folds=2):
+        assert {patients[name] for name in split["train"]}.isdisjoint(patients[name] for name in split["val"])
 
 
 def test_an_image_that_must_be_corrected_is_written(tmp_path: Path) -> None:
@@ -270,6 +387,60 @@ def test_an_image_that_nnunets_reader_finds_elsewhere_is_written(tmp_path: Path)
     np.testing.assert_allclose(written.GetOrigin(), wanted, atol=1e-4)
 
 
+def test_an_image_in_which_nnunets_reader_adds_an_intercept_is_written(tmp_path: Path) -> None:
+    source = write_msd(tmp_path / "msd", "pancreas_001", "pancreas_002")
+    stored = source / "imagesTr" / "pancreas_001.nii.gz"
+    content = bytearray(gzip.decompress(stored.read_bytes()))
+    content[112:120] = struct.pack("<ff", 0.0, 5.0)  # scl_slope and scl_inter
+    stored.write_bytes(gzip.compress(bytes(content)))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(stored))), voxels(0) + 5.0)
+    report = imported(tmp_path, Source("msd", source), orientation="RAS")
+    assert report.linked == ["pancreas_002"]
+    assert report.changed["pancreas_001"][0].endswith("finds voxels that are larger by 5, although scl_slope is 0")
+    written = sitk.ReadImage(str(report.dataset / "imagesTr" / "pancreas_001_0000.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), nib.load(stored).get_fdata().transpose(2, 1, 0))
+
+
+def test_a_file_with_its_ending_in_upper_case_is_linked(tmp_path: Path) -> None:
+    source = write_panther(tmp_path / "panther", *NAMES)
+    image = source / "imagesTr" / f"{NAMES[1]}_0000.mha"
+    image.rename(image.with_suffix(".MHA"))
+    report = imported(tmp_path, Source("panther", source))
+    assert (report.linked, report.changed) == ([*NAMES], {})
+    link = report.dataset / "imagesTr" / f"{NAMES[1]}_0000.mha"
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(link))), image_of(NAMES[1]))
+
+
+def test_an_oblique_label_map_is_turned_as_its_image(tmp_path: Path) -> None:
+    source = tmp_path / "panther"
+    for angle, path, array in (
+        (np.pi / 4 + 1e-4, "imagesTr/1_1_0000.mha", image_of("1_1")),
+        (np.pi / 4 - 1e-4, "labelsTr/1_1.mha", panther_labels()),
+    ):
+        image = sitk.GetImageFromArray(array)
+        sine, cosine = float(np.sin(angle)), float(np.cos(angle))
+        image.SetDirection((cosine, -sine, 0.0, sine, cosine, 0.0, 0.0, 0.0, 1.0))
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(image, str(source / path))
+    report = imported(tmp_path, Source("panther", source))
+    assert report.imported == ["1_1"]
+    written = sitk.ReadImage(str(report.dataset / "imagesTr" / "1_1_0000.mha"))
+    values = sitk.GetArrayFromImage(written)[
+        sitk.GetArrayFromImage(sitk.ReadImage(str(report.dataset / "labelsTr" / "1_1.mha"))) == 1
+    ]
+    assert sorted(values) == sorted(image_of("1_1")[panther_labels() == 1])
+
+
+def test_takes_only_the_nearest_folder_for_automatic_labels(tmp_path: Path) -> None:
+    source = tmp_path / "automatic_and_manual"
+    name = "100000_00001"
+    write_nibabel(source / "images" / f"{name}_0000.nii.gz", voxels(1))
+    write_nibabel(source / "automatic" / "semiautomatic" / f"{name}.nii.gz", np.full(SHAPE, 4, np.uint8))
+    write_nibabel(source / "automatic_labels" / f"{name}.nii.gz", np.full(SHAPE, 1, np.uint8))
+    report = imported(tmp_path, Source("panorama", source))
+    assert counts(report.dataset / "labelsTr" / f"{name}.nii.gz") == [0, 0, np.prod(SHAPE)]
+
+
 def without(pattern: str) -> Damage:
     return lambda folder: (folder / pattern).unlink()
 
@@ -293,6 +464,11 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/nowhere/a.mha")
+
+
 REFUSED = {
     "an image has no label map": (without(f"labelsTr/{NAMES[1]}.mha"), "one label map of this case, found none"),
     "a label map has no image": (without(f"imagesTr/{NAMES[1]}_0000.mha"), "one image of this case, found none"),
@@ -313,6 +489,14 @@ REFUSED = {
     "an image is the same as another": (with_image(image_of(NAMES[0])), "this is the same image as"),
     "an image has four dimensions": (four_dimensions, "expected a 3-D volume"),
     "an image is truncated": (truncate, "the file is truncated or damaged, copy it again"),
+    "an image is a link to a file that does not exist": (
+        lambda folder: dangling(folder / f"imagesTr/{NAMES[1]}_0000.mha"),
+        f"{NAMES[1]}_0000.mha is a link to /nowhere/a.mha, which does not exist",
+    ),
+    "a label map is a link to a file that does not exist": (
+        lambda folder: dangling(folder / f"labelsTr/{NAMES[1]}.mha"),
+        f"{NAMES[1]}.mha is a link to /nowhere/a.mha, which does not exist",
+    ),
     "a file has another name": (
         lambda folder: (folder / f"imagesTr/{NAMES[1]}_0000.mha").rename(folder / f"imagesTr/{NAMES[1]}.mha"),
         "expected a file name such as <case>_0000.mha",
@@ -361,6 +545,10 @@ SOURCES = {
     "missing": (shutil.rmtree, "expected a folder, found no such folder"),
     "without labelsTr": (lambda folder: shutil.rmtree(folder / "labelsTr"), "a folder labelsTr in it, found none"),
     "without volumes": (empty, "expected cases in the layout panther, found none"),
+    "with two folders for the images": (
+        lambda folder: write_panther(folder, "7_1", images="ImagesTr"),
+        "expected one folder imagesTr, found ImagesTr and imagesTr; import them one by one",
+    ),
 }
 
 
@@ -388,6 +576,60 @@ def test_imports_nothing_if_no_case_is_left_or_if_strict(tmp_path: Path, strict:
     assert list((tmp_path / "raw").iterdir()) == []
 
 
+@pytest.mark.fault("data", "a link in a raw data set without cases.json is broken", "an error that names the link")
+def test_refuses_a_raw_data_set_with_a_broken_link(tmp_path: Path) -> None:
+    source = raw_of_nnunet(tmp_path, {"background": 0, "tumour": 1, "pancreas": 2}, *NAMES)
+    dangling(source / "imagesTr" / f"{NAMES[1]}_0000.mha")
+    with pytest.raises(InputError, match=f"{NAMES[1]}_0000.mha: expected an image, found a link to /nowhere/a.mha"):
+        imported(tmp_path, Source("raw", source))
+
+
+def test_names_the_files_that_are_no_volumes_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write_panther(tmp_path / "panther", *NAMES)
+    for name in ("imagesTr/a.dcm", "imagesTr/b.nii.bz2", "labelsTr/readme.txt", "labelsTr/x.csv", "labelsTr/.hidden"):
+        (source / name).write_bytes(b"something")
+    assert imported(tmp_path, Source("panther", source)).refused == []
+    assert caplog.messages == [
+        f"panther={source}: 4 files are no volumes and are left out: a.dcm, b.nii.bz2, readme.txt and 1 more"
+    ]
+
+
+# Without these capabilities, root may not read what others may not.
+BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+FIND_CASES = """
+import sys
+from pathlib import Path
+from pantherseg.datasets.layouts import find_cases
+from pantherseg.errors import InputError
+try:
+    find_cases(sys.argv[1], Path(sys.argv[2]))
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(bool(BOUND) and shutil.which("setpriv") is None, reason="no setpriv")
+@pytest.mark.fault("data", "a folder of a source may not be read", "an error that names the folder; no case is lost")
+@pytest.mark.parametrize(("name", "folder"), [("panther", "imagesTr"), ("panorama", "batch_1"), ("panorama", ".")])
+def test_refuses_folders_that_cannot_be_read(tmp_path: Path, name: str, folder: str) -> None:
+    source = write_panther(tmp_path / "source", *NAMES)
+    write_nibabel(source / "batch_1" / "100000_00001_0000.nii.gz", voxels(1))
+    write_nibabel(source / "labels" / "100000_00001.nii.gz", np.full(SHAPE, 4, np.uint8))
+    closed = source / folder
+    closed.chmod(0)
+    command = [*BOUND, sys.executable, "-c", FIND_CASES, name, str(source)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    closed.chmod(0o755)
+    assert printed == f"{closed}: expected a file or folder that can be read, found Permission denied\n"
+
+
+@pytest.mark.fault("data", "the new data set would lie in a folder to import", "an error before anything is read")
+def test_refuses_to_write_into_a_source(tmp_path: Path) -> None:
+    source = write_panther(tmp_path / "panther", *NAMES)
+    with pytest.raises(OutputError, match=r"the new data set would be inside .*/panther, which is to be imported"):
+        import_data([Source("panther", source)], source / "raw", 901, "TEST")
+
+
 def test_refuses_sources_that_do_not_go_together(tmp_path: Path) -> None:
     source = write_panther(tmp_path / "panther", *NAMES)
     more = write_panther(tmp_path / "more", "10009_0001", labels=None)
@@ -395,6 +637,8 @@ def test_refuses_sources_that_do_not_go_together(tmp_path: Path) -> None:
         imported(tmp_path, Source("panther", source), Source("panther-unlabelled", more))
     with pytest.raises(InputError, match="expected the labels organs, found background, tumour, pancreas"):
         imported(tmp_path, Source("panther", source), labels="organs")
+    with pytest.raises(InputError, match="expected labels of tumours, which are required, found images without labels"):
+        imported(tmp_path, Source("panther-unlabelled", more), require_tumour=True)
     with pytest.raises(InputError, match=r"one of the layouts panther, .*, found 'other'"):
         imported(tmp_path, Source("other", source))
 
@@ -411,21 +655,95 @@ def test_refuses_a_data_set_that_exists_and_a_number_that_is_taken(tmp_path: Pat
         import_data([source], tmp_path / "raw", 902, "a/b")
 
 
-@pytest.mark.fault("data", "the disk is full while a data set is imported", "an error, and no data set")
+@pytest.mark.fault("data", "the disk is full while a data set is imported", "an error with the case, and no data set")
 def test_leaves_nothing_behind_on_a_full_disk(tmp_path: Path, small_disk: SmallDisk) -> None:
     source = write_panther(tmp_path / "panther", *(f"{number}_0001" for number in range(10000, 10020)), order="RAS")
     disk = small_disk(16384)
-    with pytest.raises(OutputError, match=r"No space left|incomplete file"):
+    with pytest.raises(OutputError, match=r"No space left|incomplete file") as caught:
         import_data([Source("panther", source)], disk, 901, "TEST")
+    assert "failed to write the case 100" in one_line_about(disk / "Dataset901_TEST", caught.value)
     assert list(disk.iterdir()) == []
 
 
-def test_removes_what_a_killed_import_left_behind(tmp_path: Path) -> None:
-    source = write_panther(tmp_path / "panther", *NAMES)
-    left = tmp_path / "raw" / ".9999999.Dataset901_TEST" / "imagesTr"
-    left.mkdir(parents=True)
+@pytest.mark.fault("data", "images do not fit on the disk", "an error with both sizes before anything is imported")
+def test_checks_the_free_space_first(tmp_path: Path, small_disk: SmallDisk) -> None:
+    source = write_panther(tmp_path / "panther", *(f"{number}_0001" for number in range(10000, 10020)), order="RAS")
+    disk = small_disk(4096)
+    with pytest.raises(
+        OutputError, match=r"expected at least .* GB for images that must be written .*, found .* GB free"
+    ):
+        import_data([Source("panther", source)], disk, 901, "TEST")
+    linked = import_data([Source("panther", source)], tmp_path / "raw", 902, "LINKED", orientation="RAS")
+    assert len(linked.linked) == 20, "links need no space"
+
+
+KILLED_IMPORT = """
+import os, signal, sys
+from pathlib import Path
+from pantherseg.datasets.importing import Source, import_data
+own, os.getpid = os.getpid(), lambda: 1  # as in a container
+end = lambda _: os.kill(own, signal.SIGKILL)
+import_data([Source("panther", Path(sys.argv[1]))], Path(sys.argv[2]), 901, "TEST", on_case=end)
+"""
+
+
+@pytest.mark.fault("data", "SIGKILL while a data set is imported", "no data set; the next import removes what is left")
+def test_removes_what_a_killed_import_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, raw = write_panther(tmp_path / "panther", *NAMES), tmp_path / "raw"
+    command = [sys.executable, "-c", KILLED_IMPORT, str(source), str(raw)]
+    with subprocess.Popen(command) as killed:
+        pass
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = raw.iterdir()
+    assert left.name.startswith(".")
+    monkeypatch.setattr(os, "getpid", lambda: 1)
     report = imported(tmp_path, Source("panther", source))
+    assert list(raw.iterdir()) == [report.dataset]
+    assert report.dataset.stat().st_mode & 0o777 == (tmp_path / "panther").stat().st_mode & 0o777
+
+
+@pytest.mark.fault(
+    "data", "two imports of the same name at once", "one complete data set; the other import is an error"
+)
+def test_two_imports_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    source = Source("panther", write_panther(tmp_path / "panther", *NAMES))
+    other = Source("panther", write_panther(tmp_path / "other", "10005_0001"))
+
+    def begin_another(case: str) -> None:
+        if case == NAMES[0]:
+            imported(tmp_path, other)
+
+    with pytest.raises(OutputError, match="expected a new folder, found an existing one"):
+        imported(tmp_path, source, on_case=begin_another)
+    (folder,) = (tmp_path / "raw").iterdir()
+    assert list(RawDataset.open(folder).cases) == ["10005_0001"]
+
+
+def test_an_import_that_fails_leaves_another_one_alone(tmp_path: Path) -> None:
+    source = Source("panther", write_panther(tmp_path / "panther", *NAMES))
+    other = write_panther(tmp_path / "other", "10005_0001", "10006_0001")
+    (other / "labelsTr" / "10006_0001.mha").unlink()
+
+    def fail_another(case: str) -> None:
+        if case == NAMES[1]:
+            with pytest.raises(InputError, match="1 of 2 cases were refused"):
+                imported(tmp_path, Source("panther", other), strict=True)
+
+    report = imported(tmp_path, source, on_case=fail_another)
+    assert sorted(path.name for path in (report.dataset / "labelsTr").iterdir()) == [f"{name}.mha" for name in NAMES]
     assert list((tmp_path / "raw").iterdir()) == [report.dataset]
+
+
+@pytest.mark.fault("data", "files vanish while a data set is written", "an error with both numbers, and no data set")
+def test_refuses_to_finish_a_data_set_that_lost_files(tmp_path: Path) -> None:
+    def lose_labels(_: str) -> None:
+        for path in (tmp_path / "raw").glob(".*/Dataset901_TEST/labelsTr/*"):
+            path.unlink()
+
+    source = Source("panther", write_panther(tmp_path / "panther", *NAMES))
+    with pytest.raises(OutputError, match="expected the 2 files written to labelsTr, found 0"):
+        imported(tmp_path, source, on_case=lose_labels)
+    assert list((tmp_path / "raw").iterdir()) == []
 
 
 @pytest.mark.fault("data", "the original of a linked image was moved", "an error that names the link and the original")

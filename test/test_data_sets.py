@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pantherseg.cli import main
 from pantherseg.datasets.check import check_dataset
 from pantherseg.datasets.crops import crop_dataset, load_localizer
 from pantherseg.datasets.importing import Source, import_data
-from pantherseg.datasets.raw import Crop, RawCase, RawDataset
+from pantherseg.datasets.raw import Crop, RawCase, RawDataset, new_dataset
 from pantherseg.datasets.splits import check_splits, make_splits, read_splits, split_dataset
 from pantherseg.errors import InputError, ModelError, OutputError, RecipeError
 from pantherseg.io import read_labels
@@ -26,7 +27,7 @@ from pantherseg.labels import tumour_of
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import write_dataset
 from pantherseg.recipe import load_recipe
-from pantherseg.volume import Box, Shape
+from pantherseg.volume import Box, Shape, Volume
 from verdicts import broken, only_fault
 
 EXPERT = {f"{number}_{scan}": RawCase(patient=str(number)) for number in range(100, 107) for scan in (1, 2)}
@@ -108,6 +109,10 @@ WRONG = {
     "has a case in no val": (GOOD[:1], "these cases are in no val: 1_1, 1_2, 2_1, 2_2"),
     "has a case in val twice": ([*GOOD, GOOD[0]], "these cases are in val more than once: 3_1, 3_2"),
     "has a fold without cases to train on": ([{"train": [], "val": ["1_1"]}], "fold 0 has no cases in train"),
+    "has a case twice in a list": (
+        [{"train": ["1_1", "1_1"], "val": ["2_1"]}],
+        "fold 0 names these cases more than once: 1_1",
+    ),
     "has another form": ({"train": []}, "invalid content: Expected `array`, got `object`"),
     "has a fold without val": ([{"train": ["1_1"]}], "expected train and val in each fold, found train in fold 0"),
 }
@@ -122,6 +127,15 @@ def test_refuses_a_given_split(dataset: RawDataset, tmp_path: Path, content: obj
         split_dataset(dataset, given=given)
     assert message in one_line_about(given, caught.value)
     assert not (dataset.folder / "splits_final.json").exists()
+
+
+def test_warns_about_cases_that_a_given_split_does_not_use(
+    dataset: RawDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps(GOOD))
+    split_dataset(dataset, given=given)
+    assert caplog.messages == [f"{given}: fold 1 has these cases in neither train nor val: 3_2"]
 
 
 def test_takes_a_given_split_and_adds_the_pseudo_labelled_cases(dataset: RawDataset, tmp_path: Path) -> None:
@@ -151,6 +165,7 @@ def test_a_good_data_set_keeps_every_rule(dataset: RawDataset) -> None:
         "6 stated, 6 cases",
         "0 background, 1 tumour, 2 pancreas",
         "6 pairs",
+        "none",
         "6 cases",
         "all",
         "LPS",
@@ -200,6 +215,21 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
         "dataset.json, cases",
         "expected one channel, in imagesTr and labelsTr, found 2 channels",
     ),
+    "imagesTr has a hidden file": (
+        lambda folder: (folder / "imagesTr" / "._1_1_0000.mha").write_bytes(b"of macOS"),
+        "no stray or hidden volumes",
+        "imagesTr/._1_1_0000.mha",
+    ),
+    "imagesTr has a second channel of a case": (
+        lambda folder: (folder / "imagesTr" / "1_1_0001.mha").write_bytes(b"stray"),
+        "no stray or hidden volumes",
+        "imagesTr/1_1_0001.mha",
+    ),
+    "labelsTr has a hidden file": (
+        lambda folder: (folder / "labelsTr" / "._1_1.mha").write_bytes(b"of macOS"),
+        "no stray or hidden volumes",
+        "labelsTr/._1_1.mha",
+    ),
     "cases.json lacks a case": (
         changed_json("cases.json", cases={}),
         "dataset.json, cases",
@@ -213,13 +243,13 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     ),
     "the number of the data set is there twice": (
         lambda folder: (folder.parent / "Dataset901_B").mkdir(),
-        "a name",
+        "name and number",
         "Dataset901_B, Dataset901_TEST",
     ),
     "a label map is missing": (lambda folder: (folder / "labelsTr" / "2_1.mha").unlink(), "", "no label map of 2_1"),
     "an image is missing": (
         lambda folder: write_itk(folder / "labelsTr" / "9_9.mha", panther_labels()),
-        "a label map for each image",
+        "pairs of image and label map",
         "no image of 9_9",
     ),
     "an image is damaged": (
@@ -301,6 +331,27 @@ def test_commands_import_check_and_split(tmp_path: Path, caplog: pytest.LogCaptu
     assert (result.exit_code, "BROKEN" in result.output) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("split", "D", "--given", "F", "--folds", 3), "--given brings its own folds: leave out --folds and --seed"),
+        (("split", "D", "--given", "F", "--seed", 0), "--given brings its own folds: leave out --folds and --seed"),
+        (("import", "--labels", "organs", "--require-tumour", "--from", "raw=D"), "--labels organs has none"),
+        (
+            ("import", "--labels", "tumour", "--from", "panther-unlabelled=D"),
+            "--labels has no effect on images without",
+        ),
+        (("import", "--require-tumour", "--from", "panther-unlabelled=D"), "--require-tumour has no effect on images"),
+    ],
+)
+def test_options_that_do_not_go_together_are_usage_errors(arguments: tuple[object, ...], message: str) -> None:
+    command, *options = map(str, arguments)
+    required = ["RAW", "--id", "1", "--name", "A"] if command == "import" else []
+    result = CliRunner().invoke(main, ["data", command, *required, *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize("source", ["nothing", "other=folder", "panther="])
 def test_an_unknown_layout_is_a_usage_error(tmp_path: Path, source: str) -> None:
     result = CliRunner().invoke(main, ["data", "import", str(tmp_path), "--id", "1", "--name", "A", "--from", source])
@@ -313,10 +364,12 @@ def test_crops_cases_by_the_recipes_localizer(tmp_path: Path, caplog: pytest.Log
     write_dataset(tmp_path / "data", task=2, cases=2, seed=5003, size="small")
     raw = tmp_path / "raw"
     whole = RawDataset.open(import_data([Source("panther", tmp_path / "data")], raw, 902, "WHOLE").dataset)
+    splits = split_dataset(whole, folds=2)
     run("crop", whole.folder, raw, "--id", 903, "--name", "CROPS", "--task", 2, "--device", "cpu")
     crops = RawDataset.open(raw / "Dataset903_CROPS")
     assert broken(check_dataset(crops.folder)) == {}
     assert list(crops.cases) == list(whole.cases)
+    assert read_splits(crops.folder / "splits_final.json") == splits
     for name, case in crops.cases.items():
         assert case.crop is not None
         assert (case.remark, case.crop.shape) == ("", whole.image(name).grid.shape)
@@ -327,6 +380,8 @@ def test_crops_cases_by_the_recipes_localizer(tmp_path: Path, caplog: pytest.Log
         assert tumour_of(read_labels(crops.label_path(name)).array).sum() == tumour_of(label.array).sum()
         assert image.array.size < 0.7 * label.array.size
     assert any(line.endswith("Dataset903_CROPS: 2 cases") for line in caplog.messages)
+    printed = run("crop", crops.folder, raw, "--id", 904, "--name", "AGAIN", "--task", 2, "--device", "cpu")
+    assert "cases.json: expected whole volumes, found the crops of " in printed
 
 
 @pytest.mark.fault(
@@ -343,13 +398,89 @@ def test_crops_around_the_label_map_where_the_localizer_finds_nothing(dataset: R
     box = around.expanded(1.0, dataset.image("1_1").grid)
     for name, case in crops.cases.items():
         assert case.crop == Crop(start=box.start, stop=box.stop, shape=SHAPE)
-        assert case.remark.endswith(": cropped to the label map with the margin")
+        assert re.fullmatch(r"the localizer(?:'s)? [^;_]*: cropped to the label map with the margin", case.remark)
         np.testing.assert_array_equal(read_labels(crops.label_path(name)).array, panther_labels()[box.slices])
     alone = crop_dataset(
         replace(dataset, has_labels=False), tmp_path / "raw", 906, "ALONE", localizer=localizer, settings=settings
     )
     assert alone.cases["1_1"].crop == Crop(start=(0, 0, 0), stop=SHAPE, shape=SHAPE)
-    assert alone.cases["1_1"].remark.endswith(": not cropped")
+    assert re.fullmatch(r"the localizer(?:'s)? [^;_]*: not cropped", alone.cases["1_1"].remark)
+
+
+CROP_FAULTS: dict[str, tuple[Change, str]] = {
+    "a label map has fewer slices than its image": (replaced_label(panther_labels()[2:]), "the grid of its image"),
+    "a label map has the value 257": (
+        replaced_label(np.array([0, 257, 2], np.uint16)[panther_labels()]),
+        "expected the labels 0 background, 1 tumour, 2 pancreas, found 257",
+    ),
+    "an image is stored in another voxel order than stated": (
+        replaced_image(image_of("2_1"), "RAS"),
+        "expected the orientation LPS, as stated, found another one",
+    ),
+}
+
+
+@pytest.mark.fault("data", "in a data set to crop, {id}", "an error that names the file, and no data set")
+@pytest.mark.parametrize(("change", "message"), CROP_FAULTS.values(), ids=CROP_FAULTS.keys())
+def test_refuses_to_crop_a_case_that_breaks_a_rule(
+    dataset: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, message: str
+) -> None:
+    localizer, settings = load_localizer(load_recipe(task_recipe(2)), DEMO_WEIGHTS, device="cpu")
+    monkeypatch.setattr("pantherseg.datasets.crops.localize", lambda *_: (Box((0, 0, 0), (3, 5, 7)), ()))
+    change(dataset.folder)
+    with pytest.raises(InputError) as caught:
+        crop_dataset(dataset, tmp_path / "crops", 905, "CROPS", localizer=localizer, settings=settings)
+    assert message in str(caught.value)
+    assert "/2_1" in str(caught.value)
+    assert list((tmp_path / "crops").iterdir()) == []
+
+
+def test_crops_a_label_map_that_is_stored_in_another_voxel_order(
+    dataset: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    localizer, settings = load_localizer(load_recipe(task_recipe(2)), DEMO_WEIGHTS, device="cpu")
+    box = Box((0, 0, 0), (3, 5, 7))
+    monkeypatch.setattr("pantherseg.datasets.crops.localize", lambda *_: (box, ()))
+    replaced_label(panther_labels(), "RAS")(dataset.folder)
+    crops = crop_dataset(dataset, tmp_path / "crops", 905, "CROPS", localizer=localizer, settings=settings)
+    np.testing.assert_array_equal(read_labels(crops.label_path("2_1")).array, panther_labels()[box.slices])
+
+
+def test_a_new_data_set_takes_no_label_map_that_does_not_fit(dataset: RawDataset, tmp_path: Path) -> None:
+    image, label = dataset.image("1_1"), dataset.label("1_1")
+    assert label is not None
+    with (
+        pytest.raises(ValueError, match=r"the label map of a has \[3\], which are not labels of the data set"),
+        new_dataset(tmp_path, 5, "A", labels=dataset.labels, orientation="LPS", file_ending=".mha") as new,
+    ):
+        new.add("a", RawCase(patient="a"), image, Volume(label.array + 1, label.grid))
+    with (
+        pytest.raises(ValueError, match=r"the label map of a has another grid than its image: size"),
+        new_dataset(tmp_path, 5, "A", labels=dataset.labels, orientation="LPS", file_ending=".mha") as new,
+    ):
+        new.add("a", RawCase(patient="a"), image, label.crop(Box((1, 0, 0), SHAPE)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("imagesTr/._1_1_0000.mha", True),
+        ("imagesTr/1_1_0001.mha", True),
+        ("imagesTr/zz.mha", True),
+        ("imagesTr/yy_0000.nii.gz", False),
+    ],
+)
+def test_the_check_refuses_the_same_stray_files_as_nnunet(dataset: RawDataset, name: str, refused: bool) -> None:
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    (dataset.folder / name).write_bytes(b"stray")
+    assert bool(broken(check_dataset(dataset.folder))) == refused
+    if not refused:
+        verify_dataset_integrity(str(dataset.folder), num_processes=1)
+        return
+    with pytest.raises((AssertionError, RuntimeError)):
+        verify_dataset_integrity(str(dataset.folder), num_processes=1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pantherseg.errors import OutputError
-from pantherseg.files import remove_file, temporary_folder, write_text, written_beside
+from pantherseg.files import folder_written_beside, remove_file, temporary_folder, write_text, written_beside
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -31,6 +31,19 @@ def test_writes_text_in_utf8_and_replaces_an_older_file(tmp_path: Path) -> None:
     write_text(path, "old and longer")
     write_text(path, "größer")
     assert path.read_bytes() == "größer".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_looks_for_leftovers_only_where_there_can_be_any(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with folder_written_beside(path) as beside:
+        left = beside / ".9999999.a.txt"
+        left.write_text("as if another process had left it")
+        write_text(beside / "a.txt", "text")
+        assert left.exists(), "a folder was listed for each of its files"
+        left.unlink()
+        assert not path.exists()
+    assert [file.name for file in path.iterdir()] == ["a.txt"]
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation
 
 from faults import refused
 from pantherseg.errors import InputError
-from pantherseg.io import case_name, find_sources, mask_name, read_image, write_volume
+from pantherseg.io import case_name, find_sources, mask_name, read_grid, read_image, write_volume
 from pantherseg.io.itk import from_itk, to_itk
 from pantherseg.io.limits import MAX_SIDE_VOXELS, MAX_SPACING_MM, MIN_SPACING_MM
 from pantherseg.paths import ROOT
@@ -55,6 +55,22 @@ def test_names_the_case_and_the_mask_of_a_file(tmp_path: Path, name: str, case: 
     assert find_sources(tmp_path / name) == []
     (tmp_path / name).touch()
     assert find_sources(tmp_path / name) == find_sources(tmp_path) == [tmp_path / name]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_reads_the_grid_of_a_file_by_its_header_alone(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    turned = Rotation.from_euler("xyz", (20, -10, 5), degrees=True).as_matrix()
+    image = to_itk(Volume(np.arange(60, dtype=np.int16).reshape(3, 4, 5), Grid((3, 4, 5), (2.5, 1.0, 0.5))))
+    image.SetDirection(turned.ravel().tolist())
+    sitk.WriteImage(image, str(path))
+    grid = read_grid(path)
+    assert grid is not None
+    assert grid.difference(read_image(path)[0].grid) == ""
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError):
+        read_grid(path)
+    assert read_grid(tmp_path) is None
 
 
 def test_finds_only_volumes_in_a_folder(tmp_path: Path) -> None:

@@ -24,13 +24,15 @@ def written_beside(path: Path) -> Iterator[Path]:
     """Yield a hidden path beside `path` to write to; it is renamed to `path` when the block ends without an error.
 
     Its suffix is in lower case: ITK writes another format, or none, for a suffix such as .MHA. Parent folders are
-    created, and hidden files of killed processes are removed. Raises OutputError where the file cannot be written or
-    synced to the disk.
+    created, and hidden files of killed processes are removed, except in a folder that is itself hidden until it is
+    complete. Raises OutputError where the file cannot be written or synced to the disk.
     """
     beside = path.with_name(f".{os.getpid()}.{_name_beside(path)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        if not any(part.startswith(TEMPORARY) for part in path.parts):
+            for leftover in leftovers(path):
+                leftover.unlink(missing_ok=True)
         yield beside
         _force_to_disk(beside)
         beside.replace(path)
@@ -44,24 +46,37 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_beside(path: Path) -> Iterator[Path]:
-    """Yield a hidden new folder beside `path` to fill; it is renamed to `path` when the block ends without an error.
+    """Yield a new folder to fill, in a hidden one beside `path`; it is renamed to `path` when the block ends well.
 
-    Parent folders are created, and hidden folders of killed processes are removed. Raises OutputError if `path` exists
-    or cannot be written.
+    Parent folders are created, and hidden folders of processes that were killed are removed, on any machine that shares
+    the disk: a process locks its own. Where the file system has no locks, they stay. Raises OutputError if `path`
+    exists or cannot be written.
     """
-    beside = path.with_name(f".{os.getpid()}.{_name_beside(path)}")
-    if path.exists() or path.is_symlink():
-        raise OutputError(path, expected="a new folder", found="an existing one", hint="move it away")
+    _refuse_existing(path)
+    prefix = f"{TEMPORARY}{path.name}-"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        _remove_unlocked(path.parent, prefix)
+        hidden, lock = _locked_folder(prefix, path.parent)
+    except OSError as error:
+        raise OutputError(path, f"failed to write this folder: {os_reason(error)}") from error
+    try:
+        beside = hidden / path.name
         beside.mkdir()
         yield beside
+        _refuse_existing(path)
         beside.rename(path)
     except OSError as error:
         raise OutputError(path, f"failed to write this folder: {os_reason(error)}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise OutputError(path, expected="a new folder", found="an existing one", hint="move it away")
 
 
 def _name_beside(path: Path) -> str:
@@ -76,14 +91,6 @@ def leftovers(path: Path) -> list[Path]:
     hidden = re.compile(r"\.(\d{1,7})\." + re.escape(_name_beside(path)))
     found = ((other, hidden.fullmatch(other.name)) for other in path.parent.iterdir())
     return [other for other, process in found if process and not _is_alive(int(process[1]))]
-
-
-def _remove_leftovers(path: Path) -> None:
-    for leftover in leftovers(path):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:
@@ -113,18 +120,38 @@ def temporary_folder() -> Path:
 
     Those that killed processes left behind are removed now. Raises OSError.
     """
-    for other in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+    _remove_unlocked(Path(tempfile.gettempdir()), TEMPORARY)
+    folder, _ = _locked_folder(TEMPORARY, Path(tempfile.gettempdir()))  # locked until the process ends
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _locked_folder(prefix: str, parent: Path) -> tuple[Path, int | None]:
+    """Return a new folder that no other process removes, and the file descriptor that holds its lock.
+
+    None in its place where the file system has no locks. Raises OSError.
+    """
+    for _ in range(ATTEMPTS):
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            file = _lock(folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another process is removing it, because it was not locked yet
+        except OSError:
+            return folder, None
+        if folder.exists():
+            return folder, file
+        os.close(file)
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def _remove_unlocked(parent: Path, prefix: str) -> None:
+    """Remove the folders with names that begin with `prefix` whose processes have ended. Raises OSError."""
+    for other in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
         with suppress(OSError):
             file = _lock(other)
             shutil.rmtree(other, ignore_errors=True)
             os.close(file)
-    for _ in range(ATTEMPTS):
-        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
-        with suppress(OSError):  # another process is removing it, because it was not locked yet
-            _lock(folder)
-            break
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _lock(folder: Path) -> int:

@@ -21,9 +21,13 @@ from pantherseg.volume import Box, Triple, Volume
 BODY_LEVEL = 0.1
 
 
+# What the messages of events without a box end with.
+SEARCHED_WHOLE = "; the whole volume was searched"
+
+
 def searched_whole(code: EventCode, reason: str) -> Event:
     """Return an event for a volume that was searched without a box, with the reason."""
-    return Event(code, f"{reason}; the whole volume was searched")
+    return Event(code, reason + SEARCHED_WHOLE)
 
 
 def localizer_predictor(

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from tqdm import tqdm
 
 from pantherseg.cli.options import AS_JSON, DEVICE, PATH, TASK, chosen_recipe, print_verdicts
@@ -78,7 +79,9 @@ def data() -> None:
 )
 @click.option("--require-tumour", is_flag=True, help="Refuse cases without a tumour.")
 @click.option("--strict", is_flag=True, help="Import nothing if any case is refused.")
+@click.pass_context
 def import_(
+    context: click.Context,
     raw: Path,
     dataset_id: int,
     name: str,
@@ -92,8 +95,10 @@ def import_(
 
     The folder RAW gets the data set. Layouts: panther, panther-unlabelled, msd (Task07_Pancreas), panorama, raw (an
     nnU-Net data set) and panther-organs (phantoms). Every case is checked. Cases that cannot be used are listed in
-    import.json. Images that are stored as they are needed are linked, so their folder must stay where it is.
+    import.json. Images that are stored as they are needed are linked, so their folder must stay where it is. A single
+    raw data set passes its splits_final.json on.
     """
+    _check_usage(context, sources, labels, require_tumour)
     with tqdm(unit="case", disable=None) as bar:
         report = import_data(
             sources,
@@ -104,12 +109,23 @@ def import_(
             orientation=orientation,
             require_tumour=require_tumour,
             strict=strict,
+            keep_splits=True,
             on_case=lambda _: bar.update(),
         )
     counts = len(report.imported), len(report.linked), len(report.refused)
     logger.info("%s: %d cases imported (%d images linked), %d refused", report.dataset, *counts)
     if report.refused:
         logger.warning("see %s for the refused cases", report.dataset / REPORT)
+
+
+def _check_usage(context: click.Context, sources: list[Source], labels: LabelMapName, require_tumour: bool) -> None:
+    """Raise UsageError for options that have no effect with the others."""
+    if require_tumour and labels == "organs":
+        raise click.UsageError("--require-tumour needs labels with a tumour, and --labels organs has none")
+    if all(source.layout == "panther-unlabelled" for source in sources):
+        for name, option in (("labels", "--labels"), ("require_tumour", "--require-tumour")):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"{option} has no effect on images without labels")
 
 
 @data.command()
@@ -127,15 +143,22 @@ def check(dataset: Path, as_json: bool) -> None:
 
 @data.command()
 @click.argument("dataset", type=PATH)
-@click.option("--folds", type=click.IntRange(min=2), default=FOLDS, show_default=True, help="Number of folds.")
-@click.option("--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Seed of the shuffling.")
+@click.option("--folds", type=click.IntRange(min=2), help=f"Number of folds.  [default: {FOLDS}]")
+@click.option("--seed", type=click.IntRange(min=0), help=f"Seed of the shuffling.  [default: {SEED}]")
 @click.option("--given", type=PATH, help="Use the splits of this file, in the form of splits_final.json.")
-def split(dataset: Path, folds: int, seed: int, given: Path | None) -> None:
+def split(dataset: Path, folds: int | None, seed: int | None, given: Path | None) -> None:
     """Split a raw data set into folds, patient by patient.
 
     Writes splits_final.json in the folder DATASET, once: the same for every model that is trained on it.
     """
-    splits = split_dataset(RawDataset.open(dataset), folds=folds, seed=seed, given=given)
+    if given is not None and (folds is not None or seed is not None):
+        raise click.UsageError("--given brings its own folds: leave out --folds and --seed")
+    splits = split_dataset(
+        RawDataset.open(dataset),
+        folds=FOLDS if folds is None else folds,
+        seed=SEED if seed is None else seed,
+        given=given,
+    )
     sizes = ", ".join(f"{len(fold['train'])}+{len(fold['val'])}" for fold in splits)
     logger.info("%s: %d folds of training + validation cases: %s", dataset, len(splits), sizes)
 
@@ -162,7 +185,7 @@ def crop(
     """Cut the cases of a raw data set to the region around the pancreas.
 
     The folder RAW gets the new data set. The region is found by the localizer of a recipe, with its margin, as when a
-    case is segmented.
+    case is segmented. The new data set gets the splits_final.json of the old one, if there is one.
     """
     from pantherseg.datasets.crops import crop_dataset, load_localizer  # imports what runs networks
 
@@ -171,7 +194,14 @@ def crop(
     localizer, wanted = load_localizer(settings, model or DEMO_WEIGHTS, device=device)
     with tqdm(total=len(source.cases), unit="case", disable=None) as bar:
         new = crop_dataset(
-            source, raw, dataset_id, name, localizer=localizer, settings=wanted, on_case=lambda _: bar.update()
+            source,
+            raw,
+            dataset_id,
+            name,
+            localizer=localizer,
+            settings=wanted,
+            keep_splits=True,
+            on_case=lambda _: bar.update(),
         )
     for case, known in new.cases.items():
         if known.remark:

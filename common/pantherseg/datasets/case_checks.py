@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from pantherseg.errors import InputError, first_few
 from pantherseg.events import Event, EventCode
 from pantherseg.io import read_image, read_labels
-from pantherseg.io.itk import grid_in_itk
+from pantherseg.io.itk import grid_in_itk, intercept_in_itk
 from pantherseg.labels import BACKGROUND, BACKGROUND_NAME
 from pantherseg.orientation import NO_TURN, Orientation, Turn
 from pantherseg.volume import Volume
@@ -43,11 +45,15 @@ class CaseVolumes:
         messages = [event.message for event in self.events if event.code is not EventCode.CONSTANT_IMAGE]
         if messages:
             return messages
-        seen = grid_in_itk(self.image_path)
-        if seen is None:
-            return ["SimpleITK, with which nnU-Net reads images, cannot read this file"]
+        with _as_linked(self.image_path) as path:
+            seen = grid_in_itk(path)
+            if seen is None:
+                return ["SimpleITK, with which nnU-Net reads images, cannot read this file"]
+            added = intercept_in_itk(path)
         difference = self.image.grid.difference(seen.turned(self.turn))
-        return [f"SimpleITK, with which nnU-Net reads images, finds {difference}"] if difference else []
+        found = [difference] if difference else []
+        found += [f"voxels that are larger by {added:g}, although scl_slope is 0"] if added else []
+        return [f"SimpleITK, with which nnU-Net reads images, finds {what}" for what in found]
 
     @property
     def digest(self) -> str:
@@ -56,12 +62,26 @@ class CaseVolumes:
         return hashlib.sha256(shape + np.ascontiguousarray(self.image.array).tobytes()).hexdigest()
 
 
+@contextmanager
+def _as_linked(path: Path) -> Iterator[Path]:
+    """Yield an image's path, or a link to it with a name in lower case: SimpleITK takes no .MHA, but such a link."""
+    name = path.name.lower()
+    if name == path.name or not path.is_file():
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder) / name
+        link.symlink_to(path.resolve())
+        yield link
+
+
 def read_case(
     image_path: Path, label_path: Path | None, *, values: Mapping[int, str], orientation: Orientation | None
 ) -> CaseVolumes:
     """Read the volumes of a case and turn them to an orientation, None for that of the image.
 
-    Raises InputError for files that cannot be read.
+    A label map on the grid of its image is turned as that, also where the axes are so oblique that a rounding error
+    decides to which side they run. Raises InputError for files that cannot be read.
     """
     image, events = read_image(image_path)
     orientation = orientation or image.grid.orientation
@@ -69,7 +89,7 @@ def read_case(
     label, label_turn = None, NO_TURN
     if label_path is not None:
         stored = read_labels(label_path)
-        label_turn = stored.grid.turn_to(orientation)
+        label_turn = stored.grid.turn_to(orientation) if image.grid.difference(stored.grid) else turn
         label = stored.turned(label_turn)
     return CaseVolumes(image_path, image.turned(turn), turn, events, label_path, label, label_turn, values)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pantherseg.datasets.case_checks import CHECKS, CaseVolumes, read_case
 from pantherseg.datasets.raw import CASES, IMAGES, LABELS, NAME, RawDataset
-from pantherseg.datasets.splits import SPLITS, check_splits, read_splits
+from pantherseg.datasets.splits import SPLITS, splits_of
 from pantherseg.errors import InputError, first_few
 from pantherseg.io import case_name, find_sources
 from pantherseg.model_sources.nnunet import DATASET
@@ -37,13 +37,12 @@ def _verdicts(folder: Path, on_case: Callable[[str], object] | None) -> Iterator
     yield Verdict(rule, True, f"{len(dataset.cases)} cases of {patients} patients")
     yield _name_verdict(folder)
     stated, cases = dataset.num_training, len(dataset.cases)
-    yield Verdict(
-        f"numTraining in {DATASET} is the number of cases", stated == cases, f"{stated} stated, {cases} cases"
-    )
+    yield Verdict(f"numTraining in {DATASET}", stated == cases, f"{stated} stated, {cases} cases")
     numbers = sorted(dataset.labels.values())
     found = ", ".join(f"{number} {name}" for name, number in dataset.labels.items())
     yield Verdict("labels are numbered 0, 1, 2, ...", numbers == list(range(len(numbers))) and numbers != [], found)
     yield _pairs_verdict(dataset)
+    yield _files_verdict(dataset)
     yield from _volume_verdicts(dataset, on_case)
     yield _splits_verdict(dataset)
 
@@ -53,13 +52,11 @@ def _name_verdict(folder: Path) -> Verdict:
     name = folder.resolve().name
     match = re.fullmatch(NAME, name)
     same = sorted(path.name for path in folder.resolve().parent.glob(f"Dataset{match[1]}_*")) if match else [name]
-    return Verdict(
-        "a name such as Dataset901_NAME, with a number of its own", same == [name] and bool(match), ", ".join(same)
-    )
+    return Verdict("name and number of the data set", same == [name] and bool(match), ", ".join(same))
 
 
 def _pairs_verdict(dataset: RawDataset) -> Verdict:
-    rule = "a label map for each image, and an image for each label map"
+    rule = "pairs of image and label map"
     if not dataset.has_labels:
         return Verdict(rule, True, f"no {LABELS}: a data set without labels")
     files = [path for path in find_sources(dataset.folder / LABELS) if path.name.endswith(dataset.file_ending)]
@@ -67,6 +64,19 @@ def _pairs_verdict(dataset: RawDataset) -> Verdict:
     problems = [f"no label map of {name}" for name in sorted(images - labels)]
     problems += [f"no image of {name}" for name in sorted(labels - images)]
     return Verdict(rule, not problems, first_few(problems) or f"{len(labels)} pairs")
+
+
+def _files_verdict(dataset: RawDataset) -> Verdict:
+    """Return whether nnU-Net, which takes hidden files and links too, finds the same cases."""
+    ending = dataset.file_ending
+    images = dataset.folder / IMAGES
+    stray = {path for path in images.iterdir() if path.name.endswith(ending)} - set(
+        map(dataset.image_path, dataset.cases)
+    )
+    if dataset.has_labels:
+        stray |= {path for path in (dataset.folder / LABELS).iterdir() if path.name.startswith(".")}
+    found = [f"{path.parent.name}/{path.name}" for path in sorted(stray) if path.name.endswith(ending)]
+    return Verdict("no stray or hidden volumes", not found, first_few(found) or "none")
 
 
 def _volume_verdicts(dataset: RawDataset, on_case: Callable[[str], object] | None) -> Iterator[Verdict]:
@@ -110,13 +120,9 @@ def _problems(name: str, case: CaseVolumes, seen: dict[str, str]) -> Iterator[tu
 
 def _splits_verdict(dataset: RawDataset) -> Verdict:
     """Return whether the splits suit the cases; a data set need not have any yet."""
-    rule = f"{SPLITS} has every case in one val, and every patient on one side"
-    path = dataset.folder / SPLITS
-    if not path.exists():
-        return Verdict(rule, True, "no splits yet")
+    rule = f"{SPLITS} suits the cases and patients"
     try:
-        splits = read_splits(path)
-        check_splits(path, splits, dataset.cases)
+        splits = splits_of(dataset)
     except InputError as error:
         return Verdict(rule, False, str(error))
-    return Verdict(rule, True, f"{len(splits)} folds")
+    return Verdict(rule, True, "no splits yet" if splits is None else f"{len(splits)} folds")

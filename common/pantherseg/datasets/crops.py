@@ -7,14 +7,17 @@ from pathlib import Path
 
 import msgspec
 
-from pantherseg.datasets.raw import Crop, RawDataset, new_dataset
-from pantherseg.errors import InputError, ModelError, RecipeError
+from pantherseg.datasets.case_checks import CHECKS, CaseVolumes, read_case
+from pantherseg.datasets.raw import CASES, Crop, RawDataset, new_dataset
+from pantherseg.datasets.splits import splits_of, write_splits
+from pantherseg.errors import InputError, ModelError, RecipeError, first_few
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.labels import BACKGROUND
-from pantherseg.localize import localize, localizer_predictor
+from pantherseg.localize import SEARCHED_WHOLE, localize, localizer_predictor
 from pantherseg.model_sources.nnunet import DATASET
 from pantherseg.models.find import find_localizer
+from pantherseg.orientation import NO_TURN, Orientation
 from pantherseg.packing.pack import Packer
 from pantherseg.recipe import Localizer, Recipe
 from pantherseg.volume import Box, Volume
@@ -47,39 +50,70 @@ def crop_dataset(
     *,
     localizer: Predictor,
     settings: Localizer,
+    keep_splits: bool = False,
     on_case: Callable[[str], object] | None = None,
 ) -> RawDataset:
     """Write a data set as raw/Dataset<id>_<name> whose cases are cut to the localizer's boxes, and return it.
 
-    Where the localizer finds no box, or one without half of the labelled voxels, the box is that around the label map
-    with the same margin; a case without labels stays whole, as at inference. cases.json has each case's box, and a
-    remark where it is not the localizer's or leaves labelled voxels out. on_case: called with each case that is done.
+    Where the localizer finds no box, or one with less than half of the labelled voxels, the box is that around the
+    label map with the same margin; a case without labels stays whole, as at inference. cases.json has each case's box,
+    and a remark where it is not the localizer's or leaves labelled voxels out. keep_splits: give the new data set the
+    splits of the old one; on_case: called with each case that is done.
 
-    Raises InputError for a volume that cannot be read and a data set without an orientation, OutputError, and what
-    `Predictor.predict` raises.
+    Raises InputError for a case that breaks a rule of CHECKS, a data set that has no orientation, is cropped already or
+    has splits that do not suit it, OutputError, and what `Predictor.predict` raises.
     """
-    if source.orientation is None:
-        hint = f"import it with --from raw={source.folder}"
-        raise InputError(source.folder / DATASET, expected="the orientation of the volumes", found="none", hint=hint)
+    orientation = _check_source(source)
+    splits = splits_of(source) if keep_splits else None
     with new_dataset(
-        raw, dataset_id, name, labels=source.labels, orientation=source.orientation, file_ending=source.file_ending
+        raw, dataset_id, name, labels=source.labels, orientation=orientation, file_ending=source.file_ending
     ) as new:
         for case, known in source.cases.items():
-            image, label = source.image(case), source.label(case)
+            volumes = _checked(source, case)
+            image, label = volumes.image, volumes.label
             box, remark = _box_of(image, label, localizer, settings)
             crop = Crop(start=box.start, stop=box.stop, shape=image.grid.shape)
             known = msgspec.structs.replace(known, crop=crop, remark=remark)
             new.add(case, known, image.crop(box), None if label is None else label.crop(box))
             if on_case is not None:
                 on_case(case)
+        if splits is not None:
+            write_splits(new.folder, splits)
     return RawDataset.open(new.target)
+
+
+def _check_source(source: RawDataset) -> Orientation:
+    """Return the orientation of a data set that can be cropped. Raises InputError."""
+    if source.orientation is None:
+        hint = f"import it with --from raw={source.folder}"
+        raise InputError(source.folder / DATASET, expected="the orientation of the volumes", found="none", hint=hint)
+    if cropped := [case for case, known in source.cases.items() if known.crop is not None]:
+        found = f"the crops of {first_few(cropped)}"
+        raise InputError(
+            source.folder / CASES, expected="whole volumes", found=found, hint="crop the original data set"
+        )
+    return source.orientation
+
+
+def _checked(source: RawDataset, case: str) -> CaseVolumes:
+    """Return the volumes of a case. Raises InputError if they break a rule that an imported case keeps."""
+    values = {number: name for name, number in source.labels.items()}
+    label = source.label_path(case) if source.has_labels else None
+    volumes = read_case(source.image_path(case), label, values=values, orientation=source.orientation)
+    if volumes.turn != NO_TURN:  # the box would not be that of the file
+        raise InputError(
+            volumes.image_path, expected=f"the orientation {source.orientation}, as stated", found="another one"
+        )
+    for check in CHECKS.values():
+        check(volumes)
+    return volumes
 
 
 def _box_of(image: Volume, label: Volume | None, localizer: Predictor, settings: Localizer) -> tuple[Box, str]:
     """Return the box to which a case is cut, and a remark, which is empty where there is nothing to say."""
     try:
         box, events = localize(image, localizer, settings)
-        reason = "" if box else f"{events[-1].code}"
+        reason = "" if box else events[-1].message.removesuffix(SEARCHED_WHOLE)
     except InputError as error:
         box, reason = None, str(error)
     around = None if label is None else Box.around(label.array != BACKGROUND)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ import numpy as np
 
 from pantherseg.datasets.case_checks import CHECKS, CaseVolumes, read_case, relabelled
 from pantherseg.datasets.layouts import Found, FoundCase, Values, find_cases
-from pantherseg.datasets.raw import FILE_ENDINGS, NewDataset, dataset_folder, new_dataset
-from pantherseg.errors import InputError
+from pantherseg.datasets.raw import FILE_ENDINGS, NewDataset, RawDataset, dataset_folder, new_dataset
+from pantherseg.datasets.splits import SPLITS, Splits, check_splits, splits_of, write_splits
+from pantherseg.errors import InputError, OutputError, first_few
 from pantherseg.files import write_text
-from pantherseg.io import case_name, mask_name
+from pantherseg.io import case_name, mask_name, read_grid
 from pantherseg.labels import BACKGROUND_NAME, LABEL_MAPS, TUMOUR_NAME, LabelMapName
 from pantherseg.orientation import DEFAULT_ORIENTATION, NO_TURN, Orientation
 from pantherseg.volume import Volume
@@ -28,6 +31,9 @@ from pantherseg.volume import Volume
 logger = logging.getLogger(__name__)
 
 REPORT = "import.json"
+# The least share of an image's file that the image takes when it is written again, compressed.
+COMPRESSED = 0.5
+GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ class ImportReport:
     """What an import did.
 
     dataset: the new folder; imported: the names of its cases; linked: those whose image is a link; refused: the other
-    cases, with reasons; changed: by case, what differs from the file because nnU-Net would not read it right.
+    cases, with reasons; changed: by case, what differs from the file because nnU-Net would not read it right;
+    label_names: for each source that names its labels, what each name was taken for.
     """
 
     dataset: Path
@@ -63,6 +70,7 @@ class ImportReport:
     linked: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)
+    label_names: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for a JSON file."""
@@ -71,6 +79,7 @@ class ImportReport:
             "linked": len(self.linked),
             "refused": [vars(refusal) for refusal in self.refused],
             "changed": self.changed,
+            "label_names": self.label_names,
         }
 
 
@@ -84,68 +93,142 @@ def import_data(
     orientation: Orientation = DEFAULT_ORIENTATION,
     require_tumour: bool = False,
     strict: bool = False,
+    keep_splits: bool = False,
     on_case: Callable[[str], object] | None = None,
 ) -> ImportReport:
     """Import sources as raw/Dataset<id>_<name>, and return what was done; import.json in that folder says the same.
 
     labels: the label map of the new data set, a name in LABEL_MAPS; orientation: to which every volume is turned;
-    require_tumour: refuse cases without a tumour; strict: refuse the import if any case is refused; on_case: called
-    with the name of each case once it is done.
+    require_tumour: refuse cases without a tumour; strict: refuse the import if any case is refused; keep_splits: a
+    single source in the layout `raw` passes its splits on; on_case: called with the name of each case once it is done.
 
-    A case that cannot be used is refused, and logged in one line. Raises InputError if a source cannot be used, if no
-    case is left, or as `strict` says; OutputError if the data set cannot be written. Then nothing is written.
+    A case that cannot be used is refused, and logged in one line. Cases with labels by experts come first, so that of
+    two cases with the same image the expert's is taken. Raises InputError if a source cannot be used, if no case is
+    left, or as `strict` says; OutputError if the data set cannot be written. Then nothing is written.
     """
     folder = dataset_folder(raw, dataset_id, name)
     target = LABEL_MAPS[labels]
-    found = _with_distinct_names([(source, find_cases(source.layout, source.folder)) for source in sources])
-    _check_sources(found, labels)
-    report = ImportReport(folder)
+    _check_not_inside(folder, sources)
+    found = [(source, find_cases(source.layout, source.folder)) for source in sources]
+    _check_sources(found, labels, require_tumour=require_tumour)
+    cases = _with_distinct_names(found)
+    splits = _splits_of(sources) if keep_splits else None
+    ending = _file_ending([case for _, _, case in cases])
+    _check_space(folder, [case for _, _, case in cases], ending, orientation)
+    report = ImportReport(folder, label_names=_label_names(found, target))
     seen: dict[str, Path] = {}
-    ending = _file_ending([case for _, each in found for case in each.cases])
     with new_dataset(raw, dataset_id, name, labels=target, orientation=orientation, file_ending=ending) as new:
-        for source, each in found:
-            values = _wanted(each.values, target)
-            for case in each.cases:
-                try:
-                    volumes = _checked(case, values, orientation, seen, require_tumour=require_tumour)
-                except InputError as error:
-                    report.refused.append(Refusal(str(source), case.name, str(error)))
-                    logger.warning("refused: %s", error)
-                else:
-                    _add(new, case, volumes, target, report)
-                if on_case is not None:
-                    on_case(case.name)
+        for source, values, case in cases:
+            try:
+                volumes = _checked(case, _wanted(values, target), orientation, seen, require_tumour=require_tumour)
+            except InputError as error:
+                report.refused.append(Refusal(str(source), case.name, str(error)))
+                logger.warning("refused: %s", error)
+            else:
+                _add(new, case, volumes, target, report)
+            if on_case is not None:
+                on_case(case.name)
         _check_outcome(report, strict=strict)
+        if splits is not None:
+            _pass_on(splits, new)
         content = {"sources": [str(source) for source in sources], "labels": labels, **report.as_dict()}
         write_text(new.folder / REPORT, json.dumps(content, indent=2) + "\n")
     return report
 
 
-def _with_distinct_names(sources: list[tuple[Source, Found]]) -> list[tuple[Source, Found]]:
-    """Return sources with the layout before the names of cases that more than one source has.
+def _check_not_inside(folder: Path, sources: Sequence[Source]) -> None:
+    """Raise OutputError for a data set that would be written into a folder that is imported."""
+    for source in sources:
+        if source.folder.resolve() in folder.resolve().parents:
+            raise OutputError(folder, f"the new data set would be inside {source.folder}, which is to be imported")
 
-    Where the layout is the same too, all but the first are refused.
+
+def _with_distinct_names(sources: list[tuple[Source, Found]]) -> list[tuple[Source, Values, FoundCase]]:
+    """Return the cases of all sources, pseudo-labelled ones last, with the values of their labels.
+
+    Names that more than one source has get the layout in front. Where that is the same too, all but the first are
+    refused. Cases that cannot be used keep their names.
     """
-    count = Counter(case.name for _, found in sources for case in found.cases)
+    every = [(source, found.values, case) for source, found in sources for case in found.cases]
+    every.sort(key=lambda each: each[2].known.pseudo)
+    count = Counter(case.name for _, _, case in every if not case.problem)
     first: dict[str, FoundCase] = {}
     result = []
-    for source, found in sources:
-        cases = []
-        for case in found.cases:
+    for source, values, case in every:
+        if not case.problem:
             if count[case.name] > 1:
                 case = replace(case, name=f"{source.layout}_{case.name}")
             other = first.setdefault(case.name, case)
-            if other is not case and not case.problem:
+            if other is not case:
                 case = replace(case, problem=f"the name of this case is also that of {other.image}")
-            cases.append(case)
-        result.append((source, replace(found, cases=tuple(cases))))
+        result.append((source, values, case))
     return result
 
 
-def _check_sources(sources: list[tuple[Source, Found]], labels: LabelMapName) -> None:
-    """Raise InputError unless all sources are labelled or none is, and their labels include those that are wanted."""
+def _splits_of(sources: Sequence[Source]) -> Splits | None:
+    """Return the splits of a single raw data set, None for others. Raises InputError if they do not suit it."""
+    if len(sources) != 1 or sources[0].layout != "raw":
+        return None
+    return splits_of(RawDataset.open(sources[0].folder))
+
+
+def _pass_on(splits: Splits, new: NewDataset) -> None:
+    """Write splits for a new data set, without the cases that were refused; log where too few cases are left."""
+    splits = [{side: [name for name in names if name in new.cases] for side, names in fold.items()} for fold in splits]
+    try:
+        check_splits(new.target / SPLITS, splits, new.cases)
+    except InputError as error:
+        logger.warning("the splits are not kept, because of refused cases: %s", error)
+    else:
+        write_splits(new.folder, splits)
+
+
+def _label_names(sources: list[tuple[Source, Found]], target: Mapping[str, int]) -> dict[str, dict[str, str]]:
+    """Return for each source that names its labels what each is taken for, and log it."""
+    result = {}
+    for source, found in sources:
+        if found.stated:
+            wanted = _wanted(found.values, target)
+            names = {found.stated[value]: name for value, name in wanted.items()}
+            result[str(source)] = names
+            taken = ", ".join(f"{stated} as {name}" for stated, name in names.items())
+            logger.info("%s: labels taken: %s", source, taken)
+    return result
+
+
+def _check_space(folder: Path, cases: Sequence[FoundCase], ending: str, orientation: Orientation) -> None:
+    """Raise OutputError if the disk has less room than the images take that cannot be linked."""
+    wanted = 0.0
+    for case in cases:
+        with suppress(InputError, OSError):  # a case that cannot be used is refused later
+            grid = read_grid(case.image)
+            if grid is None or grid.orientation != orientation or not _has_ending(case.image, ending):
+                wanted += COMPRESSED * case.image.stat().st_size
+    existing = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if wanted > free:
+        expected = f"at least {wanted / GB:.3g} GB for images that must be written in another form"
+        raise OutputError(folder, expected=expected, found=f"{free / GB:.3g} GB free")
+
+
+def _has_ending(image: Path, ending: str) -> bool:
+    """Return whether a link to an image can have an ending; upper and lower case are the same, as the link is named."""
+    return image.name.lower().endswith(ending)
+
+
+def _check_sources(sources: list[tuple[Source, Found]], labels: LabelMapName, *, require_tumour: bool) -> None:
+    """Raise InputError unless all sources are labelled or none is, and their labels include those that are wanted.
+
+    Log how many files are not used.
+    """
     with_labels = {bool(found.values) for _, found in sources}
     for source, found in sources:
+        if found.others:
+            names = first_few([path.name for path in found.others], limit=3)
+            logger.warning("%s: %d files are no volumes and are left out: %s", source, len(found.others), names)
+        if require_tumour and TUMOUR_NAME not in (LABEL_MAPS[labels] if found.values else ()):
+            had = f"the labels {labels}" if found.values else "images without labels"
+            raise InputError(source.folder, expected="labels of tumours, which are required", found=had)
         if len(with_labels) > 1 and not found.values:
             raise InputError(source.folder, "images without labels can only be imported into a data set of their own")
         missing = LABEL_MAPS[labels].keys() - set(found.values.values())
@@ -178,9 +261,10 @@ def _checked(
         tumour = [value for value, name in values.items() if name == TUMOUR_NAME]
         if not np.isin(volumes.label.array, tumour).any():
             raise InputError(volumes.label_path or "", expected="a tumour", found="none")
-    first = seen.setdefault(volumes.digest, case.image)
-    if first != case.image:
+    digest = volumes.digest
+    if first := seen.get(digest):
         raise InputError(case.image, f"this is the same image as {first}")
+    seen[digest] = case.image
     return volumes
 
 
@@ -192,7 +276,7 @@ def _add(
     if volumes.label is not None:
         label = Volume(relabelled(volumes.label.array, volumes.values, target), volumes.image.grid)
     corrections = volumes.corrections
-    as_needed = volumes.turn == NO_TURN and not corrections and case.image.name.endswith(new.file_ending)
+    as_needed = volumes.turn == NO_TURN and not corrections and _has_ending(case.image, new.file_ending)
     new.add(case.name, case.known.turned(volumes.turn), case.image if as_needed else volumes.image, label)
     report.imported.append(case.name)
     if as_needed:

@@ -10,6 +10,7 @@ Dataset<id>_<name>/
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from pantherseg.model_sources.nnunet import DATASET
 from pantherseg.orientation import Orientation, Turn
 from pantherseg.tables import Table
 from pantherseg.volume import Box, Shape, Volume
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -116,9 +119,9 @@ class RawDataset:
     def open(cls, folder: Path) -> RawDataset:
         """Open a data set: its description and the names of its cases, but no volume.
 
-        A data set that was not written here has no cases.json; each of its cases is then taken for another patient.
-        Raises InputError if a description is missing or invalid, if there is no case, if cases.json and imagesTr differ
-        or if there is more than one channel.
+        A data set that was not written here has no cases.json; its patients are then assumed by `patient_of`, and the
+        log says so. Raises InputError if a description is missing or invalid, if there is no case, if cases.json and
+        imagesTr differ, if an image is a link to a file that does not exist or if there is more than one channel.
         """
         description = _decode(folder / DATASET, _DatasetFile)
         if len(description.channel_names) != 1 or description.dataset is not None:
@@ -126,15 +129,18 @@ class RawDataset:
             raise InputError(folder / DATASET, expected="one channel, in imagesTr and labelsTr", found=found)
         ending = description.file_ending
         names = _case_names(folder / IMAGES, CHANNEL + ending)
-        cases = {name: RawCase(patient=name) for name in names}
         if (folder / CASES).exists():
             cases = _decode(folder / CASES, _CasesFile).cases
             if different := sorted(cases.keys() ^ set(names)):
                 image = folder / IMAGES / f"{different[0]}{CHANNEL}{ending}"
                 found = f"only in {CASES if different[0] in cases else IMAGES}"
-                if image.is_symlink() and not image.exists():
-                    found = f"a link to {image.readlink()}, which does not exist"
                 raise InputError(image, expected=f"each case in {CASES} and {IMAGES}", found=found)
+        else:
+            cases = {name: RawCase(patient=patient_of(name)) for name in names}
+            patients = len({case.patient for case in cases.values()})
+            logger.warning(
+                "%s has no %s: its %d cases are assumed to be of %d patients", folder, CASES, len(cases), patients
+            )
         if not cases:
             raise InputError(folder / IMAGES, expected=f"images <case>{CHANNEL}{ending}", found="none")
         return cls(
@@ -170,20 +176,47 @@ class RawDataset:
 
 
 class NewDataset:
-    """A raw data set that is being written to a hidden folder, which becomes `target`; see `new_dataset`."""
+    """A raw data set that is being written to a hidden folder, which becomes `target`; see `new_dataset`.
 
-    def __init__(self, folder: Path, target: Path, file_ending: str) -> None:
-        self.folder, self.target, self.file_ending = folder, target, file_ending
+    labels: names and numbers.
+    """
+
+    def __init__(self, folder: Path, target: Path, file_ending: str, labels: Mapping[str, int]) -> None:
+        self.folder, self.target, self.file_ending, self.labels = folder, target, file_ending, labels
         self.cases: dict[str, RawCase] = {}
+        self._labelled = 0
 
     def add(self, name: str, case: RawCase, image: Volume | Path, label: Volume | None = None) -> None:
         """Add a case. image: a volume to write, or a file with the data set's ending to link to; label: as uint8.
 
-        The label map is written with the geometry of the image exactly as it is stored. Raises OutputError, and
-        ValueError for a name that is used already.
+        The label map is written with the geometry of the image exactly as it is stored. Raises OutputError, which names
+        the data set and the case, and ValueError for a name that is used already, for a label map on another grid than
+        the image and for numbers that are not among the labels of the data set.
         """
         if name in self.cases:
             raise ValueError(f"there is a case {name} already")
+        if label is not None:
+            if unknown := set(np.unique(label.array).tolist()) - set(self.labels.values()):
+                raise ValueError(f"the label map of {name} has {sorted(unknown)}, which are not labels of the data set")
+            if isinstance(image, Volume) and (difference := image.grid.difference(label.grid)):
+                raise ValueError(f"the label map of {name} has another grid than its image: {difference}")
+        try:
+            self._write(name, image, label)
+        except OutputError as error:
+            reason = error.problem.removeprefix("failed to write this file: ") or str(error)
+            raise OutputError(self.target, f"failed to write the case {name}: {reason}") from error
+        self.cases[name] = case
+        self._labelled += label is not None
+
+    def check_complete(self) -> None:
+        """Raise OutputError unless every image and label map is there that was written."""
+        for folder, written in ((IMAGES, len(self.cases)), (LABELS, self._labelled)):
+            path = self.folder / folder
+            files = sum(1 for _ in path.iterdir()) if path.is_dir() else 0
+            if files != written:
+                raise OutputError(self.target, expected=f"the {written} files written to {folder}", found=str(files))
+
+    def _write(self, name: str, image: Volume | Path, label: Volume | None) -> None:
         image_path = self.folder / IMAGES / f"{name}{CHANNEL}{self.file_ending}"
         if isinstance(image, Path):
             image_path.parent.mkdir(exist_ok=True)
@@ -193,7 +226,6 @@ class NewDataset:
         if label is not None:
             label = Volume(label.array.astype(np.uint8), label.grid)
             write_volume(label, self.folder / LABELS / f"{name}{self.file_ending}", like=image_path)
-        self.cases[name] = case
 
 
 @contextmanager
@@ -209,8 +241,9 @@ def new_dataset(
     """
     target = dataset_folder(raw, dataset_id, name)
     with folder_written_beside(target) as folder:
-        new = NewDataset(folder, target, file_ending)
+        new = NewDataset(folder, target, file_ending, labels)
         yield new
+        new.check_complete()
         description = {
             "channel_names": CHANNEL_NAMES,
             "labels": labels,
@@ -234,6 +267,12 @@ def dataset_folder(raw: Path, dataset_id: int, name: str) -> Path:
     return folder
 
 
+def patient_of(case: str) -> str:
+    """Return the patient of a case by its name: 10000 of 10000_0001, and the whole name where it has another form."""
+    match = re.fullmatch(r"(\d+)_\d+", case)
+    return match[1] if match else case
+
+
 def is_raw_dataset(folder: Path) -> bool:
     """Return whether a folder is a raw nnU-Net data set: its dataset.json names channels and a file ending."""
     try:
@@ -253,7 +292,19 @@ def _decode(path: Path, kind: type[T]) -> T:
 
 
 def _case_names(folder: Path, suffix: str) -> list[str]:
+    if broken := dangling_links(folder):
+        found = f"a link to {broken[0].readlink()}, which does not exist"
+        raise InputError(broken[0], expected="an image", found=found)
     return [path.name.removesuffix(suffix) for path in find_sources(folder) if path.name.endswith(suffix)]
+
+
+def dangling_links(folder: Path) -> list[Path]:
+    """Return the links in a folder to files that do not exist, except for hidden ones, sorted. Raises InputError."""
+    try:
+        children = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [path for path in children if not path.name.startswith(".") and path.is_symlink() and not path.exists()]
+    except OSError as error:
+        raise InputError(folder, expected="a folder that can be read", found=os_reason(error)) from error
 
 
 def _compact(image: Volume) -> Volume:

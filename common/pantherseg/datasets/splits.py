@@ -7,6 +7,8 @@ that train on the same patients have the same folds.
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import msgspec
 from pantherseg.datasets.raw import RawCase, RawDataset
 from pantherseg.errors import InputError, OutputError, first_few, os_reason
 from pantherseg.files import write_text
+
+logger = logging.getLogger(__name__)
 
 SPLITS = "splits_final.json"
 # nnU-Net's own.
@@ -46,7 +50,7 @@ def make_splits(where: Path, cases: Mapping[str, RawCase], *, folds: int = FOLDS
 
 
 def check_splits(where: Path, splits: Splits, cases: Mapping[str, RawCase]) -> None:
-    """Check that splits suit cases: known names, each expert's label in one `val`, each patient on one side.
+    """Check that splits suit cases: known names, none twice, each expert's label in one `val`, patients on one side.
 
     Raises InputError.
     """
@@ -56,6 +60,8 @@ def check_splits(where: Path, splits: Splits, cases: Mapping[str, RawCase]) -> N
         train, val = split["train"], split["val"]
         if unknown := {*train, *val} - cases.keys():
             raise InputError(where, f"fold {fold} names cases that the data set lacks: {first_few(sorted(unknown))}")
+        if twice := _repeated([*train, *val]):
+            raise InputError(where, f"fold {fold} names these cases more than once: {first_few(twice)}")
         if not train or not val:
             raise InputError(where, f"fold {fold} has no cases in {'val' if train else 'train'}")
         if pseudo := set(val) - expert:
@@ -64,10 +70,14 @@ def check_splits(where: Path, splits: Splits, cases: Mapping[str, RawCase]) -> N
         if both:
             raise InputError(where, f"fold {fold} has patients in both train and val: {first_few(sorted(both))}")
         validated += val
-    if twice := {name for name in validated if validated.count(name) > 1}:
-        raise InputError(where, f"these cases are in val more than once: {first_few(sorted(twice))}")
+    if twice := _repeated(validated):
+        raise InputError(where, f"these cases are in val more than once: {first_few(twice)}")
     if missing := expert - set(validated):
         raise InputError(where, f"these cases are in no val: {first_few(sorted(missing))}")
+
+
+def _repeated(names: list[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def read_splits(path: Path) -> Splits:
@@ -103,6 +113,7 @@ def split_dataset(dataset: RawDataset, *, folds: int = FOLDS, seed: int = SEED, 
     else:
         splits = read_splits(given)
         check_splits(given, splits, dataset.cases)
+        _warn_about_unused(given, splits, dataset.cases)
         splits = [_with_pseudo_labelled(split, dataset.cases) for split in splits]
     path = dataset.folder / SPLITS
     if path.exists():
@@ -113,8 +124,31 @@ def split_dataset(dataset: RawDataset, *, folds: int = FOLDS, seed: int = SEED, 
                 hint="remove the file to split again",
             )
         return splits
-    write_text(path, json.dumps(splits, indent=2) + "\n")
+    write_splits(dataset.folder, splits)
     return splits
+
+
+def write_splits(folder: Path, splits: Splits) -> None:
+    """Write the splits of the data set in a folder. Raises OutputError."""
+    write_text(folder / SPLITS, json.dumps(splits, indent=2) + "\n")
+
+
+def splits_of(dataset: RawDataset) -> Splits | None:
+    """Return the splits that a data set has, None if it has none. Raises InputError if they do not suit its cases."""
+    path = dataset.folder / SPLITS
+    if not path.exists():
+        return None
+    splits = read_splits(path)
+    check_splits(path, splits, dataset.cases)
+    return splits
+
+
+def _warn_about_unused(where: Path, splits: Splits, cases: Mapping[str, RawCase]) -> None:
+    """Log the cases with labels by experts that a fold uses neither for training nor for validation."""
+    for fold, split in enumerate(splits):
+        named = {*split["train"], *split["val"]}
+        if unused := sorted(name for name, case in cases.items() if not case.pseudo and name not in named):
+            logger.warning("%s: fold %d has these cases in neither train nor val: %s", where, fold, first_few(unused))
 
 
 def _with_pseudo_labelled(split: Mapping[str, list[str]], cases: Mapping[str, RawCase]) -> dict[str, list[str]]:

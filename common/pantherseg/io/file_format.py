@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pantherseg.errors import InputError
 from pantherseg.events import Event, EventCode
-from pantherseg.volume import Volume
+from pantherseg.volume import Grid, Volume
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class FileFormat(ABC):
     @abstractmethod
     def read(self, source: Path) -> tuple[Volume, tuple[Event, ...]]:
         """Return the volume with its voxels as stored, and the events of reading it. Raises InputError, OSError."""
+
+    @abstractmethod
+    def grid(self, source: Path) -> Grid:
+        """Return a volume's grid by the header alone. Raises InputError and OSError."""
 
     @abstractmethod
     def write(self, volume: Volume, path: Path, *, like: Path | None = None) -> None:

@@ -65,6 +65,13 @@ class ItkReader(FileFormat):
         assumed = (Event(EventCode.GEOMETRY_ASSUMED, header.assumed),) if header.assumed else ()
         return Volume(volume.array, grid), dropped_axes(header.size) + assumed + events
 
+    def grid(self, source: Path) -> Grid:
+        """Return a volume's grid by the header alone. Raises InputError and OSError."""
+        with self._checked(source, voxels=False) as (reader, header):
+            stored = _grid_of(reader)
+        _check_grid(source, stored, header)
+        return with_orthogonal_axes(source, stored)[0]
+
     def write(self, volume: Volume, path: Path, *, like: Path | None = None) -> None:
         """Write a volume, zlib-compressed. Raises RuntimeError if the file is not complete: ITK does not say so."""
         stored = None if like is None else self._stored_grid(like, volume)
@@ -138,6 +145,18 @@ def grid_in_itk(path: Path) -> Grid | None:
     except RuntimeError:
         return None
     return _grid_of(reader)
+
+
+def intercept_in_itk(path: Path) -> float:
+    """Return what SimpleITK adds to the voxels of a NIfTI file with the slope 0, which means no scaling; else 0.
+
+    For files that `grid_in_itk` can read.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(name_for_itk(path))
+    reader.ReadImageInformation()
+    scaling = [float(reader.GetMetaData(key)) for key in ("scl_slope", "scl_inter") if reader.HasMetaDataKey(key)]
+    return scaling[1] if scaling[:1] == [0.0] and len(scaling) == 2 else 0.0
 
 
 def _grid_of(image: Any) -> Grid:

@@ -24,7 +24,7 @@ from pantherseg.io.header import unsupported
 from pantherseg.io.limits import CHUNK_BYTES, DAMAGED, MAX_AXES, MAX_VOLUME_BYTES, check_size
 from pantherseg.io.nifti_geometry import copy_geometry, grid_of, set_geometry
 from pantherseg.io.streams import chunks, opened
-from pantherseg.volume import Volume
+from pantherseg.volume import Grid, Volume
 
 # How much may follow the voxels.
 SLACK_BYTES = CHUNK_BYTES
@@ -54,6 +54,14 @@ class NiftiReader(FileFormat):
             except MemoryError as error:
                 raise InputError(source, expected="a volume that fits into memory", found=grid.describe()) from error
         return Volume(array, grid), dropped_axes(size) + events
+
+    def grid(self, source: Path) -> Grid:
+        """Return a volume's grid by the header alone. Raises InputError and OSError."""
+        check_not_empty(source)
+        with opened(source) as stream:
+            header = _read_header(source, stream)
+        check_size(source, _size(header), voxel_bytes=1)
+        return grid_of(source, header)[0]
 
     def write(self, volume: Volume, path: Path, *, like: Path | None = None) -> None:
         """Write a volume, compressed if the name ends with .gz; the same volume always gives the same bytes."""

@@ -24,7 +24,7 @@ from pantherseg.io.limits import DAMAGED, LABEL_TOLERANCE, LARGEST_VALUE, MAX_IN
 from pantherseg.io.metaimage import check_metaimage
 from pantherseg.io.nifti import NiftiReader
 from pantherseg.io.nrrd import check_nrrd
-from pantherseg.volume import Volume
+from pantherseg.volume import Grid, Volume
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,12 @@ def read_image(source: Path) -> tuple[Volume, tuple[Event, ...]]:
     except MemoryError as error:
         raise InputError(source, expected="a volume that fits into memory", found=volume.grid.describe()) from error
     return Volume(image, volume.grid), events + more
+
+
+def read_grid(source: Path) -> Grid | None:
+    """Return the grid of a volume file by its header alone, None for other sources. Raises InputError."""
+    with _unreadable_as_input_error(source):
+        return next((file_format.grid(source) for file_format in FORMATS if file_format.accepts(source)), None)
 
 
 def read_volume(source: Path) -> Volume:
