@@ -458,9 +458,7 @@ def test_ends_where_the_models_cannot_be_loaded(start: StartServer, models: Path
     assert "Traceback" not in server.stderr.read_text()
 
 
-@pytest.mark.fault(
-    "server", "one of four folds has a changed bit", "it serves, and says at the start what is left out"
-)
+@pytest.mark.fault("server", "one of four folds has a changed bit", "it serves, and says at the start what is left out")
 def test_says_at_the_start_which_fold_is_left_out(start: StartServer, copied_bundle: CopiedBundle) -> None:
     with_folds(copied_bundle, "0", "1", "2", "3")
     flip_a_bit(copied_bundle.path / "fold_1.safetensors")

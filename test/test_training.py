@@ -158,6 +158,7 @@ def test_crops_the_cases_to_the_pancreas_and_keeps_only_the_tumour(tmp_path: Pat
     assert json.loads((folder / "dataset.json").read_text())["labels"] == {"background": 0, "tumour": 1}
 
 
+@pytest.mark.slow
 def test_turns_the_cases_to_one_orientation_which_the_model_knows(tmp_path: Path, data: Path) -> None:
     stored = tmp_path / "stored"
     cases = list_cases(data, "tumour+pancreas")
