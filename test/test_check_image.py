@@ -349,7 +349,7 @@ ENDED, SERVING = "echo false 1", "echo true 0"
     ("commands", "healthy", "found"),
     [
         ({"exec": "echo status 200"}, True, "status 200"),
-        ({"exec": "sleep 2.5; echo status 200"}, False, "status 200"),
+        ({"exec": "sleep 0.7; echo status 200"}, False, "status 200"),
         ({"exec": "echo status 503"}, False, "status 503"),
         ({"exec": "echo 'ConnectionRefusedError(111)'"}, False, "ConnectionRefusedError(111)"),
         ({"exec": "exit 1"}, False, "no answer"),
@@ -370,8 +370,8 @@ def test_asks_a_server_for_its_health(
     healthy: bool,
     found: str,
 ) -> None:
-    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.SERVER_SECONDS", 2)
-    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.SERVER_SECONDS", 0.5)
+    monkeypatch.setattr("pantherseg.grand_challenge.docker_engine.PAUSE_SECONDS", 0.1)
     engine(method="invoke", **{"container": SERVING, "rm": f"echo $3 >>{tmp_path}/removed", **commands})
     verdict = check_image("mine:latest")[-1]
     assert (verdict.rule, verdict.kept) == (SERVES, healthy)

@@ -67,6 +67,7 @@ def test_the_page_has_a_row_for_each_marked_test(tmp_path: Path) -> None:
     assert found == expected, "write the page again: pytest --faults"
 
 
+@pytest.mark.slow
 def test_shows_the_result_of_each_marked_test(project: Path) -> None:
     (project / "test_it.py").write_text(MARKED.format(subject="inputs"))
     done = pytest_in(project, "--faults=page.md")
@@ -79,6 +80,7 @@ def test_shows_the_result_of_each_marked_test(project: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_refuses_an_unknown_subject(project: Path) -> None:
     (project / "test_it.py").write_text(MARKED.format(subject="nothing"))
     done = pytest_in(project, "--faults=page.md")

@@ -161,6 +161,7 @@ def test_input_and_mask_lie_at_the_same_place_for_every_reader(
     assert read_labels(mask).grid == volume.grid
 
 
+@pytest.mark.slow
 def test_the_property_test_covers_all_voxel_orders_in_both_hands() -> None:
     orders = {nibabel.aff2axcodes(random_affine(seed, 0)) for seed in range(2000)}
     assert len(orders) == 48
@@ -389,6 +390,7 @@ def test_reads_direction_cosines_of_two_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.slow
 def test_reads_random_rotations_with_two_digits(tmp_path: Path, suffix: str) -> None:
     for seed in range(200):
         exact = Rotation.random(rng=seed).as_matrix()

@@ -486,6 +486,7 @@ def test_checks_a_bundle_before_copying_it(copied_bundle: CopiedBundle, tmp_path
 
 @ONE_GRAPH
 @pytest.mark.parametrize("packed_before", [False, True])
+@pytest.mark.slow
 def test_refuses_a_model_without_the_label_of_the_recipe(
     demo_folder: ModelFolder, tmp_path: Path, packed_before: bool
 ) -> None:
@@ -505,6 +506,7 @@ def test_refuses_a_model_without_the_label_of_the_recipe(
 
 
 @ONE_GRAPH
+@pytest.mark.slow
 def test_packs_all_folds_of_members_that_share_a_model(demo_folder: ModelFolder, tmp_path: Path) -> None:
     shutil.copytree(demo_folder.path, tmp_path / "models" / "task1")
     settings = load_recipe(task_recipe(1))

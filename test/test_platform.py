@@ -208,6 +208,7 @@ def platforms_refusal(folder: Path, scratch: Path) -> str:
     return "" if set(found.segments) <= {0, 1} else f"values {sorted(found.segments)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_check_refuses_what_the_platform_refuses(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "output" / "images" / SOCKETS.output

@@ -49,6 +49,7 @@ def test_lists_the_installed_python_packages() -> None:
     assert found.keys() == names - {"pantherseg"}
 
 
+@pytest.mark.slow
 def test_the_same_packages_give_the_same_bytes() -> None:
     assert sbom.contents("a") == sbom.contents("a")
     assert json.loads(sbom.contents("a"))["serialNumber"] != json.loads(sbom.contents("b"))["serialNumber"]

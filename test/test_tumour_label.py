@@ -63,6 +63,7 @@ def test_warns_of_a_tumour_label_that_the_model_calls_pancreas(
     "dataset.json calls the number of the tumour pancreas, as in the Medical Segmentation Decathlon",
     "the label of the recipe, and an event that names the model and the label to set",
 )
+@pytest.mark.slow
 def test_an_event_tells_that_the_tumour_label_is_called_pancreas(copied_bundle: CopiedBundle) -> None:
     copied_bundle.change(labels=DECATHLON)
     root = copied_bundle.path.parent

@@ -200,6 +200,7 @@ def test_a_real_volume_has_the_same_mask_in_its_own_and_two_other_orders(
 # What a model knows
 
 
+@pytest.mark.slow
 def test_a_member_trained_in_another_orientation_sees_the_volume_so(demo: Bundle, pancreas: Volume) -> None:
     one = msgspec.structs.replace(demo.manifest, orientation="RAS")
     turned = Predictor(Bundle(demo.path, one, ("0",)), OpenVinoBackend())
@@ -240,6 +241,7 @@ def test_members_of_two_orientations_are_fused_on_one_grid(pancreas: Volume, one
 @pytest.mark.fault(
     "models", "a bundle does not say in which orientation it was trained", "the mask for LPS, and an event that says so"
 )
+@pytest.mark.slow
 def test_an_unknown_orientation_is_assumed_with_an_event(
     pancreas: Volume, session: Session, one_fold: Recipe, tmp_path: Path
 ) -> None:
