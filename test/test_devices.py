@@ -332,7 +332,7 @@ def test_refuses_a_device_memory_limit_for_the_cpu(tmp_path: Path) -> None:
     assert result.output.splitlines()[-1] == "Error: --device-memory applies to GPUs only"
 
 
-@pytest.mark.slow
+@pytest.mark.full  # two minutes
 def test_gpu_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
     done = run_python("-m", "bench.gpu", "--device", "cpu", "--tiny", env={**os.environ, "TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr

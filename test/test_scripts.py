@@ -120,11 +120,14 @@ def test_refuses_a_folder_without_the_models_of_the_task(tmp_path: Path) -> None
 
 
 ENGINE = """#!/bin/sh
-# Acts as a Docker engine that has every image, and logs its arguments.
+# Acts as a Docker engine that has every image, all of them for exec, and logs its arguments.
 echo "$*" >>"{log}"
+case "$*" in
+  save*) echo image ;;
+  image*Labels*) echo exec ;;
+  image*) echo sha256:0123 ;;
+esac
 case $1 in
-  save) echo image ;;
-  image) echo sha256:0123 ;;
   run) while [ "$1" != -m ]; do shift; done && exec "{python}" "$@" ;;
 esac
 """
@@ -151,10 +154,10 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def save(checkout: Path) -> tuple[subprocess.CompletedProcess[str], str]:
+def save(checkout: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], str]:
     """Run do_save.sh. Return its result and the commands that the Docker engine received."""
     path = f"{checkout.parent / 'bin'}:{os.environ['PATH']}"
-    result = run_script(checkout / "do_save.sh", cwd=checkout, PATH=path)
+    result = run_script(checkout / "do_save.sh", *arguments, cwd=checkout, PATH=path)
     return result, (checkout.parent / "received").read_text()
 
 
@@ -173,6 +176,16 @@ def test_saves_the_models_of_the_user(checkout: Path) -> None:
     with tarfile.open(checkout / "build" / "pantherseg-task2-model.tar.gz") as archive:
         assert {name.split("/")[0] for name in archive.getnames()} == {"task2", "localizer"}
     assert [line for line in received.splitlines() if line.startswith("save")] == [f"save {name}" for name in names]
+
+
+@pytest.mark.slow
+def test_refuses_to_save_an_image_for_the_other_contract(checkout: Path) -> None:
+    result, received = save(checkout, "--tag", "mine", "--api", "invoke", "task1")
+    assert result.returncode == 1
+    reason = "error: mine: expected an image for invoke, found one for exec; give another --tag or --api"
+    assert result.stderr.splitlines()[-1] == reason
+    assert "\nsave" not in received
+    assert list((checkout / "build").iterdir()) == []
 
 
 def with_a_damaged_fold(models: Path) -> None:
