@@ -82,6 +82,10 @@ class Event:
     code: EventCode
     message: str
 
+    def __str__(self) -> str:
+        """Return the event as it is logged."""
+        return f"{self.code}: {self.message}"
+
     def as_dict(self) -> dict[str, str]:
         """Return the event for the report."""
         return asdict(self)

@@ -144,7 +144,7 @@ def _segment(
     of_members = tuple(event for member in logits for event in member.events)
     happened = (*ensemble.backend.events, *ensemble.events, *events, *found, *of_members, *prediction.events)
     for event in happened:
-        logger.warning("%s: %s", event.code, event.message)
+        logger.warning("%s", event)
     return Segmentation(
         mask=Volume(uncrop(prediction.mask.astype("uint8"), box, volume.grid.shape), volume.grid),
         box=box,

@@ -58,6 +58,11 @@ class Outcome:
         lines = [line.strip() for line in self.result["user_process_last_stderr_lines"] if line.strip()]
         return self.result["user_safe_error_message"] or (lines[-1] if lines else "")
 
+    @property
+    def ended_by_sigterm(self) -> bool:
+        """Return whether SIGTERM was enough to end the server, which was still running then."""
+        return "Process group terminated" in [entry["log"] for entry in self.log]
+
     def lines(self, source: str = "stderr") -> list[str]:
         """Return what the image itself wrote to stdout or stderr."""
         return [entry["log"] for entry in self.log if entry["source"] == source and not entry["internal"]]

@@ -45,7 +45,7 @@ from pantherseg.volume import Grid, Volume
 
 logger = logging.getLogger(__name__)
 
-# A small volume on which every network runs once before the server says that it works.
+# A small volume that is segmented before the server says that it works.
 TRIAL = Grid((8, 16, 16), (4.0, 3.0, 3.0))
 # The platform waits 300 s for a server. Networks that do not run within this time are tried by the first job.
 TRIAL_SECONDS = 120.0
@@ -164,7 +164,7 @@ class Worker:
                 happened = try_models(self._session)
                 remarks.append("the models are ready")
             for event in happened:
-                logger.warning("%s: %s", event.code, event.message)
+                logger.warning("%s", event)
             gc.collect()
             gc.freeze()  # what was loaded stays, so the collections after each job need not look at it
             self._refusal = ""

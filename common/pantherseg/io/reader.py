@@ -176,7 +176,7 @@ def _unreadable_as_input_error(path: Path) -> Iterator[None]:
 
 def _log_events(source: Path, events: Iterable[Event]) -> None:
     for event in events:
-        logger.warning("%s: %s: %s", source, event.code, event.message)
+        logger.warning("%s: %s", source, event)
 
 
 def _finite(source: Path, array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[Event, ...]]:
