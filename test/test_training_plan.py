@@ -101,7 +101,7 @@ def test_a_dry_run_of_a_published_system_prints_memory_and_hours_without_data(
         (["--data", "t1"], "expected NAME=FOLDER once for each name, found 't1'"),
         (["--data", "t1=a", "--data", "t1=b"], "expected NAME=FOLDER once for each name, found 't1=b'"),
         (["--devices", "gpu"], "expected auto, cpu, cuda, or GPUs such as cuda:0,cuda:1, found 'gpu'"),
-        (["--devices", "cuda:0,cuda:0"], "expected auto, cpu, cuda"),
+        (["--devices", "cuda:0,gpu"], "expected auto, cpu, cuda"),
         (["--slurm", "partition"], "expected KEY=VALUE, found 'partition'"),
         (["--fold", "1"], "--fold needs --stage"),
     ],
@@ -198,6 +198,11 @@ def test_several_devices_share_the_folds_of_one_stage_alone(tmp_path: Path) -> N
     total, beside = map(float, re.findall(r"([\d.]+) (?:hours on one GPU|on 3,)", text))
     assert total == pytest.approx(sum(rows.values()), abs=0.03)
     assert beside == pytest.approx(rows["fold.teacher.0"] + rows["fold.student.0"], abs=0.02)
+
+
+def test_folds_that_share_a_device_do_not_make_it_faster(tmp_path: Path) -> None:
+    text = plan_table(planned(tmp_path), ("cuda:0", "cuda:0"), measure=False)
+    assert "run together" not in text
 
 
 def test_checkpoints_need_room_on_the_disk() -> None:

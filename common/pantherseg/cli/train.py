@@ -35,7 +35,7 @@ def _devices(context: click.Context, option: click.Parameter, value: str) -> tup
     """Return the devices of a list such as `cuda:0,cuda:1`; another form is a usage error."""
     devices = tuple(part.strip() for part in value.split(","))
     known = [part for part in devices if part in ("auto", "cpu", "cuda") or part.removeprefix("cuda:").isdigit()]
-    if len(known) < len(devices) or (len(devices) > 1 and len(set(devices)) < len(devices)):
+    if len(known) < len(devices):
         raise click.BadParameter(f"expected auto, cpu, cuda, or GPUs such as cuda:0,cuda:1, found {value!r}")
     return devices
 
@@ -59,7 +59,8 @@ def _devices(context: click.Context, option: click.Parameter, value: str) -> tup
     default="auto",
     show_default=True,
     callback=_devices,
-    help="cpu, cuda, or GPUs such as cuda:0,cuda:1, which train the folds of a stage beside each other.",
+    help="cpu, cuda, or GPUs such as cuda:0,cuda:1, which train the folds of a stage beside each other; a device that "
+    "is named twice trains two folds at once.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and run nothing.")
 @click.option(

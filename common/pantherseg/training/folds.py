@@ -63,10 +63,9 @@ def train_fold(
         _check_same_training(latest, plans)
         if latest.name == CHECKPOINT:
             return output
-    # On few cores, worker processes for augmentation would only compete with the network.
-    workers = os.environ.get(WORKERS, "0" if (os.cpu_count() or 1) < FEW_CORES else "6")
+    workers = environment(**{WORKERS: workers_for_augmentation()})
     # nnU-Net also writes to a file what it prints.
-    with folders.environment(), environment(**{WORKERS: workers}), contextlib.redirect_stdout(io.StringIO()):
+    with folders.environment(), workers, contextlib.redirect_stdout(io.StringIO()):
         trainer = PantherTrainer(
             {**plans, "continue_training": latest is not None}, CONFIGURATION, fold, dataset, torch.device(device)
         )
@@ -79,6 +78,12 @@ def train_fold(
         trainer.run_training()
     logger.info("fold %d trained in %.0f s", fold, time.monotonic() - began)
     return output
+
+
+def workers_for_augmentation() -> str:
+    """Return the number of worker processes that augment: that in nnU-Net's environment variable, or our choice."""
+    # On few cores, worker processes would only compete with the network.
+    return os.environ.get(WORKERS, "0" if (os.cpu_count() or 1) < FEW_CORES else "6")
 
 
 def _plans_with(settings: TrainingSettings, folders: TrainingFolders) -> dict[str, Any]:

@@ -45,10 +45,9 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
     lines = [aligned(rows)]
     if trains:
         source = "as just measured" if measure else "from a table"
-        rounds = sum(max(hours) * math.ceil(len(hours) / len(devices)) for hours in hours_of.values() if hours)
-        beside = (
-            f", {rounds:.2f} on {len(devices)}, where the folds of a stage run together" if len(devices) > 1 else ""
-        )
+        together = len(set(devices))  # folds that share a device have its speed together
+        rounds = sum(max(hours) * math.ceil(len(hours) / together) for hours in hours_of.values() if hours)
+        beside = f", {rounds:.2f} on {together}, where the folds of a stage run together" if together > 1 else ""
         kind = "GPU" if device.startswith("cuda") else "CPU"
         lines.append(
             f"Expected training: {total:.2f} hours on one {kind} at {speed / 1e9:.0f} billion operations per second "
