@@ -405,7 +405,9 @@ def test_refuses_a_start_that_is_not_there(phantoms: Site) -> None:
         check_inputs(site.prepare())
     data = {"t1": site.folder / "t1", "more": site.folder / "more"}
     starts = {"teacher": site.folder / "t1"}
-    with pytest.raises(ModelError, match=r"t1: expected one nnU-Net model folder to start from, found none"):
+    with pytest.raises(
+        ModelError, match=r"t1: expected one nnU-Net model folder or bundle with plans.json to start from, found none"
+    ):
         check_inputs(site.prepare(inputs=Inputs(data=data, starts=starts)))
 
 

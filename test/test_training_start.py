@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pantherseg.model_sources.checkpoint import read_checkpoint
 from pantherseg.model_sources.nnunet import PLANS, read_configuration
 from pantherseg.models.find import ModelFolder
 from pantherseg.networks import build_network
+from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.training.start import Skipped, load_start, start_checkpoint, start_configuration
 
 
@@ -107,3 +109,29 @@ def test_gives_the_spacing_in_the_order_of_the_volumes(changed_model: ChangedMod
     (folder / PLANS).write_text(json.dumps(plans))
     with pytest.raises(ModelError, match="valid configuration 3d_fullres"):
         start_configuration(folder)
+
+
+def test_starts_from_a_bundle_as_from_the_model_folder_that_it_was_packed_from(demo_folder: ModelFolder) -> None:
+    bundle = DEMO_WEIGHTS / "task1"
+    assert start_checkpoint(bundle, 3) == bundle / "fold_3.safetensors"
+    made, packed = network(demo_folder.path), network(demo_folder.path)
+    skipped = load_start(made, demo_folder.checkpoint_path("3"), channels=1)
+    assert load_start(packed, start_checkpoint(bundle, 3), channels=1) == skipped
+    heads = {one.name for one in skipped}
+    for name, value in made.state_dict().items():
+        assert name in heads or torch.equal(value, packed.state_dict()[name]), name
+    assert start_configuration(bundle) == start_configuration(demo_folder.path)
+
+
+@pytest.mark.fault("training", "a bundle to fine-tune of which a fold is damaged", "an error with its checksum")
+def test_refuses_a_damaged_bundle_to_start_from(tmp_path: Path) -> None:
+    bundle = shutil.copytree(DEMO_WEIGHTS / "task1", tmp_path / "task1")
+    fold = bundle / "fold_1.safetensors"
+    content = bytearray(fold.read_bytes())
+    content[-1] ^= 1
+    fold.write_bytes(content)
+    with pytest.raises(ModelError, match=r"fold_1.safetensors: expected SHA-256"):
+        start_checkpoint(bundle, 1)
+    assert start_checkpoint(bundle, 0) == bundle / "fold_0.safetensors"
+    with pytest.raises(ModelError, match=r"no fold_7.safetensors"):
+        start_checkpoint(bundle, 7)

@@ -27,11 +27,11 @@ train() {
 }
 
 phantoms "$work/t1" 1000 1119 --task 1
-phantoms "$work/t2" 2000 2159 --task 2
+phantoms "$work/t2" 2000 2119 --task 2
 phantoms "$work/organs" 2000 2039 --task 2 --organs
 train Task1/training/demo.toml --data t1="$work/t1"
 train Task2/training/localizer_demo.toml --data organs="$work/organs"
-train Task2/training/demo.toml --data t1="$work/t1" --data t2="$work/t2" --model "$work/out/bundles"
+train Task2/training/demo.toml --data t2="$work/t2" --start task2="$work/out/bundles/task1" --model "$work/out/bundles"
 for role in task1 task2 localizer; do
   rm -rf "weights/demo/$role"
   cp -r "$work/out/bundles/$role" weights/demo/

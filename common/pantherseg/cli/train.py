@@ -47,7 +47,11 @@ def _devices(context: click.Context, option: click.Parameter, value: str) -> tup
     "--data", metavar=NAMED, multiple=True, callback=_named, help="Folder of a data set of the file; for each of them."
 )
 @click.option(
-    "--start", metavar="STAGE=FOLDER", multiple=True, callback=_named, help="Model folder that a stage starts from."
+    "--start",
+    metavar="STAGE=FOLDER",
+    multiple=True,
+    callback=_named,
+    help="nnU-Net model folder or bundle that a stage starts from.",
 )
 @click.option("--splits", metavar="STAGE=FILE", multiple=True, callback=_named, help="Published splits of a stage.")
 @click.option("--model", type=PATH, help="Folder of models with the localizer, for stages that train on crops.")

@@ -13,15 +13,18 @@ from typing import Any
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from safetensors.torch import load_file
 
 from pantherseg.errors import ModelError, first_few
 from pantherseg.model_sources.checkpoint import read_checkpoint
 from pantherseg.model_sources.nnunet import PLANS, read_json
+from pantherseg.models.bundle import GRAPH_CONSTANTS, is_bundle, open_bundle
 from pantherseg.models.find import open_model_folder
 
 logger = logging.getLogger(__name__)
 
 SEGMENTATION_HEAD = ".seg_layers."
+BUNDLED = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,30 @@ class Skipped:
 
 
 def start_checkpoint(folder: Path, fold: int) -> Path:
-    """Return the checkpoint of a model folder that a fold starts from: that of the same fold, or the model's only one.
+    """Return the weights of a model that a fold starts from: those of the same fold, or the model's only ones.
 
-    Raises ModelError if there is no such checkpoint.
+    folder: nnU-Net model folder or bundle. Raises ModelError if there are no such weights, and for damaged ones of a
+    bundle.
     """
+    if is_bundle(folder):
+        bundle = open_bundle(folder, min_folds=1)
+        bundle = open_bundle(folder, folds=[fold]) if len(bundle.folds) > 1 else bundle
+        return bundle.verify(bundle.folds[0])
     every = open_model_folder(folder, min_folds=1).folds
     model = open_model_folder(folder, folds=[fold]) if len(every) > 1 else open_model_folder(folder)
     return model.checkpoint_path(model.folds[0])
 
 
 def start_configuration(folder: Path) -> dict[str, Any]:
-    """Return the configuration of the plans that a model was trained with: see `kept_configuration`."""
-    model = open_model_folder(folder)
-    name = read_checkpoint(model.checkpoint_path(model.folds[0])).configuration
+    """Return the configuration of the plans that a model was trained with: see `kept_configuration`.
+
+    folder: nnU-Net model folder, or bundle with the plans. Raises ModelError.
+    """
+    if is_bundle(folder):
+        name = open_bundle(folder, min_folds=1).manifest.provenance.record.get("configuration", "")
+    else:
+        model = open_model_folder(folder)
+        name = read_checkpoint(model.checkpoint_path(model.folds[0])).configuration
     return kept_configuration(read_json(folder / PLANS), name, folder)
 
 
@@ -72,28 +86,47 @@ def kept_configuration(plans: Mapping[str, Any], name: str, where: Path) -> dict
 
 
 def load_start(network: torch.nn.Module, checkpoint: Path, *, channels: int) -> list[Skipped]:
-    """Load the weights of another model's checkpoint into a network, and return those that were skipped.
+    """Load the weights of another model into a network, and return those that were skipped.
 
     Skipped are the segmentation heads, which belong to other labels, and the first convolution if the other model has
-    another number of input channels. channels: of the network. Raises ModelError, naming the tensors and their shapes,
-    if anything else differs, and if the checkpoint cannot be read.
+    another number of input channels. checkpoint: nnU-Net's, or a fold of a bundle; channels: of the network.
+
+    Raises ModelError, naming the tensors and their shapes, if anything else differs, and if the checkpoint cannot be
+    read.
     """
-    weights = read_checkpoint(checkpoint).weights
-    loaded, skipped = _matched(network, checkpoint, weights, channels)
+    loaded, skipped = _matched(network, checkpoint, channels)
     network.load_state_dict(network.state_dict() | loaded)
     return skipped
 
 
 def check_start(network: torch.nn.Module, checkpoint: Path, *, channels: int) -> None:
     """Raise the ModelError of `load_start` if weights do not fit. network: its weights may be without values."""
-    _matched(network, checkpoint, read_checkpoint(checkpoint).weights, channels)
+    _matched(network, checkpoint, channels)
+
+
+def _weights(path: Path, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights in nnU-Net's checkpoint or in a bundle's file by their names in a network.
+
+    Raises ModelError.
+    """
+    if path.suffix != BUNDLED:
+        return read_checkpoint(path).weights
+    weights = {name: value for name, value in load_file(path).items() if name != GRAPH_CONSTANTS}
+    # nnU-Net's networks have most weights under several names, of which a bundle stores one.
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for same in names.values():
+        stored = [weights[name] for name in same if name in weights]
+        weights |= dict.fromkeys(same, stored[0]) if stored else {}
+    return weights
 
 
 def _matched(
-    network: torch.nn.Module, checkpoint: Path, weights: Mapping[str, torch.Tensor], channels: int
+    network: torch.nn.Module, checkpoint: Path, channels: int
 ) -> tuple[dict[str, torch.Tensor], list[Skipped]]:
     """Return the weights that are taken over, and the tensors that are skipped. Raises ModelError."""
-    state = network.state_dict()
+    state, weights = network.state_dict(), _weights(checkpoint, network)
     loaded: dict[str, torch.Tensor] = {}
     skipped, wrong = [], []
     for name, value in state.items():

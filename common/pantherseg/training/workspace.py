@@ -19,7 +19,6 @@ from pantherseg.datasets.raw import IMAGES, dataset_folder
 from pantherseg.datasets.splits import SPLITS
 from pantherseg.errors import ModelError
 from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
-from pantherseg.models.bundle import is_bundle
 from pantherseg.models.find import find_localizer
 from pantherseg.models.manifest import MANIFEST
 from pantherseg.paths import own_weights, task_recipe
@@ -183,11 +182,12 @@ class Workspace:
 
 
 def _model_folder(folder: Path, hint: str) -> Path:
-    """Return the only nnU-Net model folder at or below a folder. Raises ModelError."""
+    """Return the only nnU-Net model folder or bundle with plans at or below a folder. Raises ModelError."""
     if not folder.is_dir():
-        raise ModelError(folder, expected="a model folder to start from", found="no such folder", hint=hint)
-    found = [path.parent for path in sorted(folder.rglob(PLANS)) if not is_bundle(path.parent)]
+        raise ModelError(folder, expected="a model to start from", found="no such folder", hint=hint)
+    found = [path.parent for path in sorted(folder.rglob(PLANS))]
     if len(found) != 1:
         names = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
-        raise ModelError(folder, expected="one nnU-Net model folder to start from", found=names, hint=hint)
+        expected = f"one nnU-Net model folder or bundle with {PLANS} to start from"
+        raise ModelError(folder, expected=expected, found=names, hint=hint)
     return found[0]
