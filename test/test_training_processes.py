@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import run_python
 from pantherseg.errors import DeviceError, OutputError
 from pantherseg.paths import ROOT
 from pantherseg.training.check import usable_devices
@@ -57,6 +58,17 @@ with State(Path(sys.argv[1])).locked(Step(sys.argv[2], "teacher", (), {}, 0)):
     if worker:
         print(worker, flush=True)
     time.sleep(60)
+"""
+# Forks a worker and ends it as nnU-Net's pools end theirs.
+WORKER = """
+import multiprocessing, signal
+from pantherseg.training.processes import termination_as_interrupt
+
+with termination_as_interrupt():
+    worker = multiprocessing.get_context("fork").Process(target=signal.raise_signal, args=(signal.SIGTERM,))
+    worker.start()
+    worker.join()
+    print(worker.exitcode)
 """
 
 
@@ -119,6 +131,11 @@ def test_the_workers_of_a_killed_process_do_not_keep_its_locks(tmp_path: Path, s
             pass
     finally:
         os.kill(worker, signal.SIGKILL)
+
+
+def test_a_forked_worker_ends_without_a_traceback() -> None:
+    result = run_python("-c", WORKER)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{128 + signal.SIGTERM}\n", "")
 
 
 @pytest.mark.slow

@@ -72,7 +72,11 @@ def termination_as_interrupt() -> Iterator[None]:
         yield
         return
 
+    owner = os.getpid()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a worker that nnU-Net has forked: its pools end theirs by SIGTERM
+            os._exit(128 + number)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
