@@ -59,16 +59,25 @@ with State(Path(sys.argv[1])).locked(Step(sys.argv[2], "teacher", (), {}, 0)):
         print(worker, flush=True)
     time.sleep(60)
 """
-# Forks a worker and ends it as nnU-Net's pools end theirs.
-WORKER = """
+# Forks workers that wait for a lock, and ends them as nnU-Net's pools end theirs, some before they have run at all.
+WORKERS = """
 import multiprocessing, signal
 from pantherseg.training.processes import termination_as_interrupt
 
 with termination_as_interrupt():
-    worker = multiprocessing.get_context("fork").Process(target=signal.raise_signal, args=(signal.SIGTERM,))
-    worker.start()
-    worker.join()
-    print(worker.exitcode)
+    held = multiprocessing.get_context("fork").Lock()
+    held.acquire()
+    workers = [multiprocessing.get_context("fork").Process(target=held.acquire) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+        worker.terminate()
+    for worker in workers:
+        worker.join(20)
+    print({worker.exitcode for worker in workers})
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        print("interrupted")
 """
 
 
@@ -133,9 +142,9 @@ def test_the_workers_of_a_killed_process_do_not_keep_its_locks(tmp_path: Path, s
         os.kill(worker, signal.SIGKILL)
 
 
-def test_a_forked_worker_ends_without_a_traceback() -> None:
-    result = run_python("-c", WORKER)
-    assert (result.returncode, result.stdout, result.stderr) == (0, f"{128 + signal.SIGTERM}\n", "")
+def test_forked_workers_end_at_once_and_silently_by_the_signal_that_interrupts_this_process() -> None:
+    result = run_python("-c", WORKERS)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{{-{signal.SIGTERM:d}}}\ninterrupted\n", "")
 
 
 @pytest.mark.slow
