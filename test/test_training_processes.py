@@ -72,8 +72,10 @@ with termination_as_interrupt():
         worker.start()
         worker.terminate()
     for worker in workers:
-        worker.join(20)
+        worker.join(5)
     print({worker.exitcode for worker in workers})
+    for worker in workers:
+        worker.kill()
     try:
         signal.raise_signal(signal.SIGTERM)
     except KeyboardInterrupt:
