@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import run_python
 from pantherseg.errors import DeviceError, OutputError
 from pantherseg.paths import ROOT
 from pantherseg.training.check import usable_devices
@@ -57,6 +58,28 @@ with State(Path(sys.argv[1])).locked(Step(sys.argv[2], "teacher", (), {}, 0)):
     if worker:
         print(worker, flush=True)
     time.sleep(60)
+"""
+# Forks workers that wait for a lock, and ends them as nnU-Net's pools end theirs, some before they have run at all.
+WORKERS = """
+import multiprocessing, signal
+from pantherseg.training.processes import termination_as_interrupt
+
+with termination_as_interrupt():
+    held = multiprocessing.get_context("fork").Lock()
+    held.acquire()
+    workers = [multiprocessing.get_context("fork").Process(target=held.acquire) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+        worker.terminate()
+    for worker in workers:
+        worker.join(5)
+    print({worker.exitcode for worker in workers})
+    for worker in workers:
+        worker.kill()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        print("interrupted")
 """
 
 
@@ -119,6 +142,11 @@ def test_the_workers_of_a_killed_process_do_not_keep_its_locks(tmp_path: Path, s
             pass
     finally:
         os.kill(worker, signal.SIGKILL)
+
+
+def test_forked_workers_end_at_once_and_silently_by_the_signal_that_interrupts_this_process() -> None:
+    result = run_python("-c", WORKERS)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{{-{signal.SIGTERM:d}}}\ninterrupted\n", "")
 
 
 @pytest.mark.slow

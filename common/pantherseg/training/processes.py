@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from functools import cache
 from types import FrameType
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -67,19 +68,46 @@ def ended_together() -> Iterator[Processes]:
 
 @contextlib.contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, so that what runs is ended in order."""
+    """Let SIGTERM raise KeyboardInterrupt, so that what runs is ended in order. Forked processes it ends at once."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    _spare_forked_processes()
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@cache
+def _spare_forked_processes() -> None:
+    """Let forked processes not inherit the handler: nnU-Net ends its workers by SIGTERM, and waits for them.
+
+    Python runs a handler only between two of its own instructions, so a worker that waits for a lock might never run
+    it. The signal is held back meanwhile, because it would be lost in a process that is just being forked.
+    """
+    os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_inherit_nothing)
+
+
+def _hold_back() -> None:
+    if signal.getsignal(signal.SIGTERM) is _interrupt:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _let_through() -> None:
+    if signal.getsignal(signal.SIGTERM) is _interrupt:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _inherit_nothing() -> None:
+    if signal.getsignal(signal.SIGTERM) is _interrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def environment_for(device: str) -> dict[str, str]:
