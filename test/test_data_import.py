@@ -224,6 +224,18 @@ def test_a_case_name_in_two_sources_gets_the_layout_in_front(tmp_path: Path) -> 
     assert "the name of this case is also that of" in again.refused[0].reason
 
 
+def test_a_case_name_in_two_raw_data_sets_gets_their_names_in_front(tmp_path: Path) -> None:
+    sources = []
+    for number, name in ((1, "CT"), (2, "MR")):
+        with new_dataset(
+            tmp_path / "raw", number, name, labels=LABEL_MAPS["tumour+pancreas"], orientation="LPS", file_ending=".mha"
+        ) as new:
+            image = read_volume(write_itk(tmp_path / f"{name}.mha", voxels(number)))
+            new.add("a_1", RawCase(patient=name), image, Volume(panther_labels(), image.grid))
+        sources.append(Source("raw", new.target))
+    assert imported(tmp_path, *sources).imported == ["CT_a_1", "MR_a_1"]
+
+
 def test_a_case_that_cannot_be_used_leaves_its_name_to_another_source(tmp_path: Path) -> None:
     first = write_panther(tmp_path / "first", "1_1", "2_1")
     (first / "labelsTr" / "2_1.mha").unlink()

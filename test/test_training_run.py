@@ -391,8 +391,8 @@ def test_names_the_labelled_data_where_a_stage_names_pseudo_labels_first(phantom
     new = 'data = ["round1", "t1"]\ndataset_id = 5\nfolds = 3\nplan = { network = "ResEncM" }'
     assert old in site.text
     site.text = site.text.replace(old, new)
-    # Both data sets have the same cases here, and the first one's are kept.
-    with pytest.raises(InputError, match=r"t1: expected at least one patient .* of stage 'student', found 0"):
+    # Both data sets have the same cases here; those with labels by experts count.
+    with pytest.raises(InputError, match=r"t1: expected at least one patient .* of stage 'student', found 2"):
         check_inputs(site.prepare())
 
 
