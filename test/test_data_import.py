@@ -39,6 +39,7 @@ from pantherseg.errors import InputError, OutputError
 from pantherseg.io import read_labels, read_volume
 from pantherseg.labels import LABEL_MAPS
 from pantherseg.phantom import write_dataset
+from pantherseg.training.graph import DataSource
 from pantherseg.volume import Grid, Volume
 
 NAMES = ("10000_0001", "10001_0001")
@@ -770,7 +771,7 @@ def test_names_a_link_whose_original_was_moved(tmp_path: Path) -> None:
 def test_a_layout_is_one_function_and_its_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pantherseg.datasets.layouts.LAYOUTS", dict(LAYOUTS))
     with pytest.raises(ValueError, match="the layout 'panther' is registered already"):
-        layout("panther")(LAYOUTS["panther"])
+        layout("panther")(LAYOUTS["panther"].find)
 
     from pantherseg.datasets import layouts
 
@@ -778,6 +779,11 @@ def test_a_layout_is_one_function_and_its_registration(tmp_path: Path, monkeypat
     def tumour_first(folder: Path) -> Found:
         return Found(layouts.find_cases("panther", folder).cases, {0: "background", 1: "pancreas", 2: "tumour"})
 
+    @layout("flat", labelled=False)
+    def flat(folder: Path) -> Found:
+        return layouts.find_cases("panther-unlabelled", folder)
+
+    assert [DataSource(layout=name, dataset_id=1).has_labels for name in ("tumour-first", "flat")] == [True, False]
     source = write_panther(tmp_path / "panther", *NAMES)
     report = imported(tmp_path, Source("tumour-first", source))
     assert counts(report.dataset / "labelsTr" / f"{NAMES[0]}.mha")[1:] == [PANCREAS_VOXELS, TUMOUR_VOXELS]
