@@ -335,7 +335,7 @@ def test_passes_on_the_splits_of_a_single_raw_data_set(tmp_path: Path, caplog: p
 
 def test_a_raw_data_set_keeps_what_is_known_about_its_cases(tmp_path: Path) -> None:
     labels = Volume(TO_MSD[panther_labels()], Grid(SHAPE, (3.0, 1.25, 1.0)))
-    crop = Crop(start=(1, 0, 2), stop=(7, 8, 12), shape=(9, 8, 13))
+    crop = Crop(start=(1, 0, 2), stop=(7, 8, 12), shape=(9, 8, 13), by_reference=True)
     known = RawCase(patient="p7", origin="first.mha", pseudo=True, crop=crop, remark="by a model")
     names = {"background": 0, "pancreas": 1, "cancer": 2}
     with new_dataset(tmp_path / "raw", 5, "MSD", labels=names, orientation="LPS", file_ending=".nii.gz") as new:
@@ -346,8 +346,8 @@ def test_a_raw_data_set_keeps_what_is_known_about_its_cases(tmp_path: Path) -> N
     assert (dataset.cases, same.linked, dataset.labels) == ({"a": known}, ["a"], LABEL_MAPS["tumour+pancreas"])
     np.testing.assert_array_equal(read_labels(dataset.label_path("a")).array, panther_labels())
     turned = import_data([source], tmp_path / "raw", 902, "RAS", orientation="RAS")
-    crop = RawDataset.open(turned.dataset).cases["a"].crop or crop
-    assert (crop.start, crop.stop, crop.shape) == ((1, 0, 1), (7, 8, 11), (9, 8, 13))
+    expected = Crop(start=(1, 0, 1), stop=(7, 8, 11), shape=(9, 8, 13), by_reference=True)
+    assert RawDataset.open(turned.dataset).cases["a"].crop == expected
 
 
 @pytest.mark.fault(

@@ -51,6 +51,8 @@ class Crop(Table, frozen=True):
     start: Shape
     stop: Shape
     shape: Shape
+    by_reference: bool = False
+    """The box is that around the label map, because the localizer failed; nobody has it at inference."""
 
     @property
     def box(self) -> Box:
@@ -60,7 +62,7 @@ class Crop(Table, frozen=True):
     def turned(self, turn: Turn) -> Crop:
         """Return the same crop after a turn of the larger volume."""
         box = self.box.turned(turn, self.shape)
-        return Crop(start=box.start, stop=box.stop, shape=turn.order(self.shape))
+        return msgspec.structs.replace(self, start=box.start, stop=box.stop, shape=turn.order(self.shape))
 
 
 class RawCase(Table, frozen=True):

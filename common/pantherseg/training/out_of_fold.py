@@ -21,8 +21,6 @@ from pantherseg.labels import LABEL_MAPS, TUMOUR, TUMOUR_NAME, LabelMapName, tum
 from pantherseg.volume import Box, Grid, Volume, uncrop
 
 CONVENTIONS = ("official", "corrected")
-# What `crop_dataset` remarks about a case that it could not crop by the localizer alone.
-CROPPED_BY_REFERENCE = "cropped to the label map"
 
 
 class OutOfFold:
@@ -65,7 +63,9 @@ def cropped_by_reference(dataset: RawDataset) -> dict[str, str]:
 
     At inference nobody knows where the pancreas is, so their scores are higher than those of the whole method.
     """
-    return {name: case.remark for name, case in dataset.cases.items() if CROPPED_BY_REFERENCE in case.remark}
+    return {
+        name: case.remark for name, case in dataset.cases.items() if case.crop is not None and case.crop.by_reference
+    }
 
 
 def total_metrics(scores: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
