@@ -13,22 +13,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import ChangedModel
+from pantherseg.datasets.raw import RawCase, RawDataset, new_dataset
 from pantherseg.errors import InputError, ModelError, OutputError, PantherSegError, RecipeError
 from pantherseg.model_sources.checkpoint import read_checkpoint
 from pantherseg.models.find import ModelFolder
 from pantherseg.phantom import write_dataset
-from pantherseg.training.actions import ACTIONS, bundle_step, fold_step
+from pantherseg.training.actions import ACTIONS, bundle_step, fold_step, pseudo_step
 from pantherseg.training.check import check_inputs, check_names
 from pantherseg.training.content import files_of_data
 from pantherseg.training.graph import load_training_file
-from pantherseg.training.run import Training, prepare, run
-from pantherseg.training.state import State
+from pantherseg.training.run import Training, prepare, run, run_step
+from pantherseg.training.state import Record, State, write_record
 from pantherseg.training.steps import Step
 from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.workspace import Inputs, Workspace
+from pantherseg.volume import Grid, Volume
 from test_training_graph import NOISY_STUDENT
 
 TEACHER = ["import.t1", "data.teacher", "plan.teacher", "fold.teacher.0", "validate.teacher.0", "fold.teacher.1"]
@@ -323,6 +326,45 @@ def hold(output: Path, step: Step, ready: Any) -> None:
     with State(output).locked(step):
         ready.set()
         time.sleep(30)
+
+
+@pytest.mark.fault("training", "a bundle is replaced while it labels cases", "an error; the next run labels them again")
+def test_masks_of_a_bundle_that_was_replaced_are_not_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = site.prepare()
+    state, steps, work = State(training.work.output), training.steps.by_name, training.work
+    labels = {"background": 0, "tumour": 1, "pancreas": 2}
+    image = Volume(np.zeros((2, 2, 2), np.float32), Grid((2, 2, 2), (1.0, 1.0, 1.0)))
+    with new_dataset(work.raw, 2, "more", labels=labels, orientation="LPS", file_ending=".mha") as new:
+        new.add("1_1", RawCase(patient="1"), image)
+
+    def retrained(number: int) -> Any:
+        def predict(_: Volume) -> Any:
+            write_record(state.folder / "bundle.teacher.json", Record("retrained", {}))
+            return SimpleNamespace(labels=lambda: np.full((2, 2, 2), number, np.uint8))
+
+        return lambda *_: SimpleNamespace(predict=predict)
+
+    write_record(state.folder / "bundle.teacher.json", Record(training.fingerprints["bundle.teacher"], {}))
+    manifest = SimpleNamespace(labels=labels)
+    monkeypatch.setattr("pantherseg.training.actions.open_bundle", lambda path: SimpleNamespace(manifest=manifest))
+    monkeypatch.setattr("pantherseg.training.actions.Predictor", retrained(1))
+    with pytest.raises(OutputError, match=r"bundles/teacher: another process replaced this bundle while it labelled"):
+        pseudo_step(work, steps["pseudo.round1"], "cpu")
+    assert not work.dataset("round1").exists()
+    monkeypatch.setattr("pantherseg.training.actions.Predictor", retrained(2))
+    pseudo_step(work, steps["pseudo.round1"], "cpu")
+    label = RawDataset.open(work.dataset("round1")).label("1_1")
+    assert label is not None
+    assert label.array.min() == 2
+
+
+def test_a_step_does_not_begin_with_what_another_process_made_of_other_settings(site: Site) -> None:
+    site.run(stage="teacher")
+    training = site.prepare()
+    write_record(training.work.output / "state" / "bundle.teacher.json", Record("retrained", {}))
+    with pytest.raises(OutputError, match=r"out: another process has run bundle.teacher with other settings or data;"):
+        run_step(training, training.steps.by_name["pseudo.round1"], "cpu")
+    assert "pseudo.round1" not in site.ran
 
 
 @pytest.mark.slow
