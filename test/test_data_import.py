@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
@@ -768,8 +769,33 @@ def test_names_a_link_whose_original_was_moved(tmp_path: Path) -> None:
         RawDataset.open(report.dataset)
 
 
-def test_a_layout_is_one_function_and_its_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pantherseg.datasets.layouts.LAYOUTS", dict(LAYOUTS))
+def test_links_between_data_sets_hold_in_a_folder_that_is_moved(tmp_path: Path) -> None:
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    turned, linked = (write_panther(tmp_path / order, f"{order}_1", order=order) for order in ("RAS", "LPS"))
+    output = tmp_path / "output"
+    first = import_data([Source("panther", turned), Source("panther", linked)], output / "raw", 1, "FIRST")
+    source = Source("raw", first.dataset)
+    beside = import_data([source], output / "raw", 2, "SECOND").dataset
+    whole = import_data([source], output / "uncropped", 3, "WHOLE", root=output).dataset
+    other = import_data([source], tmp_path / "elsewhere", 4, "OTHER").dataset
+    image = Path("imagesTr/RAS_1_0000.mha")
+    assert (beside / image).readlink() == Path("../../Dataset001_FIRST") / image
+    assert (whole / image).readlink() == Path("../../../raw/Dataset001_FIRST") / image
+    assert (other / image).readlink() == first.dataset / image
+    original = linked / "imagesTr" / "LPS_1_0000.mha"
+    assert {(folder / "imagesTr" / original.name).readlink() for folder in (beside, whole, other)} == {original}
+    (tmp_path / "mounted").mkdir()
+    shutil.move(output, tmp_path / "mounted")
+    for folder in (beside, whole):
+        moved = RawDataset.open(tmp_path / "mounted" / folder.relative_to(tmp_path))
+        for name in ("RAS_1", "LPS_1"):
+            array, _ = SimpleITKIO().read_images([str(moved.image_path(name))])
+            np.testing.assert_array_equal(array[0], image_of(name))
+
+
+@patch.dict(LAYOUTS)
+def test_a_layout_is_one_function_and_its_registration(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the layout 'panther' is registered already"):
         layout("panther")(LAYOUTS["panther"].find)
 

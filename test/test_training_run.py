@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from conftest import ChangedModel
+from data_sets import image_of, write_panther
 from pantherseg.datasets.raw import RawCase, RawDataset, new_dataset
 from pantherseg.errors import InputError, ModelError, OutputError, PantherSegError, RecipeError
 from pantherseg.model_sources.checkpoint import read_checkpoint
@@ -241,6 +242,27 @@ def test_checkpoints_at_other_epochs_train_nothing_again(site: Site) -> None:
     site.run()
     site.text = site.text.replace("epochs = 3", "epochs = 3, checkpoint_every = 2")
     assert site.run() == []
+
+
+def test_goes_on_where_the_output_folder_was_moved(tmp_path: Path) -> None:
+    """Real steps: the images are stored in another voxel order, so that they are written and then linked."""
+    write_panther(tmp_path / "t1", "1_1", "2_1", order="RAS")
+    write_panther(tmp_path / "more", "3_1", labels=None)
+    (tmp_path / "training.toml").write_text(NOISY_STUDENT)
+    graph = load_training_file(tmp_path / "training.toml")
+
+    def prepared(output: Path) -> Training:
+        inputs = Inputs(data={name: tmp_path / name for name in ("t1", "more")})
+        return prepare(tmp_path / "training.toml", Workspace(graph, output, inputs), step="data.teacher")
+
+    run(prepared(tmp_path / "out"), ("cpu",))
+    (tmp_path / "mounted").mkdir()
+    shutil.move(tmp_path / "out", tmp_path / "mounted")
+    moved = prepared(tmp_path / "mounted" / "out")
+    assert moved.unfinished == []
+    assert [moved.work.missing(moved.steps.by_name[name]) for name in moved.chosen] == [None, None]
+    image = RawDataset.open(moved.work.dataset("teacher")).image("1_1")
+    np.testing.assert_array_equal(image.array, image_of("1_1"))
 
 
 def test_other_files_in_the_folder_of_a_data_set_change_nothing(site: Site) -> None:

@@ -101,13 +101,15 @@ def import_data(
     require_tumour: bool = False,
     strict: bool = False,
     keep_splits: bool = False,
+    root: Path | None = None,
     on_case: Callable[[str], object] | None = None,
 ) -> ImportReport:
     """Import sources as raw/Dataset<id>_<name>, and return what was done; import.json in that folder says the same.
 
     labels: the label map of the new data set, a name in LABEL_MAPS; orientation: to which every volume is turned;
     require_tumour: refuse cases without a tumour; strict: refuse the import if any case is refused; keep_splits: a
-    single source in the layout `raw` passes its splits on; on_case: called with the name of each case once it is done.
+    single source in the layout `raw` passes its splits on; root: as in `new_dataset`; on_case: called with the name of
+    each case once it is done.
 
     A case that cannot be used is refused, and logged in one line. Cases with labels by experts come first, so that of
     two cases with the same image the expert's is taken. Raises InputError if a source cannot be used, if no case is
@@ -124,7 +126,9 @@ def import_data(
     _check_space(folder, [case for _, _, case in cases], ending, orientation)
     report = ImportReport(folder, label_names=_label_names(found, target))
     seen: dict[str, Path] = {}
-    with new_dataset(raw, dataset_id, name, labels=target, orientation=orientation, file_ending=ending) as new:
+    with new_dataset(
+        raw, dataset_id, name, labels=target, orientation=orientation, file_ending=ending, root=root
+    ) as new:
         for source, values, case in cases:
             try:
                 volumes = _checked(case, _wanted(values, target), orientation, seen, require_tumour=require_tumour)

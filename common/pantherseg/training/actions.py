@@ -69,7 +69,9 @@ def data_step(work: Workspace, step: Step, device: str) -> Result:
     orientation = RawDataset.open(sources[0].folder).orientation or DEFAULT_ORIENTATION
     raw = work.uncropped(name).parent
     # An image that is also among those without labels is left out there: the first data set goes first.
-    report = import_data(sources, raw, stage.dataset_id, name, labels=stage.labels, orientation=orientation)
+    report = import_data(
+        sources, raw, stage.dataset_id, name, labels=stage.labels, orientation=orientation, root=work.output
+    )
     result: Result = {"cases": len(report.imported), "refused": len(report.refused)}
     if stage.crop is not None:
         settings = load_recipe(task_recipe(stage.crop.task))
