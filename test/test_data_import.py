@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
@@ -39,6 +40,7 @@ from pantherseg.errors import InputError, OutputError
 from pantherseg.io import read_labels, read_volume
 from pantherseg.labels import LABEL_MAPS
 from pantherseg.phantom import write_dataset
+from pantherseg.training.graph import DataSource
 from pantherseg.volume import Grid, Volume
 
 NAMES = ("10000_0001", "10001_0001")
@@ -224,6 +226,18 @@ def test_a_case_name_in_two_sources_gets_the_layout_in_front(tmp_path: Path) -> 
     assert "the name of this case is also that of" in again.refused[0].reason
 
 
+def test_a_case_name_in_two_raw_data_sets_gets_their_names_in_front(tmp_path: Path) -> None:
+    sources = []
+    for number, name in ((1, "CT"), (2, "MR")):
+        with new_dataset(
+            tmp_path / "raw", number, name, labels=LABEL_MAPS["tumour+pancreas"], orientation="LPS", file_ending=".mha"
+        ) as new:
+            image = read_volume(write_itk(tmp_path / f"{name}.mha", voxels(number)))
+            new.add("a_1", RawCase(patient=name), image, Volume(panther_labels(), image.grid))
+        sources.append(Source("raw", new.target))
+    assert imported(tmp_path, *sources).imported == ["CT_a_1", "MR_a_1"]
+
+
 def test_a_case_that_cannot_be_used_leaves_its_name_to_another_source(tmp_path: Path) -> None:
     first = write_panther(tmp_path / "first", "1_1", "2_1")
     (first / "labelsTr" / "2_1.mha").unlink()
@@ -322,7 +336,7 @@ def test_passes_on_the_splits_of_a_single_raw_data_set(tmp_path: Path, caplog: p
 
 def test_a_raw_data_set_keeps_what_is_known_about_its_cases(tmp_path: Path) -> None:
     labels = Volume(TO_MSD[panther_labels()], Grid(SHAPE, (3.0, 1.25, 1.0)))
-    crop = Crop(start=(1, 0, 2), stop=(7, 8, 12), shape=(9, 8, 13))
+    crop = Crop(start=(1, 0, 2), stop=(7, 8, 12), shape=(9, 8, 13), by_reference=True)
     known = RawCase(patient="p7", origin="first.mha", pseudo=True, crop=crop, remark="by a model")
     names = {"background": 0, "pancreas": 1, "cancer": 2}
     with new_dataset(tmp_path / "raw", 5, "MSD", labels=names, orientation="LPS", file_ending=".nii.gz") as new:
@@ -333,8 +347,8 @@ def test_a_raw_data_set_keeps_what_is_known_about_its_cases(tmp_path: Path) -> N
     assert (dataset.cases, same.linked, dataset.labels) == ({"a": known}, ["a"], LABEL_MAPS["tumour+pancreas"])
     np.testing.assert_array_equal(read_labels(dataset.label_path("a")).array, panther_labels())
     turned = import_data([source], tmp_path / "raw", 902, "RAS", orientation="RAS")
-    crop = RawDataset.open(turned.dataset).cases["a"].crop or crop
-    assert (crop.start, crop.stop, crop.shape) == ((1, 0, 1), (7, 8, 11), (9, 8, 13))
+    expected = Crop(start=(1, 0, 1), stop=(7, 8, 11), shape=(9, 8, 13), by_reference=True)
+    assert RawDataset.open(turned.dataset).cases["a"].crop == expected
 
 
 @pytest.mark.fault(
@@ -755,10 +769,35 @@ def test_names_a_link_whose_original_was_moved(tmp_path: Path) -> None:
         RawDataset.open(report.dataset)
 
 
-def test_a_layout_is_one_function_and_its_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pantherseg.datasets.layouts.LAYOUTS", dict(LAYOUTS))
+def test_links_between_data_sets_hold_in_a_folder_that_is_moved(tmp_path: Path) -> None:
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    turned, linked = (write_panther(tmp_path / order, f"{order}_1", order=order) for order in ("RAS", "LPS"))
+    output = tmp_path / "output"
+    first = import_data([Source("panther", turned), Source("panther", linked)], output / "raw", 1, "FIRST")
+    source = Source("raw", first.dataset)
+    beside = import_data([source], output / "raw", 2, "SECOND").dataset
+    whole = import_data([source], output / "uncropped", 3, "WHOLE", root=output).dataset
+    other = import_data([source], tmp_path / "elsewhere", 4, "OTHER").dataset
+    image = Path("imagesTr/RAS_1_0000.mha")
+    assert (beside / image).readlink() == Path("../../Dataset001_FIRST") / image
+    assert (whole / image).readlink() == Path("../../../raw/Dataset001_FIRST") / image
+    assert (other / image).readlink() == first.dataset / image
+    original = linked / "imagesTr" / "LPS_1_0000.mha"
+    assert {(folder / "imagesTr" / original.name).readlink() for folder in (beside, whole, other)} == {original}
+    (tmp_path / "mounted").mkdir()
+    shutil.move(output, tmp_path / "mounted")
+    for folder in (beside, whole):
+        moved = RawDataset.open(tmp_path / "mounted" / folder.relative_to(tmp_path))
+        for name in ("RAS_1", "LPS_1"):
+            array, _ = SimpleITKIO().read_images([str(moved.image_path(name))])
+            np.testing.assert_array_equal(array[0], image_of(name))
+
+
+@patch.dict(LAYOUTS)
+def test_a_layout_is_one_function_and_its_registration(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the layout 'panther' is registered already"):
-        layout("panther")(LAYOUTS["panther"])
+        layout("panther")(LAYOUTS["panther"].find)
 
     from pantherseg.datasets import layouts
 
@@ -766,6 +805,11 @@ def test_a_layout_is_one_function_and_its_registration(tmp_path: Path, monkeypat
     def tumour_first(folder: Path) -> Found:
         return Found(layouts.find_cases("panther", folder).cases, {0: "background", 1: "pancreas", 2: "tumour"})
 
+    @layout("flat", labelled=False)
+    def flat(folder: Path) -> Found:
+        return layouts.find_cases("panther-unlabelled", folder)
+
+    assert [DataSource(layout=name, dataset_id=1).has_labels for name in ("tumour-first", "flat")] == [True, False]
     source = write_panther(tmp_path / "panther", *NAMES)
     report = imported(tmp_path, Source("tumour-first", source))
     assert counts(report.dataset / "labelsTr" / f"{NAMES[0]}.mha")[1:] == [PANCREAS_VOXELS, TUMOUR_VOXELS]

@@ -397,7 +397,7 @@ def test_crops_around_the_label_map_where_the_localizer_finds_nothing(dataset: R
     assert around is not None
     box = around.expanded(1.0, dataset.image("1_1").grid)
     for name, case in crops.cases.items():
-        assert case.crop == Crop(start=box.start, stop=box.stop, shape=SHAPE)
+        assert case.crop == Crop(start=box.start, stop=box.stop, shape=SHAPE, by_reference=True)
         assert re.fullmatch(r"the localizer(?:'s)? [^;_]*: cropped to the label map with the margin", case.remark)
         np.testing.assert_array_equal(read_labels(crops.label_path(name)).array, panther_labels()[box.slices])
     alone = crop_dataset(
@@ -503,8 +503,9 @@ def test_remarks_on_a_box_that_leaves_labelled_voxels_out(
     crops = crop_dataset(dataset, tmp_path / "raw", 905, "CROPS", localizer=localizer, settings=settings)
     case = crops.cases["1_1"]
     assert case.remark == remark
-    expected = ((1, 2, 3), (3, 5, 7)) if remark.endswith("margin") else ((0, 0, 0), stop)
-    assert case.crop == Crop(start=expected[0], stop=expected[1], shape=SHAPE)
+    around = remark.endswith("margin")
+    expected = ((1, 2, 3), (3, 5, 7)) if around else ((0, 0, 0), stop)
+    assert case.crop == Crop(start=expected[0], stop=expected[1], shape=SHAPE, by_reference=around)
 
 
 def test_refuses_to_crop_without_a_localizer_or_an_orientation(dataset: RawDataset, tmp_path: Path) -> None:

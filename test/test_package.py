@@ -92,6 +92,14 @@ def test_an_editable_wheel_contains_no_copy_of_the_package(build: Build) -> None
     assert not [name for name in contents(build("editable", paths.ROOT)) if name.startswith("pantherseg/")]
 
 
+def test_the_installed_package_finds_the_training_files_of_the_published_systems(
+    installed: Path, tmp_path: Path
+) -> None:
+    command = ["-m", "pantherseg", "train", "Task2/training/system_c.toml", "--output", "out", "--stage", "none"]
+    done = run(sys.executable, *command, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert "--stage: expected one of student, task1, task2, teacher, found none" in done.stderr
+
+
 @pytest.mark.parametrize("task", [1, 2])
 def test_the_installed_package_segments_a_volume(installed: Path, tmp_path: Path, task: int) -> None:
     image = make_phantom(5000 + task, task=task, size="small").image

@@ -213,6 +213,7 @@ schedule = { epochs = 1 }
             'start = "tutor"',
             r"stage.student.start names 'tutor', which is neither weights/NAME nor",
         ),
+        ('"panther-unlabelled"', '"none"', r"data.more.layout names 'none', which is not among the layouts: panther, "),
         ('by = "teacher"', 'by = "tutor"', r"pseudo.round1.by names 'tutor', which is not among the stages"),
         ('data = "more"', 'data = "less"', r"pseudo.round1.data names 'less', which is not among the data sets"),
         ('by = "teacher"', 'by = "student"', r"expected stages that do not depend on themselves, found .*student"),
@@ -238,7 +239,8 @@ schedule = { epochs = 1 }
         ),
     ],
     ids=[
-        *("a data set that there is not", "a start that there is not", "labels by a stage that there is not"),
+        *("a data set that there is not", "a start that there is not", "a layout that there is not"),
+        "labels by a stage that there is not",
         *("labels for a data set that there is not", "a stage that depends on itself", "a number that is used twice"),
         *("a name that is used twice", "a stage without labels by experts", "a stage with a data set without labels"),
         *("a network and a start", "neither a network nor a start", "a trainer that there is not"),

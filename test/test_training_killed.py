@@ -40,39 +40,52 @@ data = "more"
 by = "teacher"
 dataset_id = 4
 drop_empty = false
+[stage.cropped]
+data = ["t1"]
+dataset_id = 5
+start = "teacher"
+folds = 2
+crop = { task = 2 }
+plan = {}
+schedule = { epochs = 1 }
 """
 # Runs each step in a process that is killed in the middle, and then in one that is not. A threshold stands for the
-# model that labels. Prints the number of masks that were there before the last run.
+# model that labels, and a fixed box for the localizer's. Prints the number of masks that were there before the last
+# run.
 SCRIPT = """
 import os, signal, sys
 from types import SimpleNamespace
 from pathlib import Path
+import pantherseg.datasets.crops as crops
 import pantherseg.training.actions as actions
 import pantherseg.training.planning as planning
 from pantherseg.datasets.raw import NewDataset
+from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.training.graph import load_training_file
 from pantherseg.training.run import prepare, run_step
 from pantherseg.training.state import State
 from pantherseg.training.workspace import Inputs, Workspace
+from pantherseg.volume import Box
 
 folder = Path(sys.argv[1])
 graph = load_training_file(folder / "killed.toml")
-inputs = Inputs(data={"t1": folder / "t1", "more": folder / "more"})
+inputs = Inputs(data={"t1": folder / "t1", "more": folder / "more"}, models=DEMO_WEIGHTS)
 training = prepare(folder / "killed.toml", Workspace(graph, folder / "out", inputs))
 state, steps = State(training.work.output), training.steps.by_name
 
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def second(function):
+def dying_at(number, function):
     calls = []
     def inner(*arguments, **options):
         calls.append(1)
-        return die() if len(calls) == 2 else function(*arguments, **options)
+        return die() if len(calls) == number else function(*arguments, **options)
     return inner
 
 def run_and_kill(step):
-    NewDataset.add = second(NewDataset.add)
+    # Two cases are imported before the first is cropped.
+    NewDataset.add = dying_at(4 if step.subject == "cropped" else 2, NewDataset.add)
     planning.preprocess_dataset = die
     run_step(training, step, "cpu")
     os._exit(0)
@@ -83,7 +96,9 @@ def threshold(*arguments):
 labels = {"background": 0, "tumour": 1, "pancreas": 2}
 actions.open_bundle = lambda path: SimpleNamespace(manifest=SimpleNamespace(labels=labels))
 actions.Predictor = threshold
-for name in ("import.t1", "import.more", "data.teacher", "plan.teacher", "pseudo.round1"):
+actions.load_localizer = lambda *arguments, **options: (None, None)
+crops.localize = lambda image, *_: (Box((1, 2, 3), tuple(size - 1 for size in image.array.shape)), ())
+for name in ("import.t1", "import.more", "data.teacher", "plan.teacher", "data.cropped", "pseudo.round1"):
     child = os.fork()
     if not child:
         run_and_kill(steps[name])
@@ -139,6 +154,24 @@ def test_a_data_set_is_complete_after_its_step_was_killed(killed: Killed, name: 
         elif label is not None:
             np.testing.assert_array_equal(label.array, image > 500)
     assert not list((killed.output / "raw").glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    "training", "a step is killed while it crops the cases", "all whole and cropped cases in the next run"
+)
+def test_every_case_is_cropped_after_the_step_was_killed(killed: Killed) -> None:
+    whole, cropped = (RawDataset.open(killed.output / part / "Dataset005_cropped") for part in ("uncropped", "raw"))
+    assert whole.cases.keys() == cropped.cases.keys() == {"10070_0001", "10071_0001"}
+    for name, case in cropped.cases.items():
+        assert case.crop is not None
+        assert case.crop.start == (1, 2, 3)
+        np.testing.assert_array_equal(cropped.image(name).array, whole.image(name).array[case.crop.box.slices])
+        label, around = cropped.label(name), whole.label(name)
+        assert label is not None
+        assert around is not None
+        np.testing.assert_array_equal(label.array, around.array[case.crop.box.slices])
+    assert not list((killed.output / "uncropped").glob(".*"))
 
 
 @pytest.mark.slow

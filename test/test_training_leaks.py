@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pantherseg.datasets.raw import RawCase, new_dataset
+from pantherseg.datasets.raw import RawCase, RawDataset, new_dataset
 from pantherseg.errors import InputError
+from pantherseg.labels import LABEL_MAPS
 from pantherseg.training.actions import ACTIONS
 from pantherseg.training.check import check_inputs
 from pantherseg.training.graph import load_training_file
@@ -64,7 +66,8 @@ def folder(tmp_path: Path) -> Path:
 
 def prepared(folder: Path, text: str = CHAIN, **splits: Path) -> Training:
     (folder / "chain.toml").write_text(text)
-    inputs = Inputs(data={name: folder / name for name in ("t1", "t2")}, splits=splits)
+    data = {name: folder / name for name in ("t1", "t2", "more") if (folder / name).is_dir()}
+    inputs = Inputs(data=data, splits=splits)
     return prepare(folder / "chain.toml", Workspace(load_training_file(folder / "chain.toml"), folder / "out", inputs))
 
 
@@ -166,6 +169,31 @@ def test_splits_that_were_given_once_hold_in_later_runs(folder: Path, monkeypatc
     kept.unlink()
     assert "splits/first" not in prepared(folder).outside
     assert prepared(folder).verdicts["data.first"].reason == "again: what it reads has changed"
+
+
+def test_given_splits_hold_where_pseudo_labelled_cases_have_the_same_names(folder: Path) -> None:
+    more = '[data.more]\nlayout = "panther-unlabelled"\ndataset_id = 7\n'
+    text = CHAIN + more + '[pseudo.round1]\ndata = "more"\nby = "first"\ndataset_id = 6\n'
+    text = text.replace('data = ["t2"]', 'data = ["round1", "t1"]')
+    shutil.copytree(folder / "t1" / "imagesTr", folder / "more")
+    given = write_splits(folder / "given.json", [[10, 11], [12, 13], [14, 15]])
+    training = prepared(folder, text, first=given, second=given, third=given)
+    check_inputs(training)
+    work = training.work
+    for name, number in (("t1", 1), ("round1", 6)):
+        rng = np.random.default_rng(number)
+        with new_dataset(
+            work.raw, number, name, labels=LABEL_MAPS["tumour+pancreas"], orientation="LPS", file_ending=".mha"
+        ) as new:
+            for patient in range(10, 16):
+                image = Volume(rng.random((2, 2, 2), np.float32), Grid((2, 2, 2), (1.0, 1.0, 1.0)))
+                label = Volume(np.ones((2, 2, 2), np.uint8), image.grid)
+                new.add(f"{patient}_1", RawCase(patient=str(patient), pseudo=name == "round1"), image, label)
+    ACTIONS["data"](work, training.steps.by_name["data.second"], "cpu")
+    cases = RawDataset.open(work.dataset("second")).cases
+    assert {name: case.pseudo for name, case in cases.items()} == {
+        f"{prefix}{patient}_1": bool(prefix) for prefix in ("", "round1_") for patient in range(10, 16)
+    }
 
 
 @pytest.mark.fault("training", "more folds than patients of a finished import", "an error before the first step")

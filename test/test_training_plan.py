@@ -17,7 +17,6 @@ from click.testing import CliRunner
 from torch import nn
 
 from pantherseg.cli.train import train
-from pantherseg.datasets.layouts import LAYOUTS
 from pantherseg.errors import OutputError, PantherSegError
 from pantherseg.labels import LABEL_MAPS
 from pantherseg.model_sources.nnunet import read_configuration
@@ -238,13 +237,6 @@ def test_a_stage_chooses_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyP
         step = training.steps.by_name[name]
         ACTIONS[step.kind](training.work, step, "cpu")
     assert called == [("plan", "Dataset003_teacher", None), ("train", 3, 1, "cpu")]
-
-
-def test_every_layout_of_the_files_exists() -> None:
-    files = list(ROOT.glob("Task*/training/*.toml"))
-    assert len(files) == 11
-    for path in files:
-        assert {source.layout for source in load_training_file(path).data.values()} <= LAYOUTS.keys()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_lists_the_cases_that_are_cropped_around_their_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = Grid((30, 30, 30), (5.0, 5.0, 5.0))
-    image, label = Volume(np.zeros(grid.shape, np.float32), grid), np.zeros(grid.shape, np.uint8)
+    image, label = Volume(np.indices(grid.shape)[0].astype(np.float32), grid), np.zeros(grid.shape, np.uint8)
     label[10:12, 10:12, 10:12] = 1
     with new_dataset(
         tmp_path, 1, "whole", labels={"background": 0, "tumour": 1}, orientation="LPS", file_ending=".mha"

@@ -13,22 +13,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import ChangedModel
+from data_sets import image_of, write_panther
+from pantherseg.datasets.raw import RawCase, RawDataset, new_dataset
 from pantherseg.errors import InputError, ModelError, OutputError, PantherSegError, RecipeError
 from pantherseg.model_sources.checkpoint import read_checkpoint
 from pantherseg.models.find import ModelFolder
 from pantherseg.phantom import write_dataset
-from pantherseg.training.actions import ACTIONS, bundle_step, fold_step
+from pantherseg.training.actions import ACTIONS, bundle_step, fold_step, pseudo_step
 from pantherseg.training.check import check_inputs, check_names
 from pantherseg.training.content import files_of_data
 from pantherseg.training.graph import load_training_file
-from pantherseg.training.run import Training, prepare, run
-from pantherseg.training.state import State
+from pantherseg.training.run import Training, prepare, run, run_step
+from pantherseg.training.state import Record, State, write_record
 from pantherseg.training.steps import Step
 from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.workspace import Inputs, Workspace
+from pantherseg.volume import Grid, Volume
 from test_training_graph import NOISY_STUDENT
 
 TEACHER = ["import.t1", "data.teacher", "plan.teacher", "fold.teacher.0", "validate.teacher.0", "fold.teacher.1"]
@@ -240,6 +244,27 @@ def test_checkpoints_at_other_epochs_train_nothing_again(site: Site) -> None:
     assert site.run() == []
 
 
+def test_goes_on_where_the_output_folder_was_moved(tmp_path: Path) -> None:
+    """Real steps: the images are stored in another voxel order, so that they are written and then linked."""
+    write_panther(tmp_path / "t1", "1_1", "2_1", order="RAS")
+    write_panther(tmp_path / "more", "3_1", labels=None)
+    (tmp_path / "training.toml").write_text(NOISY_STUDENT)
+    graph = load_training_file(tmp_path / "training.toml")
+
+    def prepared(output: Path) -> Training:
+        inputs = Inputs(data={name: tmp_path / name for name in ("t1", "more")})
+        return prepare(tmp_path / "training.toml", Workspace(graph, output, inputs), step="data.teacher")
+
+    run(prepared(tmp_path / "out"), ("cpu",))
+    (tmp_path / "mounted").mkdir()
+    shutil.move(tmp_path / "out", tmp_path / "mounted")
+    moved = prepared(tmp_path / "mounted" / "out")
+    assert moved.unfinished == []
+    assert [moved.work.missing(moved.steps.by_name[name]) for name in moved.chosen] == [None, None]
+    image = RawDataset.open(moved.work.dataset("teacher")).image("1_1")
+    np.testing.assert_array_equal(image.array, image_of("1_1"))
+
+
 def test_other_files_in_the_folder_of_a_data_set_change_nothing(site: Site) -> None:
     site.run()
     (site.folder / "t1" / "README.md").write_text("about the data")
@@ -325,6 +350,45 @@ def hold(output: Path, step: Step, ready: Any) -> None:
         time.sleep(30)
 
 
+@pytest.mark.fault("training", "a bundle is replaced while it labels cases", "an error; the next run labels them again")
+def test_masks_of_a_bundle_that_was_replaced_are_not_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = site.prepare()
+    state, steps, work = State(training.work.output), training.steps.by_name, training.work
+    labels = {"background": 0, "tumour": 1, "pancreas": 2}
+    image = Volume(np.zeros((2, 2, 2), np.float32), Grid((2, 2, 2), (1.0, 1.0, 1.0)))
+    with new_dataset(work.raw, 2, "more", labels=labels, orientation="LPS", file_ending=".mha") as new:
+        new.add("1_1", RawCase(patient="1"), image)
+
+    def retrained(number: int) -> Any:
+        def predict(_: Volume) -> Any:
+            write_record(state.folder / "bundle.teacher.json", Record("retrained", {}))
+            return SimpleNamespace(labels=lambda: np.full((2, 2, 2), number, np.uint8))
+
+        return lambda *_: SimpleNamespace(predict=predict)
+
+    write_record(state.folder / "bundle.teacher.json", Record(training.fingerprints["bundle.teacher"], {}))
+    manifest = SimpleNamespace(labels=labels)
+    monkeypatch.setattr("pantherseg.training.actions.open_bundle", lambda path: SimpleNamespace(manifest=manifest))
+    monkeypatch.setattr("pantherseg.training.actions.Predictor", retrained(1))
+    with pytest.raises(OutputError, match=r"bundles/teacher: another process replaced this bundle while it labelled"):
+        pseudo_step(work, steps["pseudo.round1"], "cpu")
+    assert not work.dataset("round1").exists()
+    monkeypatch.setattr("pantherseg.training.actions.Predictor", retrained(2))
+    pseudo_step(work, steps["pseudo.round1"], "cpu")
+    label = RawDataset.open(work.dataset("round1")).label("1_1")
+    assert label is not None
+    assert label.array.min() == 2
+
+
+def test_a_step_does_not_begin_with_what_another_process_made_of_other_settings(site: Site) -> None:
+    site.run(stage="teacher")
+    training = site.prepare()
+    write_record(training.work.output / "state" / "bundle.teacher.json", Record("retrained", {}))
+    with pytest.raises(OutputError, match=r"out: another process has run bundle.teacher with other settings or data;"):
+        run_step(training, training.steps.by_name["pseudo.round1"], "cpu")
+    assert "pseudo.round1" not in site.ran
+
+
 @pytest.mark.slow
 @pytest.mark.fault("training", "another process that runs a step is killed", "the step goes on here")
 def test_waits_for_another_process_that_runs_the_step(site: Site) -> None:
@@ -391,8 +455,8 @@ def test_names_the_labelled_data_where_a_stage_names_pseudo_labels_first(phantom
     new = 'data = ["round1", "t1"]\ndataset_id = 5\nfolds = 3\nplan = { network = "ResEncM" }'
     assert old in site.text
     site.text = site.text.replace(old, new)
-    # Both data sets have the same cases here, and the first one's are kept.
-    with pytest.raises(InputError, match=r"t1: expected at least one patient .* of stage 'student', found 0"):
+    # Both data sets have the same cases here; those with labels by experts count.
+    with pytest.raises(InputError, match=r"t1: expected at least one patient .* of stage 'student', found 2"):
         check_inputs(site.prepare())
 
 

@@ -46,3 +46,9 @@ def task_recipe(task: int) -> Path:
     if not path.is_file():
         raise RecipeError(path, "there is no recipe for this task", hint="name one with --recipe")
     return path
+
+
+def training_file(file: Path) -> Path:
+    """Return a training file; where there is none, the project's own, such as Task1/training/system_c.toml."""
+    own = ROOT / file
+    return own if own.is_file() and not file.exists() else file

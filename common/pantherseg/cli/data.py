@@ -122,7 +122,7 @@ def _check_usage(context: click.Context, sources: list[Source], labels: LabelMap
     """Raise UsageError for options that have no effect with the others."""
     if require_tumour and labels == "organs":
         raise click.UsageError("--require-tumour needs labels with a tumour, and --labels organs has none")
-    if all(source.layout == "panther-unlabelled" for source in sources):
+    if not any(LAYOUTS[source.layout].labelled for source in sources):
         for name, option in (("labels", "--labels"), ("require_tumour", "--require-tumour")):
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"{option} has no effect on images without labels")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pantherseg.cli.options import PATH
+from pantherseg.paths import training_file
 
 NAMED = "NAME=FOLDER"
 
@@ -90,8 +91,9 @@ def train(
 ) -> None:
     """Train the stages of a training file, from data sets to bundles.
 
-    FILE names the data sets and the stages. Prints the plan first. Steps that are finished, with the same inputs and
-    settings, are skipped, and a step that was interrupted goes on. Each stage ends in OUTPUT/bundles/<stage>.
+    FILE names the data sets and the stages; the project's own, such as Task1/training/system_c.toml, are found from any
+    folder. Prints the plan first. Steps that are finished, with the same inputs and settings, are skipped, and a step
+    that was interrupted goes on. Each stage ends in OUTPUT/bundles/<stage>.
     """
     if fold is not None and stage is None:
         raise click.UsageError("--fold needs --stage")
@@ -103,6 +105,7 @@ def train(
     from pantherseg.training.workspace import Inputs, Workspace
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    file = training_file(file)
     graph = load_training_file(file)
     inputs = Inputs(data=data, starts=start, splits=splits, models=model)
     check_names(graph, inputs, output)

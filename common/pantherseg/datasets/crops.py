@@ -71,10 +71,9 @@ def crop_dataset(
         for case, known in source.cases.items():
             volumes = _checked(source, case)
             image, label = volumes.image, volumes.label
-            box, remark = _box_of(image, label, localizer, settings)
-            crop = Crop(start=box.start, stop=box.stop, shape=image.grid.shape)
+            crop, remark = _crop_of(image, label, localizer, settings)
             known = msgspec.structs.replace(known, crop=crop, remark=remark)
-            new.add(case, known, image.crop(box), None if label is None else label.crop(box))
+            new.add(case, known, image.crop(crop.box), None if label is None else label.crop(crop.box))
             if on_case is not None:
                 on_case(case)
         if splits is not None:
@@ -109,20 +108,24 @@ def _checked(source: RawDataset, case: str) -> CaseVolumes:
     return volumes
 
 
-def _box_of(image: Volume, label: Volume | None, localizer: Predictor, settings: Localizer) -> tuple[Box, str]:
-    """Return the box to which a case is cut, and a remark, which is empty where there is nothing to say."""
+def _crop_of(image: Volume, label: Volume | None, localizer: Predictor, settings: Localizer) -> tuple[Crop, str]:
+    """Return to what a case is cut, and a remark, which is empty where there is nothing to say."""
     try:
         box, events = localize(image, localizer, settings)
         reason = "" if box else events[-1].message.removesuffix(SEARCHED_WHOLE)
     except InputError as error:
         box, reason = None, str(error)
-    around = None if label is None else Box.around(label.array != BACKGROUND)
-    if label is None or around is None:
-        return box or Box.whole(image.grid.shape), f"{reason}: not cropped" if reason else ""
-    labelled = label.array != BACKGROUND
+    labelled = None if label is None else label.array != BACKGROUND
+    around = None if labelled is None else Box.around(labelled)
+    if labelled is None or around is None:
+        return _crop(box or Box.whole(image.grid.shape), image), f"{reason}: not cropped" if reason else ""
     total, inside = int(labelled.sum()), 0 if box is None else int(labelled[box.slices].sum())
     left_out = f"the localizer's box leaves out {total - inside} of {total} labelled voxels"
     if box is not None and inside >= MIN_INSIDE * total:
-        return box, left_out if inside < total else ""
+        return _crop(box, image), left_out if inside < total else ""
     remark = f"{reason or left_out}: cropped to the label map with the margin"
-    return around.expanded(settings.margin_mm, image.grid), remark
+    return _crop(around.expanded(settings.margin_mm, image.grid), image, by_reference=True), remark
+
+
+def _crop(box: Box, image: Volume, *, by_reference: bool = False) -> Crop:
+    return Crop(start=box.start, stop=box.stop, shape=image.grid.shape, by_reference=by_reference)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 
 from pantherseg.datasets.case_checks import CHECKS, CaseVolumes, read_case, relabelled
 from pantherseg.datasets.layouts import Found, FoundCase, Values, find_cases
-from pantherseg.datasets.raw import FILE_ENDINGS, NewDataset, RawDataset, dataset_folder, new_dataset
+from pantherseg.datasets.raw import FILE_ENDINGS, NAME, NewDataset, RawDataset, dataset_folder, new_dataset
 from pantherseg.datasets.splits import SPLITS, Splits, check_splits, splits_of, write_splits
 from pantherseg.errors import InputError, OutputError, first_few
 from pantherseg.files import write_text
@@ -45,6 +46,12 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.layout}={self.folder}"
+
+    @property
+    def prefix(self) -> str:
+        """What sets its cases apart from those of other sources: the name of a raw data set, otherwise the layout."""
+        named = re.fullmatch(NAME, self.folder.absolute().name) if self.layout == "raw" else None
+        return named[2] if named else self.layout
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,15 @@ def import_data(
     require_tumour: bool = False,
     strict: bool = False,
     keep_splits: bool = False,
+    root: Path | None = None,
     on_case: Callable[[str], object] | None = None,
 ) -> ImportReport:
     """Import sources as raw/Dataset<id>_<name>, and return what was done; import.json in that folder says the same.
 
     labels: the label map of the new data set, a name in LABEL_MAPS; orientation: to which every volume is turned;
     require_tumour: refuse cases without a tumour; strict: refuse the import if any case is refused; keep_splits: a
-    single source in the layout `raw` passes its splits on; on_case: called with the name of each case once it is done.
+    single source in the layout `raw` passes its splits on; root: as in `new_dataset`; on_case: called with the name of
+    each case once it is done.
 
     A case that cannot be used is refused, and logged in one line. Cases with labels by experts come first, so that of
     two cases with the same image the expert's is taken. Raises InputError if a source cannot be used, if no case is
@@ -117,7 +126,9 @@ def import_data(
     _check_space(folder, [case for _, _, case in cases], ending, orientation)
     report = ImportReport(folder, label_names=_label_names(found, target))
     seen: dict[str, Path] = {}
-    with new_dataset(raw, dataset_id, name, labels=target, orientation=orientation, file_ending=ending) as new:
+    with new_dataset(
+        raw, dataset_id, name, labels=target, orientation=orientation, file_ending=ending, root=root
+    ) as new:
         for source, values, case in cases:
             try:
                 volumes = _checked(case, _wanted(values, target), orientation, seen, require_tumour=require_tumour)
@@ -146,23 +157,37 @@ def _check_not_inside(folder: Path, sources: Sequence[Source]) -> None:
 def _with_distinct_names(sources: list[tuple[Source, Found]]) -> list[tuple[Source, Values, FoundCase]]:
     """Return the cases of all sources, pseudo-labelled ones last, with the values of their labels.
 
-    Names that more than one source has get the layout in front. Where that is the same too, all but the first are
-    refused. Cases that cannot be used keep their names.
+    Names are those of `distinct_names`; where two are still the same, the later case is refused. Cases that cannot be
+    used keep their names.
     """
     every = [(source, found.values, case) for source, found in sources for case in found.cases]
     every.sort(key=lambda each: each[2].known.pseudo)
-    count = Counter(case.name for _, _, case in every if not case.problem)
+    usable = [(source.prefix, case.name, case.known.pseudo) for source, _, case in every if not case.problem]
+    names = iter(distinct_names(usable))
     first: dict[str, FoundCase] = {}
     result = []
     for source, values, case in every:
         if not case.problem:
-            if count[case.name] > 1:
-                case = replace(case, name=f"{source.layout}_{case.name}")
+            case = replace(case, name=next(names))
             other = first.setdefault(case.name, case)
             if other is not case:
                 case = replace(case, problem=f"the name of this case is also that of {other.image}")
         result.append((source, values, case))
     return result
+
+
+def distinct_names(cases: Sequence[tuple[str, str, bool]]) -> list[str]:
+    """Return the names that cases of several sources get in one data set.
+
+    cases: for each the prefix of its source, its name there, and whether it is pseudo-labelled. A name that several
+    cases have stays with the only one that is not pseudo-labelled, and the others get their prefix in front.
+    """
+    every = Counter(name for _, name, _ in cases)
+    by_expert = Counter(name for _, name, pseudo in cases if not pseudo)
+    return [
+        name if every[name] == 1 or (by_expert[name] == 1 and not pseudo) else f"{prefix}_{name}"
+        for prefix, name, pseudo in cases
+    ]
 
 
 def _splits_of(sources: Sequence[Source]) -> Splits | None:

@@ -75,16 +75,29 @@ class Found:
 
 
 Finder = Callable[[Path], Found]
-LAYOUTS: dict[str, Finder] = {}
 
 
-def layout(name: str) -> Callable[[Finder], Finder]:
-    """Return a decorator that registers a function as the layout `name`. Raises ValueError where the name is taken."""
+@dataclass(frozen=True)
+class Layout:
+    """A layout. find: returns the cases of a folder; labelled: whether there are labels by experts."""
+
+    find: Finder
+    labelled: bool
+
+
+LAYOUTS: dict[str, Layout] = {}
+
+
+def layout(name: str, *, labelled: bool = True) -> Callable[[Finder], Finder]:
+    """Return a decorator that registers a function as the layout `name`. Raises ValueError where the name is taken.
+
+    labelled: False for a layout of images alone.
+    """
 
     def register(finder: Finder) -> Finder:
         if name in LAYOUTS:
             raise ValueError(f"the layout '{name}' is registered already")
-        LAYOUTS[name] = finder
+        LAYOUTS[name] = Layout(finder, labelled)
         return finder
 
     return register
@@ -101,7 +114,7 @@ def find_cases(layout_name: str, folder: Path) -> Found:
     with _unreadable_as_input_error(folder):
         if not folder.is_dir():
             raise InputError(folder, expected="a folder", found="a file" if folder.exists() else "no such folder")
-        found = LAYOUTS[layout_name](folder)
+        found = LAYOUTS[layout_name].find(folder)
     if not found.cases:
         raise InputError(folder, expected=f"cases in the layout {layout_name}", found="none")
     return found
@@ -119,7 +132,7 @@ def panther_organs(folder: Path) -> Found:
     return _found(_required(folder, IMAGES), _required(folder, "organsTr"), ORGAN_VALUES)
 
 
-@layout("panther-unlabelled")
+@layout("panther-unlabelled", labelled=False)
 def panther_unlabelled(folder: Path) -> Found:
     """PANTHER's images without labels: in imagesTr_unlabeled, in imagesTr, or directly in the folder.
 

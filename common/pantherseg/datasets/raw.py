@@ -11,6 +11,7 @@ Dataset<id>_<name>/
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ class Crop(Table, frozen=True):
     start: Shape
     stop: Shape
     shape: Shape
+    by_reference: bool = False
+    """The box is that around the label map, because the localizer failed; nobody has it at inference."""
 
     @property
     def box(self) -> Box:
@@ -60,7 +63,7 @@ class Crop(Table, frozen=True):
     def turned(self, turn: Turn) -> Crop:
         """Return the same crop after a turn of the larger volume."""
         box = self.box.turned(turn, self.shape)
-        return Crop(start=box.start, stop=box.stop, shape=turn.order(self.shape))
+        return msgspec.structs.replace(self, start=box.start, stop=box.stop, shape=turn.order(self.shape))
 
 
 class RawCase(Table, frozen=True):
@@ -178,11 +181,11 @@ class RawDataset:
 class NewDataset:
     """A raw data set that is being written to a hidden folder, which becomes `target`; see `new_dataset`.
 
-    labels: names and numbers.
+    labels: names and numbers; root: as in `new_dataset`.
     """
 
-    def __init__(self, folder: Path, target: Path, file_ending: str, labels: Mapping[str, int]) -> None:
-        self.folder, self.target, self.file_ending, self.labels = folder, target, file_ending, labels
+    def __init__(self, folder: Path, target: Path, file_ending: str, labels: Mapping[str, int], root: Path) -> None:
+        self.folder, self.target, self.file_ending, self.labels, self.root = folder, target, file_ending, labels, root
         self.cases: dict[str, RawCase] = {}
         self._labelled = 0
 
@@ -220,28 +223,44 @@ class NewDataset:
         image_path = self.folder / IMAGES / f"{name}{CHANNEL}{self.file_ending}"
         if isinstance(image, Path):
             image_path.parent.mkdir(exist_ok=True)
-            image_path.symlink_to(image.resolve())
+            image_path.symlink_to(self._link_to(image.resolve()))
         else:
             write_volume(_compact(image), image_path)
         if label is not None:
             label = Volume(label.array.astype(np.uint8), label.grid)
-            write_volume(label, self.folder / LABELS / f"{name}{self.file_ending}", like=image_path)
+            # A relative link leads to the image only when the data set is at its place.
+            like = image if isinstance(image, Path) else image_path
+            write_volume(label, self.folder / LABELS / f"{name}{self.file_ending}", like=like)
+
+    def _link_to(self, image: Path) -> Path:
+        """Return what a link to an image says: a relative path where both are moved together, else the absolute one."""
+        if not image.is_relative_to(self.root.resolve()):
+            return image
+        return Path(os.path.relpath(image, self.target.parent.resolve() / self.target.name / IMAGES))
 
 
 @contextmanager
 def new_dataset(
-    raw: Path, dataset_id: int, name: str, *, labels: Mapping[str, int], orientation: Orientation, file_ending: str
+    raw: Path,
+    dataset_id: int,
+    name: str,
+    *,
+    labels: Mapping[str, int],
+    orientation: Orientation,
+    file_ending: str,
+    root: Path | None = None,
 ) -> Iterator[NewDataset]:
     """Yield a new data set, to which cases are added; it appears as raw/Dataset<id>_<name> when the block ends.
 
-    labels: names and numbers; orientation: to which all volumes are turned; file_ending: one of FILE_ENDINGS.
+    labels: names and numbers; orientation: to which all volumes are turned; file_ending: one of FILE_ENDINGS;
+    root: the folder that is moved as a whole, by default `raw`: links to images in it are relative, others absolute.
 
     Raises OutputError if it cannot be written, if another data set has the number, and if the name has characters that
     nnU-Net does not take.
     """
     target = dataset_folder(raw, dataset_id, name)
     with folder_written_beside(target) as folder:
-        new = NewDataset(folder, target, file_ending, labels)
+        new = NewDataset(folder, target, file_ending, labels, root or raw)
         yield new
         new.check_complete()
         description = {

@@ -13,7 +13,7 @@ from pantherseg.datasets.crops import crop_dataset, load_localizer
 from pantherseg.datasets.importing import REPORT, Source, import_data
 from pantherseg.datasets.raw import RawCase, RawDataset, is_raw_dataset, new_dataset
 from pantherseg.datasets.splits import read_splits, split_dataset
-from pantherseg.errors import InputError
+from pantherseg.errors import InputError, OutputError
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io import read_labels, write_volume
@@ -69,7 +69,9 @@ def data_step(work: Workspace, step: Step, device: str) -> Result:
     orientation = RawDataset.open(sources[0].folder).orientation or DEFAULT_ORIENTATION
     raw = work.uncropped(name).parent
     # An image that is also among those without labels is left out there: the first data set goes first.
-    report = import_data(sources, raw, stage.dataset_id, name, labels=stage.labels, orientation=orientation)
+    report = import_data(
+        sources, raw, stage.dataset_id, name, labels=stage.labels, orientation=orientation, root=work.output
+    )
     result: Result = {"cases": len(report.imported), "refused": len(report.refused)}
     if stage.crop is not None:
         settings = load_recipe(task_recipe(stage.crop.task))
@@ -155,6 +157,9 @@ def pseudo_step(work: Workspace, step: Step, device: str) -> Result:
         if not new.cases:
             found = f"nothing but background in {len(source.cases)} cases"
             raise InputError(source.folder, expected=f"cases that the model of '{settings.by}' can label", found=found)
+        if _masks_folder(work, step) != folder:
+            problem = "another process replaced this bundle while it labelled cases"
+            raise OutputError(work.bundle(settings.by), problem, hint="run the command again")
     for other in work.masks(step.subject).iterdir():
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)

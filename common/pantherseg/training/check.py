@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from pantherseg.datasets.importing import distinct_names
 from pantherseg.datasets.layouts import FoundCase, find_cases
 from pantherseg.datasets.raw import RawCase, is_raw_dataset
 from pantherseg.datasets.splits import check_splits, make_splits, read_splits
@@ -127,12 +127,10 @@ class KnownData:
 
     def of_stage(self, stage: str) -> dict[str, RawCase]:
         """Return the cases of a stage by the names that they will have. Raises InputError."""
-        every = [case for data in self._graph.stage[stage].data for case in self.of_data(data).cases.items()]
-        count = Counter(name for name, _ in every)
-        found: dict[str, RawCase] = {}
-        for name, case in every:
-            found.setdefault(f"raw_{name}" if count[name] > 1 else name, case)
-        return found
+        sources = self._graph.stage[stage].data
+        every = [(data, name, case) for data in sources for name, case in self.of_data(data).cases.items()]
+        names = distinct_names([(data, name, case.pseudo) for data, name, case in every])
+        return {name: case for name, (_, _, case) in zip(names, every, strict=True)}
 
     def splits_of(self, name: str) -> SplitCases | None:
         """Return the splits that a stage has or will have, and its cases; None if they were removed after its training.

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from pantherseg.datasets.layouts import LAYOUTS
 from pantherseg.errors import RecipeError
 from pantherseg.labels import LabelMapName
 from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
@@ -29,8 +30,6 @@ from pantherseg.training.training_recipe import Count, PlanSettings, ScheduleSet
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$")]
 DatasetId = Annotated[int, Meta(ge=1, le=999)]
 Kind = Literal["data", "stage", "pseudo"]
-# The layouts of images without labels.
-UNLABELLED = ("panther-unlabelled",)
 # What `start` begins with where it names published weights instead of a stage.
 WEIGHTS = "weights/"
 
@@ -63,7 +62,7 @@ class DataSource(Table, frozen=True):
     @property
     def has_labels(self) -> bool:
         """Whether there are labels by experts."""
-        return self.layout not in UNLABELLED if self.labelled is None else self.labelled
+        return LAYOUTS[self.layout].labelled if self.labelled is None else self.labelled
 
 
 class Crop(Table, frozen=True):
@@ -192,6 +191,9 @@ def _sorter(graph: TrainingFile) -> TopologicalSorter[tuple[Kind, str]]:
 def _problems(graph: TrainingFile) -> Iterator[str]:
     """Yield what is wrong with the names of a graph."""
     yield from _repeated(graph)
+    for name, source in graph.data.items():
+        if source.layout not in LAYOUTS:
+            yield f"data.{name}.layout names '{source.layout}', which is not among the layouts: {_known(LAYOUTS)}"
     for name, pseudo in graph.pseudo.items():
         if pseudo.data not in graph.data:
             yield f"pseudo.{name}.data names '{pseudo.data}', which is not among the data sets: {_known(graph.data)}"

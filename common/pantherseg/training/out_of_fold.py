@@ -21,15 +21,13 @@ from pantherseg.labels import LABEL_MAPS, TUMOUR, TUMOUR_NAME, LabelMapName, tum
 from pantherseg.volume import Box, Grid, Volume, uncrop
 
 CONVENTIONS = ("official", "corrected")
-# What `crop_dataset` remarks about a case that it could not crop by the localizer alone.
-CROPPED_BY_REFERENCE = "cropped to the label map"
 
 
 class OutOfFold:
     """Collects the scores of a fold's validation cases, and writes their probabilities.
 
-    whole: the data set before it was cropped, or the data set itself, on whose grids scores and probabilities are;
-    dataset: the one that the stage trains on; folder: gets <case>.npz.
+    whole: the data set before the stage cropped it, or the data set itself, on whose grids scores and probabilities
+    are; dataset: the one that the stage trains on; folder: gets <case>.npz.
 
     scores: the metrics of each case in both conventions; unscored: why a case has none.
     """
@@ -46,8 +44,7 @@ class OutOfFold:
             return
         reference = self._whole.label(case)
         assert reference is not None  # a stage has labels
-        crop = self._dataset.cases[case].crop
-        box = None if crop is None else crop.box
+        box = self._box(case)
         fused = MeanLogits().fuse([logits])
         probability = _on_grid(fused.probability(TUMOUR), box, reference.grid)
         write_probability(probability, self._folder / f"{case}{SUFFIX}")
@@ -59,13 +56,23 @@ class OutOfFold:
         else:
             self.scores[case] = {name: asdict(getattr(scores, name)) for name in CONVENTIONS}
 
+    def _box(self, case: str) -> Box | None:
+        """Return the box of a case in its whole volume, None where the stage does not crop.
+
+        Cases that were cropped before they came in have a box too, but in a volume that is not here.
+        """
+        crop = self._dataset.cases[case].crop
+        return None if crop is None or self._whole.folder == self._dataset.folder else crop.box
+
 
 def cropped_by_reference(dataset: RawDataset) -> dict[str, str]:
     """Return the cases that are cropped around their label map because the localizer failed, with the remarks.
 
     At inference nobody knows where the pancreas is, so their scores are higher than those of the whole method.
     """
-    return {name: case.remark for name, case in dataset.cases.items() if CROPPED_BY_REFERENCE in case.remark}
+    return {
+        name: case.remark for name, case in dataset.cases.items() if case.crop is not None and case.crop.by_reference
+    }
 
 
 def total_metrics(scores: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -132,6 +132,7 @@ def run_step(training: Training, step: Step, device: str) -> None:
         finished, started = state.finished(step), state.started(step)
         if finished is not None and finished.fingerprint == fingerprint and training.work.missing(step) is None:
             return
+        _check_needs(training, step, state)
         resumed = started is not None and started.fingerprint == fingerprint and not started.replaces
         _make_room(training.work, step, state, fingerprint)
         goes_on = resumed and step.kind in RESUMABLE
@@ -146,6 +147,15 @@ def run_step(training: Training, step: Step, device: str) -> None:
         outside = {what: training.outside.get(what, "") for what in step.outside}
         state.finish(step, Record(fingerprint, dict(step.settings), outside, round(seconds, 1), result))
         logger.info("%s: finished in %.0f s", step.name, seconds)
+
+
+def _check_needs(training: Training, step: Step, state: State) -> None:
+    """Raise OutputError where another process has made what a step needs of other settings or data meanwhile."""
+    for need in step.needs:
+        record = state.finished(training.steps.by_name[need])
+        if record is not None and record.fingerprint != training.fingerprints[need]:
+            problem = f"another process has run {need} with other settings or data"
+            raise OutputError(training.work.output, problem, hint="run the command again")
 
 
 def _outside(work: Workspace, steps: Steps, chosen: Sequence[str], state: State, *, remember: bool) -> dict[str, str]:
