@@ -67,7 +67,7 @@ def plan_and_preprocess(
 
 def _processes(dataset: dict[str, Any]) -> int:
     """Return how many processes read the cases: starting one takes as long as a few small cases."""
-    return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, dataset["numTraining"] // CASES_A_PROCESS))
+    return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, int(dataset["numTraining"]) // CASES_A_PROCESS))
 
 
 def make_plans(folders: TrainingFolders, settings: PlanSettings, kept: dict[str, Any] | None) -> dict[str, Any]:
