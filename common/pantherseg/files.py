@@ -189,6 +189,16 @@ def remove_file(path: Path) -> None:
         raise OutputError(path, f"failed to remove this file: {os_reason(error)}") from error
 
 
+def link_target(path: Path, folder: Path, *, within: Path) -> Path:
+    """Return to what a link in a folder points that leads to a path, through links to its end.
+
+    A relative path if it ends in `within`, which is then moved with its links, and the absolute one otherwise. folder:
+    need not exist yet.
+    """
+    end = path.resolve()
+    return Path(os.path.relpath(end, folder.resolve())) if end.is_relative_to(within.resolve()) else end
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8; it is complete or absent. Raises OutputError."""
     with written_beside(path) as beside:

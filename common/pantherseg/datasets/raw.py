@@ -11,7 +11,6 @@ Dataset<id>_<name>/
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ import msgspec
 import numpy as np
 
 from pantherseg.errors import InputError, OutputError, os_reason
-from pantherseg.files import folder_written_beside, write_text
+from pantherseg.files import folder_written_beside, link_target, write_text
 from pantherseg.io import find_sources, read_labels, read_volume, write_volume
 from pantherseg.model_sources.nnunet import DATASET
 from pantherseg.orientation import Orientation, Turn
@@ -179,10 +178,7 @@ class RawDataset:
 
 
 class NewDataset:
-    """A raw data set that is being written to a hidden folder, which becomes `target`; see `new_dataset`.
-
-    labels: names and numbers; root: as in `new_dataset`.
-    """
+    """A raw data set that is being written to a hidden folder, which becomes `target`; see `new_dataset`."""
 
     def __init__(self, folder: Path, target: Path, file_ending: str, labels: Mapping[str, int], root: Path) -> None:
         self.folder, self.target, self.file_ending, self.labels, self.root = folder, target, file_ending, labels, root
@@ -223,7 +219,7 @@ class NewDataset:
         image_path = self.folder / IMAGES / f"{name}{CHANNEL}{self.file_ending}"
         if isinstance(image, Path):
             image_path.parent.mkdir(exist_ok=True)
-            image_path.symlink_to(self._link_to(image.resolve()))
+            image_path.symlink_to(link_target(image, self.target / IMAGES, within=self.root))
         else:
             write_volume(_compact(image), image_path)
         if label is not None:
@@ -231,12 +227,6 @@ class NewDataset:
             # A relative link leads to the image only when the data set is at its place.
             like = image if isinstance(image, Path) else image_path
             write_volume(label, self.folder / LABELS / f"{name}{self.file_ending}", like=like)
-
-    def _link_to(self, image: Path) -> Path:
-        """Return what a link to an image says: a relative path where both are moved together, else the absolute one."""
-        if not image.is_relative_to(self.root.resolve()):
-            return image
-        return Path(os.path.relpath(image, self.target.parent.resolve() / self.target.name / IMAGES))
 
 
 @contextmanager

@@ -24,9 +24,13 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from pantherseg.datasets.splits import SPLITS
 from pantherseg.errors import RecipeError
 from pantherseg.files import write_text
+from pantherseg.model_sources.nnunet import DATASET, read_json
 from pantherseg.training.folders import CONFIGURATION, PLANS_NAME, TrainingFolders
 from pantherseg.training.training_recipe import PlanSettings
 
+# A case of a large volume takes gigabytes of memory.
+MOST_PROCESSES = 4
+CASES_A_PROCESS = 4
 PLANNERS: dict[str, type[ExperimentPlanner]] = {
     "PlainConvUNet": ExperimentPlanner,
     "ResidualEncoderUNet": ResEncUNetPlanner,
@@ -51,7 +55,7 @@ def plan_and_preprocess(
     check_plan(settings, kept=kept, name=folders.name)
     shutil.rmtree(folders.preprocessed, ignore_errors=True)  # nnU-Net would keep cases that are no longer there
     folders.preprocessed.mkdir(parents=True)
-    number, processes = convert_dataset_name_to_id(folders.name), min(4, os.cpu_count() or 1)
+    number, processes = convert_dataset_name_to_id(folders.name), _processes(read_json(folders.dataset / DATASET))
     with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
         extract_fingerprint_dataset(number, num_processes=processes, show_progress_bar=False, verbose=False)
     write_text(folders.plans, json.dumps(make_plans(folders, settings, kept), indent=2) + "\n")
@@ -59,6 +63,11 @@ def plan_and_preprocess(
         preprocess_dataset(number, PLANS_NAME, (CONFIGURATION,), (processes,), show_progress_bar=False)
     shutil.copyfile(folders.dataset / SPLITS, folders.preprocessed / SPLITS)
     return folders.plans
+
+
+def _processes(dataset: dict[str, Any]) -> int:
+    """Return how many processes read the cases: starting one takes as long as a few small cases."""
+    return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, int(dataset["numTraining"]) // CASES_A_PROCESS))
 
 
 def make_plans(folders: TrainingFolders, settings: PlanSettings, kept: dict[str, Any] | None) -> dict[str, Any]:
