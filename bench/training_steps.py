@@ -17,6 +17,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,9 @@ def smallest_patch(plans: dict[str, Any]) -> dict[str, Any]:
     return plans | {"configurations": {CONFIGURATION: configuration | {"patch_size": patch}}}
 
 
-def measure(device: str, steps: int, *, smallest: bool, root: Path) -> list[dict[str, Any]]:
-    """Return the sizes, the losses, and the measured and expected memory and time of every stage."""
+def measure(device: str, steps: int, *, smallest: bool, root: Path) -> Iterator[dict[str, Any]]:
+    """Yield the sizes, the losses, and the measured and expected memory and time of every stage."""
     phantoms, speed = Phantoms(root), measured_speed(device)
-    rows = []
     for system in SYSTEMS:
         graph = load_training_file(ROOT / "Task2" / "training" / f"{system}.toml")
         costs = StageCosts(Workspace(graph, root / system, Inputs()))
@@ -133,7 +133,7 @@ def measure(device: str, steps: int, *, smallest: bool, root: Path) -> list[dict
                 torch.cuda.reset_peak_memory_stats()
             losses, seconds, peak = take_steps(stage, plans, folders, torch.device(device), steps)
             cost = _cost(costs, name, plans)
-            row = {
+            yield {
                 "stage": f"{system} {name}",
                 "patch": configuration["patch_size"],
                 "batch": configuration["batch_size"],
@@ -144,9 +144,6 @@ def measure(device: str, steps: int, *, smallest: bool, root: Path) -> list[dict
                 "seconds_a_step": round(statistics.median(seconds[1:] or seconds), 3),
                 "expected_seconds_a_step": round(cost.operations / speed, 3),
             }
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-    return rows
 
 
 def _cost(costs: StageCosts, name: str, plans: dict[str, Any]) -> Cost:
@@ -161,18 +158,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--smallest-patch", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="pantherseg-bench-") as root:
-        rows = measure(options.device, options.steps, smallest=options.smallest_patch, root=Path(root))
     result = {
         **machine(),
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "compiled": os.environ.get("nnUNet_compile", "true"),  # noqa: SIM112 - as nnU-Net spells it
         "smallest_patch": options.smallest_patch,
-        "stages": rows,
     }
-    write_text(RESULTS, json.dumps(result, indent=2) + "\n")
-    table = [HEADING, *(_cells(row) for row in rows)]
-    print(aligned(table))
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="pantherseg-bench-") as root:
+        for row in measure(options.device, options.steps, smallest=options.smallest_patch, root=Path(root)):
+            rows.append(row)  # a benchmark that runs out of time keeps what it measured
+            write_text(RESULTS, json.dumps(result | {"stages": rows}, indent=2) + "\n")
+    print(aligned([HEADING, *(_cells(row) for row in rows)]))
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

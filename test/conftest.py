@@ -161,7 +161,7 @@ class CopiedBundle:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        shutil.copytree(DEMO_WEIGHTS / "task1", path, ignore=shutil.ignore_patterns("training.json"))
+        shutil.copytree(DEMO_WEIGHTS / "task1", path)
 
     def change(self, **entries: object) -> None:
         """Change entries of the manifest."""

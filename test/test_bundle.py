@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import CopiedBundle, flip_a_bit, one_line_about
 from pantherseg.errors import ModelError
-from pantherseg.model_sources.nnunet import DATASET, PLANS
+from pantherseg.model_sources.nnunet import DATASET, PLANS, RECORD
 from pantherseg.models.bundle import GRAPH, GRAPH_CONSTANTS, is_bundle, open_bundle, read_header, sha256_of
 from pantherseg.models.manifest import MANIFEST
 from pantherseg.paths import DEMO_WEIGHTS
@@ -46,7 +46,7 @@ def test_the_demo_bundles_are_complete(role: str) -> None:
     manifest = bundle.manifest
     assert is_bundle(bundle.path)
     assert manifest.sha256.keys() == {GRAPH, *(bundle.weights_path(fold).name for fold in bundle.folds)}
-    assert manifest.provenance.files_sha256.keys() == {PLANS, DATASET}
+    assert manifest.provenance.files_sha256.keys() == {PLANS, DATASET, RECORD}
     assert manifest.classes == len(manifest.labels)
     for fold in bundle.folds:
         values = load_file(bundle.weights_path(fold))

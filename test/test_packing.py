@@ -469,9 +469,7 @@ def test_packs_every_model_of_a_recipe(demo_folder: ModelFolder, tmp_path: Path)
     bundles = pack_models(root, target, load_recipe(task_recipe(2)))
     assert [bundle.path for bundle in bundles] == [target / "task2", target / "localizer"]
     assert sorted(path.name for path in target.iterdir()) == ["localizer", "task2"]
-    before = contents(DEMO_WEIGHTS / "localizer")
-    del before["training.json"]
-    assert contents(target / "localizer") == before, "bundles are copied"
+    assert contents(target / "localizer") == contents(DEMO_WEIGHTS / "localizer"), "bundles are copied"
     with pytest.raises(OutputError, match=r"expected a new folder"):
         pack_models(root, target, load_recipe(task_recipe(2)))
 

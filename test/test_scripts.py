@@ -96,7 +96,7 @@ def test_model_archives_of_the_same_models_have_the_same_bytes(tmp_path: Path) -
         shutil.copytree(ROOT / "weights" / "demo", folder, copy_function=shutil.copyfile)
         os.umask(before)
     os.utime(second / "task2" / "plans.json", (0, 1))
-    (second / "task2" / "training.json").write_bytes(b"not part of the model")
+    (second / "task2" / "notes.txt").write_bytes(b"not part of the model")
     digests = set()
     for folder in (first, second):
         target = tmp_path / f"{folder.name}.tar.gz"
@@ -142,7 +142,7 @@ def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     shutil.copy(ROOT / "do_save.sh", folder)
-    ignored = shutil.ignore_patterns("make.sh", "*.md", "*.toml", "training.json")
+    ignored = shutil.ignore_patterns("make.sh", "*.md", "*.toml")
     shutil.copytree(DEMO_WEIGHTS, folder / "weights" / "own", ignore=ignored)
     for path, text in (
         (tmp_path / "bin" / "docker", ENGINE.format(log=tmp_path / "received", python=sys.executable)),
