@@ -167,8 +167,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="pantherseg-bench-") as root:
         for row in measure(options.device, options.steps, smallest=options.smallest_patch, root=Path(root)):
-            rows.append(row)  # a benchmark that runs out of time keeps what it measured
-            write_text(RESULTS, json.dumps(result | {"stages": rows}, indent=2) + "\n")
+            rows.append(row)
+            # Written after each stage: a benchmark that runs out of time keeps what it measured.
+            if options.device == "cuda" and not options.smallest_patch:
+                write_text(RESULTS, json.dumps(result | {"stages": rows}, indent=2) + "\n")
     print(aligned([HEADING, *(_cells(row) for row in rows)]))
 
 

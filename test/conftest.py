@@ -241,6 +241,8 @@ def nnunet_mask() -> NnunetMask:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+    from pantherseg.training.folders import TRAINERS_FOLDER, environment
+
     def mask(model: ModelFolder, volume: Volume, mirroring_axes: tuple[int, ...] = ()) -> NDArray[Any]:
         predictor = nnUNetPredictor(
             device=torch.device("cpu"),
@@ -248,7 +250,9 @@ def nnunet_mask() -> NnunetMask:
             perform_everything_on_device=False,
             allow_tqdm=False,
         )
-        predictor.initialize_from_trained_model_folder(str(model.path), model.folds, model.checkpoint)
+        # nnU-Net looks for the class of the trainer that the checkpoint names.
+        with environment(nnUNet_extTrainer=str(TRAINERS_FOLDER)):
+            predictor.initialize_from_trained_model_folder(str(model.path), model.folds, model.checkpoint)
         predictor.allowed_mirroring_axes = mirroring_axes
         labels: NDArray[Any] = predictor.predict_single_npy_array(
             volume.array[None], {"spacing": list(volume.grid.spacing)}

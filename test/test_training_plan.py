@@ -100,7 +100,7 @@ def test_a_dry_run_of_a_published_system_prints_memory_and_hours_without_data(
         (["--data", "t1"], "expected NAME=FOLDER once for each name, found 't1'"),
         (["--data", "t1=a", "--data", "t1=b"], "expected NAME=FOLDER once for each name, found 't1=b'"),
         (["--devices", "gpu"], "expected auto, cpu, cuda, or GPUs such as cuda:0,cuda:1, found 'gpu'"),
-        (["--devices", "cuda:0,gpu"], "expected auto, cpu, cuda"),
+        (["--devices", "cuda:0,auto"], "expected auto, cpu, cuda"),
         (["--slurm", "partition"], "expected KEY=VALUE, found 'partition'"),
         (["--fold", "1"], "--fold needs --stage"),
     ],

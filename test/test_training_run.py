@@ -465,7 +465,10 @@ def test_refuses_a_start_that_is_not_there(phantoms: Site) -> None:
     site = phantoms
     old = 'plan = { network = "ResEncM" }'
     site.text = site.text.replace(old, 'start = "weights/none-such"\nplan = {}')
-    with pytest.raises(ModelError, match=r"--start teacher=DIR, or run `pantherseg weights fetch none-such`"):
+    with pytest.raises(ModelError, match=r"name a model folder or bundle with --start teacher=DIR$"):
+        check_inputs(site.prepare())
+    site.text = site.text.replace("none-such", "panc-ct-multitalent-v2")
+    with pytest.raises(ModelError, match=r"DIR, or run `pantherseg weights fetch panc-ct-multitalent-v2`"):
         check_inputs(site.prepare())
     data = {"t1": site.folder / "t1", "more": site.folder / "more"}
     starts = {"teacher": site.folder / "t1"}
@@ -513,8 +516,9 @@ def test_refuses_an_option_for_a_name_that_there_is_not(site: Site) -> None:
     graph, out = site.prepare().graph, site.folder / "out"
     with pytest.raises(RecipeError, match="--data: expected one of t1, more, found t2"):
         check_names(graph, Inputs(data={"t2": site.folder}), out)
-    with pytest.raises(RecipeError, match="--start: expected one of teacher, student, found t1"):
-        check_names(graph, Inputs(starts={"t1": site.folder}), out)
+    for stage in ("t1", "student"):  # a stage that starts from another stage takes no weights from outside
+        with pytest.raises(RecipeError, match=f"--start: expected one of none, found {stage}"):
+            check_names(graph, Inputs(starts={stage: site.folder}), out)
 
 
 def test_several_devices_run_the_folds_of_a_stage_beside_each_other(

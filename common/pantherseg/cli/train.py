@@ -36,7 +36,7 @@ def _devices(context: click.Context, option: click.Parameter, value: str) -> tup
     """Return the devices of a list such as `cuda:0,cuda:1`; another form is a usage error."""
     devices = tuple(part.strip() for part in value.split(","))
     known = [part for part in devices if part in ("auto", "cpu", "cuda") or part.removeprefix("cuda:").isdigit()]
-    if len(known) < len(devices):
+    if len(known) < len(devices) or (len(devices) > 1 and "auto" in devices):
         raise click.BadParameter(f"expected auto, cpu, cuda, or GPUs such as cuda:0,cuda:1, found {value!r}")
     return devices
 

@@ -87,7 +87,11 @@ class Bundle:
         for fold in self.folds:
             self.verify(fold)
         for name in self.manifest.provenance.files_sha256:
-            _check_sha256(self.path / name, self.manifest.provenance.files_sha256)
+            self.check_source(name)
+
+    def check_source(self, name: str) -> None:
+        """Raise ModelError unless a file of the source, such as plans.json, is there with its checksum."""
+        _check_sha256(self.path / name, self.manifest.provenance.files_sha256)
 
     def check_label(self, key: str, label: int) -> None:
         """Raise RecipeError unless the model has the label that a key of the recipe names. Label 0 is background."""

@@ -53,6 +53,7 @@ def import_step(work: Workspace, step: Step, device: str) -> Result:
         labels=settings.labels,
         orientation=settings.orientation,
         require_tumour=settings.require_tumour,
+        root=work.output,
     )
     if report.refused:
         logger.warning("%s: %d cases were refused, see %s", step.name, len(report.refused), report.dataset / REPORT)
@@ -68,7 +69,7 @@ def data_step(work: Workspace, step: Step, device: str) -> Result:
     sources = [Source("raw", work.dataset(data)) for data in stage.data]
     orientation = RawDataset.open(sources[0].folder).orientation or DEFAULT_ORIENTATION
     raw = work.uncropped(name).parent
-    # An image that is also among those without labels is left out there: the first data set goes first.
+    # An image that is also among those without labels is left out there: cases labelled by experts go first.
     report = import_data(
         sources, raw, stage.dataset_id, name, labels=stage.labels, orientation=orientation, root=work.output
     )
@@ -134,10 +135,10 @@ def bundle_step(work: Workspace, step: Step, device: str) -> Result:
 def pseudo_step(work: Workspace, step: Step, device: str) -> Result:
     """Label a data set by the model of a stage. Masks that this model made of these images before are kept."""
     settings = work.graph.pseudo[step.subject]
+    folder, dropped = _masks_folder(work, step), []  # named before the bundle is opened, which may be replaced
     bundle = open_bundle(work.bundle(settings.by))
     predictor = Predictor(bundle, choose_backend(device))
     source = RawDataset.open(work.dataset(settings.data))
-    folder, dropped = _masks_folder(work, step), []
     with new_dataset(
         work.raw,
         settings.dataset_id,

@@ -34,12 +34,13 @@ GB = 1e9
 def check_names(graph: TrainingFile, inputs: Inputs, output: Path) -> None:
     """Check the options before anything is read.
 
-    Raises RecipeError for an option that names a data set or a stage that the training file does not have, and
-    OutputError for an output folder in a data set, which would change whenever something is written.
+    Raises RecipeError for an option that names a data set or a stage that the training file does not have, or gives
+    weights to a stage that starts from no published ones, and OutputError for an output folder in a data set, which
+    would change whenever something is written.
     """
     for option, given, known in (
         ("--data", inputs.data, graph.data),
-        ("--start", inputs.starts, graph.stage),
+        ("--start", inputs.starts, [name for name, stage in graph.stage.items() if stage.starts_from_weights]),
         ("--splits", inputs.splits, graph.stage),
     ):
         if unknown := [name for name in given if name not in known]:

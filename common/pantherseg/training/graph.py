@@ -103,9 +103,14 @@ class Stage(Table, frozen=True):
         return range(min(self.trained_folds or self.folds, self.folds))
 
     @property
+    def starts_from_weights(self) -> bool:
+        """Whether the folds start from published weights."""
+        return self.start is not None and self.start.startswith(WEIGHTS)
+
+    @property
     def start_stage(self) -> str | None:
         """The stage from which the folds start, None where they start from nothing or from published weights."""
-        return None if self.start is None or self.start.startswith(WEIGHTS) else self.start
+        return None if self.starts_from_weights else self.start
 
 
 class PseudoLabels(Table, frozen=True):

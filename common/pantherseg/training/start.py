@@ -60,7 +60,9 @@ def start_configuration(folder: Path) -> dict[str, Any]:
     folder: nnU-Net model folder, or bundle with the plans. Raises ModelError.
     """
     if is_bundle(folder):
-        name = open_bundle(folder, min_folds=1).manifest.provenance.record.get("configuration", "")
+        bundle = open_bundle(folder, min_folds=1)
+        bundle.check_source(PLANS)
+        name = bundle.manifest.provenance.record.get("configuration", "")
     else:
         model = open_model_folder(folder)
         name = read_checkpoint(model.checkpoint_path(model.folds[0])).configuration
@@ -111,6 +113,7 @@ def _weights(path: Path, network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """
     if path.suffix != BUNDLED:
         return read_checkpoint(path).weights
+    # `start_checkpoint` has verified the file.
     weights = {name: value for name, value in load_file(path).items() if name != GRAPH_CONSTANTS}
     # nnU-Net's networks have most weights under several names, of which a bundle stores one.
     names: dict[int, list[str]] = {}

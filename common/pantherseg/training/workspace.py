@@ -21,12 +21,13 @@ from pantherseg.errors import ModelError
 from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.find import find_localizer
 from pantherseg.models.manifest import MANIFEST
-from pantherseg.paths import own_weights, task_recipe
+from pantherseg.paths import ZOO, own_weights, task_recipe
 from pantherseg.recipe import load_recipe
 from pantherseg.training.content import files_below, files_of_data
 from pantherseg.training.folders import SUMMARY, VALIDATION, TrainingFolders
 from pantherseg.training.graph import WEIGHTS, DataSource, PseudoLabels, Stage, TrainingFile
 from pantherseg.training.steps import Step
+from pantherseg.weights.zoo import load_zoo
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ class Workspace:
         settings = self.graph.stage[stage]
         if settings.start is None or settings.start_stage is not None:
             return None
-        hint = f"name a model folder with --start {stage}=DIR"
-        if stage not in self.inputs.starts:
-            hint += f", or run `pantherseg weights fetch {settings.start.removeprefix(WEIGHTS)}`"
+        hint, name = f"name a model folder or bundle with --start {stage}=DIR", settings.start.removeprefix(WEIGHTS)
+        if stage not in self.inputs.starts and name in {entry.name for entry in load_zoo(ZOO)}:
+            hint += f", or run `pantherseg weights fetch {name}`"
         return _model_folder(self.given(f"start/{stage}") or self.output, hint)
 
     def given(self, what: str) -> Path | None:
