@@ -327,6 +327,8 @@ def test_a_reader_that_turns_volumes_gives_nnunets_own_mask(
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+    from pantherseg.training.folders import TRAINERS_FOLDER, environment
+
     models = tmp_path / "models"
     shutil.copytree(demo_folder.path, models / "task1", ignore=shutil.ignore_patterns("fold_[1234]"))
     changed_json(models / "task1" / PLANS, image_reader_writer=reader)
@@ -344,7 +346,9 @@ def test_a_reader_that_turns_volumes_gives_nnunets_own_mask(
     predictor = nnUNetPredictor(
         device=torch.device("cpu"), use_mirroring=False, perform_everything_on_device=False, allow_tqdm=False
     )
-    predictor.initialize_from_trained_model_folder(str(models / "task1"), ("0",), "checkpoint_final.pth")
+    # nnU-Net looks for the class of the trainer that the checkpoint names.
+    with environment(nnUNet_extTrainer=str(TRAINERS_FOLDER)):
+        predictor.initialize_from_trained_model_folder(str(models / "task1"), ("0",), "checkpoint_final.pth")
     predictor.allowed_mirroring_axes = ()
     array, properties = own.read_images([str(path)])
     own.write_seg(predictor.predict_single_npy_array(array, properties), str(tmp_path / "nnunet.nii.gz"), properties)
