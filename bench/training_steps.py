@@ -3,7 +3,8 @@
 Plans every stage of the training files with the real schedules for the data that they assume, and lets PantherTrainer
 take its first steps on full-size phantoms, with the stage's network, patch, batch, augmentation, optimizer and learning
 rate. Prints the memory and the time of a step beside what `pantherseg train --dry-run` expects, and writes
-bench/results/training-steps.json. `--smallest-patch` is for machines without a GPU.
+bench/results/training-steps.json. `--smallest-patch` is for machines without a GPU; `--only "system_c task2"` takes the
+steps of one stage, and writes nothing.
 """
 
 from __future__ import annotations
@@ -118,13 +119,15 @@ def smallest_patch(plans: dict[str, Any]) -> dict[str, Any]:
     return plans | {"configurations": {CONFIGURATION: configuration | {"patch_size": patch}}}
 
 
-def measure(device: str, steps: int, *, smallest: bool, root: Path) -> Iterator[dict[str, Any]]:
-    """Yield the sizes, the losses, and the measured and expected memory and time of every stage."""
+def measure(device: str, steps: int, *, smallest: bool, only: str, root: Path) -> Iterator[dict[str, Any]]:
+    """Yield the sizes, the losses, and the measured and expected memory and time of every stage, or of one alone."""
     phantoms, speed = Phantoms(root), measured_speed(device)
     for system in SYSTEMS:
         graph = load_training_file(ROOT / "Task2" / "training" / f"{system}.toml")
         costs = StageCosts(Workspace(graph, root / system, Inputs()))
         for name, stage in graph.stage.items():
+            if only and only != f"{system} {name}":
+                continue
             plans = smallest_patch(costs.plans(name)) if smallest else costs.plans(name)
             configuration = plans["configurations"][CONFIGURATION]
             folders = phantoms.preprocessed(2 if name == "task2" else 1, stage.labels, plans)
@@ -157,6 +160,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--smallest-patch", action="store_true")
+    parser.add_argument("--only", default="", metavar="STAGE", help="such as 'system_c task2'")
     options = parser.parse_args()
     result = {
         **machine(),
@@ -166,11 +170,15 @@ def main() -> None:
     }
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="pantherseg-bench-") as root:
-        for row in measure(options.device, options.steps, smallest=options.smallest_patch, root=Path(root)):
+        for row in measure(
+            options.device, options.steps, smallest=options.smallest_patch, only=options.only, root=Path(root)
+        ):
             rows.append(row)
             # Written after each stage: a benchmark that runs out of time keeps what it measured.
-            if options.device == "cuda" and not options.smallest_patch:
+            if options.device == "cuda" and not options.smallest_patch and not options.only:
                 write_text(RESULTS, json.dumps(result | {"stages": rows}, indent=2) + "\n")
+    if not rows:
+        parser.error(f"--only: expected one of the stages of {' and '.join(SYSTEMS)}, found '{options.only}'")
     print(aligned([HEADING, *(_cells(row) for row in rows)]))
 
 
