@@ -26,7 +26,7 @@ from pantherseg.models.bundle import open_bundle
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import make_phantom
 from pantherseg.recipe import load_recipe
-from pantherseg.training.folders import TRAINERS_FOLDER, environment
+from pantherseg.training.folders import trainer_environment
 from pantherseg.volume import Box, Volume
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _member_input(volume: Volume, task: int) -> Volume:
 
 def _reference(folder: Path, device: str, *, mirroring: bool) -> nnUNetPredictor:
     # nnU-Net looks for the class of the trainer that the checkpoint names.
-    trainers = environment(nnUNet_extTrainer=str(TRAINERS_FOLDER))
+    trainers = trainer_environment()
     with trainers, contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(use_mirroring=mirroring, device=torch.device(device), allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(folder), None)

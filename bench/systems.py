@@ -1,8 +1,8 @@
 """Systems A and C in their small forms, on phantoms: `python -m bench.systems [--systems a c] [--work DIR]`.
 
-Runs the commands in the heads of the training files on the CPU, from phantoms to bundles, measures their time, and
-compares each stage with the untrained network of the same plan: cross-validated, and for the last stages of both tasks
-on phantoms that no stage has seen. Prints a table, and writes bench/results/systems.json.
+Runs the commands in the heads of the training files on the CPU, from phantoms to bundles, and measures their time.
+Every stage is compared with the untrained network of the same plan on the cases that its folds were not trained on; the
+last stages of both tasks also on phantoms that no stage has seen. Prints a table and writes bench/results/systems.json.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench.processes import machine
 from pantherseg.batch import run_batch
 from pantherseg.evaluation import evaluate
@@ -38,9 +36,9 @@ from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.phantom import write_dataset
 from pantherseg.recipe import load_recipe
 from pantherseg.session import Session
-from pantherseg.training.folders import CONFIGURATION, TrainingFolders
+from pantherseg.training.folders import TrainingFolders
+from pantherseg.training.folds import make_trainer
 from pantherseg.training.graph import TrainingFile, load_training_file
-from pantherseg.training.nnunet_trainers.pantherseg_trainer import PantherTrainer
 from pantherseg.training.out_of_fold import dice_by_label, mean_dice
 from pantherseg.training.validation import validate_fold
 from pantherseg.training.workspace import Inputs, Workspace
@@ -101,12 +99,8 @@ def validate_untrained(workspace: Workspace, stage: str, root: Path) -> dict[str
         shutil.copy(trained.model / name, folders.model / name)
     cases: dict[str, dict[str, float | None]] = {}
     for fold in settings.used_folds:
-        plans = read_json(folders.plans) | {"continue_training": False}
         with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
-            trainer = PantherTrainer(
-                plans, CONFIGURATION, fold, read_json(trained.model / DATASET), torch.device("cpu")
-            )
-            trainer.initialize()
+            trainer = make_trainer(folders, read_json(folders.plans), fold=fold, device="cpu")
         trainer.save_checkpoint(str(folders.fold(fold) / CHECKPOINT))
         cases |= dice_by_label(validate_fold(folders, fold=fold), settings.labels)
     folds = list(settings.used_folds)

@@ -14,7 +14,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -25,25 +24,24 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
 
 from bench.processes import machine
 from pantherseg.datasets.importing import Source, import_data
 from pantherseg.datasets.raw import RawDataset
-from pantherseg.datasets.splits import SPLITS, split_dataset
+from pantherseg.datasets.splits import split_dataset
 from pantherseg.evaluation.tables import aligned
 from pantherseg.files import write_text
 from pantherseg.labels import LabelMapName
 from pantherseg.machine.memory import forget_peak, peak_mb
-from pantherseg.model_sources.nnunet import DATASET, read_json
 from pantherseg.paths import ROOT
 from pantherseg.phantom import write_dataset
 from pantherseg.training.assumed import StageCosts
 from pantherseg.training.estimate import GB, Cost, cost_of, measured_speed
-from pantherseg.training.folders import CONFIGURATION, PLANS_NAME, TrainingFolders, environment
-from pantherseg.training.folds import WORKERS, workers_for_augmentation
+from pantherseg.training.folders import CONFIGURATION, TrainingFolders, environment
+from pantherseg.training.folds import WORKERS, make_trainer, workers_for_augmentation
 from pantherseg.training.graph import Stage, load_training_file
-from pantherseg.training.nnunet_trainers.pantherseg_trainer import SETTINGS_KEY, PantherTrainer
+from pantherseg.training.nnunet_trainers.pantherseg_trainer import SETTINGS_KEY
+from pantherseg.training.planning import extract_fingerprint, preprocess
 from pantherseg.training.training_recipe import TrainingSettings
 from pantherseg.training.workspace import Inputs, Workspace
 
@@ -73,18 +71,14 @@ class Phantoms:
             report = import_data(sources, self._root / "raw", number, "phantoms", labels=labels)
             split_dataset(RawDataset.open(report.dataset), folds=CASES)
             folders = TrainingFolders(report.dataset, self._root)
-            write_text(folders.plans, json.dumps(plans | {"dataset_name": folders.name}))
-            for name in (DATASET, SPLITS):
-                shutil.copyfile(folders.dataset / name, folders.preprocessed / name)
-            with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
-                extract_fingerprint_dataset(number, num_processes=CASES, show_progress_bar=False)
-                preprocess_dataset(number, PLANS_NAME, (CONFIGURATION,), (CASES,), show_progress_bar=False)
+            extract_fingerprint(folders)
+            preprocess(folders, plans | {"dataset_name": folders.name})
             self._made[key] = folders
         return self._made[key]
 
 
 def take_steps(
-    stage: Stage, plans: dict[str, Any], folders: TrainingFolders, device: torch.device, steps: int
+    stage: Stage, plans: dict[str, Any], folders: TrainingFolders, device: str, steps: int
 ) -> tuple[list[float], list[float], float]:
     """Return the losses and the seconds of the first steps of a stage, and the peak of its memory in bytes."""
     settings = TrainingSettings(schedule=stage.schedule, seed=stage.seed)
@@ -92,10 +86,7 @@ def take_steps(
     losses, seconds = [], []
     workers = environment(**{WORKERS: workers_for_augmentation()})
     with folders.environment(), workers, contextlib.redirect_stdout(io.StringIO()):
-        trainer = PantherTrainer(
-            plans | {"continue_training": False}, CONFIGURATION, 0, read_json(folders.preprocessed / DATASET), device
-        )
-        trainer.initialize()
+        trainer = make_trainer(folders, plans, fold=0, device=device)
         trainer.on_train_start()
         trainer.on_train_epoch_start()
         forget_peak()
@@ -104,7 +95,7 @@ def take_steps(
             began = time.monotonic()
             losses.append(float(trainer.train_step(batch)["loss"]))  # on the host, so the device is done
             seconds.append(time.monotonic() - began)
-        peak = torch.cuda.max_memory_reserved() if device.type == "cuda" else peak_mb() * 2.0**20
+        peak = torch.cuda.max_memory_reserved() if device == "cuda" else peak_mb() * 2.0**20
         for loader in (trainer.dataloader_train, trainer.dataloader_val):
             if hasattr(loader, "_finish"):
                 loader._finish()
@@ -134,7 +125,7 @@ def measure(device: str, steps: int, *, smallest: bool, only: str, root: Path) -
             if device == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            losses, seconds, peak = take_steps(stage, plans, folders, torch.device(device), steps)
+            losses, seconds, peak = take_steps(stage, plans, folders, device, steps)
             cost = _cost(costs, name, plans)
             yield {
                 "stage": f"{system} {name}",

@@ -241,7 +241,7 @@ def nnunet_mask() -> NnunetMask:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from pantherseg.training.folders import TRAINERS_FOLDER, environment
+    from pantherseg.training.folders import trainer_environment
 
     def mask(model: ModelFolder, volume: Volume, mirroring_axes: tuple[int, ...] = ()) -> NDArray[Any]:
         predictor = nnUNetPredictor(
@@ -251,7 +251,7 @@ def nnunet_mask() -> NnunetMask:
             allow_tqdm=False,
         )
         # nnU-Net looks for the class of the trainer that the checkpoint names.
-        with environment(nnUNet_extTrainer=str(TRAINERS_FOLDER)):
+        with trainer_environment():
             predictor.initialize_from_trained_model_folder(str(model.path), model.folds, model.checkpoint)
         predictor.allowed_mirroring_axes = mirroring_axes
         labels: NDArray[Any] = predictor.predict_single_npy_array(

@@ -81,6 +81,21 @@ with termination_as_interrupt():
     except KeyboardInterrupt:
         print("interrupted")
 """
+# Gets SIGTERM while it forks: from a function that Python calls before those that the module registers.
+FORKS = """
+import os, signal, time
+
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+from pantherseg.training.processes import termination_as_interrupt
+
+with termination_as_interrupt():
+    if not os.fork():
+        os._exit(0)
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
 
 
 @pytest.fixture
@@ -126,6 +141,13 @@ def test_a_signal_ends_the_folds_that_run_and_starts_no_other(tmp_path: Path, st
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert [int(line) for line in log.read_text().split()] == children
     assert not any(map(is_running, children))
+
+
+@pytest.mark.slow
+@pytest.mark.fault("training", "SIGTERM during a fork", "it ends the training")
+def test_a_signal_during_a_fork_is_not_lost(start: Start) -> None:
+    output, _ = start(FORKS).communicate(timeout=60)
+    assert output == "interrupted\n"
 
 
 @pytest.mark.slow

@@ -327,7 +327,7 @@ def test_a_reader_that_turns_volumes_gives_nnunets_own_mask(
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from pantherseg.training.folders import TRAINERS_FOLDER, environment
+    from pantherseg.training.folders import trainer_environment
 
     models = tmp_path / "models"
     shutil.copytree(demo_folder.path, models / "task1", ignore=shutil.ignore_patterns("fold_[1234]"))
@@ -347,7 +347,7 @@ def test_a_reader_that_turns_volumes_gives_nnunets_own_mask(
         device=torch.device("cpu"), use_mirroring=False, perform_everything_on_device=False, allow_tqdm=False
     )
     # nnU-Net looks for the class of the trainer that the checkpoint names.
-    with environment(nnUNet_extTrainer=str(TRAINERS_FOLDER)):
+    with trainer_environment():
         predictor.initialize_from_trained_model_folder(str(models / "task1"), ("0",), "checkpoint_final.pth")
     predictor.allowed_mirroring_axes = ()
     array, properties = own.read_images([str(path)])

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CASES = "cases.json"
-SCHEMA = 1
 IMAGES, LABELS = "imagesTr", "labelsTr"
 CHANNEL = "_0000"
 # nnU-Net normalises a channel named CT by the data set's intensities, and every other by the case's own mean and
@@ -85,7 +84,7 @@ class RawCase(Table, frozen=True):
 class _CasesFile(Table, frozen=True):
     """The content of cases.json."""
 
-    schema: int
+    schema: Literal[1]
     cases: dict[str, RawCase]
 
 
@@ -260,7 +259,7 @@ def new_dataset(
             "file_ending": file_ending,
             "orientation": orientation,
         }
-        cases = _CasesFile(schema=SCHEMA, cases=dict(sorted(new.cases.items())))
+        cases = _CasesFile(schema=1, cases=dict(sorted(new.cases.items())))
         for path, content in ((folder / DATASET, description), (folder / CASES, cases)):
             write_text(path, msgspec.json.format(msgspec.json.encode(content)).decode() + "\n")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from pantherseg.datasets.crops import crop_dataset, load_localizer
 from pantherseg.datasets.importing import REPORT, Source, import_data
 from pantherseg.datasets.raw import RawCase, RawDataset, is_raw_dataset, new_dataset
 from pantherseg.datasets.splits import read_splits, split_dataset
-from pantherseg.errors import InputError, OutputError
+from pantherseg.errors import InputError, ModelError, OutputError
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io import read_labels, write_volume
+from pantherseg.labels import LABEL_MAPS
 from pantherseg.model_sources.nnunet import CHECKPOINT
 from pantherseg.models.bundle import open_bundle
 from pantherseg.orientation import DEFAULT_ORIENTATION
@@ -135,18 +137,17 @@ def bundle_step(work: Workspace, step: Step, device: str) -> Result:
 def pseudo_step(work: Workspace, step: Step, device: str) -> Result:
     """Label a data set by the model of a stage. Masks that this model made of these images before are kept."""
     settings = work.graph.pseudo[step.subject]
-    folder, dropped = _masks_folder(work, step), []  # named before the bundle is opened, which may be replaced
-    bundle = open_bundle(work.bundle(settings.by))
-    predictor = Predictor(bundle, choose_backend(device))
-    source = RawDataset.open(work.dataset(settings.data))
-    with new_dataset(
+    source, dropped = RawDataset.open(work.dataset(settings.data)), []
+    new_labels = new_dataset(
         work.raw,
         settings.dataset_id,
         step.subject,
-        labels=bundle.manifest.labels,
+        labels=LABEL_MAPS[work.graph.stage[settings.by].labels],
         orientation=source.orientation or DEFAULT_ORIENTATION,
         file_ending=source.file_ending,
-    ) as new:
+    )
+    with new_labels as new, _masks_of_one_model(work, step) as folder:
+        predictor = Predictor(open_bundle(work.bundle(settings.by)), choose_backend(device))
         for case, known in source.cases.items():
             label = _mask(predictor, source, case, folder / f"{case}{source.file_ending}")
             if settings.drop_empty and not label.array.any():
@@ -158,9 +159,6 @@ def pseudo_step(work: Workspace, step: Step, device: str) -> Result:
         if not new.cases:
             found = f"nothing but background in {len(source.cases)} cases"
             raise InputError(source.folder, expected=f"cases that the model of '{settings.by}' can label", found=found)
-        if _masks_folder(work, step) != folder:
-            problem = "another process replaced this bundle while it labelled cases"
-            raise OutputError(work.bundle(settings.by), problem, hint="run the command again")
     for other in work.masks(step.subject).iterdir():
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
@@ -182,6 +180,27 @@ ACTIONS: dict[str, Action] = {
 def _check_starts(work: Workspace, stage: str) -> None:
     """Check that no fold is validated on patients on whom its start was trained. Raises InputError."""
     check_starts(work.graph, stage, lambda other: read_split_dataset(work.dataset(other)))
+
+
+@contextmanager
+def _masks_of_one_model(work: Workspace, step: Step) -> Iterator[Path]:
+    """Yield the folder of the masks that a model makes, while its bundle must not be replaced.
+
+    Raises OutputError where another process has replaced it, also if it could therefore not be read.
+    """
+    folder = _masks_folder(work, step)
+    try:
+        yield folder
+    except ModelError:
+        _check_not_replaced(work, step, folder)
+        raise
+    _check_not_replaced(work, step, folder)
+
+
+def _check_not_replaced(work: Workspace, step: Step, folder: Path) -> None:
+    if _masks_folder(work, step) != folder:
+        problem = "another process replaced this bundle while it labelled cases"
+        raise OutputError(work.bundle(work.graph.pseudo[step.subject].by), problem, hint="run the command again")
 
 
 def _masks_folder(work: Workspace, step: Step) -> Path:

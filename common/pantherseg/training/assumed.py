@@ -40,6 +40,8 @@ class StageCosts:
     def __init__(self, work: Workspace, planned: Container[str] = ()) -> None:
         self._work, self._planned = work, planned
         self._plans: dict[str, dict[str, Any]] = {}
+        self.assumed_networks: set[str] = set()
+        """The stages that start from weights which are not there yet, so that their network is not known."""
 
     def of(self, stage: str) -> tuple[Cost, tuple[int, ...], int]:
         """Return what a batch of a stage takes, its patch (z, y, x) and its batch size.
@@ -74,6 +76,7 @@ class StageCosts:
                 plans = read_json(folder / PLANS) | {"configurations": {CONFIGURATION: start_configuration(folder)}}
                 return with_sizes(plans, stage.plan, name)
             except ModelError:  # not there yet
+                self.assumed_networks.add(name)
                 settings = msgspec.structs.replace(settings, network=PUBLISHED_NETWORK)
         with tempfile.TemporaryDirectory(prefix="pantherseg-plan-") as root, torch.device("meta"):
             return make_plans(_pretended(Path(root), work, stage), settings, None)

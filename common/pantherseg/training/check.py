@@ -127,11 +127,17 @@ class KnownData:
         return self._data[name]
 
     def of_stage(self, stage: str) -> dict[str, RawCase]:
-        """Return the cases of a stage by the names that they will have. Raises InputError."""
+        """Return the cases of a stage by the names that they will have. Raises InputError.
+
+        Of cases with one name, the import takes the first, and those labelled by experts go first.
+        """
         sources = self._graph.stage[stage].data
         every = [(data, name, case) for data in sources for name, case in self.of_data(data).cases.items()]
         names = distinct_names([(data, name, case.pseudo) for data, name, case in every])
-        return {name: case for name, (_, _, case) in zip(names, every, strict=True)}
+        known: dict[str, RawCase] = {}
+        for name, (_, _, case) in sorted(zip(names, every, strict=True), key=lambda named: named[1][2].pseudo):
+            known.setdefault(name, case)
+        return known
 
     def splits_of(self, name: str) -> SplitCases | None:
         """Return the splits that a stage has or will have, and its cases; None if they were removed after its training.

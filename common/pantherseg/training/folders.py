@@ -15,7 +15,7 @@ from pantherseg.model_sources.nnunet import DATASET
 CONFIGURATION = "3d_fullres"
 PLANS_NAME = "pantherseg"
 TRAINER = "PantherTrainer"
-TRAINERS_FOLDER = Path(__file__).parent / "nnunet_trainers"
+FINDS_TRAINER = {"nnUNet_extTrainer": str(Path(__file__).parent / "nnunet_trainers")}
 # What a fold's folder has of its validation cases: masks, and nnU-Net's summary of their metrics.
 VALIDATION, SUMMARY = "validation", "summary.json"
 
@@ -78,8 +78,13 @@ def nnunet_environment(raw: Path, root: Path) -> contextlib.AbstractContextManag
         nnUNet_raw=str(raw),
         nnUNet_preprocessed=str(root / "preprocessed"),
         nnUNet_results=str(root / "results"),
-        nnUNet_extTrainer=str(TRAINERS_FOLDER),
+        **FINDS_TRAINER,
     )
+
+
+def trainer_environment() -> contextlib.AbstractContextManager[None]:
+    """Let nnU-Net find PantherTrainer, so that it can read the models that it trained."""
+    return environment(**FINDS_TRAINER)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,6 @@ def train_fold(
         raise InputError(folders.preprocessed, expected="a preprocessed data set", found="none, or an incomplete one")
     keep_freed_memory()
     plans = _plans_with(settings, folders)
-    dataset = read_json(folders.preprocessed / DATASET)
     output = folders.fold(fold)
     latest = next((path for name in (CHECKPOINT, LATEST) if (path := output / name).is_file()), None)
     if latest is not None:
@@ -66,10 +65,7 @@ def train_fold(
     workers = environment(**{WORKERS: workers_for_augmentation()})
     # nnU-Net also writes to a file what it prints.
     with folders.environment(), workers, contextlib.redirect_stdout(io.StringIO()):
-        trainer = PantherTrainer(
-            {**plans, "continue_training": latest is not None}, CONFIGURATION, fold, dataset, torch.device(device)
-        )
-        trainer.initialize()
+        trainer = make_trainer(folders, plans, fold=fold, device=device, resumed=latest is not None)
         if latest is not None:
             trainer.load_checkpoint(str(latest))
             logger.info("fold %d: resumed after epoch %d of %d", fold, trainer.current_epoch, trainer.num_epochs)
@@ -78,6 +74,21 @@ def train_fold(
         trainer.run_training()
     logger.info("fold %d trained in %.0f s", fold, time.monotonic() - began)
     return output
+
+
+def make_trainer(
+    folders: TrainingFolders, plans: Mapping[str, Any], *, fold: int, device: str, resumed: bool = False
+) -> PantherTrainer:
+    """Return the trainer of a fold, with its network, in the environment of its folders. It creates the fold's folder.
+
+    plans: with the settings of the training; device: `cpu` or `cuda`; resumed: whether a checkpoint will be loaded.
+    """
+    dataset = read_json(folders.preprocessed / DATASET)
+    trainer = PantherTrainer(
+        {**plans, "continue_training": resumed}, CONFIGURATION, fold, dataset, torch.device(device)
+    )
+    trainer.initialize()
+    return trainer
 
 
 def workers_for_augmentation() -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pantherseg.evaluation.tables import aligned
-from pantherseg.training.assumed import StageCosts
+from pantherseg.training.assumed import PUBLISHED_NETWORK, StageCosts
 from pantherseg.training.estimate import GB, measured_speed, speed_in_table
 from pantherseg.training.run import Training
 
@@ -56,6 +56,11 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
     if stages - training.planned:
         lines.append(
             "Patches of stages that are not planned yet are those for the data that the training file assumes."
+        )
+    if assumed := sorted(reckoned.assumed_networks):
+        lines.append(
+            f"Weights to start from were not given for {', '.join(assumed)}: its network is assumed to be nnU-Net's "
+            f"{PUBLISHED_NETWORK}."
         )
     left = len(training.unfinished)
     lines.append(f"{len(training.chosen) - left} of {len(training.chosen)} steps are finished. Not for clinical use.")

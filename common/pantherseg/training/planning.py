@@ -55,19 +55,32 @@ def plan_and_preprocess(
     check_plan(settings, kept=kept, name=folders.name)
     shutil.rmtree(folders.preprocessed, ignore_errors=True)  # nnU-Net would keep cases that are no longer there
     folders.preprocessed.mkdir(parents=True)
-    number, processes = convert_dataset_name_to_id(folders.name), _processes(read_json(folders.dataset / DATASET))
-    with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
-        extract_fingerprint_dataset(number, num_processes=processes, show_progress_bar=False, verbose=False)
-    write_text(folders.plans, json.dumps(make_plans(folders, settings, kept), indent=2) + "\n")
-    with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
-        preprocess_dataset(number, PLANS_NAME, (CONFIGURATION,), (processes,), show_progress_bar=False)
-    shutil.copyfile(folders.dataset / SPLITS, folders.preprocessed / SPLITS)
+    extract_fingerprint(folders)
+    preprocess(folders, make_plans(folders, settings, kept))
     return folders.plans
 
 
-def _processes(dataset: dict[str, Any]) -> int:
+def extract_fingerprint(folders: TrainingFolders) -> None:
+    """Let nnU-Net write the fingerprint of a data set: the sizes, the spacings and the intensities of its cases."""
+    number, processes = convert_dataset_name_to_id(folders.name), _processes(folders)
+    with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
+        extract_fingerprint_dataset(number, num_processes=processes, show_progress_bar=False, verbose=False)
+
+
+def preprocess(folders: TrainingFolders, plans: dict[str, Any]) -> None:
+    """Write plans, and let nnU-Net preprocess a data set, whose fingerprint is extracted, by them."""
+    write_text(folders.plans, json.dumps(plans, indent=2) + "\n")
+    shutil.copyfile(folders.dataset / DATASET, folders.preprocessed / DATASET)
+    number, processes = convert_dataset_name_to_id(folders.name), _processes(folders)
+    with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
+        preprocess_dataset(number, PLANS_NAME, (CONFIGURATION,), (processes,), show_progress_bar=False)
+    shutil.copyfile(folders.dataset / SPLITS, folders.preprocessed / SPLITS)  # last: see `is_preprocessed`
+
+
+def _processes(folders: TrainingFolders) -> int:
     """Return how many processes read the cases: starting one takes as long as a few small cases."""
-    return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, int(dataset["numTraining"]) // CASES_A_PROCESS))
+    cases = int(read_json(folders.dataset / DATASET)["numTraining"])
+    return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, cases // CASES_A_PROCESS))
 
 
 def make_plans(folders: TrainingFolders, settings: PlanSettings, kept: dict[str, Any] | None) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from types import FrameType
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # How long a process has to end by itself before it is killed.
 SECONDS_TO_END = 20.0
+# After how long a SIGTERM that arrives during a fork is sent again.
+SECONDS_TO_FORK = 0.1
 
 
 class Processes:
@@ -80,8 +82,15 @@ def termination_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+# The threads that are forking.
+_forking: set[int] = set()
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    if _forking:  # Python would ignore the exception in the functions that it calls around a fork
+        threading.Timer(SECONDS_TO_FORK, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        raise KeyboardInterrupt
 
 
 @cache
@@ -95,6 +104,7 @@ def _spare_forked_processes() -> None:
 
 
 def _hold_back() -> None:
+    _forking.add(threading.get_ident())
     if signal.getsignal(signal.SIGTERM) is _interrupt:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
@@ -102,9 +112,11 @@ def _hold_back() -> None:
 def _let_through() -> None:
     if signal.getsignal(signal.SIGTERM) is _interrupt:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    _forking.discard(threading.get_ident())
 
 
 def _inherit_nothing() -> None:
+    _forking.clear()
     if signal.getsignal(signal.SIGTERM) is _interrupt:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -95,7 +95,11 @@ def training_record(work: Workspace, step: Step, state: State) -> dict[str, Any]
 
 
 def optimistic_because(graph: TrainingFile, name: str, by_reference: Collection[str]) -> list[str]:
-    """Return why the figures of a stage are higher than those on new cases; an empty list where nothing is known."""
+    """Return why the figures of a stage are, or may be, higher than those on new cases.
+
+    by_reference: the validated cases that were cropped around their reference. The list is empty where no such reason
+    is known.
+    """
     reasons = []
     chain = [name, *(start for start, _ in starts_of(graph, name, 0))]
     for data in dict.fromkeys(data for stage in chain for data in graph.stage[stage].data if data in graph.pseudo):
@@ -104,6 +108,11 @@ def optimistic_because(graph: TrainingFile, name: str, by_reference: Collection[
             f"the labels of '{data}' were made by all folds of '{by}', each of which was trained on cases that other "
             "folds are validated on"
         )
+    reasons += [
+        f"'{stage}' starts from weights from elsewhere, which may have been trained on cases that are validated here"
+        for stage in chain
+        if graph.stage[stage].starts_from_weights
+    ]
     if by_reference:
         reasons.append(f"{len(by_reference)} cases were cropped around their reference, because the localizer failed")
     return reasons

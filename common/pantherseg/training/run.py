@@ -212,7 +212,7 @@ def _remove(path: Path) -> None:
 
 
 def _run_folds(training: Training, steps: Sequence[Step], devices: Sequence[str], processes: Processes) -> None:
-    """Run folds beside each other, one on each device. The first error is raised after the other folds have ended."""
+    """Run folds beside each other, one for each of `devices`. The first error is raised after all have ended."""
     free: SimpleQueue[str] = SimpleQueue()
     for device in devices:
         free.put(device)
