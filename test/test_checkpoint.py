@@ -16,7 +16,7 @@ import pytest
 
 from conftest import one_line_about
 from pantherseg.errors import ModelError
-from pantherseg.model_sources.checkpoint import read_checkpoint, read_origin
+from pantherseg.model_sources.checkpoint import read_checkpoint, read_origin, read_seconds
 
 torch = pytest.importorskip("torch")
 
@@ -138,6 +138,12 @@ def test_numpy_numbers_are_read_as_numbers(tmp_path: Path) -> None:
     assert read_checkpoint(path).mirroring_axes == (0, 1, 2)
     found = read_origin(path)
     assert json.dumps(found) == '[{"mean": 0.25, "clip": -0.5, "use": true}, {"n": -7}]'
+
+
+def test_the_time_of_a_training_is_that_of_its_epochs(tmp_path: Path) -> None:
+    times = {"epoch_start_timestamps": [100.0, 500.0], "epoch_end_timestamps": [np.float64(103.0), 504.5]}
+    assert read_seconds(saved(tmp_path / "interrupted.pth", content(logging=times))) == 7.5
+    assert read_seconds(saved(tmp_path / "silent.pth", content(logging=None))) == 0
 
 
 class Malicious:

@@ -51,6 +51,19 @@ def read_origin(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return plans, dataset
 
 
+def read_seconds(path: Path) -> float:
+    """Return how long all epochs of a checkpoint's training took together, 0 where it does not say so.
+
+    Raises ModelError like `read_checkpoint`.
+    """
+    content = _read(path)
+    logged = content.get("logging") if isinstance(content, dict) else None
+    if not isinstance(logged, dict):
+        return 0.0
+    begins, ends = logged.get("epoch_start_timestamps", ()), logged.get("epoch_end_timestamps", ())
+    return float(sum(end - begin for begin, end in zip(begins, ends, strict=False)))
+
+
 def _read(path: Path) -> Any:
     import torch
 

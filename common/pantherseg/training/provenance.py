@@ -16,7 +16,8 @@ from pantherseg.datasets.raw import RawDataset
 from pantherseg.datasets.splits import SPLITS, read_splits
 from pantherseg.files import write_text
 from pantherseg.io.probabilities import SUFFIX
-from pantherseg.model_sources.nnunet import RECORD
+from pantherseg.model_sources.checkpoint import read_seconds
+from pantherseg.model_sources.nnunet import CHECKPOINT, RECORD
 from pantherseg.models.bundle import sha256_of
 from pantherseg.models.find import open_model_folder
 from pantherseg.packing.pack import pack
@@ -58,8 +59,7 @@ def training_record(work: Workspace, step: Step, state: State) -> dict[str, Any]
     results = [record.result for record in validated if record is not None]
     dice = {case: values for result in results for case, values in sorted(result["dice"].items())}
     scores = {case: values for result in results for case, values in sorted(result["scores"].items())}
-    trained = [state.finished(steps[f"fold.{name}.{fold}"]) for fold in stage.used_folds]
-    data = state.finished(steps[f"data.{name}"])
+    folders, data = work.folders(name), state.finished(steps[f"data.{name}"])
     by_reference = {case: why for case, why in cropped_by_reference(dataset).items() if case in dice}
     return {
         "training": work.graph.name,
@@ -78,7 +78,8 @@ def training_record(work: Workspace, step: Step, state: State) -> dict[str, Any]
         "outside": _outside(work, name, state),
         "revision": revision(),
         "version": __version__,
-        "seconds": round(sum(record.seconds for record in trained if record is not None)),
+        # Not that of the steps: a fold may have been interrupted.
+        "seconds": round(sum(read_seconds(folders.fold(fold) / CHECKPOINT) for fold in stage.used_folds)),
         "dice": {"mean": mean_dice(dice.values()), "cases": dice},
         "metrics": {
             "totals": total_metrics(scores.values()),
