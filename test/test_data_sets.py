@@ -293,6 +293,12 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
 }
 
 
+def test_refuses_cases_of_another_schema(dataset: RawDataset) -> None:
+    changed_json("cases.json", schema=2)(dataset.folder)
+    with pytest.raises(InputError, match=r"cases.json: expected schema 1, found schema 2; import the data again"):
+        RawDataset.open(dataset.folder)
+
+
 @pytest.mark.fault("data", "in a raw data set, {id}", "`data check` names the rule that is broken, and the case")
 @pytest.mark.parametrize(("change", "rule", "found"), FAULTS.values(), ids=FAULTS.keys())
 def test_the_check_names_what_is_wrong(dataset: RawDataset, change: Change, rule: str, found: str) -> None:

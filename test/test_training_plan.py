@@ -87,6 +87,7 @@ def test_a_dry_run_of_a_published_system_prints_memory_and_hours_without_data(
         assert 6 < float(memory) < 30, "nnU-Net plans its sizes M and L for 8 to 24 GB"
         assert 5 < float(hours) < 100
     assert "(from a table)" in result.output
+    assert ("its network is assumed to be nnU-Net's ResEncL" in result.output) == (system == "system_a")
     assert not list(tmp_path.iterdir()), "a dry run makes nothing"
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CASES = "cases.json"
+SCHEMA = 1
 IMAGES, LABELS = "imagesTr", "labelsTr"
 CHANNEL = "_0000"
 # nnU-Net normalises a channel named CT by the data set's intensities, and every other by the case's own mean and
@@ -84,8 +85,14 @@ class RawCase(Table, frozen=True):
 class _CasesFile(Table, frozen=True):
     """The content of cases.json."""
 
-    schema: Literal[1]
+    schema: int
     cases: dict[str, RawCase]
+
+
+class _Schema(msgspec.Struct, frozen=True):
+    """The part of cases.json that says how to read the rest."""
+
+    schema: int
 
 
 class _DatasetFile(msgspec.Struct, frozen=True):
@@ -131,6 +138,9 @@ class RawDataset:
         ending = description.file_ending
         names = _case_names(folder / IMAGES, CHANNEL + ending)
         if (folder / CASES).exists():
+            if (schema := _decode(folder / CASES, _Schema).schema) != SCHEMA:
+                expected, found = f"schema {SCHEMA}", f"schema {schema}"
+                raise InputError(folder / CASES, expected=expected, found=found, hint="import the data again")
             cases = _decode(folder / CASES, _CasesFile).cases
             if different := sorted(cases.keys() ^ set(names)):
                 image = folder / IMAGES / f"{different[0]}{CHANNEL}{ending}"
@@ -259,7 +269,7 @@ def new_dataset(
             "file_ending": file_ending,
             "orientation": orientation,
         }
-        cases = _CasesFile(schema=1, cases=dict(sorted(new.cases.items())))
+        cases = _CasesFile(schema=SCHEMA, cases=dict(sorted(new.cases.items())))
         for path, content in ((folder / DATASET, description), (folder / CASES, cases)):
             write_text(path, msgspec.json.format(msgspec.json.encode(content)).decode() + "\n")
 

@@ -57,7 +57,10 @@ class StageCosts:
         return _network(json.dumps(self.plans(stage)), json.dumps(labels))[0]
 
     def plans(self, stage: str) -> dict[str, Any]:
-        """Return the plans of a stage: those that were made, or else those for assumed data. Raises RecipeError."""
+        """Return the plans of a stage: those that were made, or else those for assumed data.
+
+        Raises RecipeError, and ModelError for weights to start from that were given and cannot be used.
+        """
         if stage not in self._plans:
             self._plans[stage] = self._make_plans(stage)
         return self._plans[stage]
@@ -75,7 +78,10 @@ class StageCosts:
                 folder = work.start(name) or work.output
                 plans = read_json(folder / PLANS) | {"configurations": {CONFIGURATION: start_configuration(folder)}}
                 return with_sizes(plans, stage.plan, name)
-            except ModelError:  # not there yet
+            except ModelError:
+                if name in work.inputs.starts:
+                    raise
+                # Published weights that were not fetched yet.
                 self.assumed_networks.add(name)
                 settings = msgspec.structs.replace(settings, network=PUBLISHED_NETWORK)
         with tempfile.TemporaryDirectory(prefix="pantherseg-plan-") as root, torch.device("meta"):

@@ -57,11 +57,11 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
         lines.append(
             "Patches of stages that are not planned yet are those for the data that the training file assumes."
         )
-    if assumed := sorted(reckoned.assumed_networks):
-        lines.append(
-            f"Weights to start from were not given for {', '.join(assumed)}: its network is assumed to be nnU-Net's "
-            f"{PUBLISHED_NETWORK}."
-        )
+    lines += [
+        f"Stage {stage} starts from weights that are not there yet: its network is assumed to be nnU-Net's "
+        f"{PUBLISHED_NETWORK}."
+        for stage in sorted(reckoned.assumed_networks)
+    ]
     left = len(training.unfinished)
     lines.append(f"{len(training.chosen) - left} of {len(training.chosen)} steps are finished. Not for clinical use.")
     return "\n".join(lines)
