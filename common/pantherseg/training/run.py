@@ -227,8 +227,8 @@ def _run_folds(training: Training, steps: Sequence[Step], devices: Sequence[str]
     subject = steps[0].subject
     names = [f"validate.{subject}.{fold}" for fold in dict.fromkeys(step.fold for step in steps)]
     with ThreadPoolExecutor(len(devices)) as pool:
-        folds = [pool.submit(run_fold, name) for name in names]
-        try:
+        try:  # from the first fold on: leaving the pool by an exception would wait for those that run
+            folds = [pool.submit(run_fold, name) for name in names]
             wait(folds)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
