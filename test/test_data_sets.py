@@ -295,7 +295,7 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
 
 def test_refuses_cases_of_another_schema(dataset: RawDataset) -> None:
     changed_json("cases.json", schema=2)(dataset.folder)
-    with pytest.raises(InputError, match=r"cases.json: expected schema 1, found schema 2; import the data again"):
+    with pytest.raises(InputError, match=r"cases.json: expected schema 1, found 2; import the data again"):
         RawDataset.open(dataset.folder)
 
 

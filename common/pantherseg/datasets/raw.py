@@ -89,12 +89,6 @@ class _CasesFile(Table, frozen=True):
     cases: dict[str, RawCase]
 
 
-class _Schema(msgspec.Struct, frozen=True):
-    """The part of cases.json that says how to read the rest."""
-
-    schema: int
-
-
 class _DatasetFile(msgspec.Struct, frozen=True):
     """What is used of dataset.json; nnU-Net and users may write more."""
 
@@ -138,9 +132,10 @@ class RawDataset:
         ending = description.file_ending
         names = _case_names(folder / IMAGES, CHANNEL + ending)
         if (folder / CASES).exists():
-            if (schema := _decode(folder / CASES, _Schema).schema) != SCHEMA:
-                expected, found = f"schema {SCHEMA}", f"schema {schema}"
-                raise InputError(folder / CASES, expected=expected, found=found, hint="import the data again")
+            if (schema := _decode(folder / CASES, dict).get("schema")) != SCHEMA:
+                raise InputError(
+                    folder / CASES, expected=f"schema {SCHEMA}", found=str(schema), hint="import the data again"
+                )
             cases = _decode(folder / CASES, _CasesFile).cases
             if different := sorted(cases.keys() ^ set(names)):
                 image = folder / IMAGES / f"{different[0]}{CHANNEL}{ending}"
