@@ -33,7 +33,7 @@ dataset_id = 2
 data = ["t1"]
 dataset_id = 3
 folds = 3
-plan = { network = "ResEncM" }
+plan = { network = "ResidualEncoderUNet", memory_gb = 0.1, base_features = 8, max_features = 32 }
 schedule = { epochs = 3 }
 [stage.second]
 data = ["t2"]
