@@ -85,6 +85,7 @@ def load_ensemble(
                 keep_networks=keep_networks,
                 allow_bfloat16=recipe.allow_bfloat16,
                 orientation=member.orientation,
+                compared_label=recipe.tumour_label,
             )
             for model, member in zip(models.members, recipe.members, strict=True)
         )

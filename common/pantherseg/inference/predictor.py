@@ -15,6 +15,7 @@ from pantherseg.events import Event, EventCode
 from pantherseg.fusion import MeanLogits
 from pantherseg.inference.accumulate import FoldSums, Network, Sweep
 from pantherseg.inference.backends import Backend
+from pantherseg.inference.fold_masks import Agreement, FoldMasks
 from pantherseg.inference.placement import Placement, placements
 from pantherseg.inference.schedule import Next, Schedule, SweepSettings
 from pantherseg.inference.tiles import padded, tiles
@@ -31,7 +32,8 @@ class Logits:
     """The mean logits of a model's folds on the network's grid, and the way back to the grid of the volume.
 
     values: (class, z, y, x) float16, on the host or a device; events: what was left out or done differently;
-    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run.
+    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run; agreement: of
+    the folds about the tumour, None for a predictor without a label for it.
     """
 
     values: Array
@@ -40,6 +42,7 @@ class Logits:
     precision: str
     folds: tuple[str, ...]
     is_complete: bool = True
+    agreement: Agreement | None = None
 
     @property
     def classes(self) -> int:
@@ -67,7 +70,8 @@ class Predictor:
     step: distance of tiles as a fraction of the patch; mirroring: average over inputs mirrored along the axes that the
     bundle allows; min_folds: the number of usable folds with which others may be damaged, None if all must be usable;
     keep_networks, allow_bfloat16: as in `placements`; orientation: of the volumes that the model was trained on, None
-    for what the bundle says, and DEFAULT_ORIENTATION where it says nothing.
+    for what the bundle says, and DEFAULT_ORIENTATION where it says nothing; compared_label: about which the agreement
+    of the folds is wanted, None for none.
     """
 
     bundle: Bundle
@@ -78,6 +82,7 @@ class Predictor:
     keep_networks: bool = False
     allow_bfloat16: bool = False
     orientation: Orientation | None = None
+    compared_label: int | None = None
 
     @property
     def knows_orientation(self) -> bool:
@@ -155,7 +160,15 @@ class Predictor:
         if isinstance(values, np.ndarray) or not back.resizer.local:
             values = to_host(values)
         events = (*placement.events, *mean.left_out, *schedule.events)
-        return Logits(values, back, events, placement.backend.precision, tuple(mean.used), mean.is_complete)
+        return Logits(
+            values,
+            back,
+            events,
+            placement.backend.precision,
+            tuple(mean.used),
+            mean.is_complete,
+            None if mean.masks is None else mean.masks.agreement(),
+        )
 
 
 class _FoldMean:
@@ -167,6 +180,7 @@ class _FoldMean:
         self.used: list[str] = []
         self.left_out: list[Event] = []
         self.is_complete = True
+        self.masks = None if predictor.compared_label is None else FoldMasks(predictor.compared_label)
 
     def run(self) -> Array:
         """Return the mean logits, (class, z, y, x) float16. Raises ModelError, LostDeviceError."""
@@ -185,6 +199,8 @@ class _FoldMean:
                 continue
             if logits is None:
                 break
+            if self.masks is not None:
+                self.masks.add(logits)
             if total is None:
                 total = logits
             else:
