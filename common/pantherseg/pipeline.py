@@ -18,7 +18,6 @@ from pantherseg.localize import localize, searched_whole
 from pantherseg.logs import stage
 from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.machine.memory import peak_mb
-from pantherseg.models.bundle import weights_name
 from pantherseg.orientation import Orientation
 from pantherseg.postprocess import Prediction
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
@@ -131,6 +130,9 @@ def _segment(
     with stage("mask", seconds) as remarks:
         prediction = _prediction(logits, crop, recipe, ensemble)
         confidence = estimate(logits, prediction.mask, fusion=recipe.fusion, label=recipe.tumour_label, grid=crop.grid)
+        models = _models_used(ensemble, logits)
+        if ensemble.calibration is not None and all(member.is_complete for member in logits):
+            confidence = ensemble.calibration.applied(confidence, tuple(model.sha256 for model in models))
         for step in recipe.postprocess:
             prediction = step.apply(prediction)
         if not prediction.mask.any():
@@ -148,7 +150,7 @@ def _segment(
         recipe=recipe.name,
         device=ensemble.backend.device,
         precision=" and ".join(dict.fromkeys(member.precision for member in logits)),
-        models=_models_used(ensemble, logits),
+        models=models,
         confidence=confidence,
         peak_memory_mb=peak_mb(),
     )
@@ -211,13 +213,4 @@ def _models_used(ensemble: Ensemble, logits: list[Logits]) -> tuple[ModelUse, ..
     used = [member.folds for member in logits]
     if ensemble.localizer is not None:
         used.append(ensemble.localizer.bundle.folds)
-    return tuple(
-        ModelUse(
-            path=str(one.bundle.display_path),
-            folds=folds,
-            checkpoint=one.bundle.manifest.checkpoint,
-            orientation=one.trained_orientation,
-            sha256={fold: one.bundle.manifest.sha256[weights_name(fold)] for fold in folds},
-        )
-        for one, folds in zip(ensemble.predictors, used, strict=True)
-    )
+    return tuple(one.use(folds) for one, folds in zip(ensemble.predictors, used, strict=True))

@@ -63,9 +63,9 @@ def mean_entropy(
     entropy = 0.0
     for share in (probability, 1 - probability):
         positive = share[share > 0]
-        entropy -= float((positive * np.log2(positive)).sum())
+        entropy -= float(np.sum(positive * np.log2(positive)))
     # Rounding may leave a little below 0 or above 1.
-    return min(1.0, max(0.0, entropy / len(probability)))
+    return float(np.clip(entropy / len(probability), 0, 1))
 
 
 @dataclass(frozen=True)
@@ -93,4 +93,5 @@ class SomeSlices:
 
 def _network_voxel_mm3(member: Logits, grid: Grid) -> float:
     """Return the volume of a voxel on the grid of a member's network."""
-    return math.prod(member.back.box.shape) * grid.voxel_mm3 / math.prod(member.values.shape[1:])
+    shape: tuple[int, ...] = tuple(member.values.shape[1:])
+    return math.prod(member.back.box.shape) * grid.voxel_mm3 / math.prod(shape)

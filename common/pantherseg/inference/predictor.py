@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -24,6 +24,7 @@ from pantherseg.models.bundle import Bundle, needed
 from pantherseg.models.manifest import Manifest
 from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
+from pantherseg.results import ModelUse
 from pantherseg.volume import Volume
 
 
@@ -98,6 +99,16 @@ class Predictor:
     def preprocessing(self) -> Preprocessing:
         """How a volume is prepared after turning; with the same orientation too, predictors can share the result."""
         return self.bundle.manifest.preprocessing
+
+    def use(self, folds: tuple[str, ...]) -> ModelUse:
+        """Return how the bundle is used with these of its folds."""
+        return ModelUse(
+            path=str(self.bundle.display_path),
+            folds=folds,
+            checkpoint=self.bundle.manifest.checkpoint,
+            orientation=self.trained_orientation,
+            sha256=replace(self.bundle, folds=folds).folds_sha256,
+        )
 
     def prepare(self, volume: Volume) -> Prepared:
         """Return a volume (float32) preprocessed for the network. Raises InputError if that is not possible."""
