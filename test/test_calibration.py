@@ -21,9 +21,10 @@ from pantherseg.confidence.figures import bins, figures, risks
 from pantherseg.confidence.fit import fit_line, leave_one_out
 from pantherseg.errors import InputError, ModelError
 from pantherseg.events import Event, EventCode
+from pantherseg.grand_challenge.check_model import check_model
 from pantherseg.io import write_volume
 from pantherseg.machine.deadline import Deadline
-from pantherseg.models.bundle import open_bundle
+from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.models.calibration import (
     CALIBRATION,
     Calibration,
@@ -33,13 +34,16 @@ from pantherseg.models.calibration import (
     read_calibrations,
     write_calibrations,
 )
-from pantherseg.paths import DEMO_WEIGHTS
+from pantherseg.models.find import ModelFolder, find_models
+from pantherseg.packing.pack import pack_models
+from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.pipeline import segment
-from pantherseg.recipe import Recipe
+from pantherseg.recipe import Recipe, load_recipe
 from pantherseg.results import Confidence
 from pantherseg.session import Session
 from pantherseg.volume import Grid, Volume
 from test_results import REPORT
+from verdicts import broken
 
 GRID = Grid((2, 3, 5), (2.0, 1.0, 1.0))
 SHARES = st.floats(0, 1, allow_subnormal=False)
@@ -375,6 +379,76 @@ def test_the_expected_dice_is_that_of_the_line() -> None:
 
 def test_no_folder_and_no_file_are_no_calibration(tmp_path: Path) -> None:
     assert read_calibrations(tmp_path) == read_calibrations(tmp_path / "missing") == {}
+
+
+# --- Beside the models.
+
+
+@pytest.mark.parametrize("task", [1, 2])
+def test_the_demo_models_have_a_calibration(task: int) -> None:
+    recipe = load_recipe(task_recipe(task))
+    bundles = [model for model in find_models(DEMO_WEIGHTS, recipe).all if isinstance(model, Bundle)]
+    calibration = read_calibrations(DEMO_WEIGHTS)[recipe.name]
+    assert calibration.models == identity(bundles), "run python -m bench.confidence after a change of the demo models"
+    assert calibration.cross_validated.mean_absolute_error < 0.1
+
+
+@pytest.fixture
+def demo_copy(tmp_path: Path) -> Path:
+    """The demo models without Task 1's, with their calibration."""
+    folder = tmp_path / "models"
+    for role in ("task2", "localizer"):
+        shutil.copytree(DEMO_WEIGHTS / role, folder / role)
+    shutil.copyfile(DEMO_WEIGHTS / CALIBRATION, folder / CALIBRATION)
+    return folder
+
+
+RULE = f"{CALIBRATION} is of these models"
+TASK2 = load_recipe(task_recipe(2))
+
+
+def test_packing_copies_the_calibration_of_the_recipe(demo_copy: Path, tmp_path: Path) -> None:
+    pack_models(demo_copy, tmp_path / "packed", TASK2)
+    assert read_calibrations(tmp_path / "packed") == {"task2": read_calibrations(demo_copy)["task2"]}
+    verdicts = check_model(tmp_path / "packed", TASK2)
+    assert broken(verdicts) == {}
+    assert verdicts[-1].rule == RULE
+
+
+@pytest.mark.fault(
+    "models", "the calibration beside models to pack is of others", "it is left out, with a line of the log"
+)
+def test_packing_leaves_out_a_calibration_of_other_models(
+    demo_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(demo_copy / "localizer")
+    (found,) = broken(check_model(demo_copy, TASK2)).items()
+    assert found == (RULE, "other models or folds: no Dice would be expected")
+    pack_models(demo_copy, tmp_path / "packed", TASK2)
+    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == ["task2"]
+    left_out = f"{demo_copy / CALIBRATION}: left out, because it is of other models or folds"
+    assert left_out in caplog.messages
+
+
+@pytest.mark.fault(
+    "models", "the calibration beside models to pack is damaged", "an error that names it, and no bundle"
+)
+def test_packing_refuses_a_damaged_calibration(demo_copy: Path, tmp_path: Path) -> None:
+    (demo_copy / CALIBRATION).write_text("{")
+    (found,) = broken(check_model(demo_copy, TASK2)).items()
+    assert found[0] == RULE
+    assert f"{demo_copy / CALIBRATION}: expected a calibration of models" in found[1]
+    with pytest.raises(ModelError) as caught:
+        pack_models(demo_copy, tmp_path / "packed", TASK2)
+    assert "truncated" in one_line_about(demo_copy / CALIBRATION, caught.value)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_calibration_beside_an_nnunet_folder_is_compared_on_packing(demo_folder: ModelFolder, tmp_path: Path) -> None:
+    (tmp_path / "task1").symlink_to(demo_folder.path)
+    write_calibrations({"task1": line_calibration(MODELS)}, tmp_path)
+    verdicts = {verdict.rule: verdict for verdict in check_model(tmp_path, load_recipe(task_recipe(1)))}
+    assert verdicts[RULE].found == "compared when the nnU-Net folders are packed"
 
 
 # --- In a session.

@@ -304,7 +304,7 @@ def test_pack_with_a_recipe_packs_every_model(tmp_path: Path, option: list[str])
     assert [line.partition(":")[0] for line in result.stdout.splitlines()] == [
         str(tmp_path / "bundles" / role) for role in ("task2", "localizer")
     ]
-    assert sorted(path.name for path in (tmp_path / "bundles").iterdir()) == ["localizer", "task2"]
+    assert sorted(path.name for path in (tmp_path / "bundles").iterdir()) == ["calibration.json", "localizer", "task2"]
 
 
 def test_pack_refuses_sources_that_are_not_model_folders(tmp_path: Path, models: Path) -> None:

@@ -73,6 +73,8 @@ def test_segments_the_tumour_of_a_phantom(
     assert dice(result.mask.array == 1, tumour) >= 0.7
     report = report_of(result)
     assert report["events"] == []
+    assert report["confidence"]["pairwise_dice"] > 0.7
+    assert report["confidence"]["expected_dice"] > 0.6
     assert report["not_for_clinical_use"] is True
     assert report["tumour_ml"] == pytest.approx(result.mask.array.sum() * result.mask.grid.voxel_mm3 / 1000, abs=1e-3)
     assert ("localizer" in report["seconds"]) == (task == 2)
@@ -121,6 +123,7 @@ def test_rescues_the_mask_of_a_constant_image(
     result = segment(black, sessions[task])
     assert result.mask.array.any()
     assert codes(result)[-1] == EventCode.EMPTY_MASK_RESCUED
+    assert (result.confidence.mean_entropy, result.confidence.expected_dice) == (None, 0), "the rescue changes nothing"
 
 
 @pytest.mark.fault("models", "no tumour is found, and the recipe has no rescue", "an empty mask, and an event")
@@ -130,3 +133,6 @@ def test_leaves_the_mask_of_a_constant_image_empty_without_a_rescue(phantoms: di
     result = segment(Volume(np.zeros(grid.shape, np.float32), grid), session_of(1, rescue=False))
     assert not result.mask.array.any()
     assert codes(result) == [EventCode.EMPTY_MASK]
+    assert result.confidence.pairwise_dice is None
+    assert result.confidence.fold_volumes_ml == (0,) * 5
+    assert result.confidence.expected_dice == 0
