@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the demo models: phantoms, the three trainings, and the calibration. Needs .venv (./do_test_run.sh --native makes it).
+# Makes the demo models: phantoms, the three trainings, and the calibration. Needs .venv, which ./do_test_run.sh --native
+# makes.
 #
 #   weights/demo/make.sh [FOLDER [DEVICES]]
 #
