@@ -17,6 +17,7 @@ from torch import nn
 
 from pantherseg.cli.train import train
 from pantherseg.errors import OutputError, PantherSegError
+from pantherseg.labels import LABEL_MAPS
 from pantherseg.paths import ROOT
 from pantherseg.training.actions import ACTIONS
 from pantherseg.training.cluster import submit
@@ -246,3 +247,6 @@ def test_a_stage_chooses_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_steps_of_a_published_training_run_with_the_smallest_patch(tmp_path: Path, system: str, stage: str) -> None:
     (row,) = measure("cpu", 2, smallest=True, only=f"{system} {stage}", root=tmp_path)
     assert np.isfinite(row["losses"]).tolist() == [True, True]
+    learned = load_training_file(ROOT / "Task2" / "training" / f"{system}.toml").stage[stage].labels
+    assert row["output"] == (row["batch"], len(LABEL_MAPS[learned]), *row["patch"])
+    assert row["changed_weights"] > 0.9
