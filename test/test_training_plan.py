@@ -190,7 +190,8 @@ def test_refuses_to_submit_beside_jobs_with_other_settings(submitted: Training, 
 
 
 def test_several_devices_share_the_folds_of_one_stage_alone(tmp_path: Path) -> None:
-    text = plan_table(planned(tmp_path), ("cuda:0", "cuda:1", "cuda:2"), measure=False)
+    longer = NOISY_STUDENT.replace("epochs = 3", "epochs = 30000").replace("epochs = 2", "epochs = 20000")
+    text = plan_table(planned(tmp_path, longer), ("cuda:0", "cuda:1", "cuda:2"), measure=False)
     rows = {line.split()[0]: float(line.split()[-1]) for line in text.splitlines() if line.startswith("fold")}
     total, beside = map(float, re.findall(r"([\d.]+) (?:hours on one GPU|on 3,)", text))
     assert total == pytest.approx(sum(rows.values()), abs=0.03)
