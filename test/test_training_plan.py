@@ -198,6 +198,15 @@ def test_several_devices_share_the_folds_of_one_stage_alone(tmp_path: Path) -> N
     assert beside == pytest.approx(rows["fold.teacher.0"] + rows["fold.student.0"], abs=0.02)
 
 
+def test_hours_have_no_more_digits_than_an_estimate_knows(tmp_path: Path) -> None:
+    longer = NOISY_STUDENT.replace("epochs = 3", "epochs = 30000000").replace("epochs = 2", "epochs = 500000")
+    text = plan_table(planned(tmp_path, longer), ("cuda",), measure=False)
+    rows = {line.split()[0]: line.split()[-1] for line in text.splitlines() if line.startswith("fold")}
+    assert re.fullmatch(r"\d{4}", rows["fold.teacher.0"])
+    assert re.fullmatch(r"\d\d\.\d", rows["fold.student.0"])
+    assert re.search(r"Expected training: \d{4} hours", text)
+
+
 def test_folds_that_share_a_device_do_not_make_it_faster(tmp_path: Path) -> None:
     text = plan_table(planned(tmp_path), ("cuda:0", "cuda:0"), measure=False)
     assert "run together" not in text
