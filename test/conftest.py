@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import jsonschema
 import msgspec
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ def one_line_about(where: object, error: Exception) -> str:
 def dice(mask: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
     """Return the Dice of two masks of any shape, at least one of which is not empty."""
     return 2 * float((mask & reference).sum()) / float(mask.sum() + reference.sum())
+
+
+def valid_report(path: Path) -> dict[str, Any]:
+    """Return the report of a case, which must follow the published schema."""
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    schema = json.loads((ROOT / "docs" / "results.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(report)
+    return report
 
 
 def pretend_to_have_a_gpu(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import openvino as ov
 import pytest
 from numpy.typing import NDArray
 
-from conftest import CopiedBundle, NnunetMask, SetFree, flip_a_bit, run_python
+from conftest import CopiedBundle, NnunetMask, SetFree, flip_a_bit, run_python, valid_report
 from pantherseg.arrays import to_host
 from pantherseg.errors import DeviceError, ModelError
 from pantherseg.inference import backends
@@ -324,7 +324,7 @@ def test_container_without_a_gpu_does_not_import_torch(tmp_path: Path) -> None:
     )
     job = ROOT / "test" / "input" / "task2"
     assert imported_by(script, ROOT / "Task2" / "recipe.toml", "--input", job, "--output", tmp_path) == []
-    assert (tmp_path / "results.json").is_file()
+    assert valid_report(tmp_path / "results.json")["device"] == "cpu"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from conftest import ChangedModel
+from conftest import ChangedModel, valid_report
 from pantherseg import __version__, cli
 from pantherseg.cli import main as pantherseg
 from pantherseg.grand_challenge import main as entry_point
@@ -304,7 +304,7 @@ def test_pack_with_a_recipe_packs_every_model(tmp_path: Path, option: list[str])
     assert [line.partition(":")[0] for line in result.stdout.splitlines()] == [
         str(tmp_path / "bundles" / role) for role in ("task2", "localizer")
     ]
-    assert sorted(path.name for path in (tmp_path / "bundles").iterdir()) == ["localizer", "task2"]
+    assert sorted(path.name for path in (tmp_path / "bundles").iterdir()) == ["calibration.json", "localizer", "task2"]
 
 
 def test_pack_refuses_sources_that_are_not_model_folders(tmp_path: Path, models: Path) -> None:
@@ -323,7 +323,7 @@ def test_predict_reports_its_precision(tmp_path: Path, pancreas: Volume, mode: s
     write_volume(pancreas, scan)
     result = run("predict", scan, output, "--task", 1, "--device", "cpu", "--mode", mode)
     assert result.exit_code == 0
-    report = json.loads((output / "scan.json").read_text())
+    report = valid_report(output / "scan.json")
     codes = [event["code"] for event in report["events"]]
     assert report["device"] == "cpu"
     assert report["precision"] == ("bfloat16" if mode == "fast" and "no_bfloat16" not in codes else "float32")

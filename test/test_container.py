@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from bench.unpack import unpack
 
+from conftest import valid_report
 from pantherseg import __version__
 from pantherseg.io import read_image, read_labels, write_volume
 from pantherseg.models.bundle import open_bundle
@@ -154,7 +154,7 @@ def test_leaves_a_damaged_fold_out(job: Path) -> None:
     truncate_fold(job, 3)
     result = run_job(job, runtime="-cpu")
     assert result.returncode == 0, result.stderr
-    report = json.loads((job / "output" / "results.json").read_text())
+    report = valid_report(job / "output" / "results.json")
     assert [event["code"] for event in report["events"]] == ["fold_left_out"]
     assert "fold_3.safetensors" in report["events"][0]["message"]
     assert len(list((job / "output" / "images").rglob("*.mha"))) == 1
@@ -175,7 +175,7 @@ def test_a_volume_in_another_voxel_order_gets_the_same_mask(job: Path) -> None:
     write_volume(volume.turned_to("RAS"), volume_of(job))
     result = run_job(job, runtime="-cpu")
     assert result.returncode == 0, result.stderr
-    assert json.loads((job / "output" / "results.json").read_text())["events"] == []
+    assert valid_report(job / "output" / "results.json")["events"] == []
     found = read_labels(mask)
     assert found.grid.orientation == "RAS"
     np.testing.assert_array_equal(found.turned_to("LPS").array, expected.array)

@@ -119,9 +119,10 @@ def test_leaves_out_damaged_checkpoints_in_every_case(pancreas: Volume, raw_root
         for event, fold in zip(result.events, (0, 3), strict=True):
             assert f"fold_{fold}/{CHECKPOINT}: " in event.message
         np.testing.assert_array_equal(result.mask.array, others.mask.array)
-    model = result.as_dict()["models"][0]
-    assert model["folds"] == ["1", "2", "4"]
-    assert model["path"] == str(raw_root / "task1")
+    (model,) = result.models
+    assert model.folds == tuple(model.sha256) == ("1", "2", "4")
+    assert model.path == str(raw_root / "task1")
+    assert len(result.confidence.fold_volumes_ml) == 3
 
 
 @pytest.mark.slow
@@ -205,7 +206,7 @@ def test_searches_the_whole_volume_with_a_damaged_localizer(
     assert result.events[0].message.endswith("; the whole volume was searched")
     assert result.box.shape == pancreas.grid.shape
     # Only a changed content is found when the network is loaded; before that, the localizer is not among the models.
-    assert len(result.as_dict()["models"]) == 1 + (name != MANIFEST and damage is changed_in_one_bit)
+    assert len(result.models) == 1 + (name != MANIFEST and damage is changed_in_one_bit)
 
 
 @pytest.mark.fault(

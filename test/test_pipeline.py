@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from conftest import dice
+from conftest import dice, valid_report
 from pantherseg.events import EventCode
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import Phantom, make_phantom
@@ -47,8 +48,16 @@ def small_crop(phantom: Phantom) -> Volume:
 
 def codes(result: Segmentation) -> list[EventCode]:
     """Return the event codes as they stand in the report; an unknown code is a ValueError."""
-    report = json.loads(json.dumps(result.as_dict()))
-    return [EventCode(event["code"]) for event in report["events"]]
+    return [EventCode(event["code"]) for event in report_of(result)["events"]]
+
+
+def report_of(result: Segmentation) -> dict[str, Any]:
+    """Return the report as it is written, after a check against its schema."""
+    text = result.report(input_name="scan.mha", mask_path="masks/scan.mha").as_text()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "results.json")
+        path.write_text(text)
+        return valid_report(path)
 
 
 @pytest.mark.slow
@@ -62,8 +71,10 @@ def test_segments_the_tumour_of_a_phantom(
     assert result.mask.grid == phantom.image.grid
     assert result.mask.array.dtype == np.uint8
     assert dice(result.mask.array == 1, tumour) >= 0.7
-    report = json.loads(json.dumps(result.as_dict()))
+    report = report_of(result)
     assert report["events"] == []
+    assert report["confidence"]["pairwise_dice"] > 0.7
+    assert report["confidence"]["expected_dice"] > 0.6
     assert report["not_for_clinical_use"] is True
     assert report["tumour_ml"] == pytest.approx(result.mask.array.sum() * result.mask.grid.voxel_mm3 / 1000, abs=1e-3)
     assert ("localizer" in report["seconds"]) == (task == 2)
@@ -112,6 +123,7 @@ def test_rescues_the_mask_of_a_constant_image(
     result = segment(black, sessions[task])
     assert result.mask.array.any()
     assert codes(result)[-1] == EventCode.EMPTY_MASK_RESCUED
+    assert (result.confidence.mean_entropy, result.confidence.expected_dice) == (None, 0), "the rescue changes nothing"
 
 
 @pytest.mark.fault("models", "no tumour is found, and the recipe has no rescue", "an empty mask, and an event")
@@ -121,3 +133,6 @@ def test_leaves_the_mask_of_a_constant_image_empty_without_a_rescue(phantoms: di
     result = segment(Volume(np.zeros(grid.shape, np.float32), grid), session_of(1, rescue=False))
     assert not result.mask.array.any()
     assert codes(result) == [EventCode.EMPTY_MASK]
+    assert result.confidence.pairwise_dice is None
+    assert result.confidence.fold_volumes_ml == (0,) * 5
+    assert result.confidence.expected_dice == 0

@@ -106,7 +106,7 @@ def test_model_archives_of_the_same_models_have_the_same_bytes(tmp_path: Path) -
     with tarfile.open(tmp_path / "first.tar.gz") as archive:
         members = archive.getmembers()
     names = [member.name for member in members]
-    assert {name.split("/")[0] for name in names} == {"task2", "localizer"}
+    assert {name.split("/")[0] for name in names} == {"calibration.json", "task2", "localizer"}
     assert sum(name.endswith(".safetensors") for name in names) == 6
     assert all(member.isfile() and member.mode == 0o644 and member.uid == 0 for member in members)
 
@@ -174,7 +174,7 @@ def test_saves_the_models_of_the_user(checkout: Path) -> None:
         assert contents["metadata"]["component"]["name"] == name
         assert contents["metadata"]["component"]["properties"][0]["value"] == "sha256:0123"
     with tarfile.open(checkout / "build" / "pantherseg-task2-model.tar.gz") as archive:
-        assert {name.split("/")[0] for name in archive.getnames()} == {"task2", "localizer"}
+        assert {name.split("/")[0] for name in archive.getnames()} == {"calibration.json", "task2", "localizer"}
     assert [line for line in received.splitlines() if line.startswith("save")] == [f"save {name}" for name in names]
 
 

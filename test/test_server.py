@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import CopiedBundle, SmallDisk, flip_a_bit, pretend_to_have_a_gpu
+from conftest import CopiedBundle, SmallDisk, flip_a_bit, pretend_to_have_a_gpu, valid_report
 from pantherseg.errors import LostDeviceError
 from pantherseg.grand_challenge import main as entry_point
 from pantherseg.grand_challenge import server as server_module
@@ -107,9 +107,8 @@ class Folders:
         return path.read_bytes()
 
     def report(self) -> dict[str, Any]:
-        """Return the report."""
-        report: dict[str, Any] = json.loads((self.output / "results.json").read_text())
-        return report
+        """Return the report, after a check against its schema."""
+        return valid_report(self.output / "results.json")
 
 
 class Server:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import json
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import valid_report
 from pantherseg.grand_challenge.check import check_output
 from pantherseg.io import read_volume, write_volume
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
@@ -209,8 +209,7 @@ def check_success(outcome: Outcome, image: Image, native: bytes, job: Path | Non
     (mask,) = outcome.outputs.rglob("*.mha")
     same = mask.read_bytes() == native  # so that pytest does not print both
     assert same
-    report: dict[str, Any] = json.loads((outcome.outputs / "results.json").read_text())
-    return report
+    return valid_report(outcome.outputs / "results.json")
 
 
 def check_failure(outcome: Outcome, *reasons: str) -> None:
@@ -289,7 +288,7 @@ def test_leaves_a_damaged_fold_out(
     outcome = run(model=archived(unpacked_model))
     assert outcome.result is not None
     assert outcome.result["return_code"] == 0
-    report = json.loads((outcome.outputs / "results.json").read_text())
+    report = valid_report(outcome.outputs / "results.json")
     assert [event["code"] for event in report["events"]] == ["fold_left_out"]
     (mask,) = outcome.outputs.rglob("*.mha")
     assert mask.read_bytes() != native_mask(task_of(image)), "the damaged fold was used"

@@ -17,12 +17,12 @@ DOCS = Path(__file__).parents[1] / "docs"
 # From the bottom up: each may import those above it in this list. Packages count as one, and so do their modules.
 LAYERS = (
     *("errors", "events", "labels", "orientation", "volume", "paths", "machine", "files", "logs", "verdict"),
-    *("tables", "registry", "arrays"),
+    *("tables", "registry", "arrays", "results"),
     *("archives", "io"),
     *("preprocessing", "fusion", "postprocess", "recipe"),
     *("networks", "model_sources", "models", "packing"),
     *("inference", "localize"),
-    *("phantom", "evaluation", "report", "sbom", "weights", "datasets", "training"),
+    *("phantom", "evaluation", "confidence", "report", "sbom", "weights", "datasets", "training"),
     *("ensemble", "session", "pipeline", "case", "batch"),
     *("grand_challenge", "api", "cli"),
 )

@@ -8,7 +8,6 @@ The container and `pantherseg predict` differ only in where a source and its out
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +75,13 @@ def read_case(source: Path) -> tuple[Volume, tuple[Event, ...]]:
 
 def write_case(source: Path, segmentation: Segmentation, output: CaseOutput) -> None:
     """Write the mask and the report of a case; where one fails, neither is left. Raises OutputError."""
-    about = {"input": source.name, "mask": os.path.relpath(output.mask, output.report.parent)}
+    mask_path = os.path.relpath(output.mask, output.report.parent)
+    report = segmentation.report(input_name=source.name, mask_path=mask_path)
     with stage("write") as remarks:
         remove_file(output.report)  # an older report must not stand beside a new mask
         write_volume(segmentation.mask, output.mask, like=source)
         try:
-            write_text(output.report, json.dumps({**about, **segmentation.as_dict()}, indent=2) + "\n")
+            write_text(output.report, report.as_text())
         except BaseException:
             remove_file(output.mask)
             raise

@@ -14,6 +14,7 @@ from pantherseg.labels import PANCREAS_NAME, find_label
 from pantherseg.localize import localizer_predictor
 from pantherseg.logs import shown, stage
 from pantherseg.models.bundle import check_classes
+from pantherseg.models.calibration import Calibration, find_calibration, identity
 from pantherseg.models.find import Models, check_labels, find_models, label_warning
 from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.packing.pack import Packer
@@ -25,13 +26,15 @@ class Ensemble:
     """A recipe's models on a device.
 
     localizer: None where the recipe has none, or where it is missing or cannot be used, for which localizer_problem is
-    the reason. events: about the models and the device; every case of the session reports them.
+    the reason. calibration: of these models, None without one. events: about the models and the device; every case of
+    the session reports them.
     """
 
     backend: Backend
     members: tuple[Predictor, ...]
     localizer: Predictor | None
     localizer_problem: str = ""
+    calibration: Calibration | None = None
     events: tuple[Event, ...] = ()
 
     def on_cpu(self) -> Ensemble:
@@ -85,6 +88,7 @@ def load_ensemble(
                 keep_networks=keep_networks,
                 allow_bfloat16=recipe.allow_bfloat16,
                 orientation=member.orientation,
+                compared_label=recipe.tumour_label,
             )
             for model, member in zip(models.members, recipe.members, strict=True)
         )
@@ -97,7 +101,8 @@ def load_ensemble(
         remarks.append(f"{backend.device} in {backend.precision}")
     ensemble = Ensemble(backend, members, localizer, problem)
     events = (*_assumed_orientations(ensemble.predictors), *_label_warnings(members, recipe))
-    return replace(ensemble, events=events)
+    calibration = find_calibration(root, recipe.name, identity(one.bundle for one in ensemble.predictors))
+    return replace(ensemble, events=events, calibration=calibration)
 
 
 def _assumed_orientations(predictors: Sequence[Predictor]) -> tuple[Event, ...]:

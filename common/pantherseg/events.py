@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 
 class EventCode(StrEnum):
@@ -75,17 +78,12 @@ class EventCode(StrEnum):
     """No tumour was found, and the mask is empty."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Something that a user should know about a case: a code and a sentence."""
 
     code: EventCode
-    message: str
+    message: Annotated[str, Meta(description="What happened, in a sentence.")]
 
     def __str__(self) -> str:
         """Return the event as it is logged."""
         return f"{self.code}: {self.message}"
-
-    def as_dict(self) -> dict[str, str]:
-        """Return the event for the report."""
-        return asdict(self)

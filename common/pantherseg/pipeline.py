@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pantherseg import __version__
+from pantherseg.confidence.estimate import estimate
 from pantherseg.ensemble import Ensemble
 from pantherseg.errors import DeviceMemoryError, Float16Error, InputError, LostDeviceError, ModelError
 from pantherseg.events import Event, EventCode
@@ -22,6 +22,7 @@ from pantherseg.orientation import Orientation
 from pantherseg.postprocess import Prediction
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
 from pantherseg.recipe import Recipe
+from pantherseg.results import SCHEMA, CaseReport, Confidence, ModelUse, SearchedBox
 from pantherseg.session import Session
 from pantherseg.volume import Box, Volume, uncrop
 
@@ -32,25 +33,12 @@ OF_ONE_CASE = {DeviceMemoryError: EventCode.DEVICE_FULL, Float16Error: EventCode
 
 
 @dataclass(frozen=True)
-class ModelUse:
-    """A model as it was used for a case.
-
-    path: its folder; folds: those that are in the mask; checkpoint: the name of their checkpoints; orientation: to
-    which the volume was turned for it.
-    """
-
-    path: str
-    folds: tuple[str, ...]
-    checkpoint: str
-    orientation: Orientation
-
-
-@dataclass(frozen=True)
 class Segmentation:
     """A tumour mask (uint8, 1 = tumour) on the input's grid, and how it came about.
 
     box: where the members looked; events: of the case; seconds: for each stage, in their order; recipe: its name;
-    device, precision: where and how the members' networks ran; models: the members, then the localizer;
+    device, precision: where and how the members' networks ran; models: the members, then the localizer; confidence: how
+    sure they are, before post-processing;
     peak_memory_mb: the most that the process has taken, since `run_case` began where the kernel can tell.
     """
 
@@ -62,6 +50,7 @@ class Segmentation:
     device: str
     precision: str
     models: tuple[ModelUse, ...]
+    confidence: Confidence
     peak_memory_mb: int
 
     @property
@@ -69,21 +58,25 @@ class Segmentation:
         """Volume of the tumour."""
         return float(self.mask.array.sum()) * self.mask.grid.voxel_mm3 / 1000
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report of the case for a JSON file."""
-        return {
-            "pantherseg": __version__,
-            "not_for_clinical_use": True,
-            "recipe": self.recipe,
-            "device": self.device,
-            "precision": self.precision,
-            "models": [asdict(model) | {"folds": list(model.folds)} for model in self.models],
-            "tumour_ml": round(self.tumour_ml, 3),
-            "box": {"start_zyx": self.box.start, "stop_zyx": self.box.stop},
-            "events": [event.as_dict() for event in self.events],
-            "peak_memory_mb": self.peak_memory_mb,
-            "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
-        }
+    def report(self, *, input_name: str, mask_path: str) -> CaseReport:
+        """Return the report of the case. mask_path: relative to the folder of the report."""
+        return CaseReport(
+            schema=SCHEMA,
+            input=input_name,
+            mask=mask_path,
+            pantherseg=__version__,
+            not_for_clinical_use=True,
+            recipe=self.recipe,
+            device=self.device,
+            precision=self.precision,
+            models=self.models,
+            tumour_ml=round(self.tumour_ml, 3),
+            confidence=self.confidence,
+            box=SearchedBox(start_zyx=self.box.start, stop_zyx=self.box.stop),
+            events=self.events,
+            peak_memory_mb=self.peak_memory_mb,
+            seconds={stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+        )
 
 
 def segment(
@@ -136,6 +129,10 @@ def _segment(
         remarks.append(f"{folds} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
     with stage("mask", seconds) as remarks:
         prediction = _prediction(logits, crop, recipe, ensemble)
+        confidence = estimate(logits, prediction.mask, fusion=recipe.fusion, label=recipe.tumour_label, grid=crop.grid)
+        models = _models_used(ensemble, logits)
+        if ensemble.calibration is not None and all(member.is_complete for member in logits):
+            confidence = ensemble.calibration.applied(confidence, tuple(model.sha256 for model in models))
         for step in recipe.postprocess:
             prediction = step.apply(prediction)
         if not prediction.mask.any():
@@ -153,7 +150,8 @@ def _segment(
         recipe=recipe.name,
         device=ensemble.backend.device,
         precision=" and ".join(dict.fromkeys(member.precision for member in logits)),
-        models=_models_used(ensemble, logits),
+        models=models,
+        confidence=confidence,
         peak_memory_mb=peak_mb(),
     )
 
@@ -215,7 +213,4 @@ def _models_used(ensemble: Ensemble, logits: list[Logits]) -> tuple[ModelUse, ..
     used = [member.folds for member in logits]
     if ensemble.localizer is not None:
         used.append(ensemble.localizer.bundle.folds)
-    return tuple(
-        ModelUse(str(one.bundle.display_path), folds, one.bundle.manifest.checkpoint, one.trained_orientation)
-        for one, folds in zip(ensemble.predictors, used, strict=True)
-    )
+    return tuple(one.use(folds) for one, folds in zip(ensemble.predictors, used, strict=True))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the demo models: phantoms, then the three trainings. Needs .venv (./do_test_run.sh --native makes it).
+# Makes the demo models: phantoms, the three trainings, and the calibration. Needs .venv (./do_test_run.sh --native makes it).
 #
 #   weights/demo/make.sh [FOLDER [DEVICES]]
 #
@@ -36,3 +36,5 @@ for role in task1 task2 localizer; do
   rm -rf "weights/demo/$role"
   cp -r "$work/out/bundles/$role" weights/demo/
 done
+# Calibrates them anew, for which they segment 160 phantoms: an hour or two.
+.venv/bin/python -m bench.confidence --work "$work/confidence"

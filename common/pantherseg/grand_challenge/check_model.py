@@ -14,7 +14,8 @@ from pantherseg.errors import ModelError, PantherSegError, UploadError, first_fe
 from pantherseg.model_sources.checkpoint import check_archive
 from pantherseg.model_sources.nnunet import DATASET, read_json
 from pantherseg.models.bundle import Bundle
-from pantherseg.models.find import Model, ModelFolder, by_role, check_labels, find_models, label_warning
+from pantherseg.models.calibration import CALIBRATION, identity, read_calibrations
+from pantherseg.models.find import Model, ModelFolder, Models, by_role, check_labels, find_models, label_warning
 from pantherseg.recipe import Recipe
 from pantherseg.verdict import Verdict
 
@@ -81,7 +82,8 @@ def _model_verdicts(root: Path, recipe: Recipe, *, shown: Path) -> Iterator[Verd
     """Check that a folder has the recipe's models, undamaged. shown: stands for the folder in what was found."""
     rule = f"every model of the recipe {recipe.name}"
     try:
-        found_models = by_role(find_models(root, recipe), recipe)
+        models = find_models(root, recipe)
+        found_models = by_role(models, recipe)
     except PantherSegError as error:
         yield Verdict(rule, False, str(error).replace(str(root), str(shown)))
         return
@@ -98,6 +100,27 @@ def _model_verdicts(root: Path, recipe: Recipe, *, shown: Path) -> Iterator[Verd
             yield Verdict(f"{role} would run", False, str(error).replace(str(root), str(shown)))
         else:
             yield Verdict(f"{role} would run", True, f"{found}; but {warning}" if warning else found)
+    yield from _calibration_verdicts(root, models, recipe, shown=shown)
+
+
+def _calibration_verdicts(root: Path, models: Models, recipe: Recipe, *, shown: Path) -> Iterator[Verdict]:
+    """Check that a calibration, if there is one, is of the models beside it: otherwise no Dice would be expected."""
+    rule = f"{CALIBRATION} is of these models"
+    try:
+        calibration = read_calibrations(root).get(recipe.name)
+    except PantherSegError as error:
+        yield Verdict(rule, False, str(error).replace(str(root), str(shown)))
+        return
+    if calibration is None:
+        return
+    bundles = [model for model in models.all if isinstance(model, Bundle)]
+    if len(bundles) < len(models.all):
+        yield Verdict(rule, True, "compared when the nnU-Net folders are packed")
+        return
+    kept = calibration.models == identity(bundles)
+    yield Verdict(
+        rule, kept, f"{calibration.cases} cases" if kept else "other models or folds: no Dice would be expected"
+    )
 
 
 def _no_localizer(recipe: Recipe) -> str:

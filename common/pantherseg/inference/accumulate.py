@@ -144,10 +144,12 @@ def sweep_bytes(shape: tuple[int, ...], patch: tuple[int, ...], *, classes: int,
     """Return the memory in bytes for sweeps of all folds over a prepared volume of a shape (z, y, x).
 
     It holds the volume, twice if it is padded; the logits of the present fold and the sum of those before; the weights;
-    and what the check for infinite logits takes.
+    what the check for infinite logits takes, or after it the comparison of logits; and one bit for each fold, its mask.
     """
     single, half = np.dtype(np.float32).itemsize, np.dtype(np.float16).itemsize
-    return math.prod(padded(shape, patch)) * (2 * single + (min(2, folds) * classes + 1) * half + CHECK_BYTES)
+    voxels = math.prod(padded(shape, patch))
+    masks = folds * math.ceil(voxels / 8)
+    return voxels * (2 * single + (min(2, folds) * classes + 1) * half + CHECK_BYTES) + masks
 
 
 def _middle(data: Array) -> list[float]:

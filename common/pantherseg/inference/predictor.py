@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -15,6 +15,7 @@ from pantherseg.events import Event, EventCode
 from pantherseg.fusion import MeanLogits
 from pantherseg.inference.accumulate import FoldSums, Network, Sweep
 from pantherseg.inference.backends import Backend
+from pantherseg.inference.fold_masks import Agreement, FoldMasks
 from pantherseg.inference.placement import Placement, placements
 from pantherseg.inference.schedule import Next, Schedule, SweepSettings
 from pantherseg.inference.tiles import padded, tiles
@@ -23,6 +24,7 @@ from pantherseg.models.bundle import Bundle, needed
 from pantherseg.models.manifest import Manifest
 from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
+from pantherseg.results import ModelUse
 from pantherseg.volume import Volume
 
 
@@ -31,7 +33,8 @@ class Logits:
     """The mean logits of a model's folds on the network's grid, and the way back to the grid of the volume.
 
     values: (class, z, y, x) float16, on the host or a device; events: what was left out or done differently;
-    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run.
+    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run; agreement: of
+    the folds about the tumour, None for a predictor without a label for it.
     """
 
     values: Array
@@ -40,6 +43,7 @@ class Logits:
     precision: str
     folds: tuple[str, ...]
     is_complete: bool = True
+    agreement: Agreement | None = None
 
     @property
     def classes(self) -> int:
@@ -67,7 +71,8 @@ class Predictor:
     step: distance of tiles as a fraction of the patch; mirroring: average over inputs mirrored along the axes that the
     bundle allows; min_folds: the number of usable folds with which others may be damaged, None if all must be usable;
     keep_networks, allow_bfloat16: as in `placements`; orientation: of the volumes that the model was trained on, None
-    for what the bundle says, and DEFAULT_ORIENTATION where it says nothing.
+    for what the bundle says, and DEFAULT_ORIENTATION where it says nothing; compared_label: about which the agreement
+    of the folds is wanted, None for none.
     """
 
     bundle: Bundle
@@ -78,6 +83,7 @@ class Predictor:
     keep_networks: bool = False
     allow_bfloat16: bool = False
     orientation: Orientation | None = None
+    compared_label: int | None = None
 
     @property
     def knows_orientation(self) -> bool:
@@ -93,6 +99,16 @@ class Predictor:
     def preprocessing(self) -> Preprocessing:
         """How a volume is prepared after turning; with the same orientation too, predictors can share the result."""
         return self.bundle.manifest.preprocessing
+
+    def use(self, folds: tuple[str, ...]) -> ModelUse:
+        """Return how the bundle is used with these of its folds."""
+        return ModelUse(
+            path=str(self.bundle.display_path),
+            folds=folds,
+            checkpoint=self.bundle.manifest.checkpoint,
+            orientation=self.trained_orientation,
+            sha256=replace(self.bundle, folds=folds).folds_sha256,
+        )
 
     def prepare(self, volume: Volume) -> Prepared:
         """Return a volume (float32) preprocessed for the network. Raises InputError if that is not possible."""
@@ -155,7 +171,15 @@ class Predictor:
         if isinstance(values, np.ndarray) or not back.resizer.local:
             values = to_host(values)
         events = (*placement.events, *mean.left_out, *schedule.events)
-        return Logits(values, back, events, placement.backend.precision, tuple(mean.used), mean.is_complete)
+        return Logits(
+            values,
+            back,
+            events,
+            placement.backend.precision,
+            tuple(mean.used),
+            mean.is_complete,
+            None if mean.masks is None else mean.masks.agreement(),
+        )
 
 
 class _FoldMean:
@@ -167,6 +191,7 @@ class _FoldMean:
         self.used: list[str] = []
         self.left_out: list[Event] = []
         self.is_complete = True
+        self.masks = None if predictor.compared_label is None else FoldMasks(predictor.compared_label)
 
     def run(self) -> Array:
         """Return the mean logits, (class, z, y, x) float16. Raises ModelError, LostDeviceError."""
@@ -185,6 +210,8 @@ class _FoldMean:
                 continue
             if logits is None:
                 break
+            if self.masks is not None:
+                self.masks.add(logits)
             if total is None:
                 total = logits
             else:

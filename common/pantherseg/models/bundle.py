@@ -53,6 +53,13 @@ class Bundle:
         """Path of the network's graph."""
         return self.path / GRAPH
 
+    @property
+    def folds_sha256(self) -> dict[str, str]:
+        """The checksum of the weights of each used fold, which tells the model from others."""
+        checksums = self.manifest.sha256
+        # A fold that could not be packed has no file.
+        return {fold: checksums[name] for fold in self.folds if (name := weights_name(fold)) in checksums}
+
     def weights_path(self, fold: str) -> Path:
         """Return the path of one fold's weights."""
         return self.path / weights_name(fold)

@@ -38,6 +38,7 @@ from pantherseg.models.bundle import (
     sha256_of,
     weights_name,
 )
+from pantherseg.models.calibration import copy_calibration, identity
 from pantherseg.models.find import Model, ModelFolder, by_role, check_labels, find_models
 from pantherseg.models.manifest import MANIFEST, SCHEMA, Manifest, Provenance
 from pantherseg.networks import build_network, distinct_tensors
@@ -101,8 +102,9 @@ def as_bundle(model: Model, min_folds: int | None = None) -> Bundle:
 def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
     """Pack every model of a recipe that is found below `root` into <target>/<role>. Bundles are checked and copied.
 
-    Refuses everything that could not run: raises ModelError, and RecipeError if members ask for different checkpoints
-    of one model or for a label that the model does not have. Raises OutputError for a target that is not empty.
+    A calibration of these models is copied too. Refuses everything that could not run: raises ModelError, and
+    RecipeError if members ask for different checkpoints of one model or for a label that the model does not have.
+    Raises OutputError for a target that is not empty.
     """
     with new_bundle_folder(target) as folder:
         roles = by_role(find_models(root, recipe), recipe)
@@ -112,7 +114,12 @@ def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
             else:
                 bundle = pack(model, folder / role, orientation=_orientation_in(recipe, role))
             check_labels(role, replace(bundle, path=model.path), recipe)
-        check_classes([open_bundle(folder / member.model) for member in recipe.members])
+        members = [open_bundle(folder / member.model, folds=member.folds) for member in recipe.members]
+        check_classes(members)
+        localizer = recipe.localizer
+        if localizer is not None and localizer.model in roles:
+            members.append(open_bundle(folder / localizer.model, folds=localizer.folds))
+        copy_calibration(root, folder, recipe.name, identity(members))
     return [open_bundle(target / role) for role in roles]
 
 

@@ -1,0 +1,132 @@
+"""The report of a case, `results.json` or `<case>.json`: every key with its meaning and unit.
+
+`schema_text` is the JSON schema of it, published as docs/results.schema.json. A number of the schema stands for keys
+that are there and mean the same; docs/evaluation.md says what raises it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from pantherseg.errors import InputError, os_reason
+from pantherseg.events import Event
+from pantherseg.orientation import Orientation
+from pantherseg.tables import Table
+
+SCHEMA: Literal[1] = 1
+# The name of the schema, whatever place it is read from.
+SCHEMA_ID = f"urn:pantherseg:results:{SCHEMA}"
+
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Index = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Amount = Annotated[float, Meta(ge=0)]
+
+
+class ModelUse(Table, frozen=True):
+    """A model as it was used for a case."""
+
+    path: Annotated[str, Meta(description="Its folder.")]
+    folds: Annotated[tuple[str, ...], Meta(description="The folds that took part, in the order in which they ran.")]
+    checkpoint: Annotated[str, Meta(description="The file name of the checkpoints that its folds were packed from.")]
+    orientation: Annotated[
+        Orientation,
+        Meta(description="To which the volume was turned for it: the patient's sides to which x, y, z run."),
+    ]
+    sha256: Annotated[dict[str, Sha256], Meta(description="SHA-256 of the weights of each of these folds.")]
+
+
+class SearchedBox(Table, frozen=True):
+    """The voxels of the input in which the members looked for a tumour, axes (z, y, x)."""
+
+    start_zyx: Annotated[tuple[Index, Index, Index], Meta(description="The first voxel.")]
+    stop_zyx: Annotated[tuple[Index, Index, Index], Meta(description="One past the last voxel.")]
+
+
+class Confidence(Table, frozen=True):
+    """How sure the networks are of the tumour, before post-processing. It is of these models, not of the patient."""
+
+    pairwise_dice: Annotated[
+        Share | None,
+        Meta(
+            description=(
+                "Mean Dice of the tumour masks of every two folds of a member, 0 to 1. Null for members of one fold, "
+                "and where no fold marks a tumour."
+            )
+        ),
+    ]
+    mean_entropy: Annotated[
+        Share | None,
+        Meta(
+            description=(
+                "Mean entropy in bits of the fused tumour probability over the voxels of the fused mask, 0 to 1. Null "
+                "where that mask is empty."
+            )
+        ),
+    ]
+    fold_volumes_ml: Annotated[
+        tuple[Amount, ...], Meta(description="Tumour volume in ml by each fold of each member, in the order of models.")
+    ]
+    expected_dice: Annotated[
+        Share | None,
+        Meta(
+            description=(
+                "Dice to expect of the mask by the calibration of these models, 0 to 1; 0 where the networks mark no "
+                "tumour. Null without a calibration of the models and folds that were used."
+            )
+        ),
+    ]
+
+
+class CaseReport(Table, frozen=True):
+    """What pantherseg found in one case, and how. Not for clinical use."""
+
+    schema: Annotated[Literal[1], Meta(description="The number of this schema.")]
+    input: Annotated[str, Meta(description="The name of the input's file or folder.")]
+    mask: Annotated[str, Meta(description="The mask's path, relative to the folder of this report.")]
+    pantherseg: Annotated[str, Meta(description="The version that wrote the report.")]
+    not_for_clinical_use: Annotated[Literal[True], Meta(description="Always true.")]
+    recipe: Annotated[str, Meta(description="The recipe's name.")]
+    device: Annotated[str, Meta(description="Where the networks of the members ran.", examples=["cpu", "cuda"])]
+    precision: Annotated[str, Meta(description="In which they computed.", examples=["float32", "bfloat16"])]
+    models: Annotated[tuple[ModelUse, ...], Meta(description="The members, then the localizer if there is one.")]
+    tumour_ml: Annotated[float, Meta(ge=0, description="Volume of the tumour mask in ml.")]
+    confidence: Confidence
+    box: SearchedBox
+    events: Annotated[tuple[Event, ...], Meta(description="What was unusual but did not stop the case.")]
+    peak_memory_mb: Annotated[int, Meta(ge=0, description="The most memory in MiB that the process has taken.")]
+    seconds: Annotated[
+        dict[str, Amount], Meta(description="Seconds of each stage, in their order: localizer, members, mask.")
+    ]
+
+    def as_text(self) -> str:
+        """Return the file's text, with one key in a line."""
+        return json.dumps(msgspec.to_builtins(self), indent=2) + "\n"
+
+
+def read_report(path: Path) -> CaseReport:
+    """Read the report of a case. Raises InputError for a missing or damaged file, and for another schema."""
+    expected = "the report of a case (JSON)"
+    try:
+        content = msgspec.json.decode(path.read_bytes())
+        found = content.get("schema") if isinstance(content, dict) else None
+        if found != SCHEMA:
+            hint = "segment the case again with `pantherseg predict`"
+            raise InputError(path, expected=f"{expected} with schema {SCHEMA}", found=f"schema {found}", hint=hint)
+        return msgspec.convert(content, CaseReport)
+    except OSError as error:
+        raise InputError(path, expected=expected, found=os_reason(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(path, expected=expected, found=str(error)) from error
+
+
+def schema_text() -> str:
+    """Return the JSON schema of a report (draft 2020-12)."""
+    schema = msgspec.json.schema(CaseReport)
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID, "title": "Report of a case"}
+    return json.dumps({**head, **schema}, indent=2) + "\n"
