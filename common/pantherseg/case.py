@@ -18,6 +18,7 @@ from pantherseg.errors import InputError
 from pantherseg.events import Event
 from pantherseg.files import prepare_folder, remove_file, write_text
 from pantherseg.io import read_image, write_volume
+from pantherseg.io.probabilities import write_probability
 from pantherseg.logs import shown, stage
 from pantherseg.machine.deadline import Deadline
 from pantherseg.machine.memory import forget_peak
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CaseOutput:
-    """Where the mask and the report (JSON) of a case belong."""
+    """Where the mask and the report (JSON) of a case belong, and the tumour's probability (.npz) if it is wanted."""
 
     mask: Path
     report: Path
+    probability: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
     from pantherseg.pipeline import segment  # imports what runs networks, for which a bad input need not wait
 
     try:
-        segmentation = segment(volume, session, events=events, deadline=deadline)
+        segmentation = segment(
+            volume, session, events=events, deadline=deadline, keep_probability=output.probability is not None
+        )
     except InputError as error:
         raise error.at(source) from error
     write_case(source, segmentation, output)
@@ -75,14 +79,22 @@ def read_case(source: Path) -> tuple[Volume, tuple[Event, ...]]:
 
 
 def write_case(source: Path, segmentation: Segmentation, output: CaseOutput) -> None:
-    """Write the mask and the report of a case; where one fails, neither is left. Raises OutputError."""
+    """Write the mask and the report of a case, and the probability if it is wanted; where one fails, none is left.
+
+    Raises OutputError.
+    """
     about = {"input": source.name, "mask": os.path.relpath(output.mask, output.report.parent)}
     with stage("write") as remarks:
         remove_file(output.report)  # an older report must not stand beside a new mask
         write_volume(segmentation.mask, output.mask, like=source)
         try:
+            if output.probability is not None and segmentation.probability is not None:
+                write_probability(segmentation.probability, output.probability)
+                about["probability"] = os.path.relpath(output.probability, output.report.parent)
             write_text(output.report, json.dumps({**about, **segmentation.as_dict()}, indent=2) + "\n")
         except BaseException:
             remove_file(output.mask)
+            if output.probability is not None:
+                remove_file(output.probability)
             raise
         remarks.append(shown(output.mask))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,18 @@ OF_ONE_CASE = {DeviceMemoryError: EventCode.DEVICE_FULL, Float16Error: EventCode
 class ModelUse:
     """A model as it was used for a case.
 
-    path: its folder; folds: those that are in the mask; checkpoint: the name of their checkpoints; orientation: to
-    which the volume was turned for it.
+    role: `member` or `localizer`; path: its folder; folds: those that are in the mask; checkpoint: the name of their
+    checkpoints; orientation: to which the volume was turned for it; step, mirroring: as the recipe asks for them, which
+    an event contradicts where there was too little time.
     """
 
+    role: str
     path: str
     folds: tuple[str, ...]
     checkpoint: str
     orientation: Orientation
+    step: float
+    mirroring: bool
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Segmentation:
 
     box: where the members looked; events: of the case; seconds: for each stage, in their order; recipe: its name;
     device, precision: where and how the members' networks ran; models: the members, then the localizer;
-    peak_memory_mb: the most that the process has taken, since `run_case` began where the kernel can tell.
+    peak_memory_mb: the most that the process has taken, since `run_case` began where the kernel can tell; probability:
+    that of the tumour before post-processing (float32, on the input's grid), if it was asked for.
     """
 
     mask: Volume
@@ -63,6 +69,7 @@ class Segmentation:
     precision: str
     models: tuple[ModelUse, ...]
     peak_memory_mb: int
+    probability: Volume | None = None
 
     @property
     def tumour_ml(self) -> float:
@@ -87,28 +94,49 @@ class Segmentation:
 
 
 def segment(
-    volume: Volume, session: Session, *, events: tuple[Event, ...] = (), deadline: Deadline = NEVER
+    volume: Volume,
+    session: Session,
+    *,
+    events: tuple[Event, ...] = (),
+    deadline: Deadline = NEVER,
+    keep_probability: bool = False,
 ) -> Segmentation:
     """Segment the tumour in a volume (float32, z, y, x) of any orientation. Raises InputError about "volume".
 
     events: what happened before, such as on reading; the result lists them after those about device and models.
-    deadline: when the mask must be written; what does not fit before it is left out. Where a GPU fails, or its memory
-    or float16 is too small, the case starts again on the CPU; after a failure the session stays there.
+    deadline: when the mask must be written; what does not fit before it is left out. keep_probability: return that of
+    the tumour, too. Where a GPU fails, or its memory or float16 is too small, the case starts again on the CPU; after a
+    failure the session stays there.
     """
     turn = volume.grid.turn_to(session.load().orientation)
-    turned = _segment_on_a_device(volume.turned(turn), session, events, deadline)
-    mask = np.ascontiguousarray(turn.inverse.view(turned.mask.array))
-    return replace(turned, mask=Volume(mask, volume.grid), box=turned.box.turned(turn.inverse, turned.mask.grid.shape))
+    options = _Options(events, networks_deadline(deadline, volume.array.size), keep_probability)
+    turned = _segment_on_a_device(volume.turned(turn), session, options)
+
+    def back(other: Volume) -> Volume:
+        return Volume(np.ascontiguousarray(turn.inverse.view(other.array)), volume.grid)
+
+    return replace(
+        turned,
+        mask=back(turned.mask),
+        box=turned.box.turned(turn.inverse, turned.mask.grid.shape),
+        probability=None if turned.probability is None else back(turned.probability),
+    )
 
 
-def _segment_on_a_device(
-    volume: Volume, session: Session, events: tuple[Event, ...], deadline: Deadline
-) -> Segmentation:
+@dataclass(frozen=True)
+class _Options:
+    """What else `segment` was asked for. events: what happened before; deadline: of the networks."""
+
+    events: tuple[Event, ...]
+    deadline: Deadline
+    keep_probability: bool
+
+
+def _segment_on_a_device(volume: Volume, session: Session, options: _Options) -> Segmentation:
     """Segment a volume in the orientation of the ensemble, on the CPU where the GPU fails."""
     ensemble = session.load()
-    networks = networks_deadline(deadline, volume.array.size)
     try:
-        return _segment(volume, session.recipe, ensemble, events, networks)
+        return _segment(volume, session.recipe, ensemble, options)
     except (LostDeviceError, RuntimeError) as error:
         failure = ensemble.backend.explain(error)
         if failure is None or ensemble.backend.device == "cpu":
@@ -118,31 +146,31 @@ def _segment_on_a_device(
     logger.warning("%s; the case starts again on the CPU", failure)
     happened = f"{failure}; the CPU was used"
     if code := OF_ONE_CASE.get(type(failure)):
-        return _segment(volume, session.recipe, ensemble.on_cpu(), (*events, Event(code, happened)), networks)
+        options = replace(options, events=(*options.events, Event(code, happened)))
+        return _segment(volume, session.recipe, ensemble.on_cpu(), options)
     session.use_cpu(Event(EventCode.DEVICE_FAILED, happened))
-    return _segment(volume, session.recipe, session.load(), events, networks)
+    return _segment(volume, session.recipe, session.load(), options)
 
 
-def _segment(
-    volume: Volume, recipe: Recipe, ensemble: Ensemble, events: tuple[Event, ...], deadline: Deadline
-) -> Segmentation:
-    """Segment a volume on one device. deadline: of the networks."""
+def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Options) -> Segmentation:
+    """Segment a volume on one device."""
     seconds: dict[str, float] = {}
-    box, found = _search_box(volume, recipe, ensemble, seconds, deadline)
+    box, found = _search_box(volume, recipe, ensemble, seconds, options.deadline)
     crop = volume.crop(box)
     with stage("members", seconds) as remarks:
-        logits = _member_logits(crop, ensemble.members, deadline)
+        logits = _member_logits(crop, ensemble.members, options.deadline)
         folds = sum(len(member.folds) for member in logits)
         remarks.append(f"{folds} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
     with stage("mask", seconds) as remarks:
         prediction = _prediction(logits, crop, recipe, ensemble)
+        probability = prediction.probability(recipe.tumour_label) if options.keep_probability else None
         for step in recipe.postprocess:
             prediction = step.apply(prediction)
         if not prediction.mask.any():
             prediction = prediction.changed(prediction.mask, Event(EventCode.EMPTY_MASK, "no tumour was found"))
         remarks.append(f"{prediction.tumour_mm3 / 1000:.1f} ml of tumour")
     of_members = tuple(event for member in logits for event in member.events)
-    happened = (*ensemble.backend.events, *ensemble.events, *events, *found, *of_members, *prediction.events)
+    happened = (*ensemble.backend.events, *ensemble.events, *options.events, *found, *of_members, *prediction.events)
     for event in happened:
         logger.warning("%s", event)
     return Segmentation(
@@ -155,18 +183,18 @@ def _segment(
         precision=" and ".join(dict.fromkeys(member.precision for member in logits)),
         models=_models_used(ensemble, logits),
         peak_memory_mb=peak_mb(),
+        probability=None if probability is None else Volume(uncrop(probability, box, volume.grid.shape), volume.grid),
     )
 
 
 def _prediction(logits: list[Logits], crop: Volume, recipe: Recipe, ensemble: Ensemble) -> Prediction:
     fused = recipe.fusion.fuse(logits)
-    labels = fused.labels()
     return Prediction(
-        mask=labels == recipe.tumour_label,
-        labels=labels,
+        mask=fused.mask(recipe.tumour_label),
+        labels=fused.labels,
         tumour_label=recipe.tumour_label,
         pancreas_label=ensemble.pancreas_label,
-        probability=fused.probability,
+        probability=lru_cache(maxsize=1)(fused.probability),  # for each step that asks for it
         grid=crop.grid,
     )
 
@@ -216,6 +244,14 @@ def _models_used(ensemble: Ensemble, logits: list[Logits]) -> tuple[ModelUse, ..
     if ensemble.localizer is not None:
         used.append(ensemble.localizer.bundle.folds)
     return tuple(
-        ModelUse(str(one.bundle.display_path), folds, one.bundle.manifest.checkpoint, one.trained_orientation)
+        ModelUse(
+            role="localizer" if one is ensemble.localizer else "member",
+            path=str(one.bundle.display_path),
+            folds=folds,
+            checkpoint=one.bundle.manifest.checkpoint,
+            orientation=one.trained_orientation,
+            step=one.step,
+            mirroring=one.mirroring,
+        )
         for one, folds in zip(ensemble.predictors, used, strict=True)
     )

@@ -31,7 +31,8 @@ class Logits:
     """The mean logits of a model's folds on the network's grid, and the way back to the grid of the volume.
 
     values: (class, z, y, x) float16, on the host or a device; events: what was left out or done differently;
-    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run.
+    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run; weight: in a
+    fusion.
     """
 
     values: Array
@@ -40,6 +41,7 @@ class Logits:
     precision: str
     folds: tuple[str, ...]
     is_complete: bool = True
+    weight: float = 1.0
 
     @property
     def classes(self) -> int:
@@ -67,7 +69,7 @@ class Predictor:
     step: distance of tiles as a fraction of the patch; mirroring: average over inputs mirrored along the axes that the
     bundle allows; min_folds: the number of usable folds with which others may be damaged, None if all must be usable;
     keep_networks, allow_bfloat16: as in `placements`; orientation: of the volumes that the model was trained on, None
-    for what the bundle says, and DEFAULT_ORIENTATION where it says nothing.
+    for what the bundle says, and DEFAULT_ORIENTATION where it says nothing; weight: in a fusion.
     """
 
     bundle: Bundle
@@ -78,6 +80,7 @@ class Predictor:
     keep_networks: bool = False
     allow_bfloat16: bool = False
     orientation: Orientation | None = None
+    weight: float = 1.0
 
     @property
     def knows_orientation(self) -> bool:
@@ -155,7 +158,8 @@ class Predictor:
         if isinstance(values, np.ndarray) or not back.resizer.local:
             values = to_host(values)
         events = (*placement.events, *mean.left_out, *schedule.events)
-        return Logits(values, back, events, placement.backend.precision, tuple(mean.used), mean.is_complete)
+        precision, folds = placement.backend.precision, tuple(mean.used)
+        return Logits(values, back, events, precision, folds, mean.is_complete, self.weight)
 
 
 class _FoldMean:

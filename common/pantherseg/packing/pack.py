@@ -112,7 +112,8 @@ def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
             else:
                 bundle = pack(model, folder / role, orientation=_orientation_in(recipe, role))
             check_labels(role, replace(bundle, path=model.path), recipe)
-        check_classes([open_bundle(folder / member.model) for member in recipe.members])
+        if recipe.fusion.same_classes:
+            check_classes([open_bundle(folder / member.model) for member in recipe.members])
     return [open_bundle(target / role) for role in roles]
 
 
