@@ -29,6 +29,7 @@ SUBJECTS = {
     "platform": "The platform's own runner, and the images in Docker",
     "outputs": "What the platform would refuse",
     "downloads": "Published weights",
+    "selection": "Choosing an ensemble",
 }
 HEAD = """\
 # Faults that were tried
