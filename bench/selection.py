@@ -10,22 +10,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from bench.processes import machine
 from pantherseg.batch import run_batch
+from pantherseg.case import CaseOutput, run_case
+from pantherseg.files import write_text
 from pantherseg.logs import show_log
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import write_dataset
 from pantherseg.recipe import Member, Recipe, load_recipe
+from pantherseg.selection import Outcome, outcome_dict, outcome_table, recipe_remarks, select_members, write_recipe
+from pantherseg.selection.cases import read_case
+from pantherseg.selection.recipe_file import kept_steps
 from pantherseg.session import Session
+from pantherseg.volume import Box, uncrop
 
 # Not among the seeds of weights/demo/make.sh, the training files, test/make_samples.py and the other benchmarks.
 FIRST_SEED = {1: 31000, 2: 32000}
 RESULTS = Path(__file__).parent / "results" / "selection.json"
 FOLDS = 5
+# On so many cases the chosen recipe is run.
+AGREEMENT_CASES = 5
 
 
 def members_of(task: int, others: dict[str, Path]) -> dict[str, Member]:
@@ -67,6 +79,52 @@ def predict(task: int, cases: int, others: dict[str, Path], work: Path) -> dict[
     return folders
 
 
+def choose(task: int, folders: dict[str, Path], references: Path, others: dict[str, Path]) -> Outcome:
+    """Return what `pantherseg select` chooses of the members."""
+    models = {name: member.model for name, member in members_of(task, others).items()}
+    pairs = [(models[name], folder) for name, folder in folders.items()]
+    return select_members(pairs, references, load_recipe(task_recipe(task)), name=f"task{task}_selected")
+
+
+def agreement(task: int, outcome: Outcome, references: Path, work: Path) -> dict[str, Any]:
+    """Run the chosen recipe on some cases, and compare its masks with those that the selection scored."""
+    path, masks = work / f"recipe{task}.toml", work / f"masks{task}"
+    write_recipe(outcome.recipe, path, recipe_remarks(outcome))
+    session = Session(load_recipe(path), work / f"models{task}", device="cpu", many_cases=True)
+    voxels, differing, seconds = 0, [], []
+    for name in outcome.cases[:AGREEMENT_CASES]:
+        output = CaseOutput(masks / f"{name}.mha", masks / f"{name}.json")
+        result = run_case(work / f"data{task}" / "imagesTr" / f"{name}_0000.mha", session, output)
+        case = read_case(name, references / f"{name}.mha", [member.files[name] for member in outcome.members])
+        scored = case.mask(outcome.selection.candidate, kept_steps(load_recipe(task_recipe(task))))
+        real = result.segmentation.mask
+        start = real.grid.box_from(case.reference.grid, Box.whole(scored.shape))
+        voxels += int(real.array.sum())
+        differing.append(int((uncrop(scored, start, real.grid.shape) != (real.array == 1)).sum()))
+        seconds.append(result.segmentation.seconds["members"])
+    return {
+        "cases": len(differing),
+        "voxels": voxels,
+        "differing_voxels": sum(differing),
+        "most_in_a_case": max(differing),
+        "seconds": round(sum(seconds) / len(seconds), 2),
+    }
+
+
+def measure(task: int, cases: int, others: dict[str, Path], work: Path) -> tuple[dict[str, Any], str]:
+    """Return the figures of a task, and its tables as text."""
+    folders, references = predict(task, cases, others, work), work / f"data{task}" / "labelsTr"
+    began, before = time.monotonic(), time.process_time()
+    outcome = choose(task, folders, references, others)
+    took = {"wall": round(time.monotonic() - began), "cpu": round(time.process_time() - before)}
+    found = outcome_dict(outcome)
+    for member in found["members"].values():  # where they were says nothing to others
+        del member["folder"]
+    found |= {"first_seed": FIRST_SEED[task], "selection_seconds": took}
+    found["recipe_against_scored_masks"] = agreement(task, outcome, references, work)
+    return found, outcome_table(outcome)
+
+
 def main() -> None:
     """Measure the tasks, print the tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -77,10 +135,15 @@ def main() -> None:
     options = parser.parse_args()
     show_log()
     others = {name: Path(folder) for name, _, folder in (text.partition("=") for text in options.models)}
-    with contextlib.ExitStack() as stack:
-        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pantherseg-bench-")))
-        for task in options.tasks:
-            predict(task, options.cases, others, work.resolve())
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results["machine"] = machine()
+    for task in options.tasks:
+        with contextlib.ExitStack() as stack:
+            work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pantherseg-bench-")))
+            results[f"task{task}"], text = measure(task, options.cases, others, work.resolve())
+        print(f"Task {task}\n\n{text}\n")
+        print(f"recipe against the masks that were scored: {results[f'task{task}']['recipe_against_scored_masks']}\n")
+        write_text(RESULTS, json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

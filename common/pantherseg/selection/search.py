@@ -58,7 +58,7 @@ def totals(scores: Scores, weights: NDArray[np.float64] | None = None) -> Scores
     """
     squared = np.concatenate([scores[..., :4], scores[..., 4:] ** 2], axis=-1)
     if weights is None:
-        means = squared.mean(axis=-2)
+        means: Scores = squared.mean(axis=-2)
     else:
         means = np.tensordot(weights / weights.sum(axis=1, keepdims=True), squared, axes=(1, squared.ndim - 2))
     means[..., 4] = np.sqrt(means[..., 4])
