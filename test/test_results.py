@@ -26,7 +26,16 @@ REPORT = CaseReport(
     device="cpu",
     precision="float32",
     models=(
-        ModelUse(path="models/task2", folds=("0",), checkpoint="a.pth", orientation="LPS", sha256={"0": "a" * 64}),
+        ModelUse(
+            role="member",
+            path="models/task2",
+            folds=("0",),
+            checkpoint="a.pth",
+            orientation="LPS",
+            step=0.5,
+            mirroring=False,
+            sha256={"0": "a" * 64},
+        ),
     ),
     tumour_ml=1.5,
     confidence=Confidence(pairwise_dice=0.5, mean_entropy=0.25, fold_volumes_ml=(1.0, 2.0), expected_dice=0.75),
