@@ -17,7 +17,7 @@ COMMANDS = {
     "weights": "List, download and verify published weights.",
     "evaluate": "Score masks against reference masks.",
     "calibrate": "Calibrate models, so that reports say what Dice to expect.",
-    "select": "Choose an ensemble by the challenge's metrics, and write its recipe.",
+    "select": "Choose an ensemble by the challenge's metrics.",
     "check": "Check files that are exchanged with the platform.",
     "sbom": "List the installed packages as CycloneDX (JSON).",
     "phantom": "Make synthetic abdominal MR volumes.",

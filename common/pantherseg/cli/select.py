@@ -49,7 +49,7 @@ def select(
     folds: int,
     seed: int,
 ) -> None:
-    """Choose an ensemble by the challenge's metrics, and write its recipe.
+    """Choose an ensemble by the challenge's metrics.
 
     MEMBER is the name of a model's folder, as recipes have it, FOLDER its probabilities of the tumour (<case>.npz): a
     training's probabilities/<stage>, or what `pantherseg predict --save-probabilities` wrote. The same model may be
