@@ -12,12 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conftest import one_line_about
+from pantherseg import __version__
 from pantherseg.cli import main
 from pantherseg.errors import InputError, PantherSegError, RecipeError
 from pantherseg.io import write_volume
 from pantherseg.io.probabilities import write_probability
 from pantherseg.paths import task_recipe
 from pantherseg.recipe import Member, load_recipe
+from pantherseg.results import SCHEMA
 from pantherseg.selection import Outcome, select_members
 from pantherseg.selection.members import MemberFolder, common_cases, find_references, open_members
 from pantherseg.volume import Grid, Volume
@@ -69,8 +71,20 @@ def report(folder: Path, case: int, **changes: Any) -> None:
         "orientation": "LPS",
         "step": 0.25,
         "mirroring": True,
+        "sha256": {},
     }
     content = {
+        "schema": SCHEMA,
+        "input": f"{name_of(case)}.mha",
+        "mask": f"{name_of(case)}.mha",
+        "pantherseg": __version__,
+        "not_for_clinical_use": True,
+        "recipe": "task1",
+        "device": "cpu",
+        "precision": "float32",
+        "tumour_ml": 1.0,
+        "confidence": {"pairwise_dice": 0.5, "mean_entropy": 0.5, "fold_volumes_ml": [1, 2], "expected_dice": None},
+        "peak_memory_mb": 300,
         "probability": f"{name_of(case)}.npz",
         "models": [model | changes.pop("model", {})],
         "box": {"start_zyx": [0, 0, 0], "stop_zyx": list(SHAPE)},

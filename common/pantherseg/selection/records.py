@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pantherseg.datasets.raw import patient_of
 from pantherseg.errors import InputError, first_few
 from pantherseg.events import EventCode
 from pantherseg.io.probabilities import SUFFIX
 from pantherseg.model_sources.nnunet import RECORD
 from pantherseg.recipe import Member
+from pantherseg.results import CaseReport, ModelUse, read_report
 
-MEMBER, LOCALIZER = "member", "localizer"
 MEMBERS_STAGE = "members"
 # A case of which less was computed than the recipe says is not what the recipe would give with more time.
 SHORTENED = {
@@ -32,30 +30,6 @@ SHORTENED = {
     EventCode.OVERLAP_LEFT_OUT,
     EventCode.TILES_LEFT_OUT,
 }
-
-
-class _Model(msgspec.Struct, frozen=True):
-    role: str
-    path: str
-    folds: tuple[str, ...]
-    checkpoint: str
-    orientation: str
-    step: float
-    mirroring: bool
-
-
-class _Event(msgspec.Struct, frozen=True):
-    code: str
-
-
-class _Report(msgspec.Struct, frozen=True):
-    """What is read of a report. box: where the members looked."""
-
-    probability: str
-    models: list[_Model]
-    box: dict[str, tuple[int, int, int]]
-    seconds: dict[str, float]
-    events: list[_Event]
 
 
 @dataclass(frozen=True)
@@ -104,19 +78,17 @@ def _out_of_fold(model: str, folder: Path, files: Mapping[str, Path], record: di
     return Recorded(settings, localized=record["settings"].get("crop") is not None, remarks=tuple(remarks))
 
 
-def _predicted(model: str, folder: Path, reports: Mapping[str, _Report], unreported: Collection[str]) -> Recorded:
+def _predicted(model: str, folder: Path, reports: Mapping[str, CaseReport], unreported: Collection[str]) -> Recorded:
     """Return what the reports of `pantherseg predict` say."""
-    used: Counter[_Model] = Counter()
-    for case, report in reports.items():
-        members = [one for one in report.models if one.role == MEMBER]
-        if len(members) != 1:
-            found = f"{len(members)} members in the report of {case}"
-            raise InputError(folder, expected="predictions by a recipe with one member", found=found)
-        used[members[0]] += 1
-    (common, _), remarks = used.most_common(1)[0], []
-    if {(one.path, one.step, one.mirroring) for one in used} != {(common.path, common.step, common.mirroring)}:
-        names = first_few(f"{one.path} (step {one.step}, {'' if one.mirroring else 'not '}mirrored)" for one in used)
+    used = [_member(folder, case, report) for case, report in reports.items()]
+    kinds = dict.fromkeys((one.path, one.step, one.mirroring) for one in used)
+    if len(kinds) > 1:
+        names = first_few(
+            f"{path} (step {step}, {'' if mirrored else 'not '}mirrored)" for path, step, mirrored in kinds
+        )
         raise InputError(folder, expected="predictions by one model with the same settings", found=names)
+    usual, _ = Counter(one.folds for one in used).most_common(1)[0]
+    common, remarks = next(one for one in used if one.folds == usual), []
     if short := [case for case, report in reports.items() if SHORTENED & {event.code for event in report.events}]:
         remarks.append(f"in {len(short)} cases less was computed than the recipe says: {first_few(short)}")
     if unreported:
@@ -129,7 +101,7 @@ def _predicted(model: str, folder: Path, reports: Mapping[str, _Report], unrepor
         model=model,
         folds="all" if "all" in common.folds else [int(fold) for fold in common.folds],
         checkpoint=common.checkpoint,
-        orientation=common.orientation,  # type: ignore[arg-type]
+        orientation=common.orientation,
         step=common.step,
         mirroring=common.mirroring,
     )
@@ -137,9 +109,18 @@ def _predicted(model: str, folder: Path, reports: Mapping[str, _Report], unrepor
         settings,
         seconds={case: report.seconds[MEMBERS_STAGE] for case, report in reports.items()},
         boxes={case: report.box for case, report in reports.items()},
-        localized=any(one.role == LOCALIZER for report in reports.values() for one in report.models),
+        localized=any(one.role == "localizer" for report in reports.values() for one in report.models),
         remarks=tuple(remarks),
     )
+
+
+def _member(folder: Path, case: str, report: CaseReport) -> ModelUse:
+    """Return the only member that a report names. Raises InputError if there are several."""
+    members = [one for one in report.models if one.role == "member"]
+    if len(members) != 1:
+        found = f"{len(members)} members in the report of {case}"
+        raise InputError(folder, expected="predictions by a recipe with one member", found=found)
+    return members[0]
 
 
 def _refuse_seen(folder: Path, bundle: Path, folds: Collection[str], cases: Collection[str]) -> list[str]:
@@ -180,13 +161,13 @@ def _read_record(bundle: Path) -> dict[str, Any] | None:
     return record
 
 
-def _read_report(path: Path) -> _Report | None:
+def _read_report(path: Path) -> CaseReport | None:
     """Return the report beside a file of probabilities, None without one, or where it is about another prediction."""
     report = path.with_name(path.name.removesuffix(SUFFIX) + ".json")
     if not report.is_file():
         return None
     try:
-        found = msgspec.json.decode(report.read_bytes(), type=_Report)
-    except (OSError, msgspec.DecodeError):
+        found = read_report(report)
+    except InputError:
         return None
     return found if found.probability == path.name else None
