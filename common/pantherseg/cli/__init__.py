@@ -16,7 +16,7 @@ COMMANDS = {
     "pack": "Pack an nnU-Net model folder into a bundle.",
     "weights": "List, download and verify published weights.",
     "evaluate": "Score masks against reference masks.",
-    "select": "Choose an ensemble by the challenge's metrics.",
+    "select": "Choose an ensemble by the challenge's metrics, and write its recipe.",
     "check": "Check files that are exchanged with the platform.",
     "sbom": "List the installed packages as CycloneDX (JSON).",
     "phantom": "Make synthetic abdominal MR volumes.",
