@@ -223,6 +223,19 @@ def test_refuses_a_member_that_was_trained_on_a_case(folders: Folders, reference
     assert "probabilities/<stage>" in text
 
 
+@pytest.mark.fault(
+    "selection",
+    "predictions of a training's own cases, by all folds, lie where its out-of-fold probabilities would",
+    "an error: the reports beside them say which folds made them",
+)
+def test_predictions_in_a_training_s_folder_are_not_taken_for_its_own(tmp_path: Path, references: Path) -> None:
+    folders = write_members(tmp_path / "probabilities", PAIR, CASES)
+    training(tmp_path / "bundles" / "a", [[0, 1, 2], [3, 4, 5]])
+    for case in range(CASES):
+        report(folders[0][1], case, model={"path": str(tmp_path / "bundles" / "a"), "folds": ["0", "1"]})
+    assert "6 that folds 0 1 of" in refusal(folders, references, folders[0][1])
+
+
 def test_another_scan_of_a_patient_in_the_training_was_seen(tmp_path: Path) -> None:
     from pantherseg.selection.records import recorded
 

@@ -21,6 +21,8 @@ from pantherseg.model_sources.nnunet import RECORD
 from pantherseg.recipe import Member
 from pantherseg.results import CaseReport, ModelUse, read_report
 
+# Names in the output folder of a training: see `training.workspace`.
+PROBABILITIES, BUNDLES = "probabilities", "bundles"
 MEMBERS_STAGE = "members"
 # A case of which less was computed than the recipe says is not what the recipe would give with more time.
 SHORTENED = {
@@ -54,13 +56,16 @@ def recorded(model: str, folder: Path, files: Mapping[str, Path]) -> Recorded:
     Raises InputError if the model was trained on any of the cases, if several models made the predictions, and if a
     record cannot be read.
     """
-    record = _read_record(folder.absolute().parent.parent / "bundles" / folder.absolute().name)
-    if record is not None:
-        return _out_of_fold(model, folder, files, record)
+    # Reports first: predictions may lie in the output folder of a training, too.
     reports = {case: report for case, path in files.items() if (report := _read_report(path)) is not None}
-    if not reports:
-        return Recorded(remarks=("nothing is recorded about the model: it may have been trained on these cases",))
-    return _predicted(model, folder, reports, [case for case in files if case not in reports])
+    if reports:
+        return _predicted(model, folder, reports, [case for case in files if case not in reports])
+    probabilities, stage = folder.absolute().parent, folder.absolute().name
+    if probabilities.name == PROBABILITIES:
+        record = _read_record(probabilities.parent / BUNDLES / stage)
+        if record is not None:
+            return _out_of_fold(model, folder, files, record)
+    return Recorded(remarks=("nothing is recorded about the model: it may have been trained on these cases",))
 
 
 def _out_of_fold(model: str, folder: Path, files: Mapping[str, Path], record: dict[str, Any]) -> Recorded:
