@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Playwright
 
 # WebGL in software, which Chromium no longer uses unless it is asked to.
 SOFTWARE_WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
@@ -22,16 +22,13 @@ def chromium_path() -> str | None:
 
 
 @contextmanager
-def chromium(flags: Sequence[str] = SOFTWARE_WEBGL) -> Iterator[Browser]:
+def chromium(playwright: Playwright, flags: Sequence[str] = SOFTWARE_WEBGL) -> Iterator[Browser]:
     """Start Chromium with flags, and end it. Raises RuntimeError if there is none."""
-    from playwright.sync_api import sync_playwright
-
     path = chromium_path()
     if path is None:
         raise RuntimeError("Chromium is not installed: apt-get install chromium, or set PANTHERSEG_CHROMIUM")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(flags))
-        try:
-            yield browser
-        finally:
-            browser.close()
+    browser = playwright.chromium.launch(executable_path=path, args=list(flags))
+    try:
+        yield browser
+    finally:
+        browser.close()

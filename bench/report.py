@@ -96,9 +96,11 @@ def link_cases(phantoms: Path, names: list[str], cases: int, folder: Path) -> No
 
 def measure_opening(page_file: Path) -> dict[str, float]:
     """Return the seconds until the page is loaded, its first case drawn, and the viewer open: medians."""
+    from playwright.sync_api import sync_playwright
+
     loaded, drawn, viewer = [], [], []
     for _ in range(OPENINGS):
-        with chromium() as browser:
+        with sync_playwright() as playwright, chromium(playwright) as browser:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.goto(page_file.as_uri(), timeout=120_000)
             drawn.append(page.evaluate(DRAWN) / 1000)

@@ -65,7 +65,8 @@ document.querySelectorAll(".sortable th button").forEach((button) => {
 const dialog = document.getElementById("viewer");
 const [slider, position] = [dialog.querySelector(".position input"), dialog.querySelector("output")];
 const [views, masks] = [dialog.querySelector(".views"), dialog.querySelector(".masks")];
-let shown = null;
+const canvasPlace = dialog.querySelector(".screen");
+let [shown, openings] = [null, 0];
 
 function viewButton(name, number) {
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
@@ -92,20 +93,18 @@ async function openViewer(data) {
   const name = data.dataset.name;
   document.getElementById("viewer-title").textContent = name;
   state.textContent = "Opening the volume …";
-  const canvas = document.createElement("canvas");
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `Volume around the tumour of ${name}`);
-  dialog.querySelector(".screen").replaceChildren(canvas);
+  canvasPlace.setAttribute("aria-label", `Volume around the tumour of ${name}`);
   dialog.showModal();
+  const opening = ++openings;
   try {
     const volumes = { image: text("image"), predicted: text("predicted"), reference: text("reference") };
-    const opened = await viewer.open(canvas, volumes, (place, count, words) => {
+    const opened = await viewer.open(canvasPlace, volumes, (place, count, words) => {
       slider.max = count;
       slider.value = place;
       slider.setAttribute("aria-valuetext", words);
       position.textContent = words;
     });
-    if (!canvas.isConnected) return opened.close(); // closed, or another case opened, while this one was loading
+    if (opening !== openings) return opened.close(); // the dialog was closed while the case was loading
     shown = opened;
     views.replaceChildren(...shown.views.map(viewButton));
     masks.replaceChildren(...["predicted", "reference"].filter((mask) => volumes[mask]).map(maskBox));
@@ -119,7 +118,8 @@ async function openViewer(data) {
 dialog.addEventListener("close", () => {
   shown?.close();
   shown = null;
-  [views, masks, dialog.querySelector(".screen")].forEach((part) => part.replaceChildren());
+  openings += 1;
+  [views, masks].forEach((part) => part.replaceChildren());
   position.textContent = "";
 });
 dialog.querySelector(".close").addEventListener("click", () => dialog.close());

@@ -2,13 +2,14 @@
 // The only part of the page that knows NiiVue (0.69). For another viewer, or NiiVue 1.x, write this object again.
 //
 //   viewer.supported()                          whether this browser can show it (WebGL 2)
-//   shown = await viewer.open(canvas, volumes, moved)
+//   shown = await viewer.open(screen, volumes, moved)
+//     screen: an element that gets a canvas, which is kept for the next case
 //     volumes: {image, predicted, reference}, .nii.gz in base64; reference may be missing
 //     moved: is called with (position, count, text) whenever something else is shown
 //   shown.views                                 names of the views, to be shown by their number: shown.show(number)
 //   shown.step(by), shown.goTo(position)        another slice; in 3-D, another angle
 //   shown.toggle(mask, visible)                 mask: "predicted" or "reference"
-//   shown.close()                               gives the memory back
+//   shown.close()                               gives the memory of the volumes back
 const viewer = (() => {
   // In the order in which they are drawn: the prediction last, so that nothing hides it.
   const COLOURS = { reference: [64, 180, 255], predicted: [255, 176, 0] };
@@ -46,8 +47,14 @@ const viewer = (() => {
     return context !== null;
   }
 
-  async function open(canvas, volumes, moved) {
+  // One canvas for all cases: its shaders take seconds to compile, and browsers allow few canvases with WebGL.
+  let niivueOfPage = null;
+  async function prepare(screen) {
     await load();
+    if (niivueOfPage) return niivueOfPage;
+    const canvas = document.createElement("canvas");
+    canvas.addEventListener("webglcontextlost", () => (niivueOfPage = null));
+    screen.replaceChildren(canvas);
     const nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [1, 1, 1, 0.5],
@@ -68,6 +75,21 @@ const viewer = (() => {
       cycleClipPlaneHotKey: "",
     });
     await nv.attachToCanvas(canvas);
+    niivueOfPage = nv;
+    return nv;
+  }
+
+  // One after the other, because a case may be opened while the one before is still loading.
+  let last = Promise.resolve();
+  function open(...request) {
+    const next = last.then(() => openNow(...request));
+    last = next.catch(() => {});
+    return next;
+  }
+
+  async function openNow(screen, volumes, moved) {
+    const nv = await prepare(screen);
+    [...nv.volumes].forEach((volume) => nv.removeVolume(volume));
     const image = { base64: volumes.image, name: "image.nii.gz", colormap: "gray", cal_min: 0, cal_max: 255 };
     nv.addVolume(await niivue.NVImage.loadFromBase64(image));
     const numbers = {};
@@ -125,9 +147,9 @@ const viewer = (() => {
       else hidden.add(mask);
       show(VIEWS.indexOf(view));
     }
+    const own = [...nv.volumes];
     function close() {
-      nv.cleanup();
-      nv.gl.getExtension("WEBGL_lose_context")?.loseContext();
+      own.filter((volume) => nv.volumes.includes(volume)).forEach((volume) => nv.removeVolume(volume));
     }
     nv.onLocationChange = report;
     nv.onAzimuthElevationChange = report;
