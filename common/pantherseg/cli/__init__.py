@@ -23,7 +23,7 @@ COMMANDS = {
     "phantom": "Make synthetic abdominal MR volumes.",
     "data": "Import, check, split and crop data sets for training.",
     "train": "Train the stages of a training file, from data sets to bundles.",
-    "report": "Draw a volume and its mask as a picture.",
+    "report": "Show volumes and their masks as a page or a picture.",
 }
 
 
