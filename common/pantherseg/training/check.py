@@ -15,10 +15,8 @@ from pantherseg.datasets.layouts import FoundCase, find_cases
 from pantherseg.datasets.raw import RawCase, is_raw_dataset
 from pantherseg.datasets.splits import check_splits, make_splits, read_splits
 from pantherseg.errors import DeviceError, InputError, OutputError, RecipeError
-from pantherseg.evaluation.metrics import surface_distance_library
 from pantherseg.files import prepare_folder
 from pantherseg.inference.backends import choose_backend
-from pantherseg.labels import LABEL_MAPS, TUMOUR_NAME
 from pantherseg.training.assumed import StageCosts
 from pantherseg.training.graph import TrainingFile
 from pantherseg.training.leaks import SplitCases, check_number, check_starts, read_split_dataset
@@ -94,8 +92,6 @@ def check_inputs(training: Training) -> None:
             if (step.subject, checkpoint) not in fitting:
                 check_start(costs.network(step.subject), checkpoint, channels=1)
                 fitting.add((step.subject, checkpoint))
-        elif step.kind == "validate" and TUMOUR_NAME in LABEL_MAPS[stage.labels]:
-            surface_distance_library()
     _check_disk(training, known, costs)
 
 
