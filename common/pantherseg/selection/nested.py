@@ -11,30 +11,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pantherseg.errors import InputError
+from pantherseg.evaluation.bootstrap import Interval, mean_samples, percentile_interval
 from pantherseg.evaluation.metrics import METRICS
 from pantherseg.selection.candidates import Candidate
 from pantherseg.selection.cases import Scorer, Scores
-from pantherseg.selection.search import PROCEDURES, Procedure, Selection, mean_ranks, totals
+from pantherseg.selection.search import (
+    PROCEDURES,
+    Procedure,
+    Selection,
+    mean_ranks,
+    totals,
+    with_root,
+    with_square,
+)
 
-# How often the patients are drawn for the intervals, and the share of the draws that is in them.
-DRAWS, CONFIDENCE = 2000, 0.95
 MEAN_RANK = "mean_rank"
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A figure, and the interval of it that a percentile bootstrap over patients gives."""
+class Difference:
+    """A difference, and the 95 % interval of it that a bootstrap over cases gives."""
 
     value: float
-    low: float
-    high: float
+    interval: Interval
 
     def as_dict(self) -> dict[str, float]:
-        """Return the interval for a JSON file."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+        """Return the difference for a JSON file."""
+        return {"value": self.value, "low": self.interval[0], "high": self.interval[1]}
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,13 @@ class Nested:
 
     scores: by procedure, (case, metric), each by what was chosen without the case; folds: the numbers of the cases of
     each outer fold; chosen: by procedure what was chosen for each; by_size: as scores, for the ensembles of growing
-    size of the first procedure, before post-processing; patients: of the cases; seed: of the bootstrap.
+    size of the first procedure, before post-processing.
     """
 
     scores: Mapping[str, Scores]
     folds: tuple[tuple[int, ...], ...]
     chosen: Mapping[str, tuple[Candidate, ...]]
     by_size: tuple[Scores, ...]
-    patients: tuple[str, ...]
-    seed: int
 
     @property
     def totals(self) -> dict[str, Scores]:
@@ -69,38 +72,24 @@ class Nested:
         """The five metrics of the first procedure's ensembles by size, over all cases."""
         return tuple(totals(scores) for scores in self.by_size)
 
-    def differences(self) -> dict[str, dict[str, Interval]]:
+    def differences(self) -> dict[str, dict[str, Difference]]:
         """Return the first procedure minus each other one, in each metric and in the mean rank among all procedures."""
-        others = list(self.scores)[1:]
-        scores = np.stack(list(self.scores.values()))
-        drawn, real = self._figures(scores, self._draws()), self._figures(scores, np.ones((1, len(self.patients))))[0]
-        edges = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-        found: dict[str, dict[str, Interval]] = {}
-        for number, other in enumerate(others, start=1):
-            low, high = np.quantile(drawn[:, 0] - drawn[:, number], edges, axis=0)
-            value = real[0] - real[number]
-            names = (*METRICS, MEAN_RANK)
+        scores = with_square(np.stack(list(self.scores.values()), axis=1))  # (case, procedure, metric)
+        drawn = mean_samples(scores.reshape(len(scores), -1)).reshape(-1, *scores.shape[1:])
+        figures, real = _with_ranks(with_root(drawn)), _with_ranks(with_root(scores.mean(axis=0)))
+        found: dict[str, dict[str, Difference]] = {}
+        for number, other in enumerate(list(self.scores)[1:], start=1):
+            samples, values = figures[:, 0] - figures[:, number], real[0] - real[number]
             found[other] = {
-                name: Interval(*map(float, figures)) for name, *figures in zip(names, value, low, high, strict=True)
+                name: Difference(float(value), percentile_interval(column))
+                for name, value, column in zip((*METRICS, MEAN_RANK), values, samples.T, strict=True)
             }
         return found
 
-    @staticmethod
-    def _figures(scores: Scores, weights: NDArray[np.float64]) -> Scores:
-        """Return the metrics and the mean rank of the procedures, (draw, procedure, 6).
 
-        scores: (procedure, case, metric); weights: (draw, case).
-        """
-        metrics = totals(scores, weights)
-        return np.concatenate([metrics, mean_ranks(metrics)[..., None]], axis=-1)
-
-    def _draws(self) -> NDArray[np.float64]:
-        """Return how often each case is in each draw of the patients with replacement, (draw, case)."""
-        _, patient = np.unique(self.patients, return_inverse=True)
-        number = int(patient.max()) + 1
-        counts = np.random.default_rng(self.seed).multinomial(number, np.full(number, 1 / number), DRAWS)
-        drawn: NDArray[np.float64] = counts[:, patient].astype(float)
-        return drawn
+def _with_ranks(metrics: Scores) -> Scores:
+    """Return metrics and mean ranks of procedures, (..., procedure, 6)."""
+    return np.concatenate([metrics, mean_ranks(metrics)[..., None]], axis=-1)
 
 
 def outer_folds(patients: Sequence[str], folds: int, seed: int) -> tuple[tuple[int, ...], ...]:
@@ -136,7 +125,7 @@ def nested(scorer: Scorer, *, folds: int, seed: int, procedures: Mapping[str, Pr
                 paths.append(selection.path)
     by_size = _by_size(scorer, parts, paths)
     done = {name: tuple(candidates) for name, candidates in chosen.items()}
-    return Nested(scores, parts, done, by_size, patients, seed)
+    return Nested(scores, parts, done, by_size)
 
 
 def _by_size(

@@ -50,19 +50,22 @@ class Selection:
 Procedure = Callable[[Scorer], Selection]
 
 
-def totals(scores: Scores, weights: NDArray[np.float64] | None = None) -> Scores:
+def totals(scores: Scores) -> Scores:
     """Return the five metrics over cases, (..., metric): means, and the root mean squared error of the volume (mm3).
 
-    scores: as `Scorer.scores` returns them, (..., case, metric); weights: of the cases in any number of draws, (draw,
-    case), which then is the result's first axis; by default one draw without that axis, in which all weigh the same.
+    scores: as `Scorer.scores` returns them, (..., case, metric).
     """
-    squared = np.concatenate([scores[..., :4], scores[..., 4:] ** 2], axis=-1)
-    if weights is None:
-        means: Scores = squared.mean(axis=-2)
-    else:
-        means = np.tensordot(weights / weights.sum(axis=1, keepdims=True), squared, axes=(1, squared.ndim - 2))
-    means[..., 4] = np.sqrt(means[..., 4])
-    return means
+    return with_root(with_square(scores).mean(axis=-2))
+
+
+def with_square(scores: Scores) -> Scores:
+    """Return scores with the square of the volume's error, whose mean the last metric is the root of."""
+    return np.concatenate([scores[..., :4], scores[..., 4:] ** 2], axis=-1)
+
+
+def with_root(means: Scores) -> Scores:
+    """Return the five metrics for means of what `with_square` returns."""
+    return np.concatenate([means[..., :4], np.sqrt(means[..., 4:])], axis=-1)
 
 
 def mean_ranks(metrics: Scores, used: Sequence[int] = EVERY_METRIC) -> NDArray[np.float64]:

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 
 from pantherseg import __version__
+from pantherseg.evaluation import bootstrap
 from pantherseg.evaluation.metrics import METRICS
 from pantherseg.evaluation.tables import FORMATS, HEADINGS, aligned
 from pantherseg.selection.candidates import Candidate
-from pantherseg.selection.nested import MEAN_RANK, Interval, Nested
+from pantherseg.selection.nested import MEAN_RANK, Difference, Nested
 from pantherseg.selection.run import Outcome
 from pantherseg.selection.search import mean_ranks
 
 NOTES = (
     "Official convention, as the challenge ranks. Mean rank: of the positions on the five metrics among the rows.",
     "On unseen cases: by what was chosen without them, in nested cross-validation. Intervals: 95 %, by a bootstrap",
-    "over patients.",
+    "over cases.",
     "Not for clinical use.",
 )
 
@@ -87,6 +88,7 @@ def outcome_dict(outcome: Outcome) -> dict[str, Any]:
         ],
         "chosen": described(outcome.selection.candidate, outcome.labels),
         "chosen_seconds": _cost(outcome.selection.candidate, outcome.seconds),
+        "intervals": bootstrap.settings(),
         "unseen": _nested_dict(outcome.nested, outcome.labels),
     }
 
@@ -132,8 +134,8 @@ def _table(head: str, names: Sequence[str], metrics: Any, seconds: Sequence[floa
 
 def _differences_table(result: Nested) -> str:
     rows = [["against", *HEADINGS.values(), "mean rank"]]
-    for other, intervals in result.differences().items():
-        cells = [_interval(interval, FORMATS.get(metric, ".1f")) for metric, interval in intervals.items()]
+    for other, differences in result.differences().items():
+        cells = [_difference(one, FORMATS.get(metric, ".1f")) for metric, one in differences.items()]
         rows.append([other, *cells])
     return aligned(rows)
 
@@ -151,8 +153,8 @@ def _nested_dict(result: Nested, labels: Sequence[str]) -> dict[str, Any]:
             for name, metrics in result.totals.items()
         },
         "select_minus": {
-            other: {metric: interval.as_dict() for metric, interval in intervals.items()}
-            for other, intervals in result.differences().items()
+            other: {metric: one.as_dict() for metric, one in differences.items()}
+            for other, differences in result.differences().items()
         },
     }
 
@@ -171,5 +173,6 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _interval(interval: Interval, form: str) -> str:
-    return f"{interval.value:+{form}} [{interval.low:+{form}}, {interval.high:+{form}}]"
+def _difference(one: Difference, form: str) -> str:
+    low, high = one.interval
+    return f"{one.value:+{form}} [{low:+{form}}, {high:+{form}}]"
