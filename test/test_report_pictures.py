@@ -170,7 +170,7 @@ def test_the_viewers_volumes_become_coarser_and_are_then_left_out() -> None:
 
 
 def test_a_coarser_crop_keeps_the_tumours_place(tmp_path: Path) -> None:
-    crops = viewer_volumes(scene(TUMOUR), max_bytes=60_000)
+    crops = viewer_volumes(scene(TUMOUR), max_bytes=40_000)
     assert crops is not None
     assert crops.coarser
     mask = read_labels(saved(crops.predicted, tmp_path, "predicted.nii.gz")).turned_to("LPS")

@@ -15,7 +15,7 @@ from pantherseg.report.tiles import BASE64, around_tumour
 from pantherseg.volume import Grid, Volume, as_shape, as_triple
 
 # Around the tumours.
-MARGIN_MM = 40.0
+MARGIN_MM = 30.0
 # A crop is not made coarser than this to save room. It is left out instead.
 MAX_SPACING_MM = 6.0
 

@@ -44,9 +44,10 @@ NIIVUE = "niivue/niivue.umd.js.gz"
 
 @dataclass(frozen=True)
 class Part:
-    """A case's part of the page in a temporary file: bytes from `start` up to `stop`."""
+    """A case's parts of the page in a temporary file: text and pictures from `start`, volumes from `volumes`."""
 
     start: int
+    volumes: int
     stop: int
 
 
@@ -71,7 +72,7 @@ def write_report(images: Path, masks: Path, references: Path | None, output: Pat
             cases.append(case)
         cases.sort(key=lambda case: case.urgency)
         with beside.open("w", encoding="utf-8") as file:
-            file.writelines(_page(page, cases, _read_parts(parts_file, [parts[case.number] for case in cases])))
+            file.writelines(_page(page, cases, parts_file, [parts[case.number] for case in cases]))
     failed = [case.name for case in cases if case.problems]
     if failed:
         logger.error(
@@ -108,24 +109,28 @@ def _write_part(page: Environment, file: IO[bytes], case: Case, scene: Scene | N
         tiles = tiles_of(scene, max_bytes=PICTURES_SHARE * room)
         left = room - sum(tile.bytes_on_page for tile in (*tiles.slices, *tiles.cuts))
         volumes = viewer_volumes(scene, max_bytes=left)
-    text = page.get_template("case.html.jinja").render(case=case, tiles=tiles, volumes=volumes, headings=HEADINGS)
+    known = {"case": case, "tiles": tiles, "volumes": volumes, "headings": HEADINGS}
     start = file.tell()
-    file.write(text.encode())
-    return Part(start, file.tell())
+    file.write(page.get_template("case.html.jinja").render(known).encode())
+    middle = file.tell()
+    if volumes is not None:
+        file.write(page.get_template("volumes.html.jinja").render(known).encode())
+    return Part(start, middle, file.tell())
 
 
-def _read_parts(file: IO[bytes], parts: Sequence[Part]) -> Iterator[str]:
-    for part in parts:
-        file.seek(part.start)
-        yield file.read(part.stop - part.start).decode()
+def _read(file: IO[bytes], start: int, stop: int) -> str:
+    file.seek(start)
+    return file.read(stop - start).decode()
 
 
-def _page(page: Environment, cases: Sequence[Case], parts: Iterator[str]) -> Iterator[str]:
+def _page(page: Environment, cases: Sequence[Case], file: IO[bytes], parts: Sequence[Part]) -> Iterator[str]:
+    """Yield the text of the page piece by piece. parts: of the cases, in their order, in the file."""
     scripts = "\n".join(_text(name) for name in ("viewer.js", "page.js"))
     niivue = (resources.files(__package__) / PAGE / NIIVUE).read_bytes()
     return page.get_template("report.html.jinja").generate(
         cases=cases,
-        parts=parts,
+        parts=(_read(file, part.start, part.volumes) for part in parts),
+        volumes=(_read(file, part.volumes, part.stop) for part in parts),
         summary=Summary.of(cases),
         columns=known_columns(cases),
         headings=HEADINGS,

@@ -87,16 +87,19 @@ function maskBox(mask) {
   return label;
 }
 
-async function openViewer(data) {
-  const text = (name) => data.querySelector(`script.${name}`)?.textContent;
+// The volumes stand behind this script.
+const complete = new Promise((done) => document.addEventListener("DOMContentLoaded", done));
+
+async function openViewer({ name, volumes: place }) {
+  const text = (kind) => document.querySelector(`#${place} .${kind}`)?.textContent;
   const state = dialog.querySelector(".state");
-  const name = data.dataset.name;
   document.getElementById("viewer-title").textContent = name;
   state.textContent = "Opening the volume …";
   canvasPlace.setAttribute("aria-label", `Volume around the tumour of ${name}`);
   dialog.showModal();
   const opening = ++openings;
   try {
+    await complete;
     const volumes = { image: text("image"), predicted: text("predicted"), reference: text("reference") };
     const opened = await viewer.open(canvasPlace, volumes, (place, count, words) => {
       slider.max = count;
@@ -139,7 +142,7 @@ dialog.addEventListener(
   true,
 );
 document.querySelectorAll(".open-viewer").forEach((button) => {
-  button.addEventListener("click", () => openViewer(button.parentElement));
+  button.addEventListener("click", () => openViewer(button.dataset));
 });
 
 // After the first paint, because making a WebGL context takes a while.
