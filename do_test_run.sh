@@ -29,7 +29,7 @@ usage: ./do_test_run.sh [--native] [--model DIR] [--tag NAME] [--runtime cuda|cp
   task            task1, task2 or all (default)
 
 The masks are written to test/output/<task>/images/pancreatic-tumor-segmentation/; results.json, scores and a picture
-to test/output/<task>/. PYTHON is the interpreter that creates .venv (default python3; 3.11 or later).
+to test/output/<task>/, and a page with all cases to test/output/report.html. PYTHON is the interpreter that creates .venv (default python3; 3.11 or later).
 EOF
 }
 
@@ -90,7 +90,7 @@ score() {
   image=$(echo "test/input/$task"/images/*/"$(basename "$mask")")
   reference=test/reference/$task/$(basename "$mask")
   tool "$task" check output "$output" --task "${task#task}" --job "test/input/$task"
-  tool "$task" report "$image" "$mask" "$output/picture.png" --reference "$reference"
+  tool "$task" report "$image" "$mask" "$output/picture.png" --references "$reference"
   tool "$task" evaluate "$mask" "$reference" --json "$output/scores.json" >"$output/scores.txt"
   local dice memory
   dice=$(figure dice "$output/scores.json")
@@ -125,4 +125,9 @@ for task in "${tasks[@]}"; do
     run_container "$task" "test/output/$task"
   fi
 done
+# One page of all cases of this run.
+only=
+((${#tasks[@]} > 1)) || only=/${tasks[0]}
+tool "${tasks[0]}" report "test/input$only" "test/output$only" test/output/report.html --references "test/reference$only"
 printf '%s\n' "${summary[@]}"
+echo "report: test/output/report.html, to be opened in a browser"

@@ -17,7 +17,9 @@ import os
 import statistics
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +79,35 @@ class Phantoms:
         return self._made[key]
 
 
-def take_steps(
-    stage: Stage, plans: dict[str, Any], folders: TrainingFolders, device: str, steps: int
-) -> tuple[list[float], list[float], float]:
-    """Return the losses and the seconds of the first steps of a stage, and the peak of its memory in bytes."""
+@dataclass(frozen=True)
+class Steps:
+    """The first steps of a stage.
+
+    losses, seconds: of each step; peak: of its memory, in bytes; output: shape of the network's output at full
+    resolution, (batch, classes, z, y, x); changed: the share of the tensors of weights that the steps changed.
+    """
+
+    losses: list[float]
+    seconds: list[float]
+    peak: float
+    output: tuple[int, ...]
+    changed: float
+
+
+def take_steps(stage: Stage, plans: dict[str, Any], folders: TrainingFolders, device: str, steps: int) -> Steps:
+    """Take the first steps of a stage."""
     settings = TrainingSettings(schedule=stage.schedule, seed=stage.seed)
     plans = plans | {"dataset_name": folders.name, SETTINGS_KEY: msgspec.to_builtins(settings)}
     losses, seconds = [], []
+    shapes: list[tuple[int, ...]] = []
     workers = environment(**{WORKERS: workers_for_augmentation()})
     with folders.environment(), workers, contextlib.redirect_stdout(io.StringIO()):
         trainer = make_trainer(folders, plans, fold=0, device=device)
         trainer.on_train_start()
         trainer.on_train_epoch_start()
+        # The loss gets the outputs of all resolutions, the full one first; a network that is compiled has no hooks.
+        trainer.loss.register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[0][0].shape)))
+        before = _checksums(trainer.network)
         forget_peak()
         for _ in range(steps):
             batch = next(trainer.dataloader_train)
@@ -96,10 +115,16 @@ def take_steps(
             losses.append(float(trainer.train_step(batch)["loss"]))  # on the host, so the device is done
             seconds.append(time.monotonic() - began)
         peak = torch.cuda.max_memory_reserved() if device == "cuda" else peak_mb() * 2.0**20
+        changed = [was != now for was, now in zip(before, _checksums(trainer.network), strict=True)]
         for loader in (trainer.dataloader_train, trainer.dataloader_val):
             if hasattr(loader, "_finish"):
                 loader._finish()
-    return losses, seconds, float(peak)
+    return Steps(losses, seconds, float(peak), shapes[-1], sum(changed) / len(changed))
+
+
+def _checksums(network: torch.nn.Module) -> list[int]:
+    """Return a checksum of each tensor of weights: copies would count among the memory that is measured."""
+    return [zlib.crc32(weights.detach().cpu().numpy().tobytes()) for weights in network.parameters()]
 
 
 def smallest_patch(plans: dict[str, Any]) -> dict[str, Any]:
@@ -125,17 +150,19 @@ def measure(device: str, steps: int, *, smallest: bool, only: str, root: Path) -
             if device == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            losses, seconds, peak = take_steps(stage, plans, folders, device, steps)
+            taken = take_steps(stage, plans, folders, device, steps)
             cost = _cost(costs, name, plans)
             yield {
                 "stage": f"{system} {name}",
                 "patch": configuration["patch_size"],
                 "batch": configuration["batch_size"],
-                "losses": losses,
-                "memory_gb": round(peak / GB, 2),
+                "output": taken.output,
+                "losses": taken.losses,
+                "changed_weights": round(taken.changed, 3),
+                "memory_gb": round(taken.peak / GB, 2),
                 "expected_memory_gb": round(cost.memory(stage.schedule, device) / GB, 2),
                 # The first step also chooses the algorithms of the convolutions.
-                "seconds_a_step": round(statistics.median(seconds[1:] or seconds), 3),
+                "seconds_a_step": round(statistics.median(taken.seconds[1:] or taken.seconds), 3),
                 "expected_seconds_a_step": round(cost.operations / speed, 3),
             }
 

@@ -30,6 +30,7 @@ SUBJECTS = {
     "outputs": "What the platform would refuse",
     "downloads": "Published weights",
     "evaluation": "Predictions, references and reports",
+    "selection": "Choosing an ensemble",
 }
 HEAD = """\
 # Faults that were tried

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import nibabel
 import numpy as np
 import pytest
@@ -12,8 +14,11 @@ from conftest import valid_report
 from pantherseg.case import CaseOutput, run_case
 from pantherseg.errors import InputError, ModelError, OutputError
 from pantherseg.events import EventCode
+from pantherseg.fusion import MeanProbability
 from pantherseg.io import read_labels, write_volume
+from pantherseg.io.probabilities import read_probability
 from pantherseg.paths import DEMO_WEIGHTS
+from pantherseg.postprocess import Components, Threshold
 from pantherseg.recipe import Recipe
 from pantherseg.session import Session
 from pantherseg.volume import Grid, Volume
@@ -52,9 +57,10 @@ def test_writes_the_mask_and_the_report(source: Path, session: Session, output: 
     report = valid_report(output.report)
     assert report["input"] == "scan.mha"
     assert output.report.parent / report["mask"] == output.mask, "the path is relative to the report"
-    assert report["models"][0]["folds"] == ["0"]
+    assert [report["models"][0][key] for key in ("role", "folds", "step", "mirroring")] == ["member", ["0"], 0.5, False]
     codes = [EventCode(event["code"]) for event in report["events"]]
     assert codes == [event.code for event in result.segmentation.events]
+    assert "probability" not in report
     assert len(files_in(output.report.parent)) == 2
 
 
@@ -128,6 +134,33 @@ def test_refuses_a_folder_in_place_of_the_report(source: Path, session: Session,
         run_case(source, session, output)
     assert caught.value.where == output.report
     assert files_in(output.report.parent) == []
+
+
+def test_writes_the_probability_before_post_processing(source: Path, one_fold: Recipe, output: CaseOutput) -> None:
+    saved = replace(output, probability=output.report.with_name("scan.npz"))
+    recipe = msgspec.structs.replace(one_fold, fusion=MeanProbability(), postprocess=())
+    first = run_case(source, Session(recipe, DEMO_WEIGHTS, device="cpu"), saved).segmentation
+    assert first.probability is not None
+    assert valid_report(output.report)["probability"] == "scan.npz"
+    stored = read_probability(output.report.with_name("scan.npz"))
+    assert GRID.difference(stored.grid) == ""
+    np.testing.assert_allclose(stored.array, first.probability.array, rtol=0, atol=1 / 510 + 1e-6)
+    level = float(first.probability.array.max()) / 2
+    recipe = msgspec.structs.replace(recipe, postprocess=(Threshold(probability=level), Components(max_count=1)))
+    second = run_case(source, Session(recipe, DEMO_WEIGHTS, device="cpu"), saved).segmentation
+    assert second.tumour_ml > first.tumour_ml == 0
+    assert second.probability is not None
+    np.testing.assert_array_equal(second.probability.array, first.probability.array)
+    assert (second.probability.array[read_labels(output.mask).array == 1] >= level).all()
+
+
+def test_leaves_no_probability_where_the_report_cannot_be_written(
+    source: Path, session: Session, output: CaseOutput
+) -> None:
+    report = output.report.with_name("r" * 250 + ".json")
+    with pytest.raises(OutputError):
+        run_case(source, session, CaseOutput(output.mask, report, report.with_name("scan.npz")))
+    assert files_in(report.parent) == []
 
 
 def test_replaces_an_earlier_result(source: Path, session: Session, output: CaseOutput) -> None:

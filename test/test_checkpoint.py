@@ -146,6 +146,29 @@ def test_the_time_of_a_training_is_that_of_its_epochs(tmp_path: Path) -> None:
     assert read_seconds(saved(tmp_path / "silent.pth", content(logging=None))) == 0
 
 
+def test_the_time_and_the_origin_of_a_training_are_read_without_its_weights(tmp_path: Path) -> None:
+    weights = torch.randn(64, 64)
+    times = {"epoch_start_timestamps": [1.0], "epoch_end_timestamps": [3.0]}
+    arguments = {"configuration": "3d_fullres", "plans": {}, "dataset_json": {}}
+    whole = content(network_weights={"a.weight": weights}, logging=times, init_args=arguments)
+    path = saved(tmp_path / "c.pth", whole)
+    flip(path, weights.numpy().tobytes()[:16])
+    assert (read_seconds(path), read_origin(path)) == (2, ({}, {}))
+    assert "found a damaged part" in error_of(path)
+    flip(path, b"epoch_end_timestamps")
+    with pytest.raises(ModelError, match="found a damaged part"):
+        read_seconds(path)
+    older = saved(tmp_path / "older.pth", whole, _use_new_zipfile_serialization=False)
+    assert (read_seconds(older), read_origin(older)) == (2, ({}, {}))
+
+
+def flip(path: Path, start: bytes) -> None:
+    """Change the byte of a file with which these begin."""
+    good = path.read_bytes()
+    offset = good.index(start)
+    path.write_bytes(good[:offset] + bytes([good[offset] ^ 0x40]) + good[offset + 1 :])
+
+
 class Malicious:
     """Runs a command when it is unpickled."""
 
@@ -252,8 +275,6 @@ def test_detects_a_damaged_byte_of_the_weights(tmp_path: Path) -> None:
     weights = torch.randn(64, 64)
     checkpoint = {"network_weights": {"a.weight": weights}, "init_args": {"configuration": "3d_fullres"}}
     path = saved(tmp_path / "c.pth", checkpoint)
-    good = path.read_bytes()
-    offset = good.index(weights.numpy().tobytes()[:16]) + 100
-    path.write_bytes(good[:offset] + bytes([good[offset] ^ 0x40]) + good[offset + 1 :])
+    flip(path, weights.numpy().tobytes()[100:116])
     assert not torch.equal(torch.load(path, weights_only=True)["network_weights"]["a.weight"], weights)
     assert "expected an nnU-Net checkpoint, found a damaged part" in error_of(path)

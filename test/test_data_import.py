@@ -330,7 +330,9 @@ def test_passes_on_the_splits_of_a_single_raw_data_set(tmp_path: Path, caplog: p
     assert not (fewer.dataset / "splits_final.json").exists()
     assert any(message.startswith("the splits are not kept, because of refused") for message in caplog.messages)
     (source / "splits_final.json").write_text('[{"train": ["0_1"], "val": ["7_1"]}]')
-    with pytest.raises(InputError, match=r"splits_final.json: fold 0 names cases that the data set lacks: 7_1"):
+    with pytest.raises(
+        InputError, match=r"splits_final.json: expected only cases of the data set in fold 0, found others: 7_1"
+    ):
         import_data([Source("raw", source)], tmp_path / "raw", 904, "WRONG", keep_splits=True)
 
 

@@ -103,15 +103,22 @@ GOOD = [
 WRONG = {
     "has a patient in train and val": (
         [{"train": ["1_1", "2_1"], "val": ["1_2", "2_2"]}],
-        "fold 0 has patients in both train and val: 1, 2",
+        "expected each patient in either train or val of fold 0, found in both: 1, 2; move all cases",
     ),
-    "names an unknown case": ([{"train": ["1_1"], "val": ["9_9"]}], "fold 0 names cases that the data set lacks: 9_9"),
-    "has a case in no val": (GOOD[:1], "these cases are in no val: 1_1, 1_2, 2_1, 2_2"),
-    "has a case in val twice": ([*GOOD, GOOD[0]], "these cases are in val more than once: 3_1, 3_2"),
-    "has a fold without cases to train on": ([{"train": [], "val": ["1_1"]}], "fold 0 has no cases in train"),
+    "names an unknown case": (
+        [{"train": ["1_1"], "val": ["9_9"]}],
+        "expected only cases of the data set in fold 0, found others: 9_9; remove their names",
+    ),
+    "has no fold": ([], "expected at least one fold, found none; list train and val"),
+    "has a case in no val": (GOOD[:1], "in the val of one fold, found in none: 1_1, 1_2, 2_1, 2_2; add each"),
+    "has a case in val twice": ([*GOOD, GOOD[0]], "in the val of one fold, found in more than one: 3_1, 3_2; leave"),
+    "has a fold without cases to train on": (
+        [{"train": [], "val": ["1_1"]}],
+        "expected cases in train and in val of fold 0, found none in train; add cases",
+    ),
     "has a case twice in a list": (
         [{"train": ["1_1", "1_1"], "val": ["2_1"]}],
-        "fold 0 names these cases more than once: 1_1",
+        "expected each case once in fold 0, found more than once: 1_1; remove the repeated",
     ),
     "has another form": ({"train": []}, "invalid content: Expected `array`, got `object`"),
     "has a fold without val": ([{"train": ["1_1"]}], "expected train and val in each fold, found train in fold 0"),
@@ -127,6 +134,19 @@ def test_refuses_a_given_split(dataset: RawDataset, tmp_path: Path, content: obj
         split_dataset(dataset, given=given)
     assert message in one_line_about(given, caught.value)
     assert not (dataset.folder / "splits_final.json").exists()
+
+
+@pytest.mark.fault("data", "a published split has another number of folds than `--folds`", "an error with both numbers")
+def test_refuses_a_given_split_with_another_number_of_folds(dataset: RawDataset, tmp_path: Path) -> None:
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps(GOOD))
+    arguments = ["data", "split", str(dataset.folder), "--given", str(given), "--folds"]
+    result = CliRunner().invoke(main, [*arguments, "3"])
+    assert result.exit_code == 1
+    assert f"{given}: expected 3 folds, found 2; give other splits" in result.output
+    assert not (dataset.folder / "splits_final.json").exists()
+    assert CliRunner().invoke(main, [*arguments, "2"]).exit_code == 0
+    assert json.loads((dataset.folder / "splits_final.json").read_text()) == GOOD
 
 
 def test_warns_about_cases_that_a_given_split_does_not_use(
@@ -147,7 +167,7 @@ def test_takes_a_given_split_and_adds_the_pseudo_labelled_cases(dataset: RawData
         {"train": [*GOOD[0]["train"], "1_9", "5_1"], "val": GOOD[0]["val"]},
         {"train": [*GOOD[1]["train"], "5_1"], "val": GOOD[1]["val"]},
     ]
-    with pytest.raises(InputError, match="fold 0 has pseudo-labelled cases in val: 5_1"):
+    with pytest.raises(InputError, match="in val of fold 0, found pseudo-labelled ones: 5_1; move them to train"):
         check_splits(WHERE, [{"train": ["1_1"], "val": ["5_1"]}], {**dataset.cases, **pseudo})
     with pytest.raises(InputError, match="failed to read this file: No such file"):
         read_splits(tmp_path / "none.json")
@@ -288,7 +308,7 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     "a patient is on both sides of a split": (
         lambda folder: (folder / "splits_final.json").write_text('[{"train": ["1_1"], "val": ["1_2"]}]'),
         "splits_final.json",
-        "fold 0 has patients in both train and val: 1",
+        "expected each patient in either train or val of fold 0, found in both: 1",
     ),
 }
 
@@ -340,8 +360,7 @@ def test_commands_import_check_and_split(tmp_path: Path, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("split", "D", "--given", "F", "--folds", 3), "--given brings its own folds: leave out --folds and --seed"),
-        (("split", "D", "--given", "F", "--seed", 0), "--given brings its own folds: leave out --folds and --seed"),
+        (("split", "D", "--given", "F", "--seed", 0), "--given brings its own folds: leave out --seed"),
         (("import", "--labels", "organs", "--require-tumour", "--from", "raw=D"), "--labels organs has none"),
         (
             ("import", "--labels", "tumour", "--from", "panther-unlabelled=D"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pantherseg.cli import main as pantherseg
-from pantherseg.errors import InputError, OutputError, PantherSegError
-from pantherseg.evaluation import compare, comparison_table, evaluate, evaluation_table, write_csv, write_json
+from pantherseg.errors import InputError, OutputError
+from pantherseg.evaluation import evaluate, evaluation_table, lesion_table, write_csv, write_json
 from pantherseg.evaluation.metrics import METRICS, Totals, score_case, totals
 from pantherseg.io import read_labels, write_volume
 from pantherseg.volume import Grid, Triple, Volume
@@ -130,22 +130,6 @@ def test_conventions_agree_for_isotropic_spacing(seed_a: int, seed_b: int, mm: f
     assert scores.official == scores.corrected
 
 
-def test_metrics_are_those_of_surface_distance_on_the_whole_volume() -> None:
-    import surface_distance
-
-    rng = np.random.default_rng(0)
-    a, b = np.zeros((2, 20, 24, 28), bool)
-    a[0:6, 5:12, 20:28], b[2:9, 8:15, 15:25] = rng.random((6, 7, 8)) < 0.7, rng.random((7, 7, 10)) < 0.7
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # surface-distance uses old namespaces of SciPy
-        distances = surface_distance.compute_surface_distances(a, b, SPACING)
-    metrics = score_case(volume(b.astype(np.uint8)), volume(a.astype(np.uint8))).corrected
-    assert metrics.hd95_mm == surface_distance.compute_robust_hausdorff(distances, 95)
-    assert metrics.surface_dice_5mm == surface_distance.compute_surface_dice_at_tolerance(distances, 5)
-    assert metrics.masd_mm == np.mean(surface_distance.compute_average_surface_distance(distances))
-    assert metrics.dice == surface_distance.compute_dice_coefficient(a, b)
-
-
 def test_metrics_of_a_shifted_spleen_with_thick_slices(real_data: Callable[[str], Path]) -> None:
     labels = read_labels(real_data("chaos/label_1.nii.gz"))
     spleen = (labels.array == 4).astype(np.uint8)
@@ -225,6 +209,9 @@ def test_refuses_paths_without_matching_volumes(folders: tuple[Path, Path], tmp_
         evaluate(folders[0], empty)
     with pytest.raises(InputError, match=r"nowhere: .*no such file"):
         evaluate(folders[0], tmp_path / "nowhere")
+    (empty / "10000_0001.npz").touch()
+    with pytest.raises(InputError, match=r"empty: .*found probabilities \(\.npz\); give the folder of the masks"):
+        evaluate(empty, folders[1])
     write_volume(REFERENCE, empty / "another.mha")
     with pytest.raises(InputError, match=r"e\.g\. 10000_0001\.mha, found another\.mha"):
         evaluate(empty, folders[1])
@@ -274,7 +261,25 @@ def another_grid(predictions: Path, references: Path) -> Path:
 
 def fractional_labels(predictions: Path, references: Path) -> Path:
     path = predictions / "10001_0001_0000.nii.gz"
-    write_volume(volume(REFERENCE.array.astype(np.float32) / 2), path)
+    write_volume(volume(REFERENCE.array.astype(np.float32) * 1.5), path)
+    return path
+
+
+def probabilities(predictions: Path, references: Path) -> Path:
+    path = predictions / "10001_0001_0000.nii.gz"
+    write_volume(volume(REFERENCE.array.astype(np.float32) * 0.3), path)
+    return path
+
+
+def probabilities_of_8_bits(predictions: Path, references: Path) -> Path:
+    path = predictions / "10001_0001_0000.nii.gz"
+    write_volume(volume(np.arange(math.prod(SHAPE)).reshape(SHAPE).astype(np.uint8)), path)
+    return path
+
+
+def image(predictions: Path, references: Path) -> Path:
+    path = predictions / "10001_0001_0000.nii.gz"
+    write_volume(volume(np.arange(math.prod(SHAPE)).reshape(SHAPE).astype(np.int16)), path)
     return path
 
 
@@ -283,7 +288,10 @@ BAD_CASES = {
     damaged_reference: "the file is truncated or damaged",
     damaged_prediction: "the file is truncated or damaged",
     another_grid: "expected a mask on the grid of its reference mask, found origin",
-    fractional_labels: "expected whole numbers as labels, found the value 0.5",
+    fractional_labels: "expected whole numbers as labels, found the value 1.5",
+    probabilities: "expected whole numbers as labels, found probabilities, such as 0.3; give the mask",
+    probabilities_of_8_bits: "expected a mask with a few labels, found 256 values, as an image or probabilities have",
+    image: "expected a mask with a few labels, found 1287 values, as an image or probabilities have",
 }
 
 
@@ -352,7 +360,7 @@ def test_the_command_says_which_cases_could_not_be_scored(
         f"error: {bad[1]}",
         "error: 2 of 3 cases could not be scored and are in no total: 10001_0001, 10002_0001",
     ]
-    assert f"{others} against {predictions}, 1 cases" in done.stdout
+    assert f"B: {others}\nA: {predictions}\n1 cases that both have" in done.stdout
 
 
 # The voxel order of PANTHER's masks, of most NIfTI files, and others: flipped, permuted, and both.
@@ -390,20 +398,21 @@ def test_a_prediction_in_another_voxel_order_must_still_lie_on_the_grid() -> Non
         score_case(elsewhere, REFERENCE)
 
 
-def test_says_how_to_install_surface_distance(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "surface_distance", None)
-    with pytest.raises(PantherSegError, match=r"pip install 'pantherseg\[evaluate\]'"):
-        evaluate(*folders)
-
-
 def test_writes_json(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = tmp_path / "out" / "scores.json"
     write_json(evaluate(*folders), path)
     result = json.loads(path.read_text())
-    assert set(result) == {"cases", "failed", "official", "corrected", "not_for_clinical_use"}
+    totals = {"official", "official_interval", "corrected", "corrected_interval", "bootstrap", "lesions"}
+    assert set(result) == {"cases", "failed", "missing", "empty", *totals, "not_for_clinical_use"}
     assert result["failed"] == {}
+    for convention in ("official", "corrected"):
+        for metric, (low, high) in result[f"{convention}_interval"].items():
+            assert low <= result[convention][metric] <= high
+    assert (result["lesions"]["all"]["reference"], result["lesions"]["all"]["found"]) == (2, 1)
     case = result["cases"]["10001_0001"]
-    assert set(case) == {"official", "corrected", "missing"}
+    volumes = {"predicted_volume_mm3", "reference_volume_mm3", "volume_error_mm3"}
+    assert set(case) == {"official", "corrected", *volumes, "missing", "empty", "lesions"}
+    assert [lesion["false_positive"] for lesion in case["lesions"]["predicted"]] == [True]
     for scores in (result["official"], result["corrected"], case["official"], case["corrected"]):
         assert set(scores) == set(METRICS)
     assert case["missing"] is False
@@ -425,51 +434,89 @@ def test_writes_csv_with_a_row_per_case_and_convention(folders: tuple[Path, Path
     ]
     assert float(rows[0]["volume_error_mm3"]) == -8
     assert float(rows[0]["hd95_mm"]) == pytest.approx(OFFICIAL_DIAGONAL)
+    assert [rows[2][key] for key in ("lesions", "lesions_found", "lesions_predicted", "false_positives")] == list(
+        "1011"
+    )
 
 
-def test_table_explains_conventions_and_missing_cases(folders: tuple[Path, Path]) -> None:
+def test_table_explains_conventions_and_missing_and_empty_cases(folders: tuple[Path, Path]) -> None:
     (folders[0] / "10000_0001.mha").unlink()
-    table = evaluation_table(evaluate(*folders))
-    for text in ("10000_0001 (missing)", "official: ", "corrected: ", "Not for clinical use"):
+    write_volume(block((0, 0, 0), label=0), folders[0] / "10001_0001_0000.nii.gz")
+    result = evaluate(*folders)
+    assert (result.missing, result.empty) == (("10000_0001",), ("10001_0001",))
+    table = evaluation_table(result)
+    for text in ("10000_0001 (missing)", "10001_0001 (empty)", "official: ", "corrected: ", "Not for clinical use"):
         assert text in table
     lines = table.splitlines()
-    assert len(lines[0]) == len(lines[2]) == len(lines[5])
+    assert lines[4] == lines[1]
+    assert [line.split("  ")[0] for line in lines[5:8]] == ["2 cases", "95 % from", "to"]
+    assert len(lines[0]) == len(lines[2]) == len(lines[5]) == len(lines[7])
 
 
-def test_comparison_counts_better_and_worse_cases(folders: tuple[Path, Path]) -> None:
-    predictions, references = folders
-    one = evaluate(predictions, references)
-    write_volume(block((2, 5, 7)), predictions / "10000_0001.mha")
-    write_volume(REFERENCE, predictions / "10001_0001_0000.nii.gz")
-    other = evaluate(predictions, references)
-    result = compare(one, other)
-    assert result.cases == ("10000_0001", "10001_0001")
-    dice = result.official["dice"]
-    assert (dice.mean_difference, dice.better, dice.worse, dice.equal) == (0, 1, 1, 0)
-    assert dice.p_value == pytest.approx(1)
-    # HD95 along x: a shift of two voxels in case 1 instead of one in case 2, each 2 mm.
-    assert result.corrected["hd95_mm"].mean_difference == pytest.approx(1)
-    assert result.corrected["volume_rmse_mm3"].equal == 2
-    assert "other against one, 2 cases" in comparison_table(result, name_a="one", name_b="other")
-    for difference in compare(one, one).corrected.values():
-        assert (difference.better, difference.worse, difference.equal, difference.p_value) == (0, 0, 2, 1)
+def test_a_single_case_has_no_interval(folders: tuple[Path, Path]) -> None:
+    result = evaluate(folders[0] / "10000_0001.mha", folders[1])
+    assert result.official_interval is result.corrected_interval is result.detection_interval is None
+    assert "95 %" not in evaluation_table(result) + lesion_table(result)
 
 
-def test_comparison_is_significant_for_a_consistent_difference(folders: tuple[Path, Path]) -> None:
-    result = evaluate(*folders)
-    good, bad = result.cases["10000_0001"], result.cases["10001_0001"]
-    one = type(result)({str(i): bad for i in range(8)})
-    other = type(result)({str(i): good for i in range(8)})
-    # All eight differences have the same sign: this and its opposite are 2 of 2**8 equally likely outcomes.
-    assert compare(one, other).official["dice"].p_value == pytest.approx(2 / 2**8)
-    assert compare(one, other).official["hd95_mm"].better == 8
+def test_the_table_of_lesions_has_a_row_for_each_class_of_volume(folders: tuple[Path, Path]) -> None:
+    lines = lesion_table(evaluate(*folders)).splitlines()
+    assert lines[2].split() == ["0", "to", "0.52", "2", "1", "0.500", "2", "1", "0.50"]
+    assert lines[7].split() == ["all", "in", "2", "cases", "2", "1", "0.500", "2", "1", "0.50"]
+    assert lines[8].split() == ["95", "%", "from", "0.000", "0.000"]
 
 
-def test_refuses_to_compare_evaluations_without_common_cases(folders: tuple[Path, Path]) -> None:
-    result = evaluate(*folders)
-    other = type(result)({"other": result.cases["10000_0001"]})
-    with pytest.raises(PantherSegError, match="none of them in both"):
-        compare(other, result)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_cases_keep_their_order_whatever_the_number_of_workers(folders: tuple[Path, Path], workers: int) -> None:
+    for number in range(9, 1, -1):
+        write_volume(REFERENCE, folders[1] / f"{number}.mha")
+    calls = []
+    result = evaluate(*folders, workers=workers, on_case=lambda *counts: calls.append(counts))
+    assert list(result.cases) == ["10000_0001", "10001_0001", *map(str, range(2, 10))]
+    assert calls == [(number, 10) for number in range(1, 11)]
+
+
+def many_cases(tmp_path: Path, number: int) -> tuple[Path, Path]:
+    """Return folders with links to one prediction and one reference."""
+    write_volume(block((2, 5, 6)), tmp_path / "prediction.mha")
+    write_volume(REFERENCE, tmp_path / "reference.mha")
+    folders = tmp_path / "many", tmp_path / "references"
+    for folder, source in zip(folders, ("prediction.mha", "reference.mha"), strict=True):
+        folder.mkdir()
+        for case in range(number):
+            (folder / f"{case:04d}.mha").hardlink_to(tmp_path / source)
+    return folders
+
+
+@pytest.mark.fault(
+    "inputs", "`evaluate`: one of 60 predictions is damaged", "the scores of the other 59, and the reason"
+)
+def test_one_unreadable_file_among_60_does_not_stop_the_rest(tmp_path: Path) -> None:
+    predictions, references = many_cases(tmp_path, 60)
+    (predictions / "0042.mha").unlink()
+    (predictions / "0042.mha").write_bytes(b"no volume")
+    result = evaluate(predictions, references)
+    assert len(result.cases) == 59
+    assert list(result.failed) == ["0042"]
+    assert str(predictions / "0042.mha") in result.failed["0042"]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("inputs", "`evaluate`: 1,000 cases", "the scores of all, in memory that does not grow with them")
+def test_a_thousand_cases_take_the_memory_of_a_few(tmp_path: Path) -> None:
+    predictions, references = many_cases(tmp_path, 1000)
+    script = (
+        "import resource, sys; from pathlib import Path; from pantherseg.evaluation import evaluate;"
+        "memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
+        "count = lambda done, _: before.append(memory()) if done == 100 else None; before = [];"
+        "result = evaluate(Path(sys.argv[1]), Path(sys.argv[2]), on_case=count);"
+        "print(len(result.cases), memory() - before[0])"
+    )
+    command = [sys.executable, "-c", script, predictions, references]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    cases, growth_mb = done.stdout.split()
+    assert int(cases) == 1000
+    assert float(growth_mb) < 20
 
 
 @pytest.mark.fault(

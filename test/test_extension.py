@@ -58,6 +58,10 @@ class Highest:
 
     members: tuple[Fused, ...]
 
+    def mask(self, label: int) -> NDArray[np.bool_]:
+        mask: NDArray[np.bool_] = self.labels() == label
+        return mask
+
     def labels(self) -> NDArray[np.uint8]:
         labels: NDArray[np.uint8] = np.maximum.reduce([member.labels() for member in self.members])
         return labels

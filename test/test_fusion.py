@@ -1,4 +1,4 @@
-"""Fusing the logits of members into one label map."""
+"""Fusing the logits of members into one prediction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import special
 
 from pantherseg import fusion
 from pantherseg.errors import ModelError
-from pantherseg.fusion import MeanLogits
+from pantherseg.fusion import Fusion, MeanLogits, MeanProbability, Vote
 
 SHAPE = (3, 4, 5)
 
@@ -21,6 +21,7 @@ class Member:
     """A member with given logits that records which slabs were asked for."""
 
     values: NDArray[np.floating]
+    weight: float = 1.0
     asked: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -63,6 +64,7 @@ def test_labels_and_probabilities_are_those_of_the_mean_logits(number: int, dtyp
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, expected.argmax(axis=0))
     for label in range(3):
+        np.testing.assert_array_equal(fused.mask(label), labels == label)
         probability = fused.probability(label)
         assert probability.dtype == np.float32
         assert np.allclose(probability, special.softmax(expected, axis=0)[label], rtol=0, atol=1e-6)
@@ -94,3 +96,84 @@ def test_asks_members_for_one_slab_after_the_other(slabs: int) -> None:
 def test_refuses_members_with_different_classes() -> None:
     with pytest.raises(ModelError, match="members with 3 classes each, found one with 2"):
         MeanLogits().fuse([members(1)[0], members(1, classes=2)[0]])
+
+
+def probabilities(all_members: list[Member]) -> NDArray[np.float64]:
+    """Return each member's softmax, (member, class, z, y, x)."""
+    return np.stack([special.softmax(member.values.astype(np.float64), axis=0) for member in all_members])
+
+
+def weighted(all_members: list[Member], *weights: float) -> list[Member]:
+    return [Member(member.values, weight) for member, weight in zip(all_members, weights, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0), (2.0, 1.0, 0.5), (30.0, 10.0, 20.0)])
+@pytest.mark.usefixtures("slabs")
+def test_labels_and_probabilities_are_those_of_the_mean_probability(weights: tuple[float, ...], dtype: type) -> None:
+    all_members = weighted(members(len(weights), scale=2, dtype=dtype), *weights)
+    expected = np.average(probabilities(all_members), axis=0, weights=weights)
+    fused = MeanProbability().fuse(all_members)
+    for label in range(3):
+        assert np.allclose(fused.probability(label), expected[label], rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(fused.mask(label), expected.argmax(axis=0) == label)
+        assert np.allclose(fused.probability(label), expected[label], rtol=0, atol=1e-6), "the one that was kept"
+        assert fused.probability(label).dtype == np.float32
+    np.testing.assert_array_equal(fused.labels(), expected.argmax(axis=0))
+
+
+@pytest.mark.usefixtures("slabs")
+def test_weights_of_mean_logits_count_a_member_several_times() -> None:
+    first, second = members(2)
+    counted = MeanLogits().fuse([first, first, first, second])
+    for weights in ((3.0, 1.0), (0.75, 0.25)):
+        fused = MeanLogits().fuse(weighted([first, second], *weights))
+        np.testing.assert_array_equal(fused.labels(), counted.labels())
+        assert np.allclose(fused.probability(1), counted.probability(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("slabs")
+def test_members_with_different_classes_are_compared_in_one_label() -> None:
+    three, two = members(1, scale=2)[0], members(2, classes=2, scale=2)[1]
+    expected = (special.softmax(three.values, axis=0)[1] + special.softmax(two.values, axis=0)[1]) / 2
+    fused = MeanProbability().fuse([three, two])
+    np.testing.assert_array_equal(fused.mask(1), expected > 0.5)
+    assert np.allclose(fused.probability(1), expected, rtol=0, atol=1e-6)
+    both = (special.softmax(three.values, axis=0)[1] >= 0.5) & (special.softmax(two.values, axis=0)[1] >= 0.5)
+    np.testing.assert_array_equal(Vote().fuse([three, two]).mask(1), both)
+
+
+@pytest.mark.parametrize("fusion", [MeanProbability(), Vote()])
+def test_members_with_different_classes_have_no_label_map(fusion: Fusion) -> None:
+    fused = fusion.fuse([members(1)[0], members(1, classes=2)[0]])
+    with pytest.raises(ModelError, match="members with 3 classes each, found one with 2"):
+        fused.labels()
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.7])
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0, 1.0), (1.0, 1.0), (3.0, 1.0, 1.0), (0.1, 0.2, 0.3)])
+@pytest.mark.usefixtures("slabs")
+def test_a_label_needs_more_than_half_of_the_votes(weights: tuple[float, ...], threshold: float) -> None:
+    all_members = weighted(members(len(weights), scale=2), *weights)
+    each = probabilities(all_members)
+    votes = np.einsum("m,mczyx->czyx", np.array(weights), each >= threshold)
+    expected = votes > sum(weights) / 2 + 1e-9
+    fused = Vote(probability=threshold).fuse(all_members)
+    for label in range(3):
+        np.testing.assert_array_equal(fused.mask(label), expected[label])
+        assert np.allclose(fused.probability(label), np.average(each, axis=0, weights=weights)[label], atol=1e-6)
+    labels = fused.labels()
+    np.testing.assert_array_equal(labels, np.where(expected[1], 1, np.where(expected[2], 2, 0)))
+
+
+def test_an_even_vote_is_not_enough() -> None:
+    sure, unsure = np.zeros((2, *SHAPE), np.float32), np.zeros((2, *SHAPE), np.float32)
+    sure[1], unsure[0] = 9, 9
+    for weights, expected in (
+        ((1.0, 1.0), False),
+        ((1.0, 0.99), True),
+        ((0.1 + 0.2, 0.3), False),
+        ((0.3, 0.1 + 0.2), False),
+    ):
+        fused = Vote().fuse([Member(sure, weights[0]), Member(unsure, weights[1])])
+        assert fused.mask(1).all() == fused.mask(1).any() == expected

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from pantherseg.events import EventCode
-from pantherseg.postprocess import CONNECTIVITY, Components, Prediction, Rescue, Step
+from pantherseg.postprocess import CONNECTIVITY, Components, Prediction, Rescue, Step, Threshold
 from pantherseg.volume import Grid
 
 SHAPE = (8, 9, 10)
@@ -60,11 +60,14 @@ def apply(values: NDArray[np.float32], *steps: Step) -> tuple[Mask, list[EventCo
     before = labels == 1
     mask = before.copy()
     grid = Grid(labels.shape, (1.0, 1.0, VOXEL_MM3))
-    prediction = Prediction(mask, labels, tumour_label=1, pancreas_label=None, probability=probability, grid=grid)
+    prediction = Prediction(
+        mask, lambda: labels, tumour_label=1, pancreas_label=None, probability=probability, grid=grid
+    )
     for step in steps:
         prediction = step.apply(prediction)
     codes = [event.code for event in prediction.events]
-    assert computed == [1] * codes.count(RESCUED), "the probability takes long and only a rescue needs it"
+    needed = codes.count(RESCUED) + sum(isinstance(step, Threshold) for step in steps)
+    assert computed == [1] * needed, "the probability takes long, and only a rescue or a threshold needs it"
     np.testing.assert_array_equal(mask, before, "a step must not change the mask that it is given")
     assert prediction.mask.dtype == bool
     assert prediction.mask.shape == labels.shape
@@ -95,7 +98,7 @@ def test_keeps_components_by_volume_and_number(step: Step, kept: tuple[tuple[Cor
 
 def test_event_gives_the_dropped_volume_in_mm3() -> None:
     grid = Grid(SHAPE, (1.0, 1.0, VOXEL_MM3))
-    prediction = Prediction(THREE, THREE.astype(np.uint8), 1, None, lambda label: logits_of(THREE)[label], grid)
+    prediction = Prediction(THREE, lambda: THREE.astype(np.uint8), 1, None, lambda label: logits_of(THREE)[label], grid)
     (event,) = Components(max_count=1).apply(prediction).events
     assert event.message.startswith("20 mm3 ")
 
@@ -161,6 +164,23 @@ def test_rescue_fills_a_mask_whose_components_were_all_dropped() -> None:
     assert codes == [DROPPED, RESCUED]
     assert mask.any()
     assert ndimage.label(mask, CONNECTIVITY)[1] == 1
+
+
+@pytest.mark.parametrize("probability", [0.02, 0.1, 0.25])
+def test_a_threshold_takes_the_place_of_the_mask(probability: float) -> None:
+    values = hill((4, 4, 4), 3.0)
+    mask, codes = apply(values, Rescue(), Threshold(probability=probability))
+    np.testing.assert_array_equal(mask, special.softmax(values, axis=0)[1] >= probability)
+    assert mask.any()
+    assert codes == [RESCUED]
+
+
+def test_a_threshold_marks_a_voxel_that_has_just_its_probability() -> None:
+    grid = Grid(SHAPE, (1.0, 1.0, VOXEL_MM3))
+    half = np.full(SHAPE, 0.5, np.float32)
+    prediction = Prediction(THREE, lambda: THREE.astype(np.uint8), 1, None, lambda _: half, grid)
+    assert Threshold(probability=0.5).apply(prediction).mask.all()
+    assert not Threshold(probability=0.51).apply(prediction).mask.any()
 
 
 def test_steps_are_applied_in_their_order() -> None:

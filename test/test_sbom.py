@@ -122,7 +122,7 @@ def test_finds_the_licence_of_a_package(
     monkeypatch.setattr(sbom, "DPKG_STATUS", tmp_path / "none")
     text = sbom.contents("a")
     check_schema(text)
-    (component,) = [entry for entry in json.loads(text)["components"] if entry["type"] == "library"]
+    (component,) = [entry for entry in json.loads(text)["components"] if entry["purl"].startswith("pkg:pypi/")]
     assert component["purl"] == "pkg:pypi/some-thing@1.0%2Bx"
     assert [entry["license"]["name"] for entry in component.get("licenses", [])] == expected
 

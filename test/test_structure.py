@@ -22,7 +22,7 @@ LAYERS = (
     *("preprocessing", "fusion", "postprocess", "recipe"),
     *("networks", "model_sources", "models", "packing"),
     *("inference", "localize"),
-    *("phantom", "evaluation", "confidence", "report", "sbom", "weights", "datasets", "training"),
+    *("phantom", "evaluation", "confidence", "report", "sbom", "weights", "datasets", "training", "selection"),
     *("ensemble", "session", "pipeline", "case", "batch"),
     *("grand_challenge", "api", "cli"),
 )

@@ -12,7 +12,9 @@ from pantherseg.paths import ROOT
 from pantherseg.training.graph import Assumed, TrainingFile, load_training_file
 from pantherseg.training.steps import Steps, choose, steps_of
 
-NOISY_STUDENT = """
+# A network that needs little room on the disk, where what is tested is something else.
+PLAN = "plan = { network = 'ResidualEncoderUNet', memory_gb = 0.1, base_features = 8, max_features = 32 }"
+NOISY_STUDENT = f"""
 schema = 2
 name = "tiny"
 [data.t1]
@@ -25,8 +27,8 @@ dataset_id = 2
 data = ["t1"]
 dataset_id = 3
 folds = 2
-plan = { network = "ResEncM" }
-schedule = { epochs = 3 }
+{PLAN}
+schedule = {{ epochs = 3 }}
 [pseudo.round1]
 data = "more"
 by = "teacher"
@@ -36,8 +38,8 @@ data = ["t1", "round1"]
 dataset_id = 5
 start = "teacher"
 folds = 2
-plan = {}
-schedule = { epochs = 2 }
+plan = {{}}
+schedule = {{ epochs = 2 }}
 """
 
 

@@ -149,7 +149,9 @@ def test_refuses_given_splits_with_another_number_of_folds(folder: Path) -> None
 @pytest.mark.fault("training", "given splits name cases that there are not", "an error before the first step")
 def test_refuses_given_splits_of_other_cases(folder: Path) -> None:
     given = write_splits(folder / "given.json", [[10, 11], [12, 13], [14, 99]])
-    with pytest.raises(InputError, match=r"given.json: fold 0 names cases that the data set lacks: 99_1"):
+    with pytest.raises(
+        InputError, match=r"given.json: expected only cases of the data set in fold 0, found others: 99_1"
+    ):
         check_inputs(prepared(folder, first=given))
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from pantherseg.cli.train import train
 from pantherseg.errors import OutputError, PantherSegError
+from pantherseg.labels import LABEL_MAPS
 from pantherseg.paths import ROOT
 from pantherseg.training.actions import ACTIONS
 from pantherseg.training.cluster import submit
@@ -189,11 +190,21 @@ def test_refuses_to_submit_beside_jobs_with_other_settings(submitted: Training, 
 
 
 def test_several_devices_share_the_folds_of_one_stage_alone(tmp_path: Path) -> None:
-    text = plan_table(planned(tmp_path), ("cuda:0", "cuda:1", "cuda:2"), measure=False)
+    longer = NOISY_STUDENT.replace("epochs = 3", "epochs = 30000").replace("epochs = 2", "epochs = 20000")
+    text = plan_table(planned(tmp_path, longer), ("cuda:0", "cuda:1", "cuda:2"), measure=False)
     rows = {line.split()[0]: float(line.split()[-1]) for line in text.splitlines() if line.startswith("fold")}
     total, beside = map(float, re.findall(r"([\d.]+) (?:hours on one GPU|on 3,)", text))
     assert total == pytest.approx(sum(rows.values()), abs=0.03)
     assert beside == pytest.approx(rows["fold.teacher.0"] + rows["fold.student.0"], abs=0.02)
+
+
+def test_hours_have_no_more_digits_than_an_estimate_knows(tmp_path: Path) -> None:
+    longer = NOISY_STUDENT.replace("epochs = 3", "epochs = 30000000").replace("epochs = 2", "epochs = 500000")
+    text = plan_table(planned(tmp_path, longer), ("cuda",), measure=False)
+    rows = {line.split()[0]: line.split()[-1] for line in text.splitlines() if line.startswith("fold")}
+    assert re.fullmatch(r"\d{4}", rows["fold.teacher.0"])
+    assert re.fullmatch(r"\d\d\.\d", rows["fold.student.0"])
+    assert re.search(r"Expected training: \d{4} hours", text)
 
 
 def test_folds_that_share_a_device_do_not_make_it_faster(tmp_path: Path) -> None:
@@ -246,3 +257,6 @@ def test_a_stage_chooses_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_steps_of_a_published_training_run_with_the_smallest_patch(tmp_path: Path, system: str, stage: str) -> None:
     (row,) = measure("cpu", 2, smallest=True, only=f"{system} {stage}", root=tmp_path)
     assert np.isfinite(row["losses"]).tolist() == [True, True]
+    learned = load_training_file(ROOT / "Task2" / "training" / f"{system}.toml").stage[stage].labels
+    assert row["output"] == (row["batch"], len(LABEL_MAPS[learned]), *row["patch"])
+    assert row["changed_weights"] > 0.9

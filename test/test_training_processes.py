@@ -96,6 +96,22 @@ with termination_as_interrupt():
     except KeyboardInterrupt:
         print("interrupted")
 """
+# The same, where the block ends at once: nothing arrives after it.
+FORKS_AT_THE_END = """
+import os, signal, time
+
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+from pantherseg.training.processes import SECONDS_TO_FORK, termination_as_interrupt
+
+try:
+    with termination_as_interrupt():
+        if not os.fork():
+            os._exit(0)
+except KeyboardInterrupt:
+    print("interrupted")
+time.sleep(2 * SECONDS_TO_FORK)
+print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+"""
 
 
 @pytest.fixture
@@ -148,6 +164,14 @@ def test_a_signal_ends_the_folds_that_run_and_starts_no_other(tmp_path: Path, st
 def test_a_signal_during_a_fork_is_not_lost(start: Start) -> None:
     output, _ = start(FORKS).communicate(timeout=60)
     assert output == "interrupted\n"
+
+
+@pytest.mark.slow
+@pytest.mark.fault("training", "SIGTERM during a fork at its very end", "it is interrupted, and nothing comes after it")
+def test_a_signal_during_a_fork_does_not_arrive_after_the_end(start: Start) -> None:
+    process = start(FORKS_AT_THE_END)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "interrupted\nTrue\n")
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ from pantherseg.training.steps import Step
 from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.workspace import Inputs, Workspace
 from pantherseg.volume import Grid, Volume
-from test_training_graph import NOISY_STUDENT
+from test_training_graph import NOISY_STUDENT, PLAN
 
 TEACHER = ["import.t1", "data.teacher", "plan.teacher", "fold.teacher.0", "validate.teacher.0", "fold.teacher.1"]
 TEACHER += ["validate.teacher.1", "bundle.teacher"]
@@ -452,7 +452,7 @@ def test_refuses_data_that_cannot_be_trained_on(phantoms: Site, fault: str) -> N
 def test_names_the_labelled_data_where_a_stage_names_pseudo_labels_first(phantoms: Site) -> None:
     site = phantoms
     old = 'data = ["t1", "round1"]\ndataset_id = 5\nstart = "teacher"\nfolds = 2\nplan = {}'
-    new = 'data = ["round1", "t1"]\ndataset_id = 5\nfolds = 3\nplan = { network = "ResEncM" }'
+    new = 'data = ["round1", "t1"]\ndataset_id = 5\nfolds = 3\n' + PLAN
     assert old in site.text
     site.text = site.text.replace(old, new)
     # Both data sets have the same cases here; those with labels by experts count.
@@ -463,8 +463,7 @@ def test_names_the_labelled_data_where_a_stage_names_pseudo_labels_first(phantom
 @pytest.mark.fault("training", "the weights that a stage starts from are not there", "an error before the first step")
 def test_refuses_a_start_that_is_not_there(phantoms: Site) -> None:
     site = phantoms
-    old = 'plan = { network = "ResEncM" }'
-    site.text = site.text.replace(old, 'start = "weights/none-such"\nplan = {}')
+    site.text = site.text.replace(PLAN, 'start = "weights/none-such"\nplan = {}')
     with pytest.raises(ModelError, match=r"name a model folder or bundle with --start teacher=DIR$"):
         check_inputs(site.prepare())
     site.text = site.text.replace("none-such", "panc-ct-multitalent-v2")
@@ -483,7 +482,7 @@ def test_refuses_a_start_whose_weights_do_not_fit(
     phantoms: Site, demo_folder: ModelFolder, changed_model: ChangedModel
 ) -> None:
     site = phantoms
-    site.text = site.text.replace('plan = { network = "ResEncM" }', 'start = "weights/other"\nplan = {}')
+    site.text = site.text.replace(PLAN, 'start = "weights/other"\nplan = {}')
     weights = read_checkpoint(demo_folder.checkpoint_path("0")).weights
     name = next(name for name, value in weights.items() if value.ndim == 5)
     start = changed_model(network_weights=weights | {name: weights[name][:, :, :1]})

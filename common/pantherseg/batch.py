@@ -11,6 +11,7 @@ from pantherseg.errors import InputError, OutputError, PantherSegError, first_fe
 from pantherseg.files import prepare_folder
 from pantherseg.io import case_name, find_sources, mask_name
 from pantherseg.io.dicom import refuse_dicom
+from pantherseg.io.probabilities import SUFFIX
 from pantherseg.logs import one_line
 from pantherseg.session import Session
 
@@ -22,16 +23,17 @@ def has_many_cases(source: Path) -> bool:
     return source.is_dir() and find_sources(source) != [source]
 
 
-def run_batch(source: Path, output: Path, session: Session) -> list[Path]:
+def run_batch(source: Path, output: Path, session: Session, *, save_probabilities: bool = False) -> list[Path]:
     """Segment a source, or every source in a folder, and return the sources that failed.
 
     The folder `output` gets a mask in the format of each source and a report <case>.json. A single source that fails
-    raises its error; in a folder the others are still segmented. Raises what `run_case` raises for models, devices and
-    outputs that no source could use.
+    raises its error; in a folder the others are still segmented. save_probabilities: also write the tumour's
+    probability before post-processing to <case>.npz, in the form of `io.probabilities`. Raises what `run_case` raises
+    for models, devices and outputs that no source could use.
     """
     if not has_many_cases(source):
         _check_targets([source], output)
-        run_case(source, session, _output_of(source, output))
+        run_case(source, session, _output_of(source, output, save_probabilities))
         return []
     sources = _sources(source)
     _check_targets(sources, output)
@@ -41,7 +43,7 @@ def run_batch(source: Path, output: Path, session: Session) -> list[Path]:
     for number, path in enumerate(sources, start=1):
         logger.info("volume %d of %d", number, len(sources))
         try:
-            run_case(path, session, _output_of(path, output))
+            run_case(path, session, _output_of(path, output, save_probabilities))
         except Exception as error:  # whatever is wrong with one volume, the others are segmented
             logger.debug("%s", path, exc_info=not isinstance(error, PantherSegError))
             logger.error("error: %s", one_line(error, path))
@@ -52,8 +54,10 @@ def run_batch(source: Path, output: Path, session: Session) -> list[Path]:
     return failed
 
 
-def _output_of(source: Path, output: Path) -> CaseOutput:
-    return CaseOutput(output / mask_name(source), output / f"{case_name(source)}.json")
+def _output_of(source: Path, output: Path, save_probabilities: bool) -> CaseOutput:
+    name = case_name(source)
+    probability = output / f"{name}{SUFFIX}" if save_probabilities else None
+    return CaseOutput(output / mask_name(source), output / f"{name}.json", probability)
 
 
 def _sources(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from pantherseg.errors import InputError
 from pantherseg.events import Event
 from pantherseg.files import prepare_folder, remove_file, write_text
 from pantherseg.io import read_image, write_volume
+from pantherseg.io.probabilities import write_probability
 from pantherseg.logs import shown, stage
 from pantherseg.machine.deadline import Deadline
 from pantherseg.machine.memory import forget_peak
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CaseOutput:
-    """Where the mask and the report (JSON) of a case belong."""
+    """Where the mask and the report (JSON) of a case belong, and the tumour's probability (.npz) if it is wanted."""
 
     mask: Path
     report: Path
+    probability: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
     from pantherseg.pipeline import segment  # imports what runs networks, for which a bad input need not wait
 
     try:
-        segmentation = segment(volume, session, events=events, deadline=deadline)
+        segmentation = segment(
+            volume, session, events=events, deadline=deadline, keep_probability=output.probability is not None
+        )
     except InputError as error:
         raise error.at(source) from error
     write_case(source, segmentation, output)
@@ -74,15 +78,27 @@ def read_case(source: Path) -> tuple[Volume, tuple[Event, ...]]:
 
 
 def write_case(source: Path, segmentation: Segmentation, output: CaseOutput) -> None:
-    """Write the mask and the report of a case; where one fails, neither is left. Raises OutputError."""
-    mask_path = os.path.relpath(output.mask, output.report.parent)
-    report = segmentation.report(input_name=source.name, mask_path=mask_path)
+    """Write the mask and the report of a case, and the probability if it is wanted; where one fails, none is left.
+
+    Raises OutputError.
+    """
+    folder, probability = output.report.parent, segmentation.probability
+    kept = None if probability is None or output.probability is None else output.probability
+    report = segmentation.report(
+        input_name=source.name,
+        mask_path=os.path.relpath(output.mask, folder),
+        probability_path=None if kept is None else os.path.relpath(kept, folder),
+    )
     with stage("write") as remarks:
         remove_file(output.report)  # an older report must not stand beside a new mask
         write_volume(segmentation.mask, output.mask, like=source)
         try:
+            if kept is not None and probability is not None:
+                write_probability(probability, kept)
             write_text(output.report, report.as_text())
         except BaseException:
             remove_file(output.mask)
+            if kept is not None:
+                remove_file(kept)
             raise
         remarks.append(shown(output.mask))

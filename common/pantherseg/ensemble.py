@@ -56,7 +56,9 @@ class Ensemble:
 
     @property
     def pancreas_label(self) -> int | None:
-        """The pancreas in the label map of the members, None where it has no such label."""
+        """The pancreas in the label map of the members, None where they have no such label, or no common map."""
+        if len({member.bundle.manifest.classes for member in self.members}) > 1:
+            return None
         return find_label(self.members[0].bundle.manifest.labels, PANCREAS_NAME)
 
 
@@ -89,12 +91,14 @@ def load_ensemble(
                 allow_bfloat16=recipe.allow_bfloat16,
                 orientation=member.orientation,
                 compared_label=recipe.tumour_label,
+                weight=member.weight,
             )
             for model, member in zip(models.members, recipe.members, strict=True)
         )
         for predictor, member in zip(members, recipe.members, strict=True):
             check_labels(member.model, predictor.bundle, recipe)
-        check_classes([predictor.bundle for predictor in members])
+        if recipe.fusion.same_classes:
+            check_classes([predictor.bundle for predictor in members])
         localizer, problem = _load_localizer(models, recipe, packer, backend, keep_networks=keep_networks)
         used = models.all if localizer is not None else models.members
         remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]

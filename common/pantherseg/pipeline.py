@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
+import msgspec
 import numpy as np
 
 from pantherseg import __version__
@@ -38,8 +40,9 @@ class Segmentation:
 
     box: where the members looked; events: of the case; seconds: for each stage, in their order; recipe: its name;
     device, precision: where and how the members' networks ran; models: the members, then the localizer; confidence: how
-    sure they are, before post-processing;
-    peak_memory_mb: the most that the process has taken, since `run_case` began where the kernel can tell.
+    sure they are, before post-processing; peak_memory_mb: the most that the process has taken, since `run_case` began
+    where the kernel can tell; probability: that of the tumour before post-processing (float32, on the input's grid), if
+    it was asked for.
     """
 
     mask: Volume
@@ -52,18 +55,20 @@ class Segmentation:
     models: tuple[ModelUse, ...]
     confidence: Confidence
     peak_memory_mb: int
+    probability: Volume | None = None
 
     @property
     def tumour_ml(self) -> float:
         """Volume of the tumour."""
         return float(self.mask.array.sum()) * self.mask.grid.voxel_mm3 / 1000
 
-    def report(self, *, input_name: str, mask_path: str) -> CaseReport:
-        """Return the report of the case. mask_path: relative to the folder of the report."""
+    def report(self, *, input_name: str, mask_path: str, probability_path: str | None = None) -> CaseReport:
+        """Return the report of the case. mask_path, probability_path: relative to the folder of the report."""
         return CaseReport(
             schema=SCHEMA,
             input=input_name,
             mask=mask_path,
+            probability=msgspec.UNSET if probability_path is None else probability_path,
             pantherseg=__version__,
             not_for_clinical_use=True,
             recipe=self.recipe,
@@ -80,28 +85,49 @@ class Segmentation:
 
 
 def segment(
-    volume: Volume, session: Session, *, events: tuple[Event, ...] = (), deadline: Deadline = NEVER
+    volume: Volume,
+    session: Session,
+    *,
+    events: tuple[Event, ...] = (),
+    deadline: Deadline = NEVER,
+    keep_probability: bool = False,
 ) -> Segmentation:
     """Segment the tumour in a volume (float32, z, y, x) of any orientation. Raises InputError about "volume".
 
     events: what happened before, such as on reading; the result lists them after those about device and models.
-    deadline: when the mask must be written; what does not fit before it is left out. Where a GPU fails, or its memory
-    or float16 is too small, the case starts again on the CPU; after a failure the session stays there.
+    deadline: when the mask must be written; what does not fit before it is left out. keep_probability: return that of
+    the tumour, too. Where a GPU fails, or its memory or float16 is too small, the case starts again on the CPU; after a
+    failure the session stays there.
     """
     turn = volume.grid.turn_to(session.load().orientation)
-    turned = _segment_on_a_device(volume.turned(turn), session, events, deadline)
-    mask = np.ascontiguousarray(turn.inverse.view(turned.mask.array))
-    return replace(turned, mask=Volume(mask, volume.grid), box=turned.box.turned(turn.inverse, turned.mask.grid.shape))
+    options = _Options(events, networks_deadline(deadline, volume.array.size), keep_probability)
+    turned = _segment_on_a_device(volume.turned(turn), session, options)
+
+    def back(other: Volume) -> Volume:
+        return Volume(np.ascontiguousarray(turn.inverse.view(other.array)), volume.grid)
+
+    return replace(
+        turned,
+        mask=back(turned.mask),
+        box=turned.box.turned(turn.inverse, turned.mask.grid.shape),
+        probability=None if turned.probability is None else back(turned.probability),
+    )
 
 
-def _segment_on_a_device(
-    volume: Volume, session: Session, events: tuple[Event, ...], deadline: Deadline
-) -> Segmentation:
+@dataclass(frozen=True)
+class _Options:
+    """What else `segment` was asked for. events: what happened before; deadline: of the networks."""
+
+    events: tuple[Event, ...]
+    deadline: Deadline
+    keep_probability: bool
+
+
+def _segment_on_a_device(volume: Volume, session: Session, options: _Options) -> Segmentation:
     """Segment a volume in the orientation of the ensemble, on the CPU where the GPU fails."""
     ensemble = session.load()
-    networks = networks_deadline(deadline, volume.array.size)
     try:
-        return _segment(volume, session.recipe, ensemble, events, networks)
+        return _segment(volume, session.recipe, ensemble, options)
     except (LostDeviceError, RuntimeError) as error:
         failure = ensemble.backend.explain(error)
         if failure is None or ensemble.backend.device == "cpu":
@@ -111,20 +137,19 @@ def _segment_on_a_device(
     logger.warning("%s; the case starts again on the CPU", failure)
     happened = f"{failure}; the CPU was used"
     if code := OF_ONE_CASE.get(type(failure)):
-        return _segment(volume, session.recipe, ensemble.on_cpu(), (*events, Event(code, happened)), networks)
+        options = replace(options, events=(*options.events, Event(code, happened)))
+        return _segment(volume, session.recipe, ensemble.on_cpu(), options)
     session.use_cpu(Event(EventCode.DEVICE_FAILED, happened))
-    return _segment(volume, session.recipe, session.load(), events, networks)
+    return _segment(volume, session.recipe, session.load(), options)
 
 
-def _segment(
-    volume: Volume, recipe: Recipe, ensemble: Ensemble, events: tuple[Event, ...], deadline: Deadline
-) -> Segmentation:
-    """Segment a volume on one device. deadline: of the networks."""
+def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Options) -> Segmentation:
+    """Segment a volume on one device."""
     seconds: dict[str, float] = {}
-    box, found = _search_box(volume, recipe, ensemble, seconds, deadline)
+    box, found = _search_box(volume, recipe, ensemble, seconds, options.deadline)
     crop = volume.crop(box)
     with stage("members", seconds) as remarks:
-        logits = _member_logits(crop, ensemble.members, deadline)
+        logits = _member_logits(crop, ensemble.members, options.deadline)
         folds = sum(len(member.folds) for member in logits)
         remarks.append(f"{folds} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
     with stage("mask", seconds) as remarks:
@@ -133,13 +158,14 @@ def _segment(
         models = _models_used(ensemble, logits)
         if ensemble.calibration is not None and all(member.is_complete for member in logits):
             confidence = ensemble.calibration.applied(confidence, tuple(model.sha256 for model in models))
+        probability = prediction.probability(recipe.tumour_label) if options.keep_probability else None
         for step in recipe.postprocess:
             prediction = step.apply(prediction)
         if not prediction.mask.any():
             prediction = prediction.changed(prediction.mask, Event(EventCode.EMPTY_MASK, "no tumour was found"))
         remarks.append(f"{prediction.tumour_mm3 / 1000:.1f} ml of tumour")
     of_members = tuple(event for member in logits for event in member.events)
-    happened = (*ensemble.backend.events, *ensemble.events, *events, *found, *of_members, *prediction.events)
+    happened = (*ensemble.backend.events, *ensemble.events, *options.events, *found, *of_members, *prediction.events)
     for event in happened:
         logger.warning("%s", event)
     return Segmentation(
@@ -153,18 +179,18 @@ def _segment(
         models=models,
         confidence=confidence,
         peak_memory_mb=peak_mb(),
+        probability=None if probability is None else Volume(uncrop(probability, box, volume.grid.shape), volume.grid),
     )
 
 
 def _prediction(logits: list[Logits], crop: Volume, recipe: Recipe, ensemble: Ensemble) -> Prediction:
     fused = recipe.fusion.fuse(logits)
-    labels = fused.labels()
     return Prediction(
-        mask=labels == recipe.tumour_label,
-        labels=labels,
+        mask=fused.mask(recipe.tumour_label),
+        labels=fused.labels,
         tumour_label=recipe.tumour_label,
         pancreas_label=ensemble.pancreas_label,
-        probability=fused.probability,
+        probability=lru_cache(maxsize=1)(fused.probability),  # for each step that asks for it
         grid=crop.grid,
     )
 
@@ -213,4 +239,7 @@ def _models_used(ensemble: Ensemble, logits: list[Logits]) -> tuple[ModelUse, ..
     used = [member.folds for member in logits]
     if ensemble.localizer is not None:
         used.append(ensemble.localizer.bundle.folds)
-    return tuple(one.use(folds) for one, folds in zip(ensemble.predictors, used, strict=True))
+    return tuple(
+        one.use("localizer" if one is ensemble.localizer else "member", folds)
+        for one, folds in zip(ensemble.predictors, used, strict=True)
+    )

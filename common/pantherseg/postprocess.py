@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pantherseg.events import Event, EventCode
 from pantherseg.registry import Registry
-from pantherseg.tables import NotNegative, Positive, Table
+from pantherseg.tables import Fraction, NotNegative, Positive, Table
 from pantherseg.volume import Grid
 
 Mask = NDArray[np.bool_]
@@ -36,13 +36,13 @@ RESCUE_SHARE = 0.5
 class Prediction:
     """One case after fusion: the tumour mask, which steps change, and what they may look at.
 
-    mask: the tumour, (z, y, x); labels: the label map of the members, (z, y, x); tumour_label, pancreas_label: the
-    numbers in it, the latter None where the members have no pancreas; probability: computes the probability of a
-    label, (z, y, x), when it is called; events: what the steps did.
+    mask: the tumour, (z, y, x); labels: computes the label map of the members, (z, y, x), when it is called;
+    tumour_label, pancreas_label: the numbers in it, the latter None where the members have no pancreas in common;
+    probability: computes the probability of a label, (z, y, x), when it is called; events: what the steps did.
     """
 
     mask: Mask
-    labels: NDArray[np.uint8]
+    labels: Callable[[], NDArray[np.uint8]]
     tumour_label: int
     pancreas_label: int | None
     probability: Callable[[int], NDArray[np.float32]]
@@ -52,7 +52,10 @@ class Prediction:
     @property
     def pancreas(self) -> Mask | None:
         """The pancreas without the tumour, (z, y, x), None where the members have no such label."""
-        return None if self.pancreas_label is None else self.labels == self.pancreas_label
+        if self.pancreas_label is None:
+            return None
+        pancreas: Mask = self.labels() == self.pancreas_label
+        return pancreas
 
     @property
     def tumour_mm3(self) -> float:
@@ -72,6 +75,18 @@ class Step:
     def apply(self, prediction: Prediction) -> Prediction:
         """Return the prediction with another mask, or as it is."""
         raise NotImplementedError
+
+
+@Step.registry.register("threshold")
+class Threshold(Table, Step, frozen=True):
+    """Mark the tumour by its probability alone, in place of the mask so far."""
+
+    probability: Fraction
+    """The tumour is where its fused probability is at least this."""
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """Replace the mask."""
+        return prediction.changed(prediction.probability(prediction.tumour_label) >= self.probability)
 
 
 @Step.registry.register("components")

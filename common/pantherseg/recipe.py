@@ -45,6 +45,8 @@ class Member(Table, frozen=True):
     """At least this many folds must be usable; a model with fewer folds needs all of them."""
     orientation: Orientation | None = None
     """Of the volumes that the model was trained on, such as `LPS`; if omitted, what the bundle says."""
+    weight: Positive = 1.0
+    """In the fusion, relative to the other members: a weight of 2 counts like two members."""
 
     def __post_init__(self) -> None:
         _refuse_repeated(self.folds)

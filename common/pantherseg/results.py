@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from pantherseg.errors import InputError, os_reason
 from pantherseg.events import Event
@@ -23,6 +23,7 @@ SCHEMA: Literal[1] = 1
 SCHEMA_ID = f"urn:pantherseg:results:{SCHEMA}"
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Role = Literal["member", "localizer"]
 Index = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0)]
@@ -31,6 +32,7 @@ Amount = Annotated[float, Meta(ge=0)]
 class ModelUse(Table, frozen=True):
     """A model as it was used for a case."""
 
+    role: Annotated[Role, Meta(description="What it was used for.")]
     path: Annotated[str, Meta(description="Its folder.")]
     folds: Annotated[tuple[str, ...], Meta(description="The folds that took part, in the order in which they ran.")]
     checkpoint: Annotated[str, Meta(description="The file name of the checkpoints that its folds were packed from.")]
@@ -38,6 +40,11 @@ class ModelUse(Table, frozen=True):
         Orientation,
         Meta(description="To which the volume was turned for it: the patient's sides to which x, y, z run."),
     ]
+    step: Annotated[
+        float,
+        Meta(description="Distance of tiles, as a share of the patch, as the recipe asks for; events say if not."),
+    ]
+    mirroring: Annotated[bool, Meta(description="Whether the recipe asks for mirrored inputs; events say if not.")]
     sha256: Annotated[dict[str, Sha256], Meta(description="SHA-256 of the weights of each of these folds.")]
 
 
@@ -103,6 +110,12 @@ class CaseReport(Table, frozen=True):
     seconds: Annotated[
         dict[str, Amount], Meta(description="Seconds of each stage, in their order: localizer, members, mask.")
     ]
+    probability: Annotated[
+        str | UnsetType,
+        Meta(
+            description="The path of the tumour's probability, relative to the folder of this report, if it was saved."
+        ),
+    ] = UNSET
 
     def as_text(self) -> str:
         """Return the file's text, with one key in a line."""

@@ -1,7 +1,8 @@
 """Lists the installed Python and Debian packages as a software bill of materials in the CycloneDX format.
 
-In an image, these are all components except for pantherseg itself. The same packages give the same bytes: the document
-contains no time and no random number. The format: https://cyclonedx.org/docs/1.6/json/
+In an image, these and the JavaScript that pantherseg contains are all components except for pantherseg itself. The same
+packages give the same bytes: the document contains no time and no random number. The format:
+https://cyclonedx.org/docs/1.6/json/
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ OS_RELEASE = Path("/etc/os-release")
 # Some packages give the whole text of their licence instead of its name.
 MAX_LICENCE_CHARACTERS = 80
 
+# What `report/page` contains of other projects: npm's name and version, and the licence.
+JAVASCRIPT = (("@niivue/niivue", "0.69.0", "BSD-2-Clause"),)
+
 Component = dict[str, Any]
 
 
@@ -34,7 +38,7 @@ def contents(name: str, *, image_id: str | None = None) -> str:
 
     name: name of the image; image_id: Docker's id of the image.
     """
-    components = [_python(), *_python_packages(), *_debian_packages()]
+    components = [_python(), *_python_packages(), *_debian_packages(), *_javascript()]
     components.sort(key=lambda component: str(component["bom-ref"]))
     subject: Component = {
         "type": "container",
@@ -74,6 +78,11 @@ def _python_packages() -> Iterator[Component]:
             seen.add(name)
             purl = f"pkg:pypi/{name}@{quote(package.version, safe='')}"
             yield _component(package.name, package.version, purl, _licences(package))
+
+
+def _javascript() -> Iterator[Component]:
+    for name, version, licence in JAVASCRIPT:
+        yield _component(name, version, f"pkg:npm/{quote(name)}@{version}", [licence])
 
 
 def normalised(name: str) -> str:

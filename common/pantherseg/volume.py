@@ -43,11 +43,19 @@ class Box:
     @classmethod
     def around(cls, mask: NDArray[np.bool_]) -> Box | None:
         """Return the smallest box around all true voxels of a mask (z, y, x), or None for an empty mask."""
-        axes = ((1, 2), (0, 2), (0, 1))
-        hits = [np.flatnonzero(mask.any(axis=other)) for other in axes]
-        if not len(hits[0]):
-            return None
-        return cls(as_shape(h[0] for h in hits), as_shape(h[-1] + 1 for h in hits))
+        start, stop = [0, 0, 0], list(mask.shape)
+        # The slabs that are looked at get smaller from axis to axis.
+        for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
+            slab = mask[start[0] : stop[0], start[1] : stop[1]]
+            hits = np.flatnonzero(slab.any(axis=others))
+            if not len(hits):
+                return None
+            start[axis], stop[axis] = hits[0], hits[-1] + 1
+        return cls(as_shape(start), as_shape(stop))
+
+    def joined(self, other: Box) -> Box:
+        """Return the smallest box that holds this one and another."""
+        return Box(as_shape(map(min, self.start, other.start)), as_shape(map(max, self.stop, other.stop)))
 
     @property
     def shape(self) -> Shape:

@@ -17,12 +17,13 @@ COMMANDS = {
     "weights": "List, download and verify published weights.",
     "evaluate": "Score masks against reference masks.",
     "calibrate": "Calibrate models, so that reports say what Dice to expect.",
+    "select": "Choose an ensemble by the challenge's metrics.",
     "check": "Check files that are exchanged with the platform.",
     "sbom": "List the installed packages as CycloneDX (JSON).",
     "phantom": "Make synthetic abdominal MR volumes.",
     "data": "Import, check, split and crop data sets for training.",
     "train": "Train the stages of a training file, from data sets to bundles.",
-    "report": "Draw a volume and its mask as a picture.",
+    "report": "Show volumes and their masks as a page or a picture.",
 }
 
 

@@ -143,7 +143,7 @@ def check(dataset: Path, as_json: bool) -> None:
 
 @data.command()
 @click.argument("dataset", type=PATH)
-@click.option("--folds", type=click.IntRange(min=2), help=f"Number of folds.  [default: {FOLDS}]")
+@click.option("--folds", type=click.IntRange(min=2), help=f"Number of folds.  [default: {FOLDS}, or those of --given]")
 @click.option("--seed", type=click.IntRange(min=0), help=f"Seed of the shuffling.  [default: {SEED}]")
 @click.option("--given", type=PATH, help="Use the splits of this file, in the form of splits_final.json.")
 def split(dataset: Path, folds: int | None, seed: int | None, given: Path | None) -> None:
@@ -151,11 +151,11 @@ def split(dataset: Path, folds: int | None, seed: int | None, given: Path | None
 
     Writes splits_final.json in the folder DATASET, once: the same for every model that is trained on it.
     """
-    if given is not None and (folds is not None or seed is not None):
-        raise click.UsageError("--given brings its own folds: leave out --folds and --seed")
+    if given is not None and seed is not None:
+        raise click.UsageError("--given brings its own folds: leave out --seed")
     splits = split_dataset(
         RawDataset.open(dataset),
-        folds=FOLDS if folds is None else folds,
+        folds=folds,
         seed=SEED if seed is None else seed,
         given=given,
     )

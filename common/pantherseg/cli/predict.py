@@ -44,6 +44,11 @@ from pantherseg.session import Session
     default=None,
     help="Whether to fill an empty mask with the most probable component  [default: as in the recipe].",
 )
+@click.option(
+    "--save-probabilities",
+    is_flag=True,
+    help="Also write the tumour's probability before post-processing, <case>.npz, for `pantherseg select`.",
+)
 def predict(
     source: Path,
     output: Path,
@@ -55,6 +60,7 @@ def predict(
     device_memory: int | None,
     time_budget: float | None,
     rescue: bool | None,
+    save_probabilities: bool,
 ) -> None:
     """Segment a volume, or every volume of a folder.
 
@@ -79,5 +85,5 @@ def predict(
         device_memory_mb=device_memory,
         many_cases=has_many_cases(source),
     )
-    if run_batch(source, output, session):
+    if run_batch(source, output, session, save_probabilities=save_probabilities):
         raise SystemExit(1)

@@ -82,6 +82,11 @@ class SomeSlices:
         return self.member.classes
 
     @property
+    def weight(self) -> float:
+        """The member's weight in the fusion."""
+        return self.member.weight
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of these slices, (z, y, x)."""
         return (self.stop - self.start, *self.member.shape[1:])

@@ -132,11 +132,12 @@ class RawDataset:
         ending = description.file_ending
         names = _case_names(folder / IMAGES, CHANNEL + ending)
         if (folder / CASES).exists():
-            if (schema := _decode(folder / CASES, dict).get("schema")) != SCHEMA:
+            content = _decode(folder / CASES, dict)
+            if (schema := content.get("schema")) != SCHEMA:
                 raise InputError(
                     folder / CASES, expected=f"schema {SCHEMA}", found=str(schema), hint="import the data again"
                 )
-            cases = _decode(folder / CASES, _CasesFile).cases
+            cases = _decode(folder / CASES, _CasesFile, content).cases
             if different := sorted(cases.keys() ^ set(names)):
                 image = folder / IMAGES / f"{different[0]}{CHANNEL}{ending}"
                 found = f"only in {CASES if different[0] in cases else IMAGES}"
@@ -295,9 +296,10 @@ def is_raw_dataset(folder: Path) -> bool:
     return True
 
 
-def _decode(path: Path, kind: type[T]) -> T:
+def _decode(path: Path, kind: type[T], content: Any = None) -> T:
+    """Return the content of a JSON file, or what was decoded of it before, checked for a type."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.convert(msgspec.json.decode(path.read_bytes()) if content is None else content, kind)
     except OSError as error:
         raise InputError(path, f"failed to read this file: {os_reason(error)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

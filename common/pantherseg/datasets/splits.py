@@ -54,26 +54,76 @@ def check_splits(where: Path, splits: Splits, cases: Mapping[str, RawCase]) -> N
 
     Raises InputError.
     """
+    if not splits:
+        raise InputError(where, expected="at least one fold", found="none", hint="list train and val of each fold")
     expert = {name for name, case in cases.items() if not case.pseudo}
-    validated: list[str] = []
     for fold, split in enumerate(splits):
-        train, val = split["train"], split["val"]
-        if unknown := {*train, *val} - cases.keys():
-            raise InputError(where, f"fold {fold} names cases that the data set lacks: {first_few(sorted(unknown))}")
-        if twice := _repeated([*train, *val]):
-            raise InputError(where, f"fold {fold} names these cases more than once: {first_few(twice)}")
-        if not train or not val:
-            raise InputError(where, f"fold {fold} has no cases in {'val' if train else 'train'}")
-        if pseudo := set(val) - expert:
-            raise InputError(where, f"fold {fold} has pseudo-labelled cases in val: {first_few(sorted(pseudo))}")
-        both = {cases[name].patient for name in train} & {cases[name].patient for name in val}
-        if both:
-            raise InputError(where, f"fold {fold} has patients in both train and val: {first_few(sorted(both))}")
-        validated += val
+        _check_fold(where, fold, split, cases)
+    validated = [name for split in splits for name in split["val"]]
     if twice := _repeated(validated):
-        raise InputError(where, f"these cases are in val more than once: {first_few(twice)}")
+        raise InputError(
+            where,
+            expected="each case in the val of one fold",
+            found=f"in more than one: {first_few(twice)}",
+            hint="leave each of them in one val",
+        )
     if missing := expert - set(validated):
-        raise InputError(where, f"these cases are in no val: {first_few(sorted(missing))}")
+        raise InputError(
+            where,
+            expected="each case with a label by an expert in the val of one fold",
+            found=f"in none: {first_few(sorted(missing))}",
+            hint="add each of them to one val",
+        )
+
+
+def _check_fold(where: Path, fold: int, split: Mapping[str, list[str]], cases: Mapping[str, RawCase]) -> None:
+    train, val = split["train"], split["val"]
+    if unknown := {*train, *val} - cases.keys():
+        raise InputError(
+            where,
+            expected=f"only cases of the data set in fold {fold}",
+            found=f"others: {first_few(sorted(unknown))}",
+            hint="remove their names, or import them",
+        )
+    if twice := _repeated([*train, *val]):
+        raise InputError(
+            where,
+            expected=f"each case once in fold {fold}",
+            found=f"more than once: {first_few(twice)}",
+            hint="remove the repeated names",
+        )
+    if not train or not val:
+        raise InputError(
+            where,
+            expected=f"cases in train and in val of fold {fold}",
+            found=f"none in {'val' if train else 'train'}",
+            hint="add cases, or remove the fold",
+        )
+    if pseudo := sorted(name for name in val if cases[name].pseudo):
+        raise InputError(
+            where,
+            expected=f"only cases with labels by experts in val of fold {fold}",
+            found=f"pseudo-labelled ones: {first_few(pseudo)}",
+            hint="move them to train",
+        )
+    if both := {cases[name].patient for name in train} & {cases[name].patient for name in val}:
+        raise InputError(
+            where,
+            expected=f"each patient in either train or val of fold {fold}",
+            found=f"in both: {first_few(sorted(both))}",
+            hint="move all cases of a patient to one side",
+        )
+
+
+def check_number(where: Path, splits: Splits, folds: int, *, stage: str = "") -> None:
+    """Raise InputError unless there are this many folds: nnU-Net would make up the others. stage: whose folds."""
+    if len(splits) != folds:
+        raise InputError(
+            where,
+            expected=f"{folds} folds, as stage '{stage}' has" if stage else f"{folds} folds",
+            found=str(len(splits)),
+            hint="give other splits, or change the number of folds",
+        )
 
 
 def _repeated(names: list[str]) -> list[str]:
@@ -97,11 +147,14 @@ def read_splits(path: Path) -> Splits:
     return content
 
 
-def split_dataset(dataset: RawDataset, *, folds: int = FOLDS, seed: int = SEED, given: Path | None = None) -> Splits:
+def split_dataset(
+    dataset: RawDataset, *, folds: int | None = None, seed: int = SEED, given: Path | None = None
+) -> Splits:
     """Write the splits of a data set to its splits_final.json, once, and return them.
 
-    given: a file with published splits, which is checked and used in place of folds and seed; pseudo-labelled cases
-    that it does not name are added to each `train`. Splits that exist already and are the same stay as they are.
+    folds: their number; if omitted, 5, or as many as are given. given: a file with published splits, which is checked
+    and used in place of the seed; pseudo-labelled cases that it does not name are added to each `train`. Splits that
+    exist already and are the same stay as they are.
 
     Raises InputError if the splits do not suit the data set, or if it has no labels, and OutputError if there are other
     splits already, or if the file cannot be written.
@@ -109,9 +162,11 @@ def split_dataset(dataset: RawDataset, *, folds: int = FOLDS, seed: int = SEED, 
     if not dataset.has_labels:
         raise InputError(dataset.folder, expected="a data set with labels", found="images alone")
     if given is None:
-        splits = make_splits(dataset.folder, dataset.cases, folds=folds, seed=seed)
+        splits = make_splits(dataset.folder, dataset.cases, folds=FOLDS if folds is None else folds, seed=seed)
     else:
         splits = read_splits(given)
+        if folds is not None:
+            check_number(given, splits, folds)
         check_splits(given, splits, dataset.cases)
         _warn_about_unused(given, splits, dataset.cases)
         splits = [_with_pseudo_labelled(split, dataset.cases) for split in splits]

@@ -10,12 +10,17 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from pantherseg.errors import PantherSegError
 from pantherseg.evaluation.metrics import METRICS, Totals
 from pantherseg.evaluation.tables import HEADINGS, aligned, totals_cells
 
 YOURS = "this result"
+CAUTION = (
+    "The published values are means over 30 hidden test cases. A result on other cases, which may be easier or harder,",
+    "is not comparable with them: the place is where these figures would stand, not where this method would.",
+)
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,24 @@ def leaderboard_table(totals: Totals, *, task: str, name: str = YOURS) -> str:
         row[1] = row[1].ljust(width)
     notes = [
         f"{name}: place {mine.place} of {len(ranking)}, mean position {mine.mean_position:.1f} on {task}.",
-        "Official convention (the challenge's axis order); positions in brackets. The published values are means over",
-        "30 hidden test cases, so results on other cases are not comparable with them. Not for clinical use.",
+        "Official convention (the challenge's axis order); positions in brackets.",
+        *CAUTION,
+        "Not for clinical use.",
     ]
     return "\n".join([aligned(rows), "", *notes])
+
+
+def leaderboard_dict(totals: Totals, *, task: str) -> dict[str, Any]:
+    """Return the standing of a result among the published teams for a JSON file. Raises PantherSegError."""
+    mine, ranking = leaderboard_standings(totals, task=task)
+    return {
+        "task": task,
+        "place": mine.place,
+        "teams": len(ranking),
+        "positions": mine.positions,
+        "mean_position": mine.mean_position,
+        "caution": " ".join(CAUTION),
+    }
 
 
 def _better(other: Team, team: Team, metric: str) -> bool:

@@ -5,27 +5,29 @@ official    as the challenge's evaluator computes them: with the spacing in the 
 corrected   with the spacing in the order of the array (z, y, x), so that distances are those in the patient.
 
 Both consider only the tumour in the reference and the prediction. Dice and volumes do not depend on the convention.
-Source of the formulas: DeepMind's surface-distance, and `Evaluation/evaluate_local.py` of the challenge's baseline
-repository, DIAGNijmegen/PANTHER_baseline.
+Source of the formulas: DeepMind's surface-distance, which the tests compare them with (`surfaces.py`), and
+`Evaluation/evaluate_local.py` of the challenge's baseline repository, DIAGNijmegen/PANTHER_baseline.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pantherseg.errors import InputError, PantherSegError
+from pantherseg.errors import InputError
+from pantherseg.evaluation.bootstrap import Interval, mean_samples, percentile_interval
+from pantherseg.evaluation.masks import Tumours, tumours_of
+from pantherseg.evaluation.surfaces import surface_metrics
 from pantherseg.labels import TUMOUR, tumour_of
 from pantherseg.orientation import DEFAULT_ORIENTATION
-from pantherseg.volume import Box, Shape, Triple, Volume
+from pantherseg.volume import Grid, Shape, Triple, Volume
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,11 @@ class CaseScores:
         """Whether there was no prediction. A missing prediction is scored as an empty mask."""
         return self.official.missing
 
+    @property
+    def empty(self) -> bool:
+        """Whether there was a prediction without tumour, or with nothing else."""
+        return not self.missing and self.official.predicted_volume_mm3 == 0
+
 
 def score_case(
     prediction: Volume | None,
@@ -103,24 +110,23 @@ def score_case(
     for messages.
 
     Raises InputError for a reference without a tumour, for which the metrics are undefined (every challenge case has a
-    tumour), and for a prediction on another grid; PantherSegError if surface-distance is not installed.
+    tumour), and for a prediction on another grid.
     """
     reference = reference.turned_to(DEFAULT_ORIENTATION)
-    tumour = tumour_of(reference.array)
-    if not tumour.any():
+    if prediction is not None:
+        prediction = prediction.turned_to(DEFAULT_ORIENTATION)
+        difference = reference.grid.difference(prediction.grid)
+        if difference:
+            raise InputError(name, expected="a mask on the grid of its reference mask", found=difference)
+    tumours = tumours_of(prediction, reference)
+    if not tumours.reference.any():
         found = f"no voxel with label {TUMOUR}"
         raise InputError(reference_name, expected=f"a reference mask with a tumour (label {TUMOUR})", found=found)
-    if prediction is None:
-        return _worst(tumour, reference, missing=True)
-    prediction = prediction.turned_to(DEFAULT_ORIENTATION)
-    difference = reference.grid.difference(prediction.grid)
-    if difference:
-        raise InputError(name, expected="a mask on the grid of its reference mask", found=difference)
-    predicted = tumour_of(prediction.array)
-    if not predicted.any() or predicted.all():
-        _warn_if_other_labels(prediction.array, predicted, name)
-        return _worst(tumour, reference, missing=False)
-    return _scores(predicted, tumour, reference)
+    if tumours.predicted.any():
+        return _scores(tumours, reference.grid)
+    if prediction is not None:
+        _warn_if_other_labels(prediction.array, name)
+    return _worst(int(np.count_nonzero(tumours.reference)), reference.grid, missing=prediction is None)
 
 
 def totals(cases: Sequence[CaseMetrics]) -> Totals:
@@ -136,70 +142,59 @@ def totals(cases: Sequence[CaseMetrics]) -> Totals:
     )
 
 
-def _scores(predicted: NDArray[np.bool_], tumour: NDArray[np.bool_], reference: Volume) -> CaseScores:
-    """Score two masks (z, y, x) with at least one voxel each."""
-    grid = reference.grid
-    voxels, reference_voxels = int(predicted.sum()), int(tumour.sum())
-    dice = 2 * int((predicted & tumour).sum()) / (voxels + reference_voxels)
-    # surface-distance crops to the same box, but takes long to find it; the results are identical.
-    box = Box.around(predicted | tumour) or Box.whole(grid.shape)
-    masks = np.ascontiguousarray(tumour[box.slices]), np.ascontiguousarray(predicted[box.slices])
-    spacing, swapped = grid.spacing, grid.spacing[::-1]
-    surface = _surface_metrics(*masks, spacing=spacing)
+def totals_interval(cases: Sequence[CaseMetrics]) -> dict[str, Interval] | None:
+    """Return the bootstrap interval of each of the five totals; None for a single case, which has none."""
+    if len(cases) < 2:
+        return None
+    values = [(c.dice, c.surface_dice_5mm, c.hd95_mm, c.masd_mm, c.volume_error_mm3**2) for c in cases]
+    samples = mean_samples(np.array(values))
+    samples[:, -1] = np.sqrt(samples[:, -1])
+    return {metric: percentile_interval(column) for metric, column in zip(METRICS, samples.T, strict=True)}
+
+
+def _scores(tumours: Tumours, grid: Grid) -> CaseScores:
+    """Score two masks with at least one voxel each. grid: that of the volume."""
+    predicted, reference = tumours.predicted, tumours.reference
+    voxels, reference_voxels, common = (
+        int(np.count_nonzero(mask)) for mask in (predicted, reference, predicted & reference)
+    )
+    dice = 2 * common / (voxels + reference_voxels)
     volume, reference_volume = voxels * grid.voxel_mm3, reference_voxels * grid.voxel_mm3
-    corrected = CaseMetrics(dice, *surface, volume - reference_volume, volume, reference_volume)
-    if spacing == swapped:
-        return CaseScores(official=corrected, corrected=corrected)
-    surface_dice, hd95, masd = _surface_metrics(*masks, spacing=swapped)
-    official = replace(corrected, surface_dice_5mm=surface_dice, hd95_mm=hd95, masd_mm=masd)
+    spacing = grid.spacing
+    # The conventions are one where the outer axes have the same spacing.
+    spacings = [spacing] if spacing == spacing[::-1] else [spacing, spacing[::-1]]
+    found = surface_metrics(
+        reference, predicted, spacings, tolerance_mm=SURFACE_TOLERANCE_MM, percent=HAUSDORFF_PERCENT
+    )
+    corrected, official = (
+        CaseMetrics(
+            dice=dice,
+            surface_dice_5mm=each.surface_dice,
+            hd95_mm=each.hausdorff_mm,
+            masd_mm=each.masd_mm,
+            volume_error_mm3=volume - reference_volume,
+            predicted_volume_mm3=volume,
+            reference_volume_mm3=reference_volume,
+        )
+        for each in (found[0], found[-1])
+    )
     return CaseScores(official=official, corrected=corrected)
 
 
-def _worst(tumour: NDArray[np.bool_], reference: Volume, *, missing: bool) -> CaseScores:
-    """Return the scores that the published evaluator gives to a mask that is empty or full."""
-    volume = int(tumour.sum()) * reference.grid.voxel_mm3
+def _worst(voxels: int, grid: Grid, *, missing: bool) -> CaseScores:
+    """Return the scores that the published evaluator gives to an empty or full mask. voxels: those of the reference."""
+    volume = voxels * grid.voxel_mm3
 
     def metrics(spacing: Triple) -> CaseMetrics:
-        diagonal = _diagonal_mm(reference.grid.shape, spacing)
+        diagonal = _diagonal_mm(grid.shape, spacing)
         return CaseMetrics(0.0, 0.0, diagonal, diagonal, -volume, 0.0, volume, missing)
 
-    return CaseScores(official=metrics(reference.grid.spacing[::-1]), corrected=metrics(reference.grid.spacing))
+    return CaseScores(official=metrics(grid.spacing[::-1]), corrected=metrics(grid.spacing))
 
 
-def _surface_metrics(
-    tumour: NDArray[np.bool_], predicted: NDArray[np.bool_], *, spacing: Triple
-) -> tuple[float, float, float]:
-    """Return surface Dice at 5 mm, HD95 and MASD (mm) of two non-empty masks (z, y, x)."""
-    library = surface_distance_library()
-    with warnings.catch_warnings():
-        # surface-distance 0.1 uses namespaces of scipy.ndimage that SciPy will remove in version 2.0.
-        warnings.filterwarnings("ignore", message="Please import", category=DeprecationWarning)
-        distances = library.compute_surface_distances(tumour, predicted, spacing_mm=spacing)
-    to_predicted, to_reference = library.compute_average_surface_distance(distances)
-    return (
-        float(library.compute_surface_dice_at_tolerance(distances, SURFACE_TOLERANCE_MM)),
-        float(library.compute_robust_hausdorff(distances, HAUSDORFF_PERCENT)),
-        float(to_predicted + to_reference) / 2,
-    )
-
-
-def surface_distance_library() -> Any:
-    """Return DeepMind's package. Raises PantherSegError if it is not installed: inference does not need it."""
-    try:
-        import surface_distance
-    except ImportError as error:
-        raise PantherSegError(
-            "evaluation",
-            expected="the package surface-distance",
-            found=str(error),
-            hint="pip install 'pantherseg[evaluate]'",
-        ) from error
-    return surface_distance
-
-
-def _warn_if_other_labels(array: NDArray[Any], predicted: NDArray[np.bool_], name: str | Path) -> None:
+def _warn_if_other_labels(array: NDArray[Any], name: str | Path) -> None:
     """Log why a mask counts as empty although it has other labels, such as 0 and 255."""
-    if not predicted.any() and array.any():
+    if array.any() and not tumour_of(array).any():
         values = np.unique(array)[:5].tolist()
         logger.warning(
             "%s: no voxel has label %d, so the mask counts as empty; its values are %s", name, TUMOUR, values

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from pantherseg.evaluation.lesions import MIN_OVERLAP
 from pantherseg.evaluation.metrics import CaseMetrics, Totals
 from pantherseg.evaluation.run import Evaluation
 from pantherseg.files import write_text
@@ -34,36 +36,80 @@ CONVENTIONS = {
 }
 
 
+SURFACE = ("surface_dice_5mm", "hd95_mm", "masd_mm")
+
+
 def evaluation_table(evaluation: Evaluation) -> str:
     """Return a table of all cases and the totals, with the surface metrics in both conventions."""
-    surface = ("surface_dice_5mm", "hd95_mm", "masd_mm")
     heading = ["case", "Dice", "volume error mm3"]
-    heading += [f"{HEADINGS[m]}{mark}" for mark in ("*", "") for m in surface]
+    heading += [f"{HEADINGS[m]}{mark}" for mark in ("*", "") for m in SURFACE]
     rows = [heading]
     for name, case in evaluation.cases.items():
-        row = [f"{name} (missing)" if case.missing else name]
+        row = [f"{name} (missing)" if case.missing else f"{name} (empty)" if case.empty else name]
         row += [f"{case.official.dice:.4f}", f"{case.official.volume_error_mm3:+.0f}"]
-        row += [format(getattr(m, k), FORMATS[k]) for m in (case.official, case.corrected) for k in surface]
+        row += [format(getattr(m, k), FORMATS[k]) for m in (case.official, case.corrected) for k in SURFACE]
         rows.append(row)
     rows += [[f"{name} (failed)", *["-"] * (len(heading) - 1)] for name in evaluation.failed]
-    scored, failed = len(evaluation.cases), len(evaluation.failed)
-    total = [f"{scored} of {scored + failed} cases" if failed else f"{scored} cases", f"{evaluation.official.dice:.4f}"]
-    total += [f"RMSE {evaluation.official.volume_rmse_mm3:.0f}"]
-    total += [format(getattr(t, k), FORMATS[k]) for t in (evaluation.official, evaluation.corrected) for k in surface]
-    rows.append(total)
+    totals = _total_rows(evaluation)
     notes = [f"*   official: {CONVENTIONS['official']}", f"    corrected: {CONVENTIONS['corrected']}"]
+    if len(totals) > 1:
+        notes.append("    95 %: percentile bootstrap over cases; for cases of another kind it says nothing")
     if evaluation.missing:
         notes.append(f"    missing: no prediction, scored as an empty mask ({len(evaluation.missing)} cases)")
-    if failed:
+    if evaluation.empty:
+        notes.append(f"    empty: no tumour in the prediction, or nothing else ({len(evaluation.empty)} cases)")
+    if evaluation.failed:
         notes.append("    failed: could not be scored, and is not in the totals")
         notes += [f"    {name}: {reason}" for name, reason in evaluation.failed.items()]
-    return "\n".join([aligned(rows, ruled_last=True), "", *notes, "    Not for clinical use."])
+    return "\n".join([aligned([*rows, *totals], footer=len(totals)), "", *notes, "    Not for clinical use."])
 
 
-def aligned(rows: Sequence[Sequence[str]], *, ruled_last: bool = False) -> str:
+def _total_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Return the row of the totals, and one for each bound of their intervals if there are any."""
+    scored, failed = len(evaluation.cases), len(evaluation.failed)
+    name = f"{scored} of {scored + failed} cases" if failed else f"{scored} cases"
+
+    def row(name: str, official: Mapping[str, float], corrected: Mapping[str, float]) -> list[str]:
+        cells = [name, f"{official['dice']:.4f}", f"RMSE {official['volume_rmse_mm3']:.0f}"]
+        return cells + [format(figures[m], FORMATS[m]) for figures in (official, corrected) for m in SURFACE]
+
+    rows = [row(name, evaluation.official.as_dict(), evaluation.corrected.as_dict())]
+    official, corrected = evaluation.official_interval, evaluation.corrected_interval
+    if official and corrected:
+        for bound, name in enumerate(("95 % from", "to")):
+            rows.append(row(name, *({m: i[bound] for m, i in each.items()} for each in (official, corrected))))
+    return rows
+
+
+def lesion_table(evaluation: Evaluation) -> str:
+    """Return how many lesions were found, and how many marked where there is none, by volume and in all."""
+    rows = [["lesions of ml", "reference", "found", "sensitivity", "predicted", "false positives", "a case"]]
+    for each in (*evaluation.detection_by_volume, evaluation.detection):
+        name = f"{each.from_ml:g} to {each.to_ml:g}" if each.to_ml else f"{each.from_ml:g} and more"
+        if each is evaluation.detection:
+            name = f"all in {len(evaluation.cases)} cases"
+        rate = "-" if each.sensitivity is None else f"{each.sensitivity:.3f}"
+        row = [name, str(each.reference), str(each.found), rate, str(each.predicted), str(each.false_positives)]
+        rows.append([*row, f"{each.false_positives_per_case:.2f}"])
+    footer = 1
+    if interval := evaluation.detection_interval:
+        for bound, name in enumerate(("95 % from", "to")):
+            sensitivity, rate = (f"{interval[key][bound]:.3f}" for key in ("sensitivity", "false_positives_per_case"))
+            rows.append([name, "", "", sensitivity, "", "", rate])
+        footer = 3
+    overlap = f"{MIN_OVERLAP * 100:g} %"
+    notes = [
+        "Lesions are components with 26 neighbours; the bounds are the volumes of balls of 1, 2 and 4 cm.",
+        f"found: the prediction covers at least {overlap} of it; false positive: less than {overlap} of it lies in the",
+        "reference, by the volume of the prediction.",
+    ]
+    return "\n".join([aligned(rows, footer=footer), *notes])
+
+
+def aligned(rows: Sequence[Sequence[str]], *, footer: int = 0) -> str:
     """Return rows of equal length as lines, with the first column left-aligned and the others right-aligned.
 
-    A rule follows the first row. ruled_last: another one precedes the last row.
+    A rule follows the first row. footer: how many of the last rows another rule precedes.
     """
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
@@ -72,8 +118,8 @@ def aligned(rows: Sequence[Sequence[str]], *, ruled_last: bool = False) -> str:
         lines.append("  ".join(cells).rstrip())
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     lines.insert(1, rule)
-    if ruled_last:
-        lines.insert(len(lines) - 1, rule)
+    if footer:
+        lines.insert(len(lines) - footer, rule)
     return "\n".join(lines)
 
 
@@ -82,19 +128,27 @@ def totals_cells(totals: Totals) -> list[str]:
     return [format(value, FORMATS[name]) for name, value in totals.as_dict().items()]
 
 
-def write_json(evaluation: Evaluation, path: Path) -> None:
-    """Write the evaluation: {"cases": ..., "failed": ..., "official": ..., "corrected": ...}. Raises OutputError."""
-    write_text(path, json.dumps(evaluation.as_dict(), indent=2) + "\n")
+def write_json(evaluation: Evaluation, path: Path, *, more: Mapping[str, Any] | None = None) -> None:
+    """Write the evaluation: {"cases": ..., "failed": ..., "official": ..., ...}. Raises OutputError.
+
+    more: further results by name, such as a comparison with another evaluation.
+    """
+    write_text(path, json.dumps(evaluation.as_dict() | dict(more or {}), indent=2) + "\n")
 
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
-    """Write one row per scored case and convention, with volumes and the signed volume error. Raises OutputError."""
+    """Write one row per scored case and convention, with volumes and counts of lesions. Raises OutputError."""
     text = io.StringIO()
-    fields = ["case", "convention", *CaseMetrics.__dataclass_fields__]
+    counts = ["empty", "lesions", "lesions_found", "lesions_predicted", "false_positives"]
+    fields = ["case", "convention", *CaseMetrics.__dataclass_fields__, *counts]
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     for name, case in evaluation.cases.items():
+        lesions = evaluation.lesions[name]
         for convention, metrics in (("official", case.official), ("corrected", case.corrected)):
-            row = asdict(metrics) | {"missing": str(metrics.missing).lower()}
-            writer.writerow({"case": name, "convention": convention, **row})
+            row = {"case": name, "convention": convention, **asdict(metrics)}
+            row |= {"missing": str(case.missing).lower(), "empty": str(case.empty).lower()}
+            row |= {"lesions": len(lesions.reference), "lesions_found": lesions.found}
+            row |= {"lesions_predicted": len(lesions.predicted), "false_positives": lesions.false_positives}
+            writer.writerow(row)
     write_text(path, text.getvalue())

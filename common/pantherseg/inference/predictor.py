@@ -24,7 +24,7 @@ from pantherseg.models.bundle import Bundle, needed
 from pantherseg.models.manifest import Manifest
 from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
-from pantherseg.results import ModelUse
+from pantherseg.results import ModelUse, Role
 from pantherseg.volume import Volume
 
 
@@ -33,8 +33,8 @@ class Logits:
     """The mean logits of a model's folds on the network's grid, and the way back to the grid of the volume.
 
     values: (class, z, y, x) float16, on the host or a device; events: what was left out or done differently;
-    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run; agreement: of
-    the folds about the tumour, None for a predictor without a label for it.
+    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run; weight: in a
+    fusion; agreement: of the folds about the tumour, None for a predictor without a label for it.
     """
 
     values: Array
@@ -43,6 +43,7 @@ class Logits:
     precision: str
     folds: tuple[str, ...]
     is_complete: bool = True
+    weight: float = 1.0
     agreement: Agreement | None = None
 
     @property
@@ -71,8 +72,8 @@ class Predictor:
     step: distance of tiles as a fraction of the patch; mirroring: average over inputs mirrored along the axes that the
     bundle allows; min_folds: the number of usable folds with which others may be damaged, None if all must be usable;
     keep_networks, allow_bfloat16: as in `placements`; orientation: of the volumes that the model was trained on, None
-    for what the bundle says, and DEFAULT_ORIENTATION where it says nothing; compared_label: about which the agreement
-    of the folds is wanted, None for none.
+    for what the bundle says, and DEFAULT_ORIENTATION where it says nothing; weight: in a fusion; compared_label: about
+    which the agreement of the folds is wanted, None for none.
     """
 
     bundle: Bundle
@@ -83,6 +84,7 @@ class Predictor:
     keep_networks: bool = False
     allow_bfloat16: bool = False
     orientation: Orientation | None = None
+    weight: float = 1.0
     compared_label: int | None = None
 
     @property
@@ -100,13 +102,16 @@ class Predictor:
         """How a volume is prepared after turning; with the same orientation too, predictors can share the result."""
         return self.bundle.manifest.preprocessing
 
-    def use(self, folds: tuple[str, ...]) -> ModelUse:
-        """Return how the bundle is used with these of its folds."""
+    def use(self, role: Role, folds: tuple[str, ...]) -> ModelUse:
+        """Return how the bundle is used in a role with these of its folds."""
         return ModelUse(
+            role=role,
             path=str(self.bundle.display_path),
             folds=folds,
             checkpoint=self.bundle.manifest.checkpoint,
             orientation=self.trained_orientation,
+            step=self.step,
+            mirroring=self.mirroring,
             sha256=replace(self.bundle, folds=folds).folds_sha256,
         )
 
@@ -177,8 +182,9 @@ class Predictor:
             events,
             placement.backend.precision,
             tuple(mean.used),
-            mean.is_complete,
-            None if mean.masks is None else mean.masks.agreement(),
+            is_complete=mean.is_complete,
+            weight=self.weight,
+            agreement=None if mean.masks is None else mean.masks.agreement(),
         )
 
 

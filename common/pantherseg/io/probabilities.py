@@ -15,6 +15,7 @@ A stored value differs from the probability by at most 1/510, so that 0.5 lies b
 from __future__ import annotations
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from pantherseg.errors import InputError, last_line
 from pantherseg.files import written_beside
+from pantherseg.orientation import Orientation
 from pantherseg.volume import Box, Grid, Volume, as_shape, as_triple, uncrop
 
 SUFFIX = ".npz"
@@ -41,8 +43,35 @@ def write_probability(probability: Volume, path: Path) -> None:
         np.savez_compressed(beside, values=stored, start=start, **geometry)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class StoredProbability:
+    """The content of a file: the probability in steps of 1/255 (uint8, z, y, x) in a box of a grid, 0 outside of it.
+
+    box: None where the probability is 0 everywhere, and values then has no voxels.
+    """
+
+    values: NDArray[np.uint8]
+    box: Box | None
+    grid: Grid
+
+    def turned_to(self, orientation: Orientation) -> StoredProbability:
+        """Return the same probability on the grid in an orientation."""
+        turn = self.grid.turn_to(orientation)
+        box = None if self.box is None else self.box.turned(turn, self.grid.shape)
+        return StoredProbability(turn.view(self.values), box, self.grid.turned(turn))
+
+
 def read_probability(path: Path) -> Volume:
     """Return the probabilities of a file as a volume (float32, 0 to 1, z, y, x). Raises InputError."""
+    stored = read_stored(path)
+    values = stored.values.astype(np.float32) / STEPS
+    if stored.box is None:
+        return Volume(np.zeros(stored.grid.shape, np.float32), stored.grid)
+    return Volume(uncrop(values, stored.box, stored.grid.shape), stored.grid)
+
+
+def read_stored(path: Path) -> StoredProbability:
+    """Return the probabilities of a file as they are stored. Raises InputError."""
     try:
         # Opened here, as numpy leaves a damaged file open.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -50,11 +79,15 @@ def read_probability(path: Path) -> Volume:
         x, y, z = (as_triple(row) for row in arrays["direction"])
         shape = as_shape(arrays["shape"])
         grid = Grid(shape, as_triple(arrays["spacing"]), as_triple(arrays["origin"]), (x, y, z))
-        values = arrays["values"].astype(np.float32) / STEPS
+        values = arrays["values"]
+        if values.dtype != np.uint8 or values.ndim != 3:
+            raise ValueError(f"values of the type {values.dtype} in {values.ndim} dimensions")
         if not values.size:
-            return Volume(np.zeros(shape, np.float32), grid)
+            return StoredProbability(values, None, grid)
         start = as_shape(arrays["start"])
         box = Box(start, as_shape(np.add(start, values.shape)))
-        return Volume(uncrop(values, box, shape), grid)
+        if any(stop > size for stop, size in zip(box.stop, shape, strict=True)):
+            raise ValueError(f"a box up to {box.stop} in a volume of {shape} voxels (z, y, x)")
+        return StoredProbability(values, box, grid)
     except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(path, expected="the probabilities of a class (.npz)", found=last_line(error)) from error

@@ -103,7 +103,7 @@ def read_labels(source: Path) -> Volume:
     """Read a label map in its stored type; values within 0.001 of a whole number are rounded.
 
     Logs a warning for everything that was corrected. Raises InputError, also for other values that are not whole
-    numbers.
+    numbers, such as probabilities.
     """
     volume, events = _read(source)
     _log_events(source, events)
@@ -114,7 +114,10 @@ def read_labels(source: Path) -> Volume:
     with np.errstate(invalid="ignore"):  # infinite minus infinite
         whole = np.abs(array - labels) <= LABEL_TOLERANCE
     if not whole.all():
-        raise InputError(source, expected="whole numbers as labels", found=f"the value {array[~whole][0]}")
+        found, hint = f"the value {array[~whole][0]}", ""
+        if array.min() >= 0 and array.max() <= 1:
+            found, hint = f"probabilities, such as {array[~whole][0]:.3g}", "give the mask, not the probabilities"
+        raise InputError(source, expected="whole numbers as labels", found=found, hint=hint)
     return Volume(labels, volume.grid)
 
 

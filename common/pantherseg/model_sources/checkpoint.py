@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 REFUSED = re.compile(r"GLOBAL [\w.]+")
+# In the names of the parts of a checkpoint that hold tensors.
+TENSORS = "/data/"
 PREFIXES = re.compile(r"^(_orig_mod\.|module\.)+")
 
 
@@ -40,8 +42,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_origin(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the plans and the dataset.json of a checkpoint's training. Raises ModelError like `read_checkpoint`."""
-    content = _read(path)
+    """Return the plans and the dataset.json of a checkpoint's training.
+
+    Raises ModelError like `read_checkpoint`, but does not read the weights.
+    """
+    content = _read(path, tensors=False)
     arguments = content.get("init_args") if isinstance(content, dict) else None
     found = [arguments.get(key) if isinstance(arguments, dict) else None for key in ("plans", "dataset_json")]
     plans, dataset = found
@@ -54,9 +59,9 @@ def read_origin(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def read_seconds(path: Path) -> float:
     """Return how long all epochs of a checkpoint's training took together, 0 where it does not say so.
 
-    Raises ModelError like `read_checkpoint`.
+    Raises ModelError like `read_checkpoint`, but does not read the weights.
     """
-    content = _read(path)
+    content = _read(path, tensors=False)
     logged = content.get("logging") if isinstance(content, dict) else None
     if not isinstance(logged, dict):
         return 0.0
@@ -64,15 +69,17 @@ def read_seconds(path: Path) -> float:
     return float(sum(end - begin for begin, end in zip(begins, ends, strict=False)))
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, *, tensors: bool = True) -> Any:
+    """Return the content of a checkpoint. tensors: whether those in it are used, and so must be read and checked."""
     import torch
 
     if not path.is_file():
         raise ModelError(path, expected="a checkpoint", found="no such file")
-    check_archive(path)
+    check_archive(path, tensors=tensors)
     try:
+        mapped = not tensors and zipfile.is_zipfile(path)  # torch's older form cannot be mapped
         with torch.serialization.safe_globals(list(ALLOWED)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:
         raise
     # The kind of error depends on which byte of the file is damaged.
@@ -86,13 +93,19 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def check_archive(path: Path) -> None:
-    """Raise ModelError if a zip archive, the usual form, does not match its checksums, which torch does not compare."""
+def check_archive(path: Path, *, tensors: bool = True) -> None:
+    """Raise ModelError if a zip archive, the usual form, does not match its checksums, which torch does not compare.
+
+    tensors: whether to check the parts that hold tensors too, which are nearly all of a checkpoint.
+    """
     try:
         if not zipfile.is_zipfile(path):
             return  # torch's older form, or no checkpoint at all: reading it will tell
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            damaged = archive.testzip() if tensors else None
+            for name in archive.namelist():
+                if not tensors and TENSORS not in name:
+                    archive.read(name)  # raises an error for another checksum
     except MemoryError:
         raise
     # The kind of error depends on which byte of the file is damaged.

@@ -115,7 +115,8 @@ def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
                 bundle = pack(model, folder / role, orientation=_orientation_in(recipe, role))
             check_labels(role, replace(bundle, path=model.path), recipe)
         members = [open_bundle(folder / member.model, folds=member.folds) for member in recipe.members]
-        check_classes(members)
+        if recipe.fusion.same_classes:
+            check_classes(members)
         localizer = recipe.localizer
         if localizer is not None and localizer.model in roles:
             members.append(open_bundle(folder / localizer.model, folds=localizer.folds))

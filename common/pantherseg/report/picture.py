@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from pantherseg.errors import InputError
 from pantherseg.files import written_beside
-from pantherseg.labels import tumour_of
-from pantherseg.report.planes import DISPLAYED, Mask, Plane, Scene, cut, windowed
+from pantherseg.report.planes import Mask, Plane, Scene, cut
 from pantherseg.volume import Volume
 
 Colour = tuple[int, int, int]
@@ -67,19 +65,7 @@ def draw_case(image: Volume, mask: Volume, reference: Volume | None, path: Path,
 
     Raises InputError if a mask is not on the grid of the image, OutputError if the file cannot be written.
     """
-    image, mask = image.turned_to(DISPLAYED), mask.turned_to(DISPLAYED)
-    if reference is not None:
-        reference = reference.turned_to(DISPLAYED)
-    for name, other in (("mask", mask), ("reference", reference)):
-        difference = image.grid.difference(other.grid) if other else ""
-        if difference:
-            raise InputError(f"{name} of {title}", expected="the grid of the image", found=difference)
-    scene = Scene(
-        grey=windowed(image),
-        predicted=tumour_of(mask.array),
-        reference=None if reference is None else tumour_of(reference.array),
-        grid=image.grid,
-    )
+    scene = Scene.of(image, mask, reference, title=title)
     panels = [(panel, _render(panel)) for panel in _panels(scene)]
     rows = [panels[i : i + COLUMNS] for i in range(0, len(panels), COLUMNS)]
     heights = [CAPTION_HEIGHT + max(picture.height for _, picture in row) for row in rows]

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pantherseg.errors import InputError
+from pantherseg.labels import tumour_of
 from pantherseg.orientation import Orientation
-from pantherseg.volume import Grid, Volume
+from pantherseg.volume import Box, Grid, Volume
 
 Mask = NDArray[np.bool_]
 
@@ -33,6 +35,40 @@ class Scene:
     predicted: Mask
     reference: Mask | None
     grid: Grid
+
+    @classmethod
+    def of(cls, image: Volume, mask: Volume, reference: Volume | None, *, title: str) -> Scene:
+        """Return the scene of volumes (z, y, x) on one grid, each in any voxel order; they are turned to LPS.
+
+        Raises InputError if a mask is not on the grid of the image. title: the case, for the error.
+        """
+        image, mask = image.turned_to(DISPLAYED), mask.turned_to(DISPLAYED)
+        if reference is not None:
+            reference = reference.turned_to(DISPLAYED)
+        for name, other in (("mask", mask), ("reference", reference)):
+            difference = image.grid.difference(other.grid) if other else ""
+            if difference:
+                raise InputError(f"{name} of {title}", expected="the grid of the image", found=difference)
+        return cls(
+            grey=windowed(image),
+            predicted=tumour_of(mask.array),
+            reference=None if reference is None else tumour_of(reference.array),
+            grid=image.grid,
+        )
+
+    @property
+    def tumour(self) -> Mask:
+        """What belongs to a tumour by the prediction or by the reference."""
+        return self.predicted if self.reference is None else self.predicted | self.reference
+
+    def crop(self, box: Box) -> Scene:
+        """Return the scene in a box; its arrays are views."""
+        return Scene(
+            grey=self.grey[box.slices],
+            predicted=self.predicted[box.slices],
+            reference=None if self.reference is None else self.reference[box.slices],
+            grid=self.grid.crop(box),
+        )
 
     @property
     def target(self) -> Mask:
@@ -83,13 +119,14 @@ class Plane:
         )
 
 
-def cut(scene: Scene, axis: int) -> Plane:
-    """Return the cut with the most tumour across an array axis (0, 1, 2 = z, y, x), in radiological convention.
+def cut(scene: Scene, axis: int, index: int | None = None) -> Plane:
+    """Return a cut across an array axis (0, 1, 2 = z, y, x), in radiological convention.
 
-    The right of the picture is the patient's left (or posterior), the bottom is posterior (or inferior).
+    The right of the picture is the patient's left (or posterior), the bottom is posterior (or inferior). index: of the
+    slice; by default the one with the most tumour.
     """
     rows, columns = (a for a in range(3) if a != axis)
-    index = scene.focus(axis)
+    index = scene.focus(axis) if index is None else index
 
     def shown(array: NDArray[Any]) -> NDArray[Any]:
         picture: NDArray[Any] = np.take(array, index, axis=axis)

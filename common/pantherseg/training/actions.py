@@ -13,7 +13,7 @@ from typing import Any
 from pantherseg.datasets.crops import crop_dataset, load_localizer
 from pantherseg.datasets.importing import REPORT, Source, import_data
 from pantherseg.datasets.raw import RawCase, RawDataset, is_raw_dataset, new_dataset
-from pantherseg.datasets.splits import read_splits, split_dataset
+from pantherseg.datasets.splits import check_number, read_splits, split_dataset
 from pantherseg.errors import InputError, ModelError, OutputError
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
@@ -25,7 +25,7 @@ from pantherseg.orientation import DEFAULT_ORIENTATION
 from pantherseg.paths import task_recipe
 from pantherseg.recipe import load_recipe
 from pantherseg.training.earlier import UNKNOWN, set_aside
-from pantherseg.training.leaks import check_number, check_starts, read_split_dataset
+from pantherseg.training.leaks import check_starts, read_split_dataset
 from pantherseg.training.out_of_fold import OutOfFold, dice_by_label
 from pantherseg.training.provenance import write_bundle
 from pantherseg.training.start import start_checkpoint, start_configuration
@@ -67,7 +67,7 @@ def data_step(work: Workspace, step: Step, device: str) -> Result:
     name, stage = step.subject, work.graph.stage[step.subject]
     given = work.given(f"splits/{name}")
     if given is not None:
-        check_number(given, read_splits(given), stage.folds, name)
+        check_number(given, read_splits(given), stage.folds, stage=name)
     sources = [Source("raw", work.dataset(data)) for data in stage.data]
     orientation = RawDataset.open(sources[0].folder).orientation or DEFAULT_ORIENTATION
     raw = work.uncropped(name).parent

@@ -13,15 +13,13 @@ import msgspec
 from pantherseg.datasets.importing import distinct_names
 from pantherseg.datasets.layouts import FoundCase, find_cases
 from pantherseg.datasets.raw import RawCase, is_raw_dataset
-from pantherseg.datasets.splits import check_splits, make_splits, read_splits
+from pantherseg.datasets.splits import check_number, check_splits, make_splits, read_splits
 from pantherseg.errors import DeviceError, InputError, OutputError, RecipeError
-from pantherseg.evaluation.metrics import surface_distance_library
 from pantherseg.files import prepare_folder
 from pantherseg.inference.backends import choose_backend
-from pantherseg.labels import LABEL_MAPS, TUMOUR_NAME
 from pantherseg.training.assumed import StageCosts
 from pantherseg.training.graph import TrainingFile
-from pantherseg.training.leaks import SplitCases, check_number, check_starts, read_split_dataset
+from pantherseg.training.leaks import SplitCases, check_starts, read_split_dataset
 from pantherseg.training.run import Training
 from pantherseg.training.start import check_start, start_checkpoint, start_configuration
 from pantherseg.training.workspace import Inputs
@@ -94,8 +92,6 @@ def check_inputs(training: Training) -> None:
             if (step.subject, checkpoint) not in fitting:
                 check_start(costs.network(step.subject), checkpoint, channels=1)
                 fitting.add((step.subject, checkpoint))
-        elif step.kind == "validate" and TUMOUR_NAME in LABEL_MAPS[stage.labels]:
-            surface_distance_library()
     _check_disk(training, known, costs)
 
 
@@ -160,7 +156,7 @@ class KnownData:
                 raise InputError(where, expected=expected, found=str(len(patients)))
             return make_splits(where, cases, folds=stage.folds), cases
         splits = read_splits(given)
-        check_number(given, splits, stage.folds, name)
+        check_number(given, splits, stage.folds, stage=name)
         # The import may refuse cases that the splits leave out.
         named = {case for split in splits for part in split.values() for case in part}
         check_splits(given, splits, {case: known for case, known in cases.items() if case in named or known.pseudo})

@@ -41,12 +41,6 @@ def check_starts(graph: TrainingFile, name: str, splits_of: Callable[[str], Spli
                 )
 
 
-def check_number(path: Path, splits: Splits, folds: int, stage: str) -> None:
-    """Raise InputError unless there are as many splits as a stage has folds: nnU-Net would make up the others."""
-    if len(splits) != folds:
-        raise InputError(path, expected=f"{folds} folds, as stage '{stage}' has", found=str(len(splits)))
-
-
 def read_split_dataset(folder: Path) -> SplitCases | None:
     """Return the splits of a raw data set and its cases, None if it is not there. Raises InputError."""
     if not (folder / SPLITS).is_file():

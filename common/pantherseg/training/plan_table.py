@@ -37,7 +37,7 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
             hours = cost.seconds(schedule, speed) / 3600
             memory = cost.memory(schedule, device) / GB
             sizes = "x".join(map(str, patch)), str(batch_size), str(schedule.epochs)
-            cells = (*sizes, f"{memory:.1f}", f"{hours:.2f}")
+            cells = (*sizes, f"{memory:.1f}", _hours(hours))
             if verdict.status != "finished":
                 hours_of[step.subject].append(hours)
         rows.append((name, status, *cells))
@@ -47,11 +47,11 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
         source = "as just measured" if measure else "from a table"
         together = len(set(devices))  # folds that share a device have its speed together
         rounds = sum(max(hours) * math.ceil(len(hours) / together) for hours in hours_of.values() if hours)
-        beside = f", {rounds:.2f} on {together}, where the folds of a stage run together" if together > 1 else ""
+        beside = f", {_hours(rounds)} on {together}, where the folds of a stage run together" if together > 1 else ""
         kind = "GPU" if device.startswith("cuda") else "CPU"
         lines.append(
-            f"Expected training: {total:.2f} hours on one {kind} at {speed / 1e9:.0f} billion operations per second "
-            f"({source}){beside}; validation and preprocessing not included."
+            f"Expected training: {_hours(total)} hours on one {kind} at {speed / 1e9:.0f} billion operations per "
+            f"second ({source}){beside}; validation and preprocessing not included."
         )
     if stages - training.planned:
         lines.append(
@@ -65,3 +65,8 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
     left = len(training.unfinished)
     lines.append(f"{len(training.chosen) - left} of {len(training.chosen)} steps are finished. Not for clinical use.")
     return "\n".join(lines)
+
+
+def _hours(value: float) -> str:
+    """Return hours with three digits where these are at most two decimals, or whole hours."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"

@@ -75,21 +75,35 @@ def termination_as_interrupt() -> Iterator[None]:
         yield
         return
     _spare_forked_processes()
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with contextlib.ExitStack() as at_the_end:
+        before = signal.signal(signal.SIGTERM, _interrupt)
+        at_the_end.callback(signal.signal, signal.SIGTERM, before)
+        at_the_end.callback(_interrupt_now)
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # The threads that are forking.
 _forking: set[int] = set()
+# Sends again a SIGTERM that has arrived during a fork; empty once it has interrupted.
+_again: list[threading.Timer] = []
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if _forking:  # Python would ignore the exception in the functions that it calls around a fork
-        threading.Timer(SECONDS_TO_FORK, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    else:
+    while _again:
+        _again.pop().cancel()
+    if not _forking:
+        raise KeyboardInterrupt
+    # Python would ignore the exception in the functions that it calls around a fork.
+    _again.append(threading.Timer(SECONDS_TO_FORK, os.kill, (os.getpid(), signal.SIGTERM)))
+    _again[-1].start()
+
+
+def _interrupt_now() -> None:
+    """Raise KeyboardInterrupt for a SIGTERM that is still to be sent again, which would come after the block."""
+    if _again:
+        timer = _again.pop()
+        timer.cancel()
+        timer.join()
         raise KeyboardInterrupt
 
 
@@ -117,6 +131,7 @@ def _let_through() -> None:
 
 def _inherit_nothing() -> None:
     _forking.clear()
+    _again.clear()
     if signal.getsignal(signal.SIGTERM) is _interrupt:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -1,0 +1,178 @@
+"""The page of many cases: `python -m bench.report [--cases 2 50 1000] [--phantoms 50] [--work DIR]`.
+
+Makes phantoms of Task 1 and masks that differ from their labels, and writes a report of each number of cases, which
+repeat the phantoms. Prints how long that takes and how much memory, the size of the file, and in headless Chromium how
+long it takes until the first case is drawn and the file loaded, and then to open the viewer (WebGL in software). Writes
+bench/results/report.json. Needs Chromium and playwright.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from bench.browser import chromium
+from bench.processes import machine, run
+from pantherseg.files import write_text
+from pantherseg.io import write_volume
+from pantherseg.labels import TUMOUR, tumour_of
+from pantherseg.phantom import make_phantom
+from pantherseg.volume import Volume
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ViewportSize
+
+RESULTS = Path(__file__).parent / "results"
+FIRST_SEED = 9500
+TASK = 1
+OPENINGS = 5
+PATIENCE_MS = 120_000
+SCREEN: ViewportSize = {"width": 1280, "height": 900}
+# Resolves with the milliseconds since the page was asked for, when the pictures of the first case are on the screen.
+DRAWN = """async () => {
+  const frame = () => new Promise(requestAnimationFrame);
+  while (!document.querySelector("article")) await frame();
+  const article = document.querySelector("article");
+  article.scrollIntoView();
+  while (!article.querySelector(".current svg")) await frame();
+  await Promise.all([...article.querySelectorAll("image")].map((image) => image.decode()));
+  await frame();
+  await frame();
+  return performance.now();
+}"""
+
+
+def make_phantoms(folder: Path, count: int) -> list[str]:
+    """Write images, labels, masks that differ from the labels, and their reports, unless they exist; return names."""
+    names = []
+    for number in tqdm(range(count), unit="phantom", disable=None):
+        name = f"phantom{number:03d}.mha"
+        names.append(name)
+        if (folder / "masks" / name).exists():
+            continue
+        random = np.random.default_rng(number)
+        phantom = make_phantom(FIRST_SEED + number, task=TASK, size="full")
+        tumour = tumour_of(phantom.labels.array)
+        moved = np.roll(tumour, random.integers(-3, 4, 3), (0, 1, 2))
+        mask = ndimage.binary_dilation(moved) if number % 2 else moved
+        write_volume(phantom.image, folder / "images" / name)
+        write_volume(phantom.labels, folder / "references" / name)
+        write_text(folder / "masks" / f"phantom{number:03d}.json", json.dumps(_run_report(random)))
+        write_volume(Volume(mask.astype(np.uint8) * TUMOUR, phantom.labels.grid), folder / "masks" / name)
+    return names
+
+
+def _run_report(random: np.random.Generator) -> dict[str, Any]:
+    agreement = float(random.uniform(0.5, 0.95))
+    return {
+        "pantherseg": "bench",
+        "recipe": "task1",
+        "device": "cpu",
+        "precision": "float32",
+        "models": [{"path": "weights/demo/task1", "folds": list("01234")}],
+        "events": [{"code": "components_dropped", "message": "2 of 3 components were dropped"}],
+        "seconds": {"localizer": 2.0, "members": float(random.uniform(8, 20)), "mask": 0.3},
+        "peak_memory_mb": 400,
+        "confidence": {
+            "pairwise_dice": agreement,
+            "mean_entropy": 1 - agreement,
+            "fold_volumes_ml": random.uniform(4, 9, 5).tolist(),
+            "expected_dice": agreement - 0.05,
+        },
+    }
+
+
+def link_cases(phantoms: Path, names: list[str], cases: int, folder: Path) -> None:
+    """Make a cohort of links to the phantoms, each as often as needed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for number in range(cases):
+        source = Path(names[number % len(names)])
+        for kind in ("images", "references", "masks"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            (folder / kind / f"case{number:04d}.mha").symlink_to((phantoms / kind / source).resolve())
+        report = folder / "masks" / f"case{number:04d}.json"
+        report.symlink_to((phantoms / "masks" / source.with_suffix(".json")).resolve())
+
+
+def measure_opening(page_file: Path) -> dict[str, float]:
+    """Return the seconds until the first case is drawn and the page loaded (medians), and until the viewer is open."""
+    from playwright.sync_api import sync_playwright
+
+    figures: dict[str, list[float]] = {"first_case_drawn_s": [], "load_s": [], "viewer_s": [], "second_viewer_s": []}
+    with sync_playwright() as playwright:
+        for _ in range(OPENINGS):
+            # As most people see it, without WebGL in software, which slows down everything.
+            with chromium(playwright, flags=()) as browser:
+                page = browser.new_page(viewport=SCREEN)
+                page.goto(page_file.as_uri(), timeout=PATIENCE_MS, wait_until="commit")
+                figures["first_case_drawn_s"].append(page.evaluate(DRAWN) / 1000)
+                page.wait_for_load_state("load", timeout=PATIENCE_MS)
+                loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+                figures["load_s"].append(loaded / 1000)
+        with chromium(playwright) as browser:
+            page = browser.new_page(viewport=SCREEN)
+            page.goto(page_file.as_uri(), timeout=PATIENCE_MS)
+            for name in ("viewer_s", "second_viewer_s"):
+                began = time.monotonic()
+                page.locator(".open-viewer").first.click()
+                page.locator("#viewer .views button").first.wait_for(timeout=PATIENCE_MS)
+                figures[name].append(time.monotonic() - began)
+                page.keyboard.press("Escape")
+    return {name: round(statistics.median(values), 2) for name, values in figures.items()}
+
+
+def measure(cases: int, phantoms: Path, names: list[str], work: Path) -> dict[str, Any]:
+    """Return the figures of one report."""
+    cohort, page_file = work / f"cohort{cases}", work / f"report{cases}.html"
+    link_cases(phantoms, names, cases, cohort)
+    command = [sys.executable, "-m", "pantherseg", "report", str(cohort / "images"), str(cohort / "masks")]
+    writing = run(
+        [*command, str(page_file), "--references", str(cohort / "references")], log=work / f"report{cases}.log"
+    )
+    return {
+        "cases": cases,
+        "write_s": round(writing.seconds, 1),
+        "write_s_a_case": round(writing.seconds / cases, 2),
+        "peak_mb": round(writing.peak_mb),
+        "file_mb": round(page_file.stat().st_size / 1e6, 1),
+        **measure_opening(page_file),
+    }
+
+
+def main() -> None:
+    """Measure, print and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, nargs="+", default=[2, 50, 1000])
+    parser.add_argument("--phantoms", type=int, default=50)
+    parser.add_argument("--work", type=Path, help="keep the files in this folder, and use its phantoms")
+    options = parser.parse_args()
+    load = [round(value, 1) for value in os.getloadavg()]
+    with contextlib.ExitStack() as stack:
+        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pantherseg-report-")))
+        names = make_phantoms(work / "phantoms", options.phantoms)
+        rows = [measure(cases, work / "phantoms", names, work) for cases in options.cases]
+    write_text(
+        RESULTS / "report.json", json.dumps({"machine": machine(), "load_average": load, "rows": rows}, indent=2) + "\n"
+    )
+    print(f"load of the machine at the beginning: {load}")
+    print("| cases | written, s | a case, s | peak MB | file MB | first case, s | loaded, s | viewer, s | again, s |")
+    print("|---" * 9 + "|")
+    for row in rows:
+        print(f"| {' | '.join(str(value) for value in row.values())} |")
+
+
+if __name__ == "__main__":
+    main()
