@@ -88,6 +88,14 @@ def test_the_wheel_contains_every_recipe_that_the_list_of_weights_names(wheel: P
     assert "pantherseg/py.typed" in names
 
 
+def test_the_wheel_contains_the_files_of_a_page_and_the_licences_of_the_viewer(wheel: Path) -> None:
+    page = paths.PACKAGE / "report" / "page"
+    files = {path.relative_to(page).as_posix(): path.read_bytes() for path in page.rglob("*") if path.is_file()}
+    assert {"report.html.jinja", "page.css", "niivue/niivue.umd.js.gz", "niivue/LICENSES.txt"} <= files.keys()
+    packed = contents(wheel)
+    assert {name: packed[f"pantherseg/report/page/{name}"] for name in files} == files
+
+
 def test_an_editable_wheel_contains_no_copy_of_the_package(build: Build) -> None:
     assert not [name for name in contents(build("editable", paths.ROOT)) if name.startswith("pantherseg/")]
 
