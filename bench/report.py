@@ -1,4 +1,4 @@
-"""The page of many cases: `python -m bench.report [--cases 2 50 1000] [--phantoms 50] [--work DIR]`.
+"""The page of many cases: `python -m bench.report [--cases 2 50 1000] [--phantoms 50] [--work DIR] [--picture PNG]`.
 
 Makes phantoms of Task 1 and masks that differ from their labels, and writes a report of each number of cases, which
 repeat the phantoms. Prints how long that takes and how much memory, the size of the file, and in headless Chromium how
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
 from bench.browser import chromium
-from bench.processes import machine, run
+from bench.processes import Run, machine, run
 from pantherseg.files import write_text
 from pantherseg.io import write_volume
 from pantherseg.labels import TUMOUR, tumour_of
@@ -41,6 +43,7 @@ TASK = 1
 OPENINGS = 5
 PATIENCE_MS = 120_000
 SCREEN: ViewportSize = {"width": 1280, "height": 900}
+PICTURED_CASES, PICTURE = 8, (1000, 703)
 # Resolves with the milliseconds since the page was asked for, when the pictures of the first case are on the screen.
 DRAWN = """async () => {
   const frame = () => new Promise(requestAnimationFrame);
@@ -134,14 +137,17 @@ def measure_opening(page_file: Path) -> dict[str, float]:
     return {name: round(statistics.median(values), 2) for name, values in figures.items()}
 
 
-def measure(cases: int, phantoms: Path, names: list[str], work: Path) -> dict[str, Any]:
-    """Return the figures of one report."""
+def write_page(cases: int, phantoms: Path, names: list[str], work: Path) -> Run:
+    """Write `report<cases>.html`."""
     cohort, page_file = work / f"cohort{cases}", work / f"report{cases}.html"
     link_cases(phantoms, names, cases, cohort)
     command = [sys.executable, "-m", "pantherseg", "report", str(cohort / "images"), str(cohort / "masks")]
-    writing = run(
-        [*command, str(page_file), "--references", str(cohort / "references")], log=work / f"report{cases}.log"
-    )
+    return run([*command, str(page_file), "--references", str(cohort / "references")], log=work / f"report{cases}.log")
+
+
+def measure(cases: int, phantoms: Path, names: list[str], work: Path) -> dict[str, Any]:
+    """Return the figures of one report."""
+    writing, page_file = write_page(cases, phantoms, names, work), work / f"report{cases}.html"
     return {
         "cases": cases,
         "write_s": round(writing.seconds, 1),
@@ -152,17 +158,35 @@ def measure(cases: int, phantoms: Path, names: list[str], work: Path) -> dict[st
     }
 
 
+def take_picture(page_file: Path, target: Path) -> None:
+    """Save a picture of the first case of a report."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, chromium(playwright, flags=()) as browser:
+        page = browser.new_page(viewport=SCREEN)
+        page.goto(page_file.as_uri(), timeout=PATIENCE_MS)
+        page.evaluate(DRAWN)
+        shot = Image.open(io.BytesIO(page.screenshot()))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shot.resize(PICTURE, Image.Resampling.LANCZOS).quantize(256, kmeans=8).save(target, optimize=True)
+
+
 def main() -> None:
     """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, nargs="+", default=[2, 50, 1000])
     parser.add_argument("--phantoms", type=int, default=50)
     parser.add_argument("--work", type=Path, help="keep the files in this folder, and use its phantoms")
+    parser.add_argument("--picture", type=Path, help="measure nothing, and save a picture of a page to this file")
     options = parser.parse_args()
     load = [round(value, 1) for value in os.getloadavg()]
     with contextlib.ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pantherseg-report-")))
         names = make_phantoms(work / "phantoms", options.phantoms)
+        if options.picture:
+            write_page(PICTURED_CASES, work / "phantoms", names, work)
+            take_picture(work / f"report{PICTURED_CASES}.html", options.picture)
+            return
         rows = [measure(cases, work / "phantoms", names, work) for cases in options.cases]
     write_text(
         RESULTS / "report.json", json.dumps({"machine": machine(), "load_average": load, "rows": rows}, indent=2) + "\n"
