@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pantherseg.events import Event, EventCode
 from pantherseg.registry import Registry
 from pantherseg.tables import Fraction, NotNegative, Positive, Table
-from pantherseg.volume import Grid
+from pantherseg.volume import Box, Grid, as_shape, uncrop
 
 Mask = NDArray[np.bool_]
 
@@ -110,17 +110,17 @@ class Components(Table, Step, frozen=True):
     def _kept(self, mask: Mask, voxel_mm3: float) -> Mask:
         from scipy import ndimage  # takes long to import, and is not needed before the networks run
 
-        components, count = ndimage.label(mask, CONNECTIVITY)
-        if not count:
+        box = Box.around(mask)
+        if box is None:
             return mask
+        components, count = ndimage.label(mask[box.slices], CONNECTIVITY)
         sizes = np.bincount(components.ravel())
         sizes[0] = 0  # the background
         largest_first = np.argsort(-sizes, kind="stable")[:count]
         keep = np.zeros(len(sizes), bool)
         keep[largest_first[: self.max_count]] = True
         keep &= sizes >= max(self.min_mm3 / voxel_mm3, 1)
-        kept: Mask = keep[components]
-        return kept
+        return uncrop(keep[components], box, as_shape(mask.shape))
 
 
 @Step.registry.register("rescue")
@@ -158,6 +158,8 @@ def _most_probable(probability: NDArray[np.float32], max_voxels: float) -> Mask:
 def _component_at(mask: Mask, voxel: tuple[np.intp, ...]) -> Mask:
     from scipy import ndimage
 
-    components, _ = ndimage.label(mask, CONNECTIVITY)
-    found: Mask = components == components[voxel]
-    return found
+    box = Box.around(mask)
+    assert box is not None  # the voxel is in the mask
+    components, _ = ndimage.label(mask[box.slices], CONNECTIVITY)
+    found = components == components[tuple(np.subtract(voxel, box.start))]
+    return uncrop(found, box, as_shape(mask.shape))
