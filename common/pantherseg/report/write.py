@@ -165,6 +165,7 @@ def _environment() -> Environment:
     page = Environment(
         loader=PackageLoader("pantherseg.report", PAGE),
         autoescape=True,
+        auto_reload=False,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
