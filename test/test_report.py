@@ -397,6 +397,7 @@ def test_the_file_keeps_to_its_size_by_smaller_pictures(tmp_path: Path, monkeypa
     # The text of two cases is no part of the limit.
     assert sizes[1] < 0.1e6 + 20_000 < sizes[0]
     assert "may take 0.05 MB of this file" in page.text
+    assert "smaller and fewer to keep this file small" in page.text
     assert re.search("made coarser to keep this file small|left out to keep this file small", page.text)
 
 

@@ -99,6 +99,7 @@ def test_pictures_become_smaller_and_fewer_where_there_is_less_room() -> None:
     assert counts == sorted(counts, reverse=True)
     assert sizes[0] > sizes[-1]
     smallest = tiles_of(shown, max_bytes=1)
+    assert (smallest.smaller, tiles_of(shown, max_bytes=PLENTY).smaller) == (True, False)
     assert len(smallest.slices) == FORMS[-1][0]
 
 
@@ -170,7 +171,9 @@ def test_the_viewers_volumes_become_coarser_and_are_then_left_out() -> None:
 
 
 def test_a_coarser_crop_keeps_the_tumours_place(tmp_path: Path) -> None:
-    crops = viewer_volumes(scene(TUMOUR), max_bytes=40_000)
+    whole = viewer_volumes(scene(TUMOUR), max_bytes=PLENTY)
+    assert whole is not None
+    crops = viewer_volumes(scene(TUMOUR), max_bytes=len(whole.image))
     assert crops is not None
     assert crops.coarser
     mask = read_labels(saved(crops.predicted, tmp_path, "predicted.nii.gz")).turned_to("LPS")

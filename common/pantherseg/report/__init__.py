@@ -1,4 +1,4 @@
-"""Pictures of cases for human readers. Not for clinical use."""
+"""Cases for human readers: a picture of one, or a page of any number. Not for clinical use."""
 
 from pantherseg.report.picture import draw_case
 

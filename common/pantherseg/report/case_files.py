@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pantherseg.errors import InputError, first_few
+from pantherseg.evaluation.run import CHANNEL_SUFFIX
 from pantherseg.io import case_name, find_sources
 from pantherseg.io.dicom import refuse_dicom
 
 logger = logging.getLogger(__name__)
-
-# PANTHER's image files have nnU-Net's channel number in their names, its label files do not.
-CHANNEL_SUFFIX = "_0000"
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,7 @@ class Case:
 def read_case(files: CaseFiles, number: int) -> tuple[Case, Scene | None]:
     """Return a case and what to draw of it, None where the volume or the mask is missing or cannot be used.
 
-    A file that cannot be used becomes a problem of the case, and the others are used. Raises PantherSegError if
-    surface-distance is not installed.
+    A file that cannot be used becomes a problem of the case, and the others are used.
     """
     case = Case(number, printable(files.name), missing=files.mask is None)
     problems: list[str] = []

@@ -65,19 +65,21 @@ class Tiles:
     """The pictures of a case.
 
     slices: through the tumour, in the order in which they lie; the one at `main` has most of it. cuts: whole, across
-    the three axes. left_out: how many slices with tumour are not shown.
+    the three axes. left_out: how many slices with tumour are not shown. smaller: whether that or the size of the
+    pictures is due to the room on the page.
     """
 
     slices: tuple[Tile, ...]
     cuts: tuple[Tile, ...]
     main: int
     left_out: int
+    smaller: bool
 
 
 def tiles_of(scene: Scene, *, max_bytes: float) -> Tiles:
     """Return the pictures of a case in the largest form that adds at most `max_bytes` to a page, or in the smallest."""
-    for slices, pixels in FORMS:
-        tiles = _tiles(scene, slices, pixels)
+    for form in FORMS:
+        tiles = _tiles(scene, *form)
         if sum(tile.bytes_on_page for tile in (*tiles.slices, *tiles.cuts)) <= max_bytes:
             break
     return tiles
@@ -113,6 +115,7 @@ def _tiles(scene: Scene, most: int, pixels: int) -> Tiles:
         cuts=tuple(_tile(cut(scene, each), "cut", pixels) for each in (axis, *(a for a in range(3) if a != axis))),
         main=indices.index(scene.focus(axis)),
         left_out=left_out,
+        smaller=(most, pixels) != FORMS[0],
     )
 
 

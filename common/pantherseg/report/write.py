@@ -59,7 +59,7 @@ def write_report(images: Path, masks: Path, references: Path | None, output: Pat
     with the folds that agree least. The same files give the same bytes.
 
     Raises InputError if there is nothing to report, OutputError for a file that cannot be written, PantherSegError if
-    a library is not installed.
+    jinja2 is not installed.
     """
     page = _environment()
     files = find_cases(images, masks, references)
@@ -165,6 +165,7 @@ def _environment() -> Environment:
     page = Environment(
         loader=PackageLoader("pantherseg.report", PAGE),
         autoescape=True,
+        auto_reload=False,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
