@@ -19,7 +19,7 @@ from pantherseg.report.case_files import find_cases
 @click.argument("output", type=PATH)
 @click.option("--references", type=PATH, help="Also draw these reference masks (label 1 is the tumour), and score.")
 def report(images: Path, masks: Path, output: Path, references: Path | None) -> None:
-    """Show volumes and their masks.
+    """Show volumes and their masks as a page or a picture.
 
     IMAGES and MASKS are files or folders; MASKS is usually the output of `pantherseg predict`, whose reports are shown
     too, or of a container. OUTPUT is an .html file, one page with all cases that needs no network, or a .png file, the
