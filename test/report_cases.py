@@ -25,14 +25,32 @@ def tumour(first: int = 4, last: int = 8, *, grid: Grid = GRID, label: int = 1, 
     return Volume(array, grid)
 
 
+MODEL = {
+    "role": "member",
+    "path": "weights/demo/task1",
+    "folds": ["0", "1"],
+    "checkpoint": "checkpoint_final.pth",
+    "orientation": "LPS",
+    "step": 0.5,
+    "mirroring": False,
+    "sha256": {"0": "0" * 64, "1": "1" * 64},
+}
+
+
 def run_report(**changes: Any) -> dict[str, Any]:
     content: dict[str, Any] = {
+        "schema": 1,
+        "input": "case.mha",
+        "mask": "case.mha",
         "pantherseg": "0.1.0",
         "not_for_clinical_use": True,
         "recipe": "task1",
         "device": "cpu",
         "precision": "float32",
-        "models": [{"path": "weights/demo/task1", "folds": ["0", "1"], "checkpoint": "final", "orientation": "LPS"}],
+        "models": [MODEL],
+        "tumour_ml": 1.0,
+        "confidence": confidence(None, None),
+        "box": {"start_zyx": [0, 0, 0], "stop_zyx": [12, 40, 48]},
         "events": [],
         "seconds": {"localizer": 1.5, "members": 10.25, "mask": 0.25},
         "peak_memory_mb": 400,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from msgspec import convert
 
 from conftest import one_line_about, run_python
 from pantherseg.cli import main as pantherseg
@@ -22,11 +23,15 @@ from pantherseg.paths import ROOT
 from pantherseg.report import write
 from pantherseg.report.case_files import find_cases
 from pantherseg.report.cases import Case
-from pantherseg.report.run_report import ConfidenceRecord, RunReport, read_run_report
+from pantherseg.report.run_report import read_run_report
+from pantherseg.results import CaseReport
 from pantherseg.report.summary import DICE_EDGES, VOLUME_EDGES, histogram
 from pantherseg.report.write import case_room, write_report
 from pantherseg.volume import Grid, Volume
 from report_cases import GRID, HOSTILE, Cohort, confidence, image, mixed, run_report, tumour
+
+
+UNKNOWN = confidence(None, None)
 
 
 class Page(HTMLParser):
@@ -97,7 +102,7 @@ def test_a_case_has_its_figures_events_and_times(page: Page) -> None:
         "Time: 12.0 s",
         "members 10.2 s",
         "Recipe task1",
-        "Peak memory 400 MB",
+        "Peak memory 400 MiB",
     ):
         assert text in poor
 
@@ -184,7 +189,7 @@ def test_urgency_follows_the_expected_dice_and_then_the_agreement(
 ) -> None:
     for key in ("expected_dice", "pairwise_dice"):
         cases = [
-            Case(number, f"case{number}", run=RunReport(confidence=ConfidenceRecord(**{key: value})))
+            Case(number, f"case{number}", run=convert(run_report(confidence={**UNKNOWN, key: value}), CaseReport))
             for number, value in enumerate(values)
         ]
         assert min(cases, key=lambda case: case.urgency) is cases[first]
@@ -239,9 +244,10 @@ def test_a_reference_without_a_tumour_gives_no_metrics(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "content"),
     [
+        ("of another version", b'{"schema": 99}'),
         ("no JSON", b"{"),
         ("binary", b"\xff\x00"),
-        ("of another form", b'{"seconds": "many"}'),
+        ("of another form", b'{"schema": 1, "seconds": "many"}'),
         ("deeply nested", b'{"x":' * 20000),
         ("a list", b"[1]"),
     ],
@@ -252,7 +258,7 @@ def test_a_damaged_report_is_a_problem_of_its_case(tmp_path: Path, what: str, co
     (cohort.masks / "case.json").write_bytes(content)
     page, failed = made(cohort, tmp_path / "report.html", references=False)
     assert failed == ["case"]
-    assert f"{cohort.masks / 'case.json'}: expected a report of pantherseg (JSON)" in page.articles[0]
+    assert f"{cohort.masks / 'case.json'}: expected the report of a case (JSON)" in page.articles[0]
     assert "Slices through the tumour" in page.articles[0]
 
 

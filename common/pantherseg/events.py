@@ -77,6 +77,11 @@ class EventCode(StrEnum):
     EMPTY_MASK = "empty_mask"
     """No tumour was found, and the mask is empty."""
 
+    @property
+    def in_words(self) -> str:
+        """The code as a phrase for readers, such as `Empty mask rescued`."""
+        return self.value.replace("_", " ").capitalize()
+
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Something that a user should know about a case: a code and a sentence."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,8 @@ from pantherseg.labels import tumour_of
 from pantherseg.logs import one_line
 from pantherseg.report.case_files import CaseFiles
 from pantherseg.report.planes import Scene
-from pantherseg.report.run_report import RunReport, read_run_report
+from pantherseg.report.run_report import read_run_report
+from pantherseg.results import CaseReport
 from pantherseg.volume import Volume
 
 T = TypeVar("T")
@@ -27,8 +28,8 @@ class Case:
     """A row of the report.
 
     number: in the order of the names, from 1. missing: there is no mask, which is scored as an empty one. problems: one
-    line each, of files that could not be used. tumour_ml, reference_ml: volumes, None if unknown. run: what the case's
-    own report says.
+    line each, of files that could not be used. tumour_ml, reference_ml: volumes, None if unknown. run: the case's own
+    report, None without one.
     """
 
     number: int
@@ -38,7 +39,7 @@ class Case:
     tumour_ml: float | None = None
     reference_ml: float | None = None
     scores: CaseScores | None = None
-    run: RunReport = field(default_factory=RunReport)
+    run: CaseReport | None = None
 
     @property
     def dice(self) -> float | None:
@@ -48,17 +49,17 @@ class Case:
     @property
     def expected_dice(self) -> float | None:
         """The Dice that the calibration expects."""
-        return None if self.run.confidence is None else self.run.confidence.expected_dice
+        return None if self.run is None else self.run.confidence.expected_dice
 
     @property
     def agreement(self) -> float | None:
         """The mean Dice of pairs of folds."""
-        return None if self.run.confidence is None else self.run.confidence.pairwise_dice
+        return None if self.run is None else self.run.confidence.pairwise_dice
 
     @property
     def seconds(self) -> float | None:
         """How long the stages took together."""
-        return sum(self.run.seconds.values()) if self.run.seconds else None
+        return None if self.run is None else sum(self.run.seconds.values())
 
     @property
     def urgency(self) -> tuple[int, float, int]:
@@ -77,7 +78,7 @@ def read_case(files: CaseFiles, number: int) -> tuple[Case, Scene | None]:
     problems: list[str] = []
     reference = _attempt(read_labels, files.reference, problems)
     mask = _attempt(read_labels, files.mask, problems)
-    run = _attempt(read_run_report, files.mask, problems) or RunReport()
+    run = _attempt(read_run_report, files.mask, problems)
     scores = None
     if files.reference and reference and (mask or case.missing):
         name, of_reference = files.mask or files.name, files.reference

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pantherseg.evaluation.metrics import Totals, totals
 from pantherseg.report.cases import Case
-from pantherseg.report.run_report import RunReport
+from pantherseg.results import CaseReport
 
 # Fewer cases than this are seen at a glance in the table.
 MIN_CASES_OF_A_HISTOGRAM = 5
@@ -78,7 +78,8 @@ class Summary:
     def of(cls, cases: Sequence[Case]) -> Summary:
         """Return the summary of cases."""
         scores = [case.scores for case in cases if case.scores]
-        events = Counter(title for case in cases for title in {event.title for event in case.run.events})
+        codes = [{event.code for event in case.run.events} for case in cases if case.run]
+        events = Counter(code.in_words for found in codes for code in found)
         volumes = [case.tumour_ml for case in cases if case.tumour_ml is not None]
         seconds = [case.seconds for case in cases if case.seconds is not None]
         return cls(
@@ -91,7 +92,7 @@ class Summary:
             histograms=_histograms(cases),
             events=tuple(events.most_common()),
             recipes=_named(cases, lambda run: [run.recipe]),
-            devices=_named(cases, lambda run: [f"{run.device}, {run.precision}" if run.precision else run.device]),
+            devices=_named(cases, lambda run: [f"{run.device}, {run.precision}"]),
             versions=_named(cases, lambda run: [run.pantherseg]),
             models=_named(cases, lambda run: [model.path for model in run.models]),
             median_ml=statistics.median(volumes) if volumes else None,
@@ -115,7 +116,7 @@ COLUMNS = (
     Column("Agreement of folds", 3, lambda case: case.agreement),
     Column("Volume ml", 2, lambda case: case.tumour_ml),
     Column("Reference ml", 2, lambda case: case.reference_ml),
-    Column("Events", 0, lambda case: len(case.run.events) if case.run.recipe else None),
+    Column("Events", 0, lambda case: len(case.run.events) if case.run else None),
     Column("Seconds", 1, lambda case: case.seconds),
 )
 
@@ -143,7 +144,7 @@ def _histograms(cases: Sequence[Case]) -> tuple[Histogram, ...]:
     return tuple(histogram(*each) for each in known if len(each[2]) >= MIN_CASES_OF_A_HISTOGRAM)
 
 
-def _named(cases: Sequence[Case], names: Callable[[RunReport], Sequence[str]]) -> tuple[str, ...]:
+def _named(cases: Sequence[Case], names: Callable[[CaseReport], Sequence[str]]) -> tuple[str, ...]:
     """Return the different names in the cases' reports, the most frequent first."""
-    counts = Counter(name for case in cases for name in names(case.run) if name)
+    counts = Counter(name for case in cases if case.run for name in names(case.run))
     return tuple(name for name, _ in counts.most_common())
