@@ -42,13 +42,17 @@ def probabilities(sure: NDArray[np.bool_], likely: NDArray[np.bool_] | None = No
     return values if likely is None else np.maximum(values, np.where(likely, LIKELY, 0)).astype(np.float32)
 
 
-# Each sees the tumour and something else that is none. Only the first two see different things, so that they complement
+def beside(case: int, dz: int, dx: int = 0) -> NDArray[np.bool_]:
+    """Return what touches the tumour of a case: it as it lies some voxels further along z and x."""
+    return np.roll(tumour(case), (dz, dx), axis=(0, 2))
+
+
+# Each sees the tumour and something that touches it. Only the first two see different things, so that they complement
 # each other; the third is like the first, only worse; the last sees the opposite.
-FALSE_A, FALSE_B = spot(5, 12, 14), spot(5, 1, 14, size=3)
 MEMBERS: dict[str, Makes] = {
-    "a": lambda case: probabilities(tumour(case), FALSE_A),
-    "b": lambda case: probabilities(tumour(case), FALSE_B),
-    "c": lambda case: probabilities(tumour(case), FALSE_A | spot(5, 8, 14)),
+    "a": lambda case: probabilities(tumour(case), beside(case, 1)),
+    "b": lambda case: probabilities(tumour(case), beside(case, -1) | beside(case, -1, -1)),
+    "c": lambda case: probabilities(tumour(case), beside(case, 1) | beside(case, 1, 1)),
     "bad": lambda case: probabilities(~tumour(case)),
 }
 

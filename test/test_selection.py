@@ -16,7 +16,7 @@ from pantherseg.evaluation.metrics import METRICS, Totals, score_case
 from pantherseg.evaluation.metrics import totals as evaluation_totals
 from pantherseg.postprocess import Components, Rescue
 from pantherseg.selection import search
-from pantherseg.selection.candidates import FUSIONS, Candidate, Rule, mean_of, tumour_in
+from pantherseg.selection.candidates import FUSIONS, Candidate, FusionName, Rule, mean_of, tumour_in
 from pantherseg.selection.cases import Case, Scorer
 from pantherseg.selection.nested import MEAN_RANK, nested, outer_folds
 from pantherseg.selection.search import (
@@ -30,7 +30,7 @@ from pantherseg.selection.search import (
     totals,
 )
 from pantherseg.volume import Grid, Volume
-from selections import FALSE_A, GRID, MEMBERS, SHAPE, Makes, name_of, probabilities, scorer_of, spot, tumour
+from selections import GRID, MEMBERS, SHAPE, Makes, beside, name_of, probabilities, scorer_of, spot, tumour
 
 CASES = 8
 
@@ -52,8 +52,19 @@ def test_the_complementary_pair_is_found(scorer: Scorer) -> None:
     assert totals(scorer.scores([chosen.candidate]))[0].tolist() == [1, 1, 0, 0, 0]
 
 
+def test_members_are_chosen_under_the_post_processing_that_will_be_used(tmp_path: Path) -> None:
+    # The best member alone sees a spot, which is dropped. What touches the tumour stays, and only another member helps.
+    spotted = {
+        "a": lambda case: probabilities(tumour(case), beside(case, 1) | spot(5, 12, 14, size=1)),
+        "b": lambda case: probabilities(tumour(case), beside(case, -1) | spot(5, 12, 14)),
+    }
+    chosen = select(scorer_of(tmp_path, spotted, 4))
+    assert all(candidate.rule.components is not None for candidate in chosen.path)
+    assert chosen.candidate.counts == (1, 1)
+
+
 def test_a_larger_ensemble_ends_the_search_where_it_does_not_help(scorer: Scorer) -> None:
-    path, best = greedy(scorer, "mean_probability")
+    path, best = greedy(scorer, Rule())
     assert best == 1
     assert len(path) == best + 1 + search.PATIENCE
 
@@ -67,21 +78,21 @@ def test_a_bad_member_is_never_chosen(scorer: Scorer) -> None:
 
 def test_post_processing_is_chosen_where_it_helps(tmp_path: Path) -> None:
     # Alone, the member cannot be helped by others, but by dropping what is small.
-    alone = scorer_of(tmp_path, {"a": MEMBERS["a"]}, 4)
+    alone = scorer_of(tmp_path, {"a": lambda case: probabilities(tumour(case) | spot(5, 12, 14))}, 4)
     chosen = select(alone).candidate
-    assert chosen.rule.components is not None or chosen.rule.probability > 0.8
+    assert chosen.rule == Rule(components=Components(max_count=1))
     assert totals(alone.scores([chosen]))[0].tolist() == [1, 1, 0, 0, 0]
 
 
 def test_a_threshold_is_chosen_where_it_helps(tmp_path: Path) -> None:
-    unsure = {"a": lambda case: np.float32(0.42) * tumour(case) + np.float32(0.37) * FALSE_A}
+    unsure = {"a": lambda case: np.float32(0.42) * tumour(case) + np.float32(0.37) * spot(5, 12, 14)}
     chosen = select(scorer_of(tmp_path, unsure, 4)).candidate
     assert chosen.rule == Rule("mean_probability", 0.4)
 
 
 def test_of_equal_members_the_first_is_chosen_alone(tmp_path: Path) -> None:
     twins = scorer_of(tmp_path, {"first": MEMBERS["a"], "second": MEMBERS["a"]}, 4)
-    path, best = greedy(twins, "mean_probability")
+    path, best = greedy(twins, Rule())
     assert (path[best], best) == (Candidate((1, 0)), 0)
 
 
@@ -120,15 +131,16 @@ def ensembles(draw: st.DrawFn) -> Scorer:
 
 @settings(max_examples=5, deadline=None)
 @given(scorer=ensembles(), fusion=st.sampled_from(["mean_probability", "vote"]))
-def test_the_chosen_ensemble_is_never_worse_than_a_smaller_one(scorer: Scorer, fusion: search.FusionName) -> None:
-    path, best = greedy(scorer, fusion)
+def test_the_chosen_ensemble_is_never_worse_than_a_smaller_one(scorer: Scorer, fusion: FusionName) -> None:
+    rule = Rule(fusion)
+    path, best = greedy(scorer, rule)
     ranks = mean_ranks(totals(scorer.scores(path)))
     assert ranks[best] == ranks.min()
     assert (ranks[:best] > ranks[best]).all()
-    by_dice, best = greedy(scorer, fusion, DICE_ALONE)
+    by_dice, best = greedy(scorer, rule, DICE_ALONE)
     dice = totals(scorer.scores(by_dice))[:, 0]
     assert dice[best] == dice.max()
-    singles = totals(scorer.scores(search.single_members(scorer, fusion)))[:, 0]
+    singles = totals(scorer.scores(search.single_members(scorer, rule)))[:, 0]
     assert dice[best] >= singles.max() == dice[0]
 
 
@@ -226,7 +238,7 @@ def test_no_procedure_sees_the_cases_that_judge_it(scorer: Scorer) -> None:
 def leaking(fold: tuple[int, ...]) -> Makes:
     """Return a member that knows the answers of one fold, and is a little worse than `a` elsewhere."""
     return lambda case: (
-        probabilities(tumour(case)) if case in fold else probabilities(tumour(case), FALSE_A | spot(5, 8, 14))
+        probabilities(tumour(case)) if case in fold else probabilities(tumour(case), beside(case, 1) | spot(5, 12, 14))
     )
 
 

@@ -48,7 +48,7 @@ class Nested:
 
     scores: by procedure, (case, metric), each by what was chosen without the case; folds: the numbers of the cases of
     each outer fold; chosen: by procedure what was chosen for each; by_size: as scores, for the ensembles of growing
-    size of the first procedure, before post-processing.
+    size of the first procedure, before the last choice of the post-processing.
     """
 
     scores: Mapping[str, Scores]

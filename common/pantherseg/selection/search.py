@@ -1,4 +1,7 @@
-"""The search for an ensemble: greedy forward selection with replacement, then the threshold and the components.
+"""The search for an ensemble: greedy forward selection with replacement, before and after it threshold and components.
+
+The members are chosen under the post-processing that suits the best member alone: without any, the distances are those
+of far-off spots that would be dropped anyway, and the ensemble would be the one with the fewest of them.
 
 Candidates are ranked as the challenge ranks teams: on each of the five metrics a position, one plus the number of those
 that are strictly better, and the mean of the positions. The positions are those among the candidates that are compared
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 
 from pantherseg.evaluation.metrics import METRICS
 from pantherseg.postprocess import Components
-from pantherseg.selection.candidates import FUSIONS, Candidate, FusionName, Rule
+from pantherseg.selection.candidates import FUSIONS, Candidate, Rule
 from pantherseg.selection.cases import Scorer, Scores
 
 # Greedy selection ends where this many larger ensembles in a row do not help, or at the largest size.
@@ -34,6 +37,8 @@ COMPONENTS = (
     Components(min_mm3=250.0),
     Components(min_mm3=500.0),
 )
+# Where the tumour is as probable as not, without post-processing.
+BY_HALVES = Rule()
 # All five metrics, in the order of `evaluation.metrics.METRICS`, or the Dice alone.
 EVERY_METRIC, DICE_ALONE = (0, 1, 2, 3, 4), (0,)
 HIGHER_IS_BETTER = np.array(list(METRICS.values()))
@@ -41,7 +46,7 @@ HIGHER_IS_BETTER = np.array(list(METRICS.values()))
 
 @dataclass(frozen=True)
 class Selection:
-    """A candidate that was chosen. path: the ensembles by size from which it was chosen, before post-processing."""
+    """A candidate that was chosen. path: the ensembles by size from which it was chosen, all with the same rule."""
 
     candidate: Candidate
     path: tuple[Candidate, ...]
@@ -84,19 +89,18 @@ def best_of(candidates: Sequence[Candidate], scorer: Scorer, used: Sequence[int]
     return int(mean_ranks(totals(scorer.scores(candidates)), used).argmin())
 
 
-def single_members(scorer: Scorer, fusion: FusionName = "mean_probability") -> list[Candidate]:
+def single_members(scorer: Scorer, rule: Rule = BY_HALVES) -> list[Candidate]:
     """Return each member alone."""
-    return [Candidate(tuple(row), Rule(fusion)) for row in np.eye(len(scorer.cases[0].values), dtype=int).tolist()]
+    return [Candidate(tuple(row), rule) for row in np.eye(len(scorer.cases[0].values), dtype=int).tolist()]
 
 
-def greedy(scorer: Scorer, fusion: FusionName, used: Sequence[int] = EVERY_METRIC) -> tuple[list[Candidate], int]:
-    """Return the ensembles of growing size, from the best member alone, and the number of the best of them.
+def greedy(scorer: Scorer, rule: Rule, used: Sequence[int] = EVERY_METRIC) -> tuple[list[Candidate], int]:
+    """Return the ensembles of growing size under a rule, from the best member alone, and the number of the best.
 
     Each is the one before with that member added, once more if it is in already, that has the best mean rank among all
     such additions. The best has the best mean rank among the ensembles of the path, and of equal ones is the smallest.
     """
-    rule = Rule(fusion)
-    singles = single_members(scorer, fusion)
+    singles = single_members(scorer, rule)
     chosen = singles[best_of(singles, scorer, used)]
     picks, path, best = list(chosen.counts), [chosen], 0
     while len(path) < MAX_SIZE and len(path) - 1 - best < PATIENCE:
@@ -121,8 +125,9 @@ def with_post_processing(
 
 
 def select(scorer: Scorer, used: Sequence[int] = EVERY_METRIC) -> Selection:
-    """Choose members, weights and fusion by greedy selection, then threshold and components by a grid."""
-    paths = {fusion: greedy(scorer, fusion, used) for fusion in FUSIONS}
+    """Choose members, weights and fusion by greedy selection, and before and after it threshold and components."""
+    rule = best_single_processed(scorer, used).candidate.rule
+    paths = {fusion: greedy(scorer, replace(rule, fusion=fusion), used) for fusion in FUSIONS}
     chosen = with_post_processing([path[best] for path, best in paths.values()], scorer, used)
     return Selection(chosen, tuple(paths[chosen.rule.fusion][0]))
 
@@ -132,17 +137,17 @@ def best_by_dice(scorer: Scorer) -> Selection:
     return select(scorer, DICE_ALONE)
 
 
-def best_single(scorer: Scorer) -> Selection:
+def best_single(scorer: Scorer, used: Sequence[int] = EVERY_METRIC) -> Selection:
     """Choose one member, which marks where the tumour is as probable as not."""
     singles = single_members(scorer)
-    chosen = singles[best_of(singles, scorer)]
+    chosen = singles[best_of(singles, scorer, used)]
     return Selection(chosen, (chosen,))
 
 
-def best_single_processed(scorer: Scorer) -> Selection:
+def best_single_processed(scorer: Scorer, used: Sequence[int] = EVERY_METRIC) -> Selection:
     """Choose one member, and its threshold and components as `select` does."""
-    chosen = best_single(scorer)
-    return Selection(with_post_processing([chosen.candidate], scorer), chosen.path)
+    chosen = best_single(scorer, used)
+    return Selection(with_post_processing([chosen.candidate], scorer, used), chosen.path)
 
 
 def uniform(scorer: Scorer) -> Selection:

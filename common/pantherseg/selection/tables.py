@@ -47,7 +47,7 @@ def outcome_table(outcome: Outcome) -> str:
     parts = [
         f"Members alone on {cases} cases, tumour where it is as probable as not",
         _table("member", outcome.labels, outcome.alone, outcome.seconds),
-        f"Ensembles by size, before post-processing; metrics on unseen cases of {folds} folds",
+        f"Ensembles by size, with the post-processing that suits the best member; on unseen cases of {folds} folds",
         _sizes_table(outcome),
         f"On unseen cases of {folds} folds",
         _table("chosen by", list(outcome.nested.scores), list(outcome.nested.totals.values())),
