@@ -19,8 +19,9 @@ from pantherseg.training.run import Training, prepare, run
 from pantherseg.training.steps import Step
 from pantherseg.training.workspace import Inputs, Workspace
 from pantherseg.volume import Grid, Volume
+from test_training_graph import PLAN
 
-CHAIN = """
+CHAIN = f"""
 schema = 2
 name = "chain"
 [data.t1]
@@ -33,22 +34,22 @@ dataset_id = 2
 data = ["t1"]
 dataset_id = 3
 folds = 3
-plan = { network = "ResidualEncoderUNet", memory_gb = 0.1, base_features = 8, max_features = 32 }
-schedule = { epochs = 3 }
+{PLAN}
+schedule = {{ epochs = 3 }}
 [stage.second]
 data = ["t2"]
 dataset_id = 4
 folds = 3
 start = "first"
-plan = {}
-schedule = { epochs = 3 }
+plan = {{}}
+schedule = {{ epochs = 3 }}
 [stage.third]
 data = ["t1"]
 dataset_id = 5
 folds = 3
 start = "second"
-plan = {}
-schedule = { epochs = 3 }
+plan = {{}}
+schedule = {{ epochs = 3 }}
 """
 LEAK = "expected no validation on patients on whom fold {} of stage '{}' was trained, from which it starts"
 

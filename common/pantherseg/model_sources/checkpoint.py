@@ -103,9 +103,9 @@ def check_archive(path: Path, *, tensors: bool = True) -> None:
             return  # torch's older form, or no checkpoint at all: reading it will tell
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip() if tensors else None
-            for name in archive.namelist():
-                if not tensors and TENSORS not in name:
-                    archive.read(name)  # raises an error for another checksum
+            small = [] if tensors else [name for name in archive.namelist() if TENSORS not in name]
+            for name in small:
+                archive.read(name)  # raises an error for another checksum
     except MemoryError:
         raise
     # The kind of error depends on which byte of the file is damaged.
