@@ -24,12 +24,11 @@ from pantherseg.report import write
 from pantherseg.report.case_files import find_cases
 from pantherseg.report.cases import Case
 from pantherseg.report.run_report import read_run_report
-from pantherseg.results import CaseReport
 from pantherseg.report.summary import DICE_EDGES, VOLUME_EDGES, histogram
 from pantherseg.report.write import case_room, write_report
+from pantherseg.results import CaseReport
 from pantherseg.volume import Grid, Volume
 from report_cases import GRID, HOSTILE, Cohort, confidence, image, mixed, run_report, tumour
-
 
 UNKNOWN = confidence(None, None)
 
