@@ -54,7 +54,7 @@ def recorded(model: str, folder: Path, files: Mapping[str, Path]) -> Recorded:
     """Return what is recorded about predictions. files: the probabilities by case.
 
     Raises InputError if the model was trained on any of the cases, if several models made the predictions, and if a
-    record cannot be read.
+    record or a report cannot be read.
     """
     # Reports first: predictions may lie in the output folder of a training, too.
     reports = {case: report for case, path in files.items() if (report := _read_report(path)) is not None}
@@ -167,12 +167,12 @@ def _read_record(bundle: Path) -> dict[str, Any] | None:
 
 
 def _read_report(path: Path) -> CaseReport | None:
-    """Return the report beside a file of probabilities, None without one, or where it is about another prediction."""
+    """Return the report beside a file of probabilities, None without one, or where it is about another prediction.
+
+    Raises InputError if it cannot be read: without it nobody knows which model made the prediction.
+    """
     report = path.with_name(path.name.removesuffix(SUFFIX) + ".json")
     if not report.is_file():
         return None
-    try:
-        found = read_report(report)
-    except InputError:
-        return None
+    found = read_report(report)
     return found if found.probability == path.name else None
