@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,35 @@ def test_an_empty_mask_is_rescued_as_the_recipe_would(tmp_path: Path) -> None:
     assert totals(rescuing.scores([Candidate((1,))]))[0].tolist() == [1, 1, 0, 0, 0]
     nothing = scorer_of(tmp_path / "none", {"none": lambda case: np.zeros(SHAPE, np.float32)}, 1)
     assert Scorer(nothing.cases, (Rescue(),)).scores([Candidate((1,))])[0, 0, 0] == 0, "there is nothing to rescue"
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    counts=st.tuples(*[st.integers(0, 2)] * 4).filter(any),
+    fusion=st.sampled_from(["mean_probability", "vote"]),
+    level=st.sampled_from([0.1, *search.PROBABILITIES]),
+    components=st.sampled_from(search.COMPONENTS),
+)
+def test_scores_by_the_likely_voxels_are_those_by_all(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    counts: tuple[int, ...],
+    fusion: FusionName,
+    level: float,
+    components: Components | None,
+) -> None:
+    rng = np.random.default_rng(seed)
+    strength = rng.uniform(0.2, 1, 4).astype(np.float32)
+    noisy = {
+        str(number): lambda case, share=share: share * (0.6 * tumour(case) + 0.4 * rng.random(SHAPE, np.float32))
+        for number, share in enumerate(strength)
+    }
+    case = scorer_of(tmp_path_factory.mktemp("noisy"), noisy, 1).cases[0]
+    assert case.likely is not None
+    assert len(case.likely.voxels) <= len(case.voxels)
+    candidate = Candidate(counts, Rule(fusion, level, components))
+    assert case.score(candidate, [Rescue()]) == replace(case, likely=None).score(candidate, [Rescue()])
 
 
 def test_only_voxels_with_a_probability_are_kept(scorer: Scorer, tmp_path: Path) -> None:
