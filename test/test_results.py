@@ -45,8 +45,8 @@ REPORT = CaseReport(
     seconds={"members": 1.25},
 )
 
-# In a report only if the probability was saved.
-OPTIONAL = {"probability"}
+# In a report only if the probability was saved, or if the mask was made from a file.
+OPTIONAL = {"probability", "fingerprint", "mask_sha256"}
 
 
 def objects(schema: Any) -> list[dict[str, Any]]:
@@ -64,7 +64,14 @@ def test_the_published_schema_is_that_of_the_code() -> None:
 def test_every_key_is_described() -> None:
     schema = json.loads(schema_text())
     tables = objects(schema)
-    assert {table["title"] for table in tables} == {"CaseReport", "ModelUse", "Confidence", "SearchedBox", "Event"}
+    assert {table["title"] for table in tables} == {
+        "CaseReport",
+        "ModelUse",
+        "Confidence",
+        "SearchedBox",
+        "Fingerprint",
+        "Event",
+    }
     for table in tables:
         assert not table["additionalProperties"], table["title"]
         assert table["required"] == [key for key in table["properties"] if key not in OPTIONAL], table["title"]

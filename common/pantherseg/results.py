@@ -90,6 +90,17 @@ class Confidence(Table, frozen=True):
     ]
 
 
+class Fingerprint(Table, frozen=True):
+    """What decides the mask. A case whose fingerprint and version are unchanged need not be segmented again."""
+
+    input_sha256: Annotated[Sha256, Meta(description="SHA-256 of the input's file, or of the files of its folder.")]
+    recipe_sha256: Annotated[Sha256, Meta(description="SHA-256 of the recipe as it was used, with its options.")]
+    models_sha256: Annotated[
+        Sha256, Meta(description="SHA-256 of the weights and settings of all models that the recipe found.")
+    ]
+    mode: Annotated[Literal["exact", "fast"], Meta(description="The operating point that was asked for.")]
+
+
 class CaseReport(Table, frozen=True):
     """What pantherseg found in one case, and how. Not for clinical use."""
 
@@ -116,6 +127,8 @@ class CaseReport(Table, frozen=True):
             description="The path of the tumour's probability, relative to the folder of this report, if it was saved."
         ),
     ] = UNSET
+    fingerprint: Annotated[Fingerprint | UnsetType, Meta(description="What the case was made from.")] = UNSET
+    mask_sha256: Annotated[Sha256 | UnsetType, Meta(description="SHA-256 of the mask's file.")] = UNSET
 
     def as_text(self) -> str:
         """Return the file's text, with one key in a line."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pantherseg.cli.options import AS_JSON, PATH, TASK, chosen_recipe, print_verdicts
+from pantherseg.cli.options import AS_JSON, PATH, RECIPE, TASK, chosen_recipe, print_verdicts
 from pantherseg.grand_challenge.check import check_job, check_output
 from pantherseg.grand_challenge.check_image import check_image
 from pantherseg.grand_challenge.check_model import check_model
@@ -63,7 +63,7 @@ def image(image: str, as_json: bool) -> None:
 @check.command()
 @click.argument("path", type=PATH)
 @click.option("--task", type=TASK, help="Use the recipe of this task.")
-@click.option("--recipe", type=PATH, help="Use this recipe.")
+@RECIPE
 @AS_JSON
 def model(path: Path, task: str | None, recipe: Path | None, as_json: bool) -> None:
     """Check a model archive or a folder of models.
