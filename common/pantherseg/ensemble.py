@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pantherseg.errors import DeviceMemoryError, ModelError
+from pantherseg.errors import DeviceMemoryError, ModelError, printable
 from pantherseg.events import Event, EventCode
 from pantherseg.inference.backends import Backend, Mode, choose_backend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.labels import PANCREAS_NAME, find_label
+from pantherseg.labels import PANCREAS_NAME, find_label, localizer_label_warning
 from pantherseg.localize import localizer_predictor
 from pantherseg.logs import shown, stage
 from pantherseg.models.bundle import check_classes
@@ -104,7 +104,11 @@ def load_ensemble(
         remarks += [f"{shown(model.path)}: folds {' '.join(model.folds)}" for model in used]
         remarks.append(f"{backend.device} in {backend.precision}")
     ensemble = Ensemble(backend, members, localizer, problem)
-    events = (*_assumed_orientations(ensemble.predictors), *_label_warnings(members, recipe))
+    events = (
+        *_assumed_orientations(ensemble.predictors),
+        *_label_warnings(members, recipe),
+        *_localizer_warning(localizer, recipe),
+    )
     calibration = find_calibration(root, recipe.name, identity(one.bundle for one in ensemble.predictors))
     return replace(ensemble, events=events, calibration=calibration)
 
@@ -125,6 +129,15 @@ def _label_warnings(members: tuple[Predictor, ...], recipe: Recipe) -> tuple[Eve
             message = f"{shown(predictor.bundle.display_path)}: {warning}"
             events.append(Event(EventCode.TUMOUR_LABEL_NAMED_PANCREAS, message))
     return tuple(dict.fromkeys(events))  # several members may use the same model
+
+
+def _localizer_warning(localizer: Predictor | None, recipe: Recipe) -> tuple[Event, ...]:
+    """Return an event if the localizer calls another label pancreas than the recipe."""
+    if localizer is None or recipe.localizer is None:
+        return ()
+    warning = printable(localizer_label_warning(localizer.bundle.manifest.labels, recipe.localizer.label))
+    message = f"{shown(localizer.bundle.display_path)}: {warning}"
+    return (Event(EventCode.LOCALIZER_LABEL_NOT_PANCREAS, message),) if warning else ()
 
 
 def _load_localizer(

@@ -40,6 +40,8 @@ class EventCode(StrEnum):
     """A model does not say in which orientation it was trained; LPS was assumed, as in PANTHER's data."""
     TUMOUR_LABEL_NAMED_PANCREAS = "tumour_label_named_pancreas"
     """A model calls the recipe's `tumour_label` pancreas; the mask may be the pancreas instead of the tumour."""
+    LOCALIZER_LABEL_NOT_PANCREAS = "localizer_label_not_pancreas"
+    """The localizer calls another label pancreas than the recipe; the box may be around another organ."""
     NO_LOCALIZER = "no_localizer"
     """The model folder lacks the recipe's localizer; the whole volume was searched."""
     LOCALIZER_FAILED = "localizer_failed"

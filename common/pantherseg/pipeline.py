@@ -16,7 +16,7 @@ from pantherseg.errors import DeviceMemoryError, Float16Error, InputError, LostD
 from pantherseg.events import Event, EventCode
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.inference.schedule import localizer_deadline, member_deadline, networks_deadline
-from pantherseg.localize import localize, searched_whole
+from pantherseg.localize import Located, Pancreas, localize, searched_whole
 from pantherseg.logs import stage
 from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.machine.memory import peak_mb
@@ -24,7 +24,7 @@ from pantherseg.orientation import Orientation
 from pantherseg.postprocess import Prediction
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
 from pantherseg.recipe import Recipe
-from pantherseg.results import SCHEMA, CaseReport, Confidence, ModelUse, SearchedBox
+from pantherseg.results import SCHEMA, CaseReport, Confidence, LocatedPancreas, ModelUse, VoxelBox
 from pantherseg.session import Session
 from pantherseg.volume import Box, Volume, uncrop
 
@@ -38,15 +38,16 @@ OF_ONE_CASE = {DeviceMemoryError: EventCode.DEVICE_FULL, Float16Error: EventCode
 class Segmentation:
     """A tumour mask (uint8, 1 = tumour) on the input's grid, and how it came about.
 
-    box: where the members looked; events: of the case; seconds: for each stage, in their order; recipe: its name;
-    device, precision: where and how the members' networks ran; models: the members, then the localizer; confidence: how
-    sure they are, before post-processing; peak_memory_mb: the most that the process has taken, since `run_case` began
-    where the kernel can tell; probability: that of the tumour before post-processing (float32, on the input's grid), if
-    it was asked for.
+    box: where the members looked; pancreas: what the localizer found, None where its box was not used; events: of the
+    case; seconds: for each stage, in their order; recipe: its name; device, precision: where and how the members'
+    networks ran; models: the members, then the localizer; confidence: how sure they are, before post-processing;
+    peak_memory_mb: the most that the process has taken, since `run_case` began where the kernel can tell; probability:
+    that of the tumour before post-processing (float32, on the input's grid), if it was asked for.
     """
 
     mask: Volume
     box: Box
+    pancreas: Pancreas | None
     events: tuple[Event, ...]
     seconds: dict[str, float]
     recipe: str
@@ -77,7 +78,8 @@ class Segmentation:
             models=self.models,
             tumour_ml=round(self.tumour_ml, 3),
             confidence=self.confidence,
-            box=SearchedBox(start_zyx=self.box.start, stop_zyx=self.box.stop),
+            box=VoxelBox(start_zyx=self.box.start, stop_zyx=self.box.stop),
+            pancreas=None if self.pancreas is None else _reported(self.pancreas),
             events=self.events,
             peak_memory_mb=self.peak_memory_mb,
             seconds={stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
@@ -110,6 +112,7 @@ def segment(
         turned,
         mask=back(turned.mask),
         box=turned.box.turned(turn.inverse, turned.mask.grid.shape),
+        pancreas=turned.pancreas and turned.pancreas.turned(turn.inverse, turned.mask.grid.shape),
         probability=None if turned.probability is None else back(turned.probability),
     )
 
@@ -146,7 +149,8 @@ def _segment_on_a_device(volume: Volume, session: Session, options: _Options) ->
 def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Options) -> Segmentation:
     """Segment a volume on one device."""
     seconds: dict[str, float] = {}
-    box, found = _search_box(volume, recipe, ensemble, seconds, options.deadline)
+    located = _located(volume, recipe, ensemble, seconds, options.deadline)
+    box = located.box or Box.whole(volume.grid.shape)
     crop = volume.crop(box)
     with stage("members", seconds) as remarks:
         logits = _member_logits(crop, ensemble.members, options.deadline)
@@ -165,12 +169,20 @@ def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Optio
             prediction = prediction.changed(prediction.mask, Event(EventCode.EMPTY_MASK, "no tumour was found"))
         remarks.append(f"{prediction.tumour_mm3 / 1000:.1f} ml of tumour")
     of_members = tuple(event for member in logits for event in member.events)
-    happened = (*ensemble.backend.events, *ensemble.events, *options.events, *found, *of_members, *prediction.events)
+    happened = (
+        *ensemble.backend.events,
+        *ensemble.events,
+        *options.events,
+        *located.events,
+        *of_members,
+        *prediction.events,
+    )
     for event in happened:
         logger.warning("%s", event)
     return Segmentation(
         mask=Volume(uncrop(prediction.mask.astype("uint8"), box, volume.grid.shape), volume.grid),
         box=box,
+        pancreas=located.pancreas,
         events=happened,
         seconds=seconds,
         recipe=recipe.name,
@@ -211,28 +223,41 @@ def _member_logits(crop: Volume, members: tuple[Predictor, ...], deadline: Deadl
     ]
 
 
-def _search_box(
+def _located(
     volume: Volume, recipe: Recipe, ensemble: Ensemble, seconds: dict[str, float], deadline: Deadline
-) -> tuple[Box, tuple[Event, ...]]:
-    """Return where the members look: around the pancreas, or the whole volume with an event that says why."""
-    whole = Box.whole(volume.grid.shape)
+) -> Located:
+    """Return where the members look: around the pancreas, or without a box, and with an event that says why."""
     settings = recipe.localizer
     if settings is None:
-        return whole, ()
+        return Located(None, ())
     if ensemble.localizer is None:
         if ensemble.localizer_problem:
-            return whole, (searched_whole(EventCode.LOCALIZER_FAILED, ensemble.localizer_problem),)
-        return whole, (searched_whole(EventCode.NO_LOCALIZER, f"the folder of models has no '{settings.model}'"),)
+            return Located(None, (searched_whole(EventCode.LOCALIZER_FAILED, ensemble.localizer_problem),))
+        reason = f"the folder of models has no '{settings.model}'"
+        return Located(None, (searched_whole(EventCode.NO_LOCALIZER, reason),))
     with stage("localizer", seconds) as remarks:
         try:
-            box, events = localize(volume, ensemble.localizer, settings, localizer_deadline(deadline))
+            located = localize(volume, ensemble.localizer, settings, localizer_deadline(deadline))
         except (ModelError, InputError, DeviceMemoryError, MemoryError) as error:
             if isinstance(error, DeviceMemoryError) and ensemble.backend.device != "cpu":
                 raise  # the CPU may have more
             reason = str(error) or "there was too little memory"
-            box, events = None, (searched_whole(EventCode.LOCALIZER_FAILED, reason),)
+            located = Located(None, (searched_whole(EventCode.LOCALIZER_FAILED, reason),))
+        if located.pancreas is not None:
+            remarks.append(f"{located.pancreas.ml:.0f} ml of pancreas")
+        box = located.box
         remarks.append("no box" if box is None else f"box {box.start} to {box.stop} (z, y, x)")
-    return box or whole, events
+    return located
+
+
+def _reported(pancreas: Pancreas) -> LocatedPancreas:
+    x, y, z = (round(mm, 2) for mm in pancreas.centre_mm)
+    return LocatedPancreas(
+        ml=round(pancreas.ml, 3),
+        left_out_ml=round(pancreas.left_out_ml, 3),
+        centre_xyz_mm=(x, y, z),
+        box=VoxelBox(start_zyx=pancreas.box.start, stop_zyx=pancreas.box.stop),
+    )
 
 
 def _models_used(ensemble: Ensemble, logits: list[Logits]) -> tuple[ModelUse, ...]:

@@ -19,6 +19,8 @@ from pantherseg.postprocess import Rescue, Step
 from pantherseg.tables import FileName, Fraction, NotNegative, Positive, Table, read_table
 
 Folds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)] | Literal["all"]
+# The same for each axis, or (z, y, x). msgspec 0.22 misreads a tuple of fixed length beside a bounded number.
+Lengths = NotNegative | Annotated[tuple[NotNegative, ...], Meta(min_length=3, max_length=3)]
 
 
 class Sockets(Table, frozen=True):
@@ -59,15 +61,21 @@ class Localizer(Table, frozen=True):
     """Name of the model's folder in the folder of models, or `mrsegmentator` for that package's own weights."""
     label: Annotated[int, Meta(ge=1)]
     """The pancreas in the localizer's label map."""
-    margin_mm: NotNegative
-    """Added to the pancreas's box on each side."""
+    margin_mm: Lengths
+    """Added to the pancreas's box on each side; of three, z is along the patient, y front to back, x side to side."""
     checkpoint: FileName | None = None
     """As for a member."""
     folds: Folds = "all"
     spacing: tuple[Positive, Positive, Positive] | None = None
     """The localizer sees a copy at this spacing, (z, y, x) in mm; without it the volume as it is."""
-    min_component_mm3: NotNegative = 0.0
+    half_resolution: bool = False
+    """The localizer sees a copy with voxels of twice the length in each axis."""
+    components: Literal["all", "largest"] = "all"
+    """Of what the localizer marks: every component, or the largest that can be a pancreas. A tumour may split it."""
+    min_component_mm3: NotNegative = 1000.0
     """Smaller components are ignored, unless there is no larger one."""
+    min_extent_mm: Lengths = 0.0
+    """The box grows about its middle to at least this, margin included; of three, as for the margin."""
     min_side_mm: NotNegative = 10.0
     """Reject boxes shorter than this in any axis."""
     max_share: Fraction = 0.9
@@ -76,11 +84,15 @@ class Localizer(Table, frozen=True):
     """Reject boxes in which less than this share of the voxels is body rather than air."""
     step: Fraction = 0.5
     """As for a member."""
+    mirroring: bool = False
+    """As for a member."""
     orientation: Orientation | None = None
     """As for a member."""
 
     def __post_init__(self) -> None:
         _refuse_repeated(self.folds)
+        if self.half_resolution and self.spacing is not None:
+            raise ValueError("half_resolution and spacing cannot both be given")
 
 
 class Recipe(Table, frozen=True):

@@ -48,11 +48,24 @@ class ModelUse(Table, frozen=True):
     sha256: Annotated[dict[str, Sha256], Meta(description="SHA-256 of the weights of each of these folds.")]
 
 
-class SearchedBox(Table, frozen=True):
-    """The voxels of the input in which the members looked for a tumour, axes (z, y, x)."""
+class VoxelBox(Table, frozen=True):
+    """A box of voxels of the input, axes (z, y, x)."""
 
     start_zyx: Annotated[tuple[Index, Index, Index], Meta(description="The first voxel.")]
     stop_zyx: Annotated[tuple[Index, Index, Index], Meta(description="One past the last voxel.")]
+
+
+class LocatedPancreas(Table, frozen=True):
+    """The pancreas as the localizer marks it, on the copy that it sees."""
+
+    ml: Annotated[Amount, Meta(description="Its volume in ml.")]
+    left_out_ml: Annotated[
+        Amount, Meta(description="Volume in ml of what the localizer marks elsewhere, which the recipe leaves out.")
+    ]
+    centre_xyz_mm: Annotated[
+        tuple[float, float, float], Meta(description="Its centroid (x, y, z) in mm, as ITK counts (LPS).")
+    ]
+    box: Annotated[VoxelBox, Meta(description="The smallest box around it, without the margin.")]
 
 
 class Confidence(Table, frozen=True):
@@ -115,7 +128,11 @@ class CaseReport(Table, frozen=True):
     models: Annotated[tuple[ModelUse, ...], Meta(description="The members, then the localizer if there is one.")]
     tumour_ml: Annotated[float, Meta(ge=0, description="Volume of the tumour mask in ml.")]
     confidence: Confidence
-    box: SearchedBox
+    box: Annotated[VoxelBox, Meta(description="Where the members looked for a tumour, with the margin.")]
+    pancreas: Annotated[
+        LocatedPancreas | None,
+        Meta(description="What the localizer found; null without a localizer, and where its box was not used."),
+    ]
     events: Annotated[tuple[Event, ...], Meta(description="What was unusual but did not stop the case.")]
     peak_memory_mb: Annotated[int, Meta(ge=0, description="The most memory in MiB that the process has taken.")]
     seconds: Annotated[

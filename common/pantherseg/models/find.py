@@ -17,12 +17,12 @@ from typing import Literal
 from pantherseg.errors import ModelError, RecipeError, os_reason, printable
 from pantherseg.labels import tumour_label_warning
 from pantherseg.model_sources import SOURCES, source_of
-from pantherseg.model_sources.nnunet import LAYOUT, PLANS
+from pantherseg.model_sources.mrsegmentator import BASE, BASE_CLASSES, NAME, is_mrsegmentator, weights_folders
+from pantherseg.model_sources.nnunet import DATASET, LAYOUT, PLANS, read_json
 from pantherseg.models.bundle import Bundle, is_bundle, needed, open_bundle
 from pantherseg.recipe import Localizer, Member, Recipe
 
 MAX_DEPTH = 4
-MRSEGMENTATOR = "mrsegmentator"
 # The roles of the two tasks' recipes.
 ROLES = ("task1", "task2", "localizer")
 # <role>.fetched.json beside <role> records what `pantherseg weights fetch` placed there, and its origin.
@@ -103,7 +103,12 @@ def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
 def find_localizer(root: Path, wanted: Localizer) -> Model | None:
     """Find and check the localizer of a recipe below a root folder; None if it is not there. Raises ModelError."""
     folder = _localizer_folder(root, wanted)
-    return None if folder is None else open_model(folder, folds=wanted.folds, checkpoint=wanted.checkpoint)
+    if folder is None:
+        return None
+    model = open_model(folder, folds=wanted.folds, checkpoint=wanted.checkpoint)
+    if isinstance(model, ModelFolder) and is_mrsegmentator(folder):
+        _check_base(folder)
+    return model
 
 
 def by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
@@ -214,18 +219,25 @@ def _has_another_role(root: Path, model: Path) -> bool:
 def _localizer_folder(root: Path, localizer: Localizer) -> Path | None:
     below = root / localizer.model
     found = list(_model_folders(below)) if below.is_dir() else []
+    if len(found) > 1 and all(map(is_mrsegmentator, found)):
+        # MRSegmentator 2.0 keeps its models beside each other, and `body_comp` has no pancreas.
+        found = [path for path in found if path.name == BASE] or found
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(root)) for path in found)
         raise ModelError(below, expected="one model folder", found=names)
     if found:
         return found[0]
-    return _mrsegmentator_folder() if localizer.model == MRSEGMENTATOR else None
+    places = weights_folders() if localizer.model == NAME else ()
+    return next((path for path in places if (path / PLANS).is_file()), None)
 
 
-def _mrsegmentator_folder() -> Path | None:
-    """Return where the mrsegmentator package keeps its weights according to its documentation, or None."""
-    root = Path(os.environ.get("MRSEG_WEIGHTS_PATH", Path.home() / ".mrsegmentator"))
-    return next((path for path in (root, root / "base") if (path / PLANS).is_file()), None)
+def _check_base(folder: Path) -> None:
+    """Raise ModelError unless a folder of MRSegmentator is that of its model with the pancreas."""
+    labels = read_json(folder / DATASET).get("labels")
+    if not isinstance(labels, dict) or len(labels) != BASE_CLASSES:
+        found = f"{len(labels)} labels" if isinstance(labels, dict) else "no labels"
+        expected = f"MRSegmentator's model `{BASE}` with {BASE_CLASSES} labels, background included"
+        raise ModelError(folder / DATASET, expected=expected, found=found, hint="`body_comp` has no pancreas")
 
 
 def _model_folders(top: Path, depth: int = 0) -> Iterator[Path]:
