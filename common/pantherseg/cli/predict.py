@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from pantherseg.batch import has_many_cases, run_batch
-from pantherseg.cli.options import DEVICE, PATH, TASK, chosen_recipe
+from pantherseg.cli.options import DEVICE, MEMBERS, PATH, TASK, chosen_recipe, names_in
 from pantherseg.inference.backends import Mode
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.recipe import load_recipe
@@ -44,6 +44,7 @@ from pantherseg.session import Session
     default=None,
     help="Whether to fill an empty mask with the most probable component  [default: as in the recipe].",
 )
+@MEMBERS
 @click.option(
     "--save-probabilities",
     is_flag=True,
@@ -60,6 +61,7 @@ def predict(
     device_memory: int | None,
     time_budget: float | None,
     rescue: bool | None,
+    members: str | None,
     save_probabilities: bool,
 ) -> None:
     """Segment a volume, or every volume of a folder.
@@ -84,6 +86,7 @@ def predict(
         mode=mode,
         device_memory_mb=device_memory,
         many_cases=has_many_cases(source),
+        members=names_in(members),
     )
     if run_batch(source, output, session, save_probabilities=save_probabilities):
         raise SystemExit(1)

@@ -114,13 +114,6 @@ class Bundle:
         return f"labels {listed} and {more} more" if more > 0 else f"labels {listed}"
 
 
-def check_classes(bundles: Sequence[Bundle]) -> None:
-    """Raise ModelError unless all members of an ensemble have the same number of classes; their logits are added."""
-    for bundle in bundles:
-        if (found := bundle.manifest.classes) != (wanted := bundles[0].manifest.classes):
-            raise ModelError(bundle.path, expected=f"{wanted} classes, as in {bundles[0].path}", found=str(found))
-
-
 def weights_name(fold: str) -> str:
     """Return the file name of a fold's weights."""
     return f"fold_{fold}.safetensors"

@@ -9,17 +9,20 @@ the root that does not belong to another role.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pantherseg.errors import ModelError, RecipeError, os_reason, printable
 from pantherseg.labels import tumour_label_warning
 from pantherseg.model_sources import SOURCES, source_of
 from pantherseg.model_sources.nnunet import LAYOUT, PLANS
 from pantherseg.models.bundle import Bundle, is_bundle, needed, open_bundle
+from pantherseg.models.label_maps import label_map
 from pantherseg.recipe import Localizer, Member, Recipe
+
+T = TypeVar("T")
 
 MAX_DEPTH = 4
 MRSEGMENTATOR = "mrsegmentator"
@@ -49,12 +52,14 @@ Model = Bundle | ModelFolder
 class Models:
     """The models of a recipe that were found below a root folder.
 
-    localizer: None if the recipe has none, the root contains none, or it cannot be used; problem: why it cannot.
+    members: those that are usable; localizer: None if the recipe has none, the root contains none, or it cannot be
+    used; problem: why it cannot; unusable: by name why members are not among them, as the recipe allows.
     """
 
     members: tuple[Model, ...]
     localizer: Model | None
     problem: str = ""
+    unusable: Mapping[str, ModelError] = field(default_factory=dict)
 
     @property
     def all(self) -> tuple[Model, ...]:
@@ -75,20 +80,19 @@ def choose_root(uploaded: Path, shipped: Path) -> Path:
 def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
     """Find and check every model of a recipe below a root folder. Raises ModelError naming what is missing.
 
-    complete: if False, as many folds may be missing or incomplete as the recipe allows, and a localizer that cannot be
-    used is reported in `Models.problem`.
+    complete: if False, as many folds and members may be missing or incomplete as the recipe allows, and a localizer
+    that cannot be used is reported in `Models.problem`.
     """
     if not root.is_dir():
         raise ModelError(root, expected="a folder of models", found="a file" if root.exists() else "no such folder")
-    members = tuple(
-        open_model(
-            _member_folder(root, member, recipe),
-            folds=member.folds,
-            checkpoint=member.checkpoint,
-            min_folds=None if complete else member.min_folds,
-        )
-        for member in recipe.members
-    )
+
+    def open_member(number: int) -> Model:
+        member = recipe.members[number]
+        min_folds = None if complete else member.min_folds
+        folder = _member_folder(root, member, recipe)
+        return open_model(folder, folds=member.folds, checkpoint=member.checkpoint, min_folds=min_folds)
+
+    members, unusable = usable_members(recipe, open_member, min_members=None if complete else recipe.min_members)
     localizer, problem, wanted = None, "", recipe.localizer
     try:
         if wanted is not None:
@@ -97,7 +101,27 @@ def find_models(root: Path, recipe: Recipe, *, complete: bool = True) -> Models:
         if complete:
             raise
         problem = str(error)
-    return Models(members, localizer, problem)
+    return Models(members, localizer, problem, unusable)
+
+
+def usable_members(
+    recipe: Recipe, make: Callable[[int], T], *, min_members: int | None
+) -> tuple[tuple[T, ...], dict[str, ModelError]]:
+    """Return what `make` returns for the number of each member, and by name the errors that it raises.
+
+    Raises the first ModelError where fewer than `min_members` members are usable, for None where not all are.
+    """
+    made, unusable = [], {}
+    for number, name in enumerate(recipe.member_names):
+        try:
+            made.append(make(number))
+        except ModelError as error:
+            if min_members is None:
+                raise
+            unusable[name] = error
+    if min_members is not None and len(made) < min_members:
+        raise next(iter(unusable.values()))
+    return tuple(made), unusable
 
 
 def find_localizer(root: Path, wanted: Localizer) -> Model | None:
@@ -126,16 +150,17 @@ def by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
 
 def check_labels(role: str, bundle: Bundle, recipe: Recipe) -> None:
     """Raise RecipeError unless the bundle of a role has the labels that the recipe uses."""
-    if any(member.model == role for member in recipe.members):
-        bundle.check_label("tumour_label", recipe.tumour_label)
+    for member in recipe.members:
+        if member.model == role:
+            label_map(bundle, member, recipe)
     if recipe.localizer is not None and recipe.localizer.model == role:
         bundle.check_label("label", recipe.localizer.label)
 
 
 def label_warning(role: str, labels: Mapping[str, int], recipe: Recipe) -> str:
-    """Return a warning if the model of a member calls the recipe's tumour label pancreas, else an empty string."""
-    is_member = any(member.model == role for member in recipe.members)
-    return printable(tumour_label_warning(labels, recipe.tumour_label)) if is_member else ""
+    """Return a warning if the model of a member calls its tumour label pancreas, else an empty string."""
+    numbers = (recipe.tumour_label_of(member) for member in recipe.members if member.model == role)
+    return printable(next(filter(None, (tumour_label_warning(labels, number) for number in numbers)), ""))
 
 
 def open_model(
