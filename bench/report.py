@@ -28,10 +28,13 @@ from tqdm import tqdm
 
 from bench.browser import chromium
 from bench.processes import Run, machine, run
+from pantherseg import __version__
+from pantherseg.events import Event, EventCode
 from pantherseg.files import write_text
 from pantherseg.io import write_volume
 from pantherseg.labels import TUMOUR, tumour_of
 from pantherseg.phantom import make_phantom
+from pantherseg.results import SCHEMA, CaseReport, Confidence, ModelUse, VoxelBox
 from pantherseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -73,29 +76,48 @@ def make_phantoms(folder: Path, count: int) -> list[str]:
         mask = ndimage.binary_dilation(moved) if number % 2 else moved
         write_volume(phantom.image, folder / "images" / name)
         write_volume(phantom.labels, folder / "references" / name)
-        write_text(folder / "masks" / f"phantom{number:03d}.json", json.dumps(_run_report(random)))
-        write_volume(Volume(mask.astype(np.uint8) * TUMOUR, phantom.labels.grid), folder / "masks" / name)
+        volume = Volume(mask.astype(np.uint8) * TUMOUR, phantom.labels.grid)
+        write_text(folder / "masks" / f"phantom{number:03d}.json", _run_report(name, volume, random).as_text())
+        write_volume(volume, folder / "masks" / name)
     return names
 
 
-def _run_report(random: np.random.Generator) -> dict[str, Any]:
+def _run_report(name: str, mask: Volume, random: np.random.Generator) -> CaseReport:
     agreement = float(random.uniform(0.5, 0.95))
-    return {
-        "pantherseg": "bench",
-        "recipe": "task1",
-        "device": "cpu",
-        "precision": "float32",
-        "models": [{"path": "weights/demo/task1", "folds": list("01234")}],
-        "events": [{"code": "components_dropped", "message": "2 of 3 components were dropped"}],
-        "seconds": {"localizer": 2.0, "members": float(random.uniform(8, 20)), "mask": 0.3},
-        "peak_memory_mb": 400,
-        "confidence": {
-            "pairwise_dice": agreement,
-            "mean_entropy": 1 - agreement,
-            "fold_volumes_ml": random.uniform(4, 9, 5).tolist(),
-            "expected_dice": agreement - 0.05,
-        },
-    }
+    folds = tuple("01234")
+    model = ModelUse(
+        role="member",
+        path="weights/demo/task1",
+        folds=folds,
+        checkpoint="checkpoint_final.pth",
+        orientation="LPS",
+        step=0.5,
+        mirroring=False,
+        sha256=dict.fromkeys(folds, "0" * 64),
+    )
+    return CaseReport(
+        schema=SCHEMA,
+        input=name,
+        mask=name,
+        pantherseg=__version__,
+        not_for_clinical_use=True,
+        recipe="task1",
+        device="cpu",
+        precision="float32",
+        models=(model,),
+        tumour_ml=float(mask.array.sum()) * mask.grid.voxel_mm3 / 1000,
+        confidence=Confidence(
+            pairwise_dice=agreement,
+            mean_entropy=1 - agreement,
+            fold_volumes_ml=tuple(random.uniform(4, 9, len(folds)).tolist()),
+            expected_dice=agreement - 0.05,
+        ),
+        box=VoxelBox(start_zyx=(0, 0, 0), stop_zyx=mask.grid.shape),
+        pancreas=None,
+        events=(Event(EventCode.COMPONENTS_DROPPED, "20 mm3 in small components were dropped"),),
+        peak_memory_mb=400,
+        seconds={"members": float(random.uniform(8, 20)), "mask": 0.3},
+    )
 
 
 def link_cases(phantoms: Path, names: list[str], cases: int, folder: Path) -> None:

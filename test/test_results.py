@@ -59,8 +59,8 @@ REPORT = CaseReport(
     seconds={"members": 1.25},
 )
 
-# In a report only if the probability was saved, or if the mask was made from a file.
-OPTIONAL = {"probability", "fingerprint", "mask_sha256"}
+# In a report only if it was saved, if the mask was made from a file, or for members only.
+OPTIONAL = {"probability", "fingerprint", "mask_sha256", "name", "tumour_label"}
 
 
 def objects(schema: Any) -> list[dict[str, Any]]:

@@ -163,7 +163,10 @@ def checkout(tmp_path: Path) -> Path:
 
 
 RECIPE_BUILD = """
-docker() {{ printf 'docker %s\\n' "$*" >>"{log}"; [[ -d ${{!#}} && ${{!#}} != . ]] && cat "${{!#}}"/* >>"{log}"; return 0; }}
+docker() {{
+  printf 'docker %s\\n' "$*" >>"{log}"
+  [[ ${{!#}} == . ]] || cat "${{!#}}"/* >>"{log}"
+}}
 source scripts/containers.sh
 parse_shared_arguments --runtime cpu --recipe {recipe} task1
 build_image task1

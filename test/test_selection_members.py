@@ -164,9 +164,12 @@ def test_settings_that_are_not_recorded_are_those_of_the_base(folders: Folders, 
 
 def test_one_model_may_be_several_members(folders: Folders, references: Path) -> None:
     same = [("a", folder) for _, folder in folders]
+    for fold, (_, folder) in enumerate(same):
+        for case in range(CASES):
+            report(folder, case, model={"folds": [str(fold)]})
     assert [member.label for member in opened(same, references)] == ["a (a)", "a (b)"]
     recipe = chosen(same, references).recipe
-    assert [member.model for member in recipe.members] == ["a", "a"]
+    assert [(member.model, member.folds) for member in recipe.members] == [("a", [0]), ("a", [1])]
 
 
 def test_the_time_of_an_ensemble_stands_beside_its_gain(folders: Folders, references: Path, tmp_path: Path) -> None:
@@ -281,8 +284,33 @@ def test_says_where_less_was_computed_than_the_recipe_says(folders: Folders, ref
 
 def test_a_report_of_another_prediction_says_nothing(folders: Folders, references: Path) -> None:
     report(folders[0][1], 0, probability="other.npz")
-    (folders[0][1] / f"{name_of(1)}.json").write_text("not a report")
     assert opened(folders, references)[0].record.settings is None
+
+
+@pytest.mark.fault(
+    "selection",
+    "the report beside a prediction {what}",
+    "an error that names the report: nobody knows which model made the prediction",
+)
+@pytest.mark.parametrize(
+    ("content", "what"), [("not a report", "is damaged"), ("{}", "is older than the schema of reports")]
+)
+def test_refuses_a_report_that_cannot_be_read(folders: Folders, references: Path, content: str, what: str) -> None:
+    damaged = folders[0][1] / f"{name_of(1)}.json"
+    damaged.write_text(content)
+    assert "expected the report of a case" in refusal(folders, references, damaged)
+
+
+@pytest.mark.fault(
+    "selection",
+    "two members have the same model, and no report says by which folds",
+    "an error: a recipe could not tell them apart",
+)
+def test_refuses_members_that_a_recipe_could_not_tell_apart(folders: Folders, references: Path) -> None:
+    twice = [("a", folder) for _, folder in folders]
+    assert "expected another model, other folds or other settings than those of a (a)" in refusal(
+        twice, references, folders[1][1]
+    )
 
 
 @pytest.mark.fault(

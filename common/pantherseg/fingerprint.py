@@ -18,6 +18,9 @@ from pantherseg.session import Session
 if TYPE_CHECKING:
     from pantherseg.inference.predictor import Predictor
 
+# What is left out because it is damaged. Events of the session are about models that its fingerprint knows.
+LEFT_OUT = (EventCode.FOLD_LEFT_OUT, EventCode.MEMBER_LEFT_OUT)
+
 
 def fingerprint_of(source: Path, session: Session) -> Fingerprint:
     """Return what decides the mask of a source, apart from the version and the device.
@@ -38,7 +41,8 @@ def finished_report(source: Path, session: Session, *, mask: Path, report: Path)
     """Return the report of a case that is finished, or None where it is to be segmented.
 
     It is finished if the report has the fingerprint and the version of now, if the mask is there as it was written, and
-    if no fold was left out as damaged, which may be mended by now. Raises InputError, and what `Session.load` raises.
+    if nothing was found to be damaged on the way, which may be mended by now. Raises InputError, and what
+    `Session.load` raises.
     """
     try:
         earlier = read_report(report)
@@ -46,9 +50,10 @@ def finished_report(source: Path, session: Session, *, mask: Path, report: Path)
             return None
     except InputError:  # none, or one of an earlier version
         return None
-    if earlier.pantherseg != __version__ or any(event.code is EventCode.FOLD_LEFT_OUT for event in earlier.events):
+    if earlier.pantherseg != __version__ or earlier.fingerprint != fingerprint_of(source, session):
         return None
-    return earlier if earlier.fingerprint == fingerprint_of(source, session) else None
+    damaged = {event for event in earlier.events if event.code in LEFT_OUT}
+    return None if damaged - set(session.load().events) else earlier
 
 
 def _identity(predictor: Predictor) -> dict[str, Any]:

@@ -84,11 +84,25 @@ class Pancreas:
 
 @dataclass(frozen=True)
 class Located:
-    """Where to look in a volume. box, pancreas: None where no plausible pancreas was found; events say why."""
+    """Where to look in a volume.
+
+    box, pancreas, marked: None where no plausible pancreas was found; events say why. marked: the voxels of the
+    pancreas (uint8, 1 where it is) on the grid that the localizer saw.
+    """
 
     box: Box | None
     events: tuple[Event, ...]
     pancreas: Pancreas | None = None
+    marked: Volume | None = None
+
+    def pancreas_on(self, grid: Grid) -> NDArray[np.bool_]:
+        """Return the pancreas, (z, y, x) on a grid, of whose voxel centres each gets the value of the nearest voxel."""
+        if self.marked is None:
+            return np.zeros(grid.shape, bool)
+        empty = to_itk(Volume(np.zeros(grid.shape, np.uint8), grid))
+        found = from_itk(sitk.Resample(to_itk(self.marked), empty, sitk.Transform(), sitk.sitkNearestNeighbor))
+        mask: NDArray[np.bool_] = found.array > 0
+        return mask
 
 
 def localize(volume: Volume, predictor: Predictor, settings: Localizer, deadline: Deadline = NEVER) -> Located:
@@ -115,7 +129,8 @@ def localize(volume: Volume, predictor: Predictor, settings: Localizer, deadline
         reason = _implausible(resampled, inner, volume, with_margin(box, settings, volume.grid), settings)
         if not reason:
             found = _pancreas(components, chosen, resampled.grid, box)
-            return Located(with_surroundings(box, settings, volume.grid), logits.events, found)
+            marked = Volume(components.mask(chosen).astype(np.uint8), resampled.grid)
+            return Located(with_surroundings(box, settings, volume.grid), logits.events, found, marked)
         reasons.append(f"the localizer's box {reason}")
     return Located(None, (*logits.events, searched_whole(EventCode.IMPLAUSIBLE_BOX, reasons[0])))
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, partial
 
 import msgspec
 import numpy as np
 
 from pantherseg import __version__
 from pantherseg.confidence.estimate import estimate
-from pantherseg.ensemble import Ensemble
+from pantherseg.ensemble import Ensemble, member_left_out
 from pantherseg.errors import DeviceMemoryError, Float16Error, InputError, LostDeviceError, ModelError
 from pantherseg.events import Event, EventCode
 from pantherseg.inference.predictor import Logits, Predictor
@@ -20,8 +21,9 @@ from pantherseg.localize import Located, Pancreas, localize, searched_whole
 from pantherseg.logs import stage
 from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.machine.memory import peak_mb
+from pantherseg.models.bundle import needed
 from pantherseg.orientation import Orientation
-from pantherseg.postprocess import Prediction
+from pantherseg.postprocess import Mask, PancreasOf, Prediction
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
 from pantherseg.recipe import Recipe
 from pantherseg.results import SCHEMA, CaseReport, Confidence, LocatedPancreas, ModelUse, VoxelBox
@@ -150,25 +152,27 @@ def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Optio
     """Segment a volume on one device."""
     seconds: dict[str, float] = {}
     located = _located(volume, recipe, ensemble, seconds, options.deadline)
-    box = located.box or Box.whole(volume.grid.shape)
+    cropped = recipe.localizer is not None and recipe.localizer.crop
+    box = (located.box if cropped else None) or Box.whole(volume.grid.shape)
     crop = volume.crop(box)
     with stage("members", seconds) as remarks:
-        logits = _member_logits(crop, ensemble.members, options.deadline)
+        used, of_members = _member_logits(crop, ensemble, recipe, options.deadline)
+        logits = [member for _, member in used]
         folds = sum(len(member.folds) for member in logits)
         remarks.append(f"{folds} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
     with stage("mask", seconds) as remarks:
-        prediction = _prediction(logits, crop, recipe, ensemble)
-        confidence = estimate(logits, prediction.mask, fusion=recipe.fusion, label=recipe.tumour_label, grid=crop.grid)
-        models = _models_used(ensemble, logits)
+        prediction = _prediction(logits, crop, recipe, ensemble, located)
+        tumour = ensemble.labels.tumour
+        confidence = estimate(logits, prediction.mask, fusion=recipe.fusion, label=tumour, grid=crop.grid)
+        models = _models_used(ensemble, used)
         if ensemble.calibration is not None and all(member.is_complete for member in logits):
             confidence = ensemble.calibration.applied(confidence, tuple(model.sha256 for model in models))
-        probability = prediction.probability(recipe.tumour_label) if options.keep_probability else None
+        probability = prediction.probability() if options.keep_probability else None
         for step in recipe.postprocess:
             prediction = step.apply(prediction)
         if not prediction.mask.any():
             prediction = prediction.changed(prediction.mask, Event(EventCode.EMPTY_MASK, "no tumour was found"))
         remarks.append(f"{prediction.tumour_mm3 / 1000:.1f} ml of tumour")
-    of_members = tuple(event for member in logits for event in member.events)
     happened = (
         *ensemble.backend.events,
         *ensemble.events,
@@ -195,20 +199,33 @@ def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Optio
     )
 
 
-def _prediction(logits: list[Logits], crop: Volume, recipe: Recipe, ensemble: Ensemble) -> Prediction:
-    fused = recipe.fusion.fuse(logits)
+def _prediction(logits: list[Logits], crop: Volume, recipe: Recipe, ensemble: Ensemble, located: Located) -> Prediction:
+    """Return the prediction of the members. Each step that asks for a probability or a pancreas gets the same array."""
+    labels, fused = ensemble.labels, recipe.fusion.fuse(logits)
+    pancreases: dict[PancreasOf, Callable[[], Mask]] = {}
+    finding = [member for member in logits if member.finds_pancreas]
+    if finding and labels.pancreas is not None:
+        found = fused if len(finding) == len(logits) else recipe.fusion.fuse(finding)
+        pancreases["members"] = cache(partial(found.mask, labels.pancreas))
+    if located.marked is not None:
+        pancreases["localizer"] = cache(partial(located.pancreas_on, crop.grid))
     return Prediction(
-        mask=fused.mask(recipe.tumour_label),
-        labels=fused.labels,
-        tumour_label=recipe.tumour_label,
-        pancreas_label=ensemble.pancreas_label,
-        probability=lru_cache(maxsize=1)(fused.probability),  # for each step that asks for it
+        mask=fused.mask(labels.tumour),
         grid=crop.grid,
+        probability=cache(partial(fused.probability, labels.tumour)),
+        pancreases=pancreases,
     )
 
 
-def _member_logits(crop: Volume, members: tuple[Predictor, ...], deadline: Deadline) -> list[Logits]:
-    """Return each member's logits. Members with equal preprocessing and orientation share the prepared volume."""
+def _member_logits(
+    crop: Volume, ensemble: Ensemble, recipe: Recipe, deadline: Deadline
+) -> tuple[list[tuple[Predictor, Logits]], tuple[Event, ...]]:
+    """Return the members that can be used with their logits, and events.
+
+    Members with equal preprocessing and orientation share the prepared volume. Raises ModelError where fewer can be
+    used than the recipe needs.
+    """
+    members = ensemble.members
     shared: dict[tuple[Orientation, Preprocessing], Prepared] = {}
     inputs: list[Prepared] = []
     for member in members:
@@ -217,10 +234,16 @@ def _member_logits(crop: Volume, members: tuple[Predictor, ...], deadline: Deadl
             shared[key] = member.prepare(crop)
         inputs.append(shared[key])
     work = [member.work(prepared) for member, prepared in zip(members, inputs, strict=True)]
-    return [
-        member.logits(prepared, member_deadline(deadline, work, number))
-        for number, (member, prepared) in enumerate(zip(members, inputs, strict=True))
-    ]
+    used: list[tuple[Predictor, Logits]] = []
+    events: list[Event] = []
+    for number, (member, prepared) in enumerate(zip(members, inputs, strict=True)):
+        try:
+            used.append((member, member.logits(prepared, member_deadline(deadline, work, number))))
+        except ModelError as error:
+            if len(members) - len(events) - 1 < needed(len(members), ensemble.min_members):
+                raise
+            events.append(member_left_out(member.name, error))
+    return used, (*(event for _, logits in used for event in logits.events), *events)
 
 
 def _located(
@@ -260,11 +283,8 @@ def _reported(pancreas: Pancreas) -> LocatedPancreas:
     )
 
 
-def _models_used(ensemble: Ensemble, logits: list[Logits]) -> tuple[ModelUse, ...]:
-    used = [member.folds for member in logits]
+def _models_used(ensemble: Ensemble, members: list[tuple[Predictor, Logits]]) -> tuple[ModelUse, ...]:
+    used = [member.use("member", logits.folds) for member, logits in members]
     if ensemble.localizer is not None:
-        used.append(ensemble.localizer.bundle.folds)
-    return tuple(
-        one.use("localizer" if one is ensemble.localizer else "member", folds)
-        for one, folds in zip(ensemble.predictors, used, strict=True)
-    )
+        used.append(ensemble.localizer.use("localizer", ensemble.localizer.bundle.folds))
+    return tuple(used)

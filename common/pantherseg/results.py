@@ -46,6 +46,10 @@ class ModelUse(Table, frozen=True):
     ]
     mirroring: Annotated[bool, Meta(description="Whether the recipe asks for mirrored inputs; events say if not.")]
     sha256: Annotated[dict[str, Sha256], Meta(description="SHA-256 of the weights of each of these folds.")]
+    name: Annotated[str | UnsetType, Meta(description="The name of a member in the recipe.")] = UNSET
+    tumour_label: Annotated[
+        int | UnsetType, Meta(description="The number of the tumour in the label map of a member's model.")
+    ] = UNSET
 
 
 class VoxelBox(Table, frozen=True):

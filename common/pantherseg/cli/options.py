@@ -21,6 +21,12 @@ RECIPE = click.option(
 DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
+MEMBERS = click.option(
+    "--members",
+    metavar="NAMES",
+    help="Use only these members of the recipe, with commas between their names; with a minus in front of each, all"
+    " but these (--members=-a,-b).",
+)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 
 
@@ -31,6 +37,11 @@ def chosen_recipe(task: str | None, recipe: Path | None) -> Path:
     if task is not None and recipe is None:
         return task_recipe(int(task))
     raise click.UsageError("give either --task or --recipe")
+
+
+def names_in(members: str | None) -> list[str] | None:
+    """Return the names in the option --members, None without it."""
+    return None if members is None else [name.strip() for name in members.split(",") if name.strip()]
 
 
 def check_not_an_input(target: Path | None, *inputs: Path | None) -> None:

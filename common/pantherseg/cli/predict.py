@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from pantherseg.batch import has_many_cases, run_batch
-from pantherseg.cli.options import DEVICE, PATH, RECIPE, TASK, chosen_recipe
+from pantherseg.cli.options import DEVICE, MEMBERS, PATH, RECIPE, TASK, chosen_recipe, names_in
 from pantherseg.inference.backends import Mode
 from pantherseg.io import find_sources
 from pantherseg.paths import DEMO_WEIGHTS
@@ -50,6 +50,7 @@ PAGE = "report.html"
     default=None,
     help="Whether to fill an empty mask with the most probable component  [default: as in the recipe].",
 )
+@MEMBERS
 @click.option(
     "--save-probabilities",
     is_flag=True,
@@ -68,6 +69,7 @@ def predict(
     device_memory: int | None,
     time_budget: float | None,
     rescue: bool | None,
+    members: str | None,
     save_probabilities: bool,
     report: bool,
     redo: bool,
@@ -95,6 +97,7 @@ def predict(
         mode=mode,
         device_memory_mb=device_memory,
         many_cases=has_many_cases(source),
+        members=names_in(members),
     )
     if report:
         from pantherseg.report.write import check_can_report  # takes a second to import

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from pantherseg.datasets.raw import patient_of
 from pantherseg.errors import InputError, first_few
 from pantherseg.events import EventCode
 from pantherseg.io.probabilities import SUFFIX
+from pantherseg.labels import TUMOUR
 from pantherseg.model_sources.nnunet import RECORD
 from pantherseg.recipe import Member
 from pantherseg.results import CaseReport, ModelUse, read_report
@@ -54,7 +57,7 @@ def recorded(model: str, folder: Path, files: Mapping[str, Path]) -> Recorded:
     """Return what is recorded about predictions. files: the probabilities by case.
 
     Raises InputError if the model was trained on any of the cases, if several models made the predictions, and if a
-    record cannot be read.
+    record or a report cannot be read.
     """
     # Reports first: predictions may lie in the output folder of a training, too.
     reports = {case: report for case, path in files.items() if (report := _read_report(path)) is not None}
@@ -79,7 +82,7 @@ def _out_of_fold(model: str, folder: Path, files: Mapping[str, Path], record: di
         )
     remarks = [f"the figures are optimistic: {reason}" for reason in record.get("optimistic_because", ())]
     remarks.append("each case was predicted by one fold, and the recipe takes all of them")
-    settings = Member(model=model, checkpoint=record["settings"].get("checkpoint"))
+    settings = Member(model=model, checkpoint=record["settings"].get("checkpoint"), tumour_label=TUMOUR)
     return Recorded(settings, localized=record["settings"].get("crop") is not None, remarks=tuple(remarks))
 
 
@@ -109,6 +112,7 @@ def _predicted(model: str, folder: Path, reports: Mapping[str, CaseReport], unre
         orientation=common.orientation,
         step=common.step,
         mirroring=common.mirroring,
+        tumour_label=None if common.tumour_label is UNSET else common.tumour_label,
     )
     return Recorded(
         settings,
@@ -167,12 +171,12 @@ def _read_record(bundle: Path) -> dict[str, Any] | None:
 
 
 def _read_report(path: Path) -> CaseReport | None:
-    """Return the report beside a file of probabilities, None without one, or where it is about another prediction."""
+    """Return the report beside a file of probabilities, None without one, or where it is about another prediction.
+
+    Raises InputError if it cannot be read: without it nobody knows which model made the prediction.
+    """
     report = path.with_name(path.name.removesuffix(SUFFIX) + ".json")
     if not report.is_file():
         return None
-    try:
-        found = read_report(report)
-    except InputError:
-        return None
+    found = read_report(report)
     return found if found.probability == path.name else None
