@@ -7,26 +7,27 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from bench.unpack import unpack
 
+from bench.unpack import unpack
 from pantherseg.model_sources.mrsegmentator import BASE_CLASSES, VERSION, VERSION_KEY
 from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.bundle import open_bundle
 from pantherseg.paths import DEMO_WEIGHTS
-from published import BEST, TASK1, TASK2
 
+BEST = "checkpoint_best.pth"
+# Of system A: Zenodo 17212158.
+TASK1 = "Dataset901_PANTHER/nnUNetTrainer1e3__nnUNetResEncUNetLPlansPancCTMultiTalentV2__3d_fullres_iso1x1x1"
+TASK2 = "Dataset902_PANTHER_HR/nnUNetTrainer1e3__nnUNetResEncUNetLPlansTask1PancCTMultiTalentV2__3d_fullres_iso1x1x1"
 DEMO_CONFIGURATION, ONE_MM = "3d_fullres", "3d_fullres_iso1x1x1"
-MIRRORED = (0, 1, 2)
+# Axes of mirroring: one, because each doubles the time.
+MIRRORED = (2,)
 # A class with this bias is never the largest.
 NEVER = -100.0
 C_TASK1 = "task1/Dataset101_X/nnUNetTrainer__nnUNetResEncUNetMPlans__3d_fullres"
 C_TASK2 = "task2/Dataset102_X/nnUNetTrainer__nnUNetResEncUNetMPlans__3d_fullres"
 LOCALIZER = "localizer/base"
-
-Change = Callable[[dict[str, Any]], None]
 
 
 def model_folder(
@@ -48,6 +49,7 @@ def model_folder(
         content = torch.load(demo.checkpoint_path(demo.folds[fold % len(demo.folds)]), weights_only=True)
         content["init_args"]["configuration"] = configuration
         content["inference_allowed_mirroring_axes"] = MIRRORED
+        content["trainer_name"] = "nnUNetTrainer"  # which nnU-Net itself knows
         (folder / f"fold_{fold}").mkdir()
         for name in checkpoints:
             torch.save(content, folder / f"fold_{fold}" / name)
@@ -87,11 +89,12 @@ class System:
     write: Callable[[Path], object]
 
     def __str__(self) -> str:
+        """Return the recipe's name, by which tests are called."""
         return self.recipe
 
 
 def write_a(root: Path) -> None:
-    """The two data sets of Zenodo 17212158 beside each other, as its README names folds and checkpoints."""
+    """Write the two data sets of Zenodo 17212158, with the folds and checkpoints that its README names."""
     for role, name, folds in (("task1", TASK1, range(6)), ("task2", TASK2, range(5))):
         path = root / name
         path.parent.mkdir(parents=True)
@@ -102,8 +105,9 @@ def write_with_localizer(role: str, name: str, folds: int, checkpoint: str) -> C
     """Return what writes a tumour model, and MRSegmentator's weights as the localizer."""
 
     def write(root: Path) -> None:
+        """Write both models."""
         for path in (root / name, root / LOCALIZER):
-            path.parent.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         model_folder(role, root / name, range(folds), [checkpoint])
         mrsegmentator_folder(root / LOCALIZER)
 
