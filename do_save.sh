@@ -7,11 +7,13 @@ source scripts/containers.sh
 
 usage() {
   cat <<'EOF'
-usage: ./do_save.sh [--tag NAME] [--runtime cuda|cpu] [--api exec|invoke] [--model DIR] [task1|task2|all]
+usage: ./do_save.sh [--tag NAME] [--runtime cuda|cpu] [--api exec|invoke] [--recipe NAME|FILE] [--model DIR]
+                    [task1|task2|all]
 
   --tag NAME   the image, for one task (default pantherseg-task1, pantherseg-task2; built if it does not exist)
   --runtime    cuda (default) or cpu, as for ./do_build.sh
   --api        exec (default) or invoke, as for ./do_build.sh
+  --recipe     another recipe than the task's own, as for ./do_build.sh
   --model DIR  folder of models (default weights/own if it has a folder for the task, else weights/demo)
   task         task1, task2 or all (default)
 

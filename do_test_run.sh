@@ -12,7 +12,7 @@ source scripts/platform.sh
 usage() {
   cat <<'EOF'
 usage: ./do_test_run.sh [--native] [--model DIR] [--tag NAME] [--runtime cuda|cpu] [--api exec|invoke]
-                        [--no-build] [--no-model] [--hardened] [--user UID:GID] [task1|task2|all]
+                        [--recipe NAME|FILE] [--no-build] [--no-model] [--hardened] [--user UID:GID] [task1|task2|all]
 
   --native        run without Docker, in .venv in the project's root, which is created on first use; this is also the
                   fallback if no Docker engine is running
@@ -22,6 +22,7 @@ usage: ./do_test_run.sh [--native] [--model DIR] [--tag NAME] [--runtime cuda|cp
   --runtime       cuda (default) or cpu, as for ./do_build.sh
   --api           exec (default) or invoke, as for ./do_build.sh; the image's label decides how it is run: for invoke one
                   container runs the sample case several times
+  --recipe        another recipe than the task's own, as for ./do_build.sh; needs Docker
   --no-build      do not build the image first
   --no-model      leave /opt/ml/model empty, so that the demo models in the image are used
   --hardened      run with --read-only, --cap-drop ALL and no-new-privileges
@@ -110,6 +111,7 @@ if ! $native && ! engine_answers; then
   echo "no Docker engine is running: running natively"
   native=true
 fi
+! $native || [[ -z $recipe ]] || fail "--recipe: expected a Docker engine; without one, use pantherseg predict --recipe" 2
 ! $native || [[ $api == exec ]] || fail "--api $api: expected a Docker engine, because only an image is run in this way" 2
 summary=()
 if $native; then

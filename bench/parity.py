@@ -104,7 +104,7 @@ def _member_input(volume: Volume, task: int) -> Volume:
     if settings is None:
         return volume
     localizer = Predictor(open_bundle(DEMO_WEIGHTS / settings.model), choose_backend("cpu"))
-    box, _ = localize(volume, localizer, settings)
+    box = localize(volume, localizer, settings).box
     return volume.crop(box or Box.whole(volume.grid.shape))
 
 

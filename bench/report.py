@@ -34,7 +34,7 @@ from pantherseg.files import write_text
 from pantherseg.io import write_volume
 from pantherseg.labels import TUMOUR, tumour_of
 from pantherseg.phantom import make_phantom
-from pantherseg.results import SCHEMA, CaseReport, Confidence, ModelUse, SearchedBox
+from pantherseg.results import SCHEMA, CaseReport, Confidence, ModelUse, VoxelBox
 from pantherseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def _run_report(name: str, mask: Volume, random: np.random.Generator) -> CaseRep
             fold_volumes_ml=tuple(random.uniform(4, 9, len(folds)).tolist()),
             expected_dice=agreement - 0.05,
         ),
-        box=SearchedBox(start_zyx=(0, 0, 0), stop_zyx=mask.grid.shape),
+        box=VoxelBox(start_zyx=(0, 0, 0), stop_zyx=mask.grid.shape),
+        pancreas=None,
         events=(Event(EventCode.COMPONENTS_DROPPED, "20 mm3 in small components were dropped"),),
         peak_memory_mb=400,
         seconds={"members": float(random.uniform(8, 20)), "mask": 0.3},

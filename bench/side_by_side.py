@@ -90,7 +90,7 @@ class Bench:
         """Return the arguments for `pantherseg` to segment the image."""
         output = self.work / f"masks-{recipe.stem}"
         return [
-            *("predict", self.image, output, "--recipe", recipe),
+            *("predict", self.image, output, "--redo", "--recipe", recipe),
             *("--model", self.bundles, "--mode", mode, "--device", self.device),
         ]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.published_layouts import BEST, TASK1, TASK2
 from click.testing import CliRunner, Result
 
 from conftest import one_line_about
@@ -23,9 +24,6 @@ from pantherseg.weights.downloads import Client
 from served import FileServer, Page
 
 RETRIES = 2
-BEST = "checkpoint_best.pth"
-TASK1 = "Dataset901_PANTHER/nnUNetTrainer1e3__nnUNetResEncUNetLPlansPancCTMultiTalentV2__3d_fullres_iso1x1x1"
-TASK2 = "Dataset902_PANTHER_HR/nnUNetTrainer1e3__nnUNetResEncUNetLPlansTask1PancCTMultiTalentV2__3d_fullres_iso1x1x1"
 # The records of the winner's and of the baseline's weights.
 RECORD, BASELINE_RECORD = 17212158, 15211865
 ARCHIVE = "Dataset901_PANTHER.zip"

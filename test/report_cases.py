@@ -51,6 +51,7 @@ def run_report(**changes: Any) -> dict[str, Any]:
         "tumour_ml": 1.0,
         "confidence": confidence(None, None),
         "box": {"start_zyx": [0, 0, 0], "stop_zyx": [12, 40, 48]},
+        "pancreas": None,
         "events": [],
         "seconds": {"localizer": 1.5, "members": 10.25, "mask": 0.25},
         "peak_memory_mb": 400,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench.published_layouts import SYSTEMS, System
 from bench.unpack import unpack
 
 from conftest import valid_report
@@ -210,6 +211,23 @@ def test_packs_a_raw_model_folder_where_torch_is_installed(job: Path) -> None:
         assert result.returncode == 0, result.stderr
         masks.append(next((job / "output").rglob("*.mha")).read_bytes())
     assert masks[0] == masks[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "system", [one for one in SYSTEMS if one.recipe in ("system_a_task1", "system_c_task2", "rank2_task2")], ids=str
+)
+def test_an_image_with_the_recipe_of_a_system_runs_the_published_layout(system: System, tmp_path: Path) -> None:
+    built(f"task{system.task}")
+    system.write(tmp_path / "models")
+    command = [ROOT / "do_test_run.sh", "--recipe", system.recipe, "--model", tmp_path / "models", f"task{system.task}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=1200)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "BROKEN" not in result.stdout
+    report = valid_report(ROOT / "test" / "output" / f"task{system.task}" / "results.json")
+    assert report["recipe"] == system.recipe
+    members = [model for model in report["models"] if model["role"] == "member"]
+    assert tuple(fold for model in members for fold in model["folds"]) == system.folds
 
 
 def interruptible() -> None:

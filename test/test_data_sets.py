@@ -24,6 +24,7 @@ from pantherseg.datasets.splits import check_splits, make_splits, read_splits, s
 from pantherseg.errors import InputError, ModelError, OutputError, RecipeError
 from pantherseg.io import read_labels
 from pantherseg.labels import tumour_of
+from pantherseg.localize import Located
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.phantom import write_dataset
 from pantherseg.recipe import load_recipe
@@ -524,7 +525,7 @@ def test_remarks_on_a_box_that_leaves_labelled_voxels_out(
 ) -> None:
     localizer, settings = load_localizer(load_recipe(task_recipe(2)), DEMO_WEIGHTS, device="cpu")
     settings = msgspec.structs.replace(settings, margin_mm=0.0)
-    monkeypatch.setattr("pantherseg.datasets.crops.localize", lambda *_: (Box((0, 0, 0), stop), ()))
+    monkeypatch.setattr("pantherseg.datasets.crops.localize", lambda *_: Located(Box((0, 0, 0), stop), ()))
     crops = crop_dataset(dataset, tmp_path / "raw", 905, "CROPS", localizer=localizer, settings=settings)
     case = crops.cases["1_1"]
     assert case.remark == remark

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special
 
-from pantherseg import fusion
 from pantherseg.errors import ModelError
 from pantherseg.fusion import Fusion, MeanLogits, MeanProbability, Vote
+from pantherseg.fusion import members as fusion_members
 
 SHAPE = (3, 4, 5)
 
@@ -22,6 +22,7 @@ class Member:
 
     values: NDArray[np.floating]
     weight: float = 1.0
+    threshold: float | None = None
     asked: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -48,7 +49,7 @@ def slabs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     """Return the number of slabs in which a label map is computed."""
     if request.param == "whole":
         return 1
-    monkeypatch.setattr(fusion, "SLAB_BYTES", 1)
+    monkeypatch.setattr(fusion_members, "SLAB_BYTES", 1)
     return SHAPE[0]
 
 

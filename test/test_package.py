@@ -80,10 +80,11 @@ def test_a_wheel_of_the_source_distribution_is_the_same(build: Build, wheel: Pat
     assert contents(build("wheel", source)) == contents(wheel)
 
 
-def test_the_wheel_contains_every_recipe_that_the_list_of_weights_names(wheel: Path) -> None:
+def test_the_wheel_contains_every_shipped_recipe_and_those_that_the_list_of_weights_names(wheel: Path) -> None:
     names = contents(wheel).keys()
     recipes = {entry.recipe for entry in load_zoo(paths.ZOO) if entry.recipe}
     assert recipes
+    recipes |= {path.relative_to(paths.ROOT).as_posix() for path in paths.shipped_recipes().values()}
     assert {f"pantherseg/data/{recipe}" for recipe in recipes} <= names
     assert "pantherseg/py.typed" in names
 

@@ -285,7 +285,8 @@ def localized(found: tuple[slice, ...], **changes: float) -> tuple[Box | None, t
     labels[found] = 7
     volume = Volume(array, Grid(array.shape, (5.0, 3.0, 3.0)))
     settings = Localizer(model="localizer", label=7, margin_mm=10.0, **changes)
-    return localize(volume, FixedLocalizer(labels), settings)  # type: ignore[arg-type]
+    located = localize(volume, FixedLocalizer(labels), settings)  # type: ignore[arg-type]
+    return located.box, located.events
 
 
 THIN = np.s_[10:20, 20:23, 20:40]

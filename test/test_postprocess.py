@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from pantherseg.events import EventCode
-from pantherseg.postprocess import CONNECTIVITY, Components, Prediction, Rescue, Step, Threshold
+from pantherseg.postprocess import Components, Prediction, Rescue, Step, Threshold
+from pantherseg.postprocess.prediction import CONNECTIVITY
 from pantherseg.volume import Grid
 
 SHAPE = (8, 9, 10)
@@ -52,17 +53,15 @@ def apply(values: NDArray[np.float32], *steps: Step) -> tuple[Mask, list[EventCo
     labels = values.argmax(axis=0).astype(np.uint8)
     computed = []
 
-    def probability(label: int) -> NDArray[np.float32]:
-        computed.append(label)
-        softmax: NDArray[np.float32] = special.softmax(values, axis=0)[label]
+    def probability() -> NDArray[np.float32]:
+        computed.append(1)
+        softmax: NDArray[np.float32] = special.softmax(values, axis=0)[1]
         return softmax
 
     before = labels == 1
     mask = before.copy()
     grid = Grid(labels.shape, (1.0, 1.0, VOXEL_MM3))
-    prediction = Prediction(
-        mask, lambda: labels, tumour_label=1, pancreas_label=None, probability=probability, grid=grid
-    )
+    prediction = Prediction(mask, grid, probability)
     for step in steps:
         prediction = step.apply(prediction)
     codes = [event.code for event in prediction.events]
@@ -98,7 +97,7 @@ def test_keeps_components_by_volume_and_number(step: Step, kept: tuple[tuple[Cor
 
 def test_event_gives_the_dropped_volume_in_mm3() -> None:
     grid = Grid(SHAPE, (1.0, 1.0, VOXEL_MM3))
-    prediction = Prediction(THREE, lambda: THREE.astype(np.uint8), 1, None, lambda label: logits_of(THREE)[label], grid)
+    prediction = Prediction(THREE, grid, lambda: logits_of(THREE)[1])
     (event,) = Components(max_count=1).apply(prediction).events
     assert event.message.startswith("20 mm3 ")
 
@@ -178,7 +177,7 @@ def test_a_threshold_takes_the_place_of_the_mask(probability: float) -> None:
 def test_a_threshold_marks_a_voxel_that_has_just_its_probability() -> None:
     grid = Grid(SHAPE, (1.0, 1.0, VOXEL_MM3))
     half = np.full(SHAPE, 0.5, np.float32)
-    prediction = Prediction(THREE, lambda: THREE.astype(np.uint8), 1, None, lambda _: half, grid)
+    prediction = Prediction(THREE, grid, lambda: half)
     assert Threshold(probability=0.5).apply(prediction).mask.all()
     assert not Threshold(probability=0.51).apply(prediction).mask.any()
 

@@ -136,7 +136,7 @@ STEP = '[[postprocess]]\nkind = "components"\n'
         ("schema = 1", 'schema = 1\nfusion = { kind = "mean_logits", power = 2 }', r"power.*\$\.fusion"),
         ('model = "m"', 'model = "m"\n[postprocess]\nkind = "rescue"', r"\$\.postprocess"),
         ('model = "m"', 'model = "m"\n[[postprocess]]\nmin_mm3 = 1', r"Expected a post-.*\$\.postprocess\[0\]"),
-        ('model = "m"', 'model = "m"\n[[postprocess]]\nkind = "blur"', r"'blur', .*components, rescue.*\[0\]"),
+        ('model = "m"', 'model = "m"\n[[postprocess]]\nkind = "blur"', r"'blur', .*components, .*rescue.*\[0\]"),
         ('model = "m"', f'model = "m"\n{STEP}max_mm3 = 1', r"components.*max_mm3.*\$\.postprocess\[0\]"),
         ('model = "m"', f'model = "m"\n{STEP}{STEP}max_count = 0', r">= 1.*max_count.*\$\.postprocess\[1\]"),
         ('model = "m"', f'model = "m"\n{STEP}min_mm3 = -1', r">= 0.*min_mm3"),

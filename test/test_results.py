@@ -14,7 +14,15 @@ from conftest import one_line_about, valid_report
 from make_schema import SCHEMA
 from pantherseg.errors import InputError
 from pantherseg.events import Event, EventCode
-from pantherseg.results import CaseReport, Confidence, ModelUse, SearchedBox, read_report, schema_text
+from pantherseg.results import (
+    CaseReport,
+    Confidence,
+    LocatedPancreas,
+    ModelUse,
+    VoxelBox,
+    read_report,
+    schema_text,
+)
 
 REPORT = CaseReport(
     schema=1,
@@ -39,14 +47,20 @@ REPORT = CaseReport(
     ),
     tumour_ml=1.5,
     confidence=Confidence(pairwise_dice=0.5, mean_entropy=0.25, fold_volumes_ml=(1.0, 2.0), expected_dice=0.75),
-    box=SearchedBox(start_zyx=(0, 1, 2), stop_zyx=(10, 20, 30)),
+    box=VoxelBox(start_zyx=(0, 1, 2), stop_zyx=(10, 20, 30)),
+    pancreas=LocatedPancreas(
+        ml=60.5,
+        left_out_ml=0.5,
+        centre_xyz_mm=(-12.5, 30.0, 4.0),
+        box=VoxelBox(start_zyx=(2, 5, 7), stop_zyx=(8, 16, 25)),
+    ),
     events=(Event(EventCode.NO_LOCALIZER, "the folder of models has no 'localizer'"),),
     peak_memory_mb=300,
     seconds={"members": 1.25},
 )
 
-# In a report only if the probability was saved.
-OPTIONAL = {"probability"}
+# In a report only if it was saved, if the mask was made from a file, or for members only.
+OPTIONAL = {"probability", "fingerprint", "mask_sha256", "name", "tumour_label"}
 
 
 def objects(schema: Any) -> list[dict[str, Any]]:
@@ -64,7 +78,9 @@ def test_the_published_schema_is_that_of_the_code() -> None:
 def test_every_key_is_described() -> None:
     schema = json.loads(schema_text())
     tables = objects(schema)
-    assert {table["title"] for table in tables} == {"CaseReport", "ModelUse", "Confidence", "SearchedBox", "Event"}
+    assert {table["title"] for table in tables} == {
+        *("CaseReport", "ModelUse", "Confidence", "VoxelBox", "LocatedPancreas", "Fingerprint", "Event")
+    }
     for table in tables:
         assert not table["additionalProperties"], table["title"]
         assert table["required"] == [key for key in table["properties"] if key not in OPTIONAL], table["title"]
@@ -79,7 +95,9 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_report(path) == REPORT
     assert valid_report(path)["models"][0]["orientation"] == "LPS"
     empty = Confidence(pairwise_dice=None, mean_entropy=None, fold_volumes_ml=(0.0,), expected_dice=None)
-    path.write_text(msgspec.structs.replace(REPORT, confidence=empty, events=(), models=(), seconds={}).as_text())
+    path.write_text(
+        msgspec.structs.replace(REPORT, confidence=empty, pancreas=None, events=(), models=(), seconds={}).as_text()
+    )
     assert valid_report(path)["confidence"]["expected_dice"] is None
     assert read_report(path).confidence == empty
 

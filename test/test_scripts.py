@@ -43,6 +43,12 @@ def test_the_help_works_from_any_folder(script: str, tmp_path: Path) -> None:
         (["--model", "/nowhere", "task1"], "--model: expected a folder, found /nowhere"),
         (["--runtime", "gpu"], "--runtime: expected cuda or cpu, found gpu"),
         (["--api", "serve"], "--api: expected exec or invoke, found serve"),
+        (["--recipe", "system_a_task1"], "--recipe: expected a single task, found all"),
+        (["--recipe", "x", "task1"], "--recipe: expected a file or the name of a shipped recipe, found x"),
+        (
+            ["--recipe", "system_a_task2", "task1"],
+            "--recipe: expected a recipe with the input socket of task1, found Task2/recipes/system_a_task2.toml",
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2_and_the_reason(
@@ -76,6 +82,8 @@ def test_shellcheck_finds_no_problem(script: str) -> None:
         ("api=invoke", "pantherseg-task1-invoke"),
         ("runtime=cpu api=invoke", "pantherseg-task1-cpu-invoke"),
         ("api=invoke tag=mine:1", "mine:1"),
+        ("recipe_name=system_a_task1", "pantherseg-system_a_task1"),
+        ("runtime=cpu api=invoke recipe_name=system_a_task1", "pantherseg-system_a_task1-cpu-invoke"),
     ],
 )
 def test_names_images_by_runtime_and_contract(settings: str, image: str) -> None:
@@ -152,6 +160,30 @@ def checkout(tmp_path: Path) -> Path:
         path.write_text(text)
         path.chmod(0o755)
     return folder
+
+
+RECIPE_BUILD = """
+docker() {{
+  printf 'docker %s\\n' "$*" >>"{log}"
+  [[ ${{!#}} == . ]] || cat "${{!#}}"/* >>"{log}"
+}}
+source scripts/containers.sh
+parse_shared_arguments --runtime cpu --recipe {recipe} task1
+build_image task1
+"""
+
+
+@pytest.mark.parametrize("recipe", ["system_c_task1", "Task1/recipes/system_c_task1.toml"])
+def test_a_recipe_is_one_more_layer_on_the_image_of_its_task(recipe: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    result = run_script("bash", "-euc", RECIPE_BUILD.format(log=log, recipe=recipe), cwd=ROOT, TMPDIR=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    first, second, base, copy, *content = log.read_text().splitlines()
+    assert first.endswith("--file Dockerfile.task1 --tag pantherseg-task1-cpu .")
+    assert second.startswith("docker build --tag pantherseg-system_c_task1-cpu ")
+    assert (base, copy) == ("FROM pantherseg-task1-cpu", "COPY recipe.toml /opt/pantherseg/Task1/recipe.toml")
+    assert content == (ROOT / "Task1" / "recipes" / "system_c_task1.toml").read_text().splitlines()
+    assert list(tmp_path.iterdir()) == [log]
 
 
 def save(checkout: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], str]:

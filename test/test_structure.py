@@ -16,14 +16,26 @@ PACKAGE = Path(pantherseg.__file__).parent
 DOCS = Path(__file__).parents[1] / "docs"
 # From the bottom up: each may import those above it in this list. Packages count as one, and so do their modules.
 LAYERS = (
-    *("errors", "events", "labels", "orientation", "volume", "paths", "machine", "files", "logs", "verdict"),
+    *(
+        "errors",
+        "events",
+        "labels",
+        "orientation",
+        "volume",
+        "paths",
+        "machine",
+        "files",
+        "logs",
+        "progress",
+        "verdict",
+    ),
     *("tables", "registry", "arrays", "results"),
     *("archives", "io"),
     *("preprocessing", "fusion", "postprocess", "recipe"),
     *("networks", "model_sources", "models", "packing"),
     *("inference", "localize"),
     *("phantom", "evaluation", "confidence", "report", "sbom", "weights", "datasets", "training", "selection"),
-    *("ensemble", "session", "pipeline", "case", "batch"),
+    *("ensemble", "session", "fingerprint", "pipeline", "case", "batch"),
     *("grand_challenge", "api", "cli"),
 )
 # The package itself (its version) and the entry points that only call another module.

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,15 @@ def load(
     models: str | Path | None = None,
     device: str = "auto",
     mode: Mode = "exact",
+    members: Sequence[str] | None = None,
 ) -> Session:
     """Load the models of a recipe.
 
     task: 1 or 2, for the recipe of that task of PANTHER; or recipe: the path of another recipe.
     models: folder of models, by default the demo models, which were trained on phantoms only.
     device: "auto", "cpu" or "cuda". mode: "exact" for the masks of nnU-Net's own predictor, "fast" for bfloat16 on
-    CPUs that support it.
+    CPUs that support it. members: the names of those of the recipe's members that take part, or with a minus in front
+    of those that do not; by default all.
 
     Raises RecipeError, ModelError and DeviceError; ValueError for another device or mode, and unless exactly one of
     task and recipe is given.
@@ -46,7 +49,8 @@ def load(
     if (task is None) == (recipe is None):
         raise ValueError("load needs either a task or a recipe")
     path = Path(recipe) if recipe is not None else task_recipe(task or 0)
-    session = Session(load_recipe(path), Path(models or DEMO_WEIGHTS), device=device, mode=mode, many_cases=True)
+    settings, root = load_recipe(path), Path(models or DEMO_WEIGHTS)
+    session = Session(settings, root, device=device, mode=mode, many_cases=True, members=members)
     session.load()
     return session
 

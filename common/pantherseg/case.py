@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from pantherseg.errors import InputError
 from pantherseg.events import Event
 from pantherseg.files import prepare_folder, remove_file, write_text
+from pantherseg.fingerprint import fingerprint_of
 from pantherseg.io import read_image, write_volume
+from pantherseg.io.digest import source_sha256
 from pantherseg.io.probabilities import write_probability
 from pantherseg.logs import shown, stage
 from pantherseg.machine.deadline import Deadline
 from pantherseg.machine.memory import forget_peak
+from pantherseg.results import Fingerprint
 from pantherseg.session import Session
 from pantherseg.volume import Volume
 
@@ -54,7 +59,7 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
     deadline = Deadline.after(session.recipe.time_budget_s)
     forget_peak()
     volume, events = read_case(source)
-    session.load()  # after reading, so that a bad input is named without waiting for the models
+    fingerprint = fingerprint_of(source, session)  # loads models after reading, so that a bad input is named at once
     for path in (output.mask, output.report):
         prepare_folder(path.parent)
     from pantherseg.pipeline import segment  # imports what runs networks, for which a bad input need not wait
@@ -65,7 +70,7 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
         )
     except InputError as error:
         raise error.at(source) from error
-    write_case(source, segmentation, output)
+    write_case(source, segmentation, output, fingerprint)
     return CaseResult(segmentation, output)
 
 
@@ -77,8 +82,8 @@ def read_case(source: Path) -> tuple[Volume, tuple[Event, ...]]:
     return volume, events
 
 
-def write_case(source: Path, segmentation: Segmentation, output: CaseOutput) -> None:
-    """Write the mask and the report of a case, and the probability if it is wanted; where one fails, none is left.
+def write_case(source: Path, segmentation: Segmentation, output: CaseOutput, fingerprint: Fingerprint) -> None:
+    """Write the mask, the probability if it is wanted, and last the report of a case; where one fails, none is left.
 
     Raises OutputError.
     """
@@ -95,7 +100,8 @@ def write_case(source: Path, segmentation: Segmentation, output: CaseOutput) -> 
         try:
             if kept is not None and probability is not None:
                 write_probability(probability, kept)
-            write_text(output.report, report.as_text())
+            made = msgspec.structs.replace(report, fingerprint=fingerprint, mask_sha256=source_sha256(output.mask))
+            write_text(output.report, made.as_text())
         except BaseException:
             remove_file(output.mask)
             if kept is not None:

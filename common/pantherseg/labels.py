@@ -59,5 +59,14 @@ def tumour_label_warning(labels: Mapping[str, int], tumour_label: int) -> str:
     return f"{problem}: set tumour_label in the recipe to the number of the tumour"
 
 
+def localizer_label_warning(labels: Mapping[str, int], label: int) -> str:
+    """Return a warning if a localizer's label map gives the pancreas another number than `label`, else nothing."""
+    if (number := find_label(labels, PANCREAS_NAME)) in (None, label):
+        return ""
+    name = next((name for name, other in labels.items() if other == label), "unknown")
+    problem = f"label {label}, the recipe's localizer.label, is called {name}, and label {number} pancreas"
+    return f"{problem}: set label = {number} in the recipe's localizer"
+
+
 def _comparable(name: str) -> str:
     return name.casefold().replace("tumor", "tumour")

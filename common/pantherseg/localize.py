@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
@@ -13,13 +16,17 @@ from pantherseg.io.itk import from_itk, to_itk
 from pantherseg.io.limits import check_resampled
 from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.models.find import Model
+from pantherseg.orientation import Orientation, Turn
 from pantherseg.packing.pack import Packer
 from pantherseg.recipe import Localizer
-from pantherseg.volume import Box, Triple, Volume
+from pantherseg.volume import Box, Grid, Shape, Triple, Volume, as_triple
 
 # Voxels brighter than this share of the 99th percentile count as body; air is darker in MR.
 BODY_LEVEL = 0.1
-
+# The orientation in which the axes z, y, x of a recipe's margin and extent run.
+PATIENT: Orientation = "LPS"
+# Of the components that the largest plausible one is chosen from.
+MAX_CANDIDATES = 5
 
 # What the messages of events without a box end with.
 SEARCHED_WHOLE = "; the whole volume was searched"
@@ -50,36 +57,156 @@ def localizer_predictor(
         bundle,
         backend,
         step=settings.step,
+        mirroring=settings.mirroring,
         keep_networks=keep_networks,
         allow_bfloat16=allow_bfloat16,
         orientation=settings.orientation,
     )
 
 
-def localize(
-    volume: Volume, predictor: Predictor, settings: Localizer, deadline: Deadline = NEVER
-) -> tuple[Box | None, tuple[Event, ...]]:
-    """Return the box around the pancreas with the recipe's margin, in voxels of `volume`, and events.
+@dataclass(frozen=True)
+class Pancreas:
+    """The pancreas as a localizer marks it.
 
-    The box is None where no plausible pancreas was found before the deadline. Raises what `Predictor.predict` raises,
+    box: the smallest around it, in voxels of the volume; centre_mm: its centroid, (x, y, z) in LPS; ml: its volume;
+    left_out_ml: volume of what the localizer marks elsewhere, which the recipe leaves out.
+    """
+
+    box: Box
+    centre_mm: Triple
+    ml: float
+    left_out_ml: float
+
+    def turned(self, turn: Turn, shape: Shape) -> Pancreas:
+        """Return the same after a turn of a volume of a shape (z, y, x)."""
+        return replace(self, box=self.box.turned(turn, shape))
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where to look in a volume.
+
+    box, pancreas, marked: None where no plausible pancreas was found; events say why. marked: the voxels of the
+    pancreas (uint8, 1 where it is) on the grid that the localizer saw.
+    """
+
+    box: Box | None
+    events: tuple[Event, ...]
+    pancreas: Pancreas | None = None
+    marked: Volume | None = None
+
+    def pancreas_on(self, grid: Grid) -> NDArray[np.bool_]:
+        """Return the pancreas, (z, y, x) on a grid, of whose voxel centres each gets the value of the nearest voxel."""
+        if self.marked is None:
+            return np.zeros(grid.shape, bool)
+        empty = to_itk(Volume(np.zeros(grid.shape, np.uint8), grid))
+        found = from_itk(sitk.Resample(to_itk(self.marked), empty, sitk.Transform(), sitk.sitkNearestNeighbor))
+        mask: NDArray[np.bool_] = found.array > 0
+        return mask
+
+
+def localize(volume: Volume, predictor: Predictor, settings: Localizer, deadline: Deadline = NEVER) -> Located:
+    """Return the box around the pancreas with the recipe's margin, in voxels of `volume`.
+
+    There is no box where no plausible pancreas was found before the deadline. Raises what `Predictor.predict` raises,
     and InputError where the volume would be too large at the localizer's spacing.
     """
-    resampled = _resampled(volume.turned_to(predictor.trained_orientation), settings.spacing)
+    turned = volume.turned_to(predictor.trained_orientation)
+    double = as_triple(2 * np.array(turned.grid.spacing))
+    resampled = _resampled(turned, double if settings.half_resolution else settings.spacing)
     logits = predictor.predict(resampled, deadline)
     if not logits.is_complete:
         reason = "the localizer had too little time to search everywhere"
-        return None, (*logits.events, searched_whole(EventCode.LOCALIZER_FAILED, reason))
-    min_voxels = settings.min_component_mm3 / resampled.grid.voxel_mm3
-    pancreas = _without_small_components(logits.labels() == settings.label, min_voxels)
-    box = Box.around(pancreas)
-    if box is None:
+        return Located(None, (*logits.events, searched_whole(EventCode.LOCALIZER_FAILED, reason)))
+    components = Components.of(logits.labels() == settings.label)
+    if not components.numbers:
         reason = "the localizer found no pancreas"
-        return None, (*logits.events, searched_whole(EventCode.NO_PANCREAS_FOUND, reason))
-    found = volume.grid.box_from(resampled.grid, box).expanded(settings.margin_mm, volume.grid)
-    if reason := _implausible(resampled, box, volume, found, settings):
-        reason = f"the localizer's box {reason}"
-        return None, (*logits.events, searched_whole(EventCode.IMPLAUSIBLE_BOX, reason))
-    return found, logits.events
+        return Located(None, (*logits.events, searched_whole(EventCode.NO_PANCREAS_FOUND, reason)))
+    reasons = []
+    for chosen in _candidates(components, settings, resampled.grid):
+        inner = components.box(chosen)
+        box = volume.grid.box_from(resampled.grid, inner)
+        reason = _implausible(resampled, inner, volume, with_margin(box, settings, volume.grid), settings)
+        if not reason:
+            found = _pancreas(components, chosen, resampled.grid, box)
+            marked = Volume(components.mask(chosen).astype(np.uint8), resampled.grid)
+            return Located(with_surroundings(box, settings, volume.grid), logits.events, found, marked)
+        reasons.append(f"the localizer's box {reason}")
+    return Located(None, (*logits.events, searched_whole(EventCode.IMPLAUSIBLE_BOX, reasons[0])))
+
+
+def with_margin(box: Box, settings: Localizer, grid: Grid) -> Box:
+    """Return a box of a grid of any orientation with the recipe's margin, clipped to the grid."""
+    return box.expanded(_on_axes_of(grid, settings.margin_mm), grid)
+
+
+def with_surroundings(box: Box, settings: Localizer, grid: Grid) -> Box:
+    """Return a box of a grid of any orientation with the recipe's margin and at least its minimum extent."""
+    return with_margin(box, settings, grid).grown(_on_axes_of(grid, settings.min_extent_mm), grid)
+
+
+def _on_axes_of(grid: Grid, lengths: float | tuple[float, ...]) -> float | Triple:
+    """Return lengths (z, y, x), along, from front to back of and across the patient, in the order of a grid's axes."""
+    if not isinstance(lengths, tuple):
+        return lengths
+    return Turn.between(PATIENT, grid.orientation).order(as_triple(lengths))
+
+
+@dataclass(frozen=True)
+class Components:
+    """The connected components of a mask (z, y, x).
+
+    array: number of the component of each voxel, 0 for none; numbers: of the components, the largest first; voxels: of
+    each number.
+    """
+
+    array: NDArray[np.integer]
+    numbers: tuple[int, ...]
+    voxels: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_]) -> Components:
+        """Find the components of a mask; voxels are neighbours if they share a face."""
+        from scipy import ndimage  # takes long to import, and is not needed before the networks run
+
+        array, count = ndimage.label(mask)
+        voxels = np.bincount(array.ravel(), minlength=count + 1)
+        voxels[0] = 0
+        largest_first = np.argsort(-voxels, kind="stable")[:count]
+        return cls(array, tuple(map(int, largest_first)), voxels)
+
+    def mask(self, chosen: Sequence[int]) -> NDArray[np.bool_]:
+        """Return the mask of some of the components."""
+        wanted = np.zeros(len(self.voxels), bool)
+        wanted[list(chosen)] = True
+        mask: NDArray[np.bool_] = wanted[self.array]
+        return mask
+
+    def box(self, chosen: Sequence[int]) -> Box:
+        """Return the smallest box around at least one of the components."""
+        box = Box.around(self.mask(chosen))
+        assert box is not None
+        return box
+
+
+def _candidates(components: Components, settings: Localizer, grid: Grid) -> list[tuple[int, ...]]:
+    """Return what may be the pancreas, each as numbers of components: first what is the most likely."""
+    min_voxels = settings.min_component_mm3 / grid.voxel_mm3
+    large = tuple(number for number in components.numbers if components.voxels[number] >= min_voxels)
+    kept = large or components.numbers
+    return [kept] if settings.components == "all" else [(number,) for number in kept[:MAX_CANDIDATES]]
+
+
+def _pancreas(components: Components, chosen: Sequence[int], grid: Grid, box: Box) -> Pancreas:
+    """Return what is said about chosen components of a grid, which are in a box of the volume."""
+    voxels = int(components.voxels[list(chosen)].sum())
+    centre = np.argwhere(components.mask(chosen)).mean(axis=0)[::-1] * grid.spacing[::-1]
+    return Pancreas(
+        box,
+        centre_mm=as_triple(np.array(grid.origin) + np.array(grid.direction) @ centre),
+        ml=voxels * grid.voxel_mm3 / 1000,
+        left_out_ml=(int(components.voxels.sum()) - voxels) * grid.voxel_mm3 / 1000,
+    )
 
 
 def _implausible(resampled: Volume, box: Box, volume: Volume, found: Box, settings: Localizer) -> str:
@@ -119,17 +246,3 @@ def _resampled(volume: Volume, spacing: Triple | None) -> Volume:
     resample.SetInterpolator(sitk.sitkLinear)
     resample.UseNearestNeighborExtrapolatorOn()
     return from_itk(resample.Execute(image))
-
-
-def _without_small_components(mask: NDArray[np.bool_], min_voxels: float) -> NDArray[np.bool_]:
-    """Return a mask without components below `min_voxels`, or the mask itself where no other is left."""
-    from scipy import ndimage  # takes long to import, and is not needed before the networks run
-
-    components, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(components.ravel())
-    keep = sizes >= min_voxels
-    keep[0] = False
-    kept: NDArray[np.bool_] = keep[components] if keep.any() else mask
-    return kept

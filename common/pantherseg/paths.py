@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 from pantherseg.errors import PantherSegError, RecipeError
@@ -46,6 +47,26 @@ def task_recipe(task: int) -> Path:
     if not path.is_file():
         raise RecipeError(path, "there is no recipe for this task", hint="name one with --recipe")
     return path
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the project by name: those of the tasks, and of published systems."""
+    found = {path.parent.name.lower(): path for path in sorted(ROOT.glob("Task[12]/recipe.toml"))}
+    return found | {path.stem: path for path in sorted(ROOT.glob("Task[12]/recipes/*.toml"))}
+
+
+def find_recipe(recipe: Path) -> Path:
+    """Return the file of a recipe, given as a path or as the name of a shipped one. Raises RecipeError."""
+    shipped = shipped_recipes()
+    if recipe.is_file():
+        return recipe
+    if str(recipe) in shipped:
+        return shipped[str(recipe)]
+    if recipe.suffix or len(recipe.parts) > 1:
+        return recipe  # a path: reading it says what is wrong
+    nearest = get_close_matches(str(recipe), shipped, n=1)
+    hint = f"the nearest name is {nearest[0]}" if nearest else ""
+    raise RecipeError(recipe, expected=f"a file or one of {', '.join(shipped)}", found="neither", hint=hint)
 
 
 def training_file(file: Path) -> Path:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, partial
 
 import msgspec
 import numpy as np
 
 from pantherseg import __version__
 from pantherseg.confidence.estimate import estimate
-from pantherseg.ensemble import Ensemble
+from pantherseg.ensemble import Ensemble, member_left_out
 from pantherseg.errors import DeviceMemoryError, Float16Error, InputError, LostDeviceError, ModelError
 from pantherseg.events import Event, EventCode
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.inference.schedule import localizer_deadline, member_deadline, networks_deadline
-from pantherseg.localize import localize, searched_whole
+from pantherseg.localize import Located, Pancreas, localize, searched_whole
 from pantherseg.logs import stage
 from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.machine.memory import peak_mb
+from pantherseg.models.bundle import needed
 from pantherseg.orientation import Orientation
-from pantherseg.postprocess import Prediction
+from pantherseg.postprocess import Mask, PancreasOf, Prediction
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing
 from pantherseg.recipe import Recipe
-from pantherseg.results import SCHEMA, CaseReport, Confidence, ModelUse, SearchedBox
+from pantherseg.results import SCHEMA, CaseReport, Confidence, LocatedPancreas, ModelUse, VoxelBox
 from pantherseg.session import Session
 from pantherseg.volume import Box, Volume, uncrop
 
@@ -38,15 +40,16 @@ OF_ONE_CASE = {DeviceMemoryError: EventCode.DEVICE_FULL, Float16Error: EventCode
 class Segmentation:
     """A tumour mask (uint8, 1 = tumour) on the input's grid, and how it came about.
 
-    box: where the members looked; events: of the case; seconds: for each stage, in their order; recipe: its name;
-    device, precision: where and how the members' networks ran; models: the members, then the localizer; confidence: how
-    sure they are, before post-processing; peak_memory_mb: the most that the process has taken, since `run_case` began
-    where the kernel can tell; probability: that of the tumour before post-processing (float32, on the input's grid), if
-    it was asked for.
+    box: where the members looked; pancreas: what the localizer found, None where its box was not used; events: of the
+    case; seconds: for each stage, in their order; recipe: its name; device, precision: where and how the members'
+    networks ran; models: the members, then the localizer; confidence: how sure they are, before post-processing;
+    peak_memory_mb: the most that the process has taken, since `run_case` began where the kernel can tell; probability:
+    that of the tumour before post-processing (float32, on the input's grid), if it was asked for.
     """
 
     mask: Volume
     box: Box
+    pancreas: Pancreas | None
     events: tuple[Event, ...]
     seconds: dict[str, float]
     recipe: str
@@ -77,7 +80,8 @@ class Segmentation:
             models=self.models,
             tumour_ml=round(self.tumour_ml, 3),
             confidence=self.confidence,
-            box=SearchedBox(start_zyx=self.box.start, stop_zyx=self.box.stop),
+            box=VoxelBox(start_zyx=self.box.start, stop_zyx=self.box.stop),
+            pancreas=None if self.pancreas is None else _reported(self.pancreas),
             events=self.events,
             peak_memory_mb=self.peak_memory_mb,
             seconds={stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
@@ -110,6 +114,7 @@ def segment(
         turned,
         mask=back(turned.mask),
         box=turned.box.turned(turn.inverse, turned.mask.grid.shape),
+        pancreas=turned.pancreas and turned.pancreas.turned(turn.inverse, turned.mask.grid.shape),
         probability=None if turned.probability is None else back(turned.probability),
     )
 
@@ -146,31 +151,42 @@ def _segment_on_a_device(volume: Volume, session: Session, options: _Options) ->
 def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Options) -> Segmentation:
     """Segment a volume on one device."""
     seconds: dict[str, float] = {}
-    box, found = _search_box(volume, recipe, ensemble, seconds, options.deadline)
+    located = _located(volume, recipe, ensemble, seconds, options.deadline)
+    cropped = recipe.localizer is not None and recipe.localizer.crop
+    box = (located.box if cropped else None) or Box.whole(volume.grid.shape)
     crop = volume.crop(box)
     with stage("members", seconds) as remarks:
-        logits = _member_logits(crop, ensemble.members, options.deadline)
+        used, of_members = _member_logits(crop, ensemble, recipe, options.deadline)
+        logits = [member for _, member in used]
         folds = sum(len(member.folds) for member in logits)
         remarks.append(f"{folds} folds on {'x'.join(map(str, crop.grid.shape))} voxels (z, y, x)")
     with stage("mask", seconds) as remarks:
-        prediction = _prediction(logits, crop, recipe, ensemble)
-        confidence = estimate(logits, prediction.mask, fusion=recipe.fusion, label=recipe.tumour_label, grid=crop.grid)
-        models = _models_used(ensemble, logits)
+        prediction = _prediction(logits, crop, recipe, ensemble, located)
+        tumour = ensemble.labels.tumour
+        confidence = estimate(logits, prediction.mask, fusion=recipe.fusion, label=tumour, grid=crop.grid)
+        models = _models_used(ensemble, used)
         if ensemble.calibration is not None and all(member.is_complete for member in logits):
             confidence = ensemble.calibration.applied(confidence, tuple(model.sha256 for model in models))
-        probability = prediction.probability(recipe.tumour_label) if options.keep_probability else None
+        probability = prediction.probability() if options.keep_probability else None
         for step in recipe.postprocess:
             prediction = step.apply(prediction)
         if not prediction.mask.any():
             prediction = prediction.changed(prediction.mask, Event(EventCode.EMPTY_MASK, "no tumour was found"))
         remarks.append(f"{prediction.tumour_mm3 / 1000:.1f} ml of tumour")
-    of_members = tuple(event for member in logits for event in member.events)
-    happened = (*ensemble.backend.events, *ensemble.events, *options.events, *found, *of_members, *prediction.events)
+    happened = (
+        *ensemble.backend.events,
+        *ensemble.events,
+        *options.events,
+        *located.events,
+        *of_members,
+        *prediction.events,
+    )
     for event in happened:
         logger.warning("%s", event)
     return Segmentation(
         mask=Volume(uncrop(prediction.mask.astype("uint8"), box, volume.grid.shape), volume.grid),
         box=box,
+        pancreas=located.pancreas,
         events=happened,
         seconds=seconds,
         recipe=recipe.name,
@@ -183,20 +199,33 @@ def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Optio
     )
 
 
-def _prediction(logits: list[Logits], crop: Volume, recipe: Recipe, ensemble: Ensemble) -> Prediction:
-    fused = recipe.fusion.fuse(logits)
+def _prediction(logits: list[Logits], crop: Volume, recipe: Recipe, ensemble: Ensemble, located: Located) -> Prediction:
+    """Return the prediction of the members. Each step that asks for a probability or a pancreas gets the same array."""
+    labels, fused = ensemble.labels, recipe.fusion.fuse(logits)
+    pancreases: dict[PancreasOf, Callable[[], Mask]] = {}
+    finding = [member for member in logits if member.finds_pancreas]
+    if finding and labels.pancreas is not None:
+        found = fused if len(finding) == len(logits) else recipe.fusion.fuse(finding)
+        pancreases["members"] = cache(partial(found.mask, labels.pancreas))
+    if located.marked is not None:
+        pancreases["localizer"] = cache(partial(located.pancreas_on, crop.grid))
     return Prediction(
-        mask=fused.mask(recipe.tumour_label),
-        labels=fused.labels,
-        tumour_label=recipe.tumour_label,
-        pancreas_label=ensemble.pancreas_label,
-        probability=lru_cache(maxsize=1)(fused.probability),  # for each step that asks for it
+        mask=fused.mask(labels.tumour),
         grid=crop.grid,
+        probability=cache(partial(fused.probability, labels.tumour)),
+        pancreases=pancreases,
     )
 
 
-def _member_logits(crop: Volume, members: tuple[Predictor, ...], deadline: Deadline) -> list[Logits]:
-    """Return each member's logits. Members with equal preprocessing and orientation share the prepared volume."""
+def _member_logits(
+    crop: Volume, ensemble: Ensemble, recipe: Recipe, deadline: Deadline
+) -> tuple[list[tuple[Predictor, Logits]], tuple[Event, ...]]:
+    """Return the members that can be used with their logits, and events.
+
+    Members with equal preprocessing and orientation share the prepared volume. Raises ModelError where fewer can be
+    used than the recipe needs.
+    """
+    members = ensemble.members
     shared: dict[tuple[Orientation, Preprocessing], Prepared] = {}
     inputs: list[Prepared] = []
     for member in members:
@@ -205,41 +234,57 @@ def _member_logits(crop: Volume, members: tuple[Predictor, ...], deadline: Deadl
             shared[key] = member.prepare(crop)
         inputs.append(shared[key])
     work = [member.work(prepared) for member, prepared in zip(members, inputs, strict=True)]
-    return [
-        member.logits(prepared, member_deadline(deadline, work, number))
-        for number, (member, prepared) in enumerate(zip(members, inputs, strict=True))
-    ]
+    used: list[tuple[Predictor, Logits]] = []
+    events: list[Event] = []
+    for number, (member, prepared) in enumerate(zip(members, inputs, strict=True)):
+        try:
+            used.append((member, member.logits(prepared, member_deadline(deadline, work, number))))
+        except ModelError as error:
+            if len(members) - len(events) - 1 < needed(len(members), ensemble.min_members):
+                raise
+            events.append(member_left_out(member.name, error))
+    return used, (*(event for _, logits in used for event in logits.events), *events)
 
 
-def _search_box(
+def _located(
     volume: Volume, recipe: Recipe, ensemble: Ensemble, seconds: dict[str, float], deadline: Deadline
-) -> tuple[Box, tuple[Event, ...]]:
-    """Return where the members look: around the pancreas, or the whole volume with an event that says why."""
-    whole = Box.whole(volume.grid.shape)
+) -> Located:
+    """Return where the members look: around the pancreas, or without a box, and with an event that says why."""
     settings = recipe.localizer
     if settings is None:
-        return whole, ()
+        return Located(None, ())
     if ensemble.localizer is None:
         if ensemble.localizer_problem:
-            return whole, (searched_whole(EventCode.LOCALIZER_FAILED, ensemble.localizer_problem),)
-        return whole, (searched_whole(EventCode.NO_LOCALIZER, f"the folder of models has no '{settings.model}'"),)
+            return Located(None, (searched_whole(EventCode.LOCALIZER_FAILED, ensemble.localizer_problem),))
+        reason = f"the folder of models has no '{settings.model}'"
+        return Located(None, (searched_whole(EventCode.NO_LOCALIZER, reason),))
     with stage("localizer", seconds) as remarks:
         try:
-            box, events = localize(volume, ensemble.localizer, settings, localizer_deadline(deadline))
+            located = localize(volume, ensemble.localizer, settings, localizer_deadline(deadline))
         except (ModelError, InputError, DeviceMemoryError, MemoryError) as error:
             if isinstance(error, DeviceMemoryError) and ensemble.backend.device != "cpu":
                 raise  # the CPU may have more
             reason = str(error) or "there was too little memory"
-            box, events = None, (searched_whole(EventCode.LOCALIZER_FAILED, reason),)
+            located = Located(None, (searched_whole(EventCode.LOCALIZER_FAILED, reason),))
+        if located.pancreas is not None:
+            remarks.append(f"{located.pancreas.ml:.0f} ml of pancreas")
+        box = located.box
         remarks.append("no box" if box is None else f"box {box.start} to {box.stop} (z, y, x)")
-    return box or whole, events
+    return located
 
 
-def _models_used(ensemble: Ensemble, logits: list[Logits]) -> tuple[ModelUse, ...]:
-    used = [member.folds for member in logits]
-    if ensemble.localizer is not None:
-        used.append(ensemble.localizer.bundle.folds)
-    return tuple(
-        one.use("localizer" if one is ensemble.localizer else "member", folds)
-        for one, folds in zip(ensemble.predictors, used, strict=True)
+def _reported(pancreas: Pancreas) -> LocatedPancreas:
+    x, y, z = (round(mm, 2) for mm in pancreas.centre_mm)
+    return LocatedPancreas(
+        ml=round(pancreas.ml, 3),
+        left_out_ml=round(pancreas.left_out_ml, 3),
+        centre_xyz_mm=(x, y, z),
+        box=VoxelBox(start_zyx=pancreas.box.start, stop_zyx=pancreas.box.stop),
     )
+
+
+def _models_used(ensemble: Ensemble, members: list[tuple[Predictor, Logits]]) -> tuple[ModelUse, ...]:
+    used = [member.use("member", logits.folds) for member, logits in members]
+    if ensemble.localizer is not None:
+        used.append(ensemble.localizer.use("localizer", ensemble.localizer.bundle.folds))
+    return tuple(used)

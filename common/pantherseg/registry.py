@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from pantherseg.tables import Table, decode_registered
+from pantherseg.tables import Table, decode_registered, did_you_mean, unknown_key
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Table)
@@ -49,6 +49,11 @@ class Registry(Generic[T]):
 
         return decorate
 
+    @staticmethod
+    def name_of(variant: object) -> str:
+        """Return the name under which the type of a variant is registered."""
+        return str(type(variant).__struct_config__.tag)  # type: ignore[attr-defined]
+
     def names(self) -> tuple[str, ...]:
         """Return the registered names in the order of their registration."""
         return tuple(self._variants)
@@ -63,9 +68,11 @@ class Registry(Generic[T]):
         if not isinstance(name, str):
             raise ValueError(f"Expected a {self.what}: a table whose key '{self.tag}' is one of {known}")
         if name not in self._variants:
-            raise ValueError(f"Unknown {self.what} '{name}', expected one of {known}")
+            near = did_you_mean(name, self.names())
+            raise ValueError(f"Unknown {self.what} '{name}', expected one of {known}{near}")
         try:
             result: T = msgspec.convert(table, self._variants[name], dec_hook=decode_registered)
         except msgspec.ValidationError as error:
-            raise ValueError(f"{self.what} '{name}': {error}") from error
+            problem = unknown_key(table, self._variants[name]) or error
+            raise ValueError(f"{self.what} '{name}': {problem}") from error
         return result

@@ -46,13 +46,30 @@ class ModelUse(Table, frozen=True):
     ]
     mirroring: Annotated[bool, Meta(description="Whether the recipe asks for mirrored inputs; events say if not.")]
     sha256: Annotated[dict[str, Sha256], Meta(description="SHA-256 of the weights of each of these folds.")]
+    name: Annotated[str | UnsetType, Meta(description="The name of a member in the recipe.")] = UNSET
+    tumour_label: Annotated[
+        int | UnsetType, Meta(description="The number of the tumour in the label map of a member's model.")
+    ] = UNSET
 
 
-class SearchedBox(Table, frozen=True):
-    """The voxels of the input in which the members looked for a tumour, axes (z, y, x)."""
+class VoxelBox(Table, frozen=True):
+    """A box of voxels of the input, axes (z, y, x)."""
 
     start_zyx: Annotated[tuple[Index, Index, Index], Meta(description="The first voxel.")]
     stop_zyx: Annotated[tuple[Index, Index, Index], Meta(description="One past the last voxel.")]
+
+
+class LocatedPancreas(Table, frozen=True):
+    """The pancreas as the localizer marks it, on the copy that it sees."""
+
+    ml: Annotated[Amount, Meta(description="Its volume in ml.")]
+    left_out_ml: Annotated[
+        Amount, Meta(description="Volume in ml of what the localizer marks elsewhere, which the recipe leaves out.")
+    ]
+    centre_xyz_mm: Annotated[
+        tuple[float, float, float], Meta(description="Its centroid (x, y, z) in mm, as ITK counts (LPS).")
+    ]
+    box: Annotated[VoxelBox, Meta(description="The smallest box around it, without the margin.")]
 
 
 class Confidence(Table, frozen=True):
@@ -90,6 +107,17 @@ class Confidence(Table, frozen=True):
     ]
 
 
+class Fingerprint(Table, frozen=True):
+    """What decides the mask. A case whose fingerprint and version are unchanged need not be segmented again."""
+
+    input_sha256: Annotated[Sha256, Meta(description="SHA-256 of the input's file, or of the files of its folder.")]
+    recipe_sha256: Annotated[Sha256, Meta(description="SHA-256 of the recipe as it was used, with its options.")]
+    models_sha256: Annotated[
+        Sha256, Meta(description="SHA-256 of the weights and settings of all models that the recipe found.")
+    ]
+    mode: Annotated[Literal["exact", "fast"], Meta(description="The operating point that was asked for.")]
+
+
 class CaseReport(Table, frozen=True):
     """What pantherseg found in one case, and how. Not for clinical use."""
 
@@ -104,7 +132,11 @@ class CaseReport(Table, frozen=True):
     models: Annotated[tuple[ModelUse, ...], Meta(description="The members, then the localizer if there is one.")]
     tumour_ml: Annotated[float, Meta(ge=0, description="Volume of the tumour mask in ml.")]
     confidence: Confidence
-    box: SearchedBox
+    box: Annotated[VoxelBox, Meta(description="Where the members looked for a tumour, with the margin.")]
+    pancreas: Annotated[
+        LocatedPancreas | None,
+        Meta(description="What the localizer found; null without a localizer, and where its box was not used."),
+    ]
     events: Annotated[tuple[Event, ...], Meta(description="What was unusual but did not stop the case.")]
     peak_memory_mb: Annotated[int, Meta(ge=0, description="The most memory in MiB that the process has taken.")]
     seconds: Annotated[
@@ -116,6 +148,8 @@ class CaseReport(Table, frozen=True):
             description="The path of the tumour's probability, relative to the folder of this report, if it was saved."
         ),
     ] = UNSET
+    fingerprint: Annotated[Fingerprint | UnsetType, Meta(description="What the case was made from.")] = UNSET
+    mask_sha256: Annotated[Sha256 | UnsetType, Meta(description="SHA-256 of the mask's file.")] = UNSET
 
     def as_text(self) -> str:
         """Return the file's text, with one key in a line."""

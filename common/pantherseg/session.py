@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,9 @@ class Session:
 
     models: folder of models, with one for each that the recipe names; device: `auto`, `cpu` or `cuda`; mode: `exact` or
     `fast`; device_memory_mb: how much of a GPU's memory may be used; many_cases: keep compiled networks for the next
-    case where memory allows, which a single case does not pay for. Raises DeviceMemoryError if the process's memory
-    limit is too low.
+    case where memory allows, which a single case does not pay for; members: the names of those that take part, or with
+    a minus in front of those that do not, None for all. `recipe` is then one of these members. Raises RecipeError for
+    an unknown name, and DeviceMemoryError if the process's memory limit is too low.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class Session:
         mode: Mode = "exact",
         device_memory_mb: int | None = None,
         many_cases: bool = False,
+        members: Sequence[str] | None = None,
     ) -> None:
         reserve_memory()
-        self.recipe = recipe
+        self.recipe = recipe if members is None else recipe.with_members(members)
+        self._left_out = [name for name in recipe.member_names if name not in self.recipe.member_names]
         self.models = models
         self._device, self._mode, self._device_memory_mb = device, mode, device_memory_mb
         self._many_cases = many_cases
@@ -47,9 +51,9 @@ class Session:
     def load(self) -> Ensemble:
         """Return the models on the device; the first call loads them. Raises ModelError, RecipeError, DeviceError."""
         if self._ensemble is None:
-            from pantherseg.ensemble import load_ensemble  # imports what runs networks
+            from pantherseg.ensemble import load_ensemble, member_left_out  # imports what runs networks
 
-            self._ensemble = load_ensemble(
+            ensemble = load_ensemble(
                 self.recipe,
                 self.models,
                 device=self._device,
@@ -57,6 +61,8 @@ class Session:
                 device_memory_mb=self._device_memory_mb,
                 keep_networks=self._many_cases,
             )
+            asked = [member_left_out(name, "the caller did not want it") for name in self._left_out]
+            self._ensemble = replace(ensemble, events=(*asked, *ensemble.events)) if asked else ensemble
         return self._ensemble
 
     def use_cpu(self, reason: Event) -> None:

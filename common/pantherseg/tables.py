@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 from pantherseg.errors import RecipeError, os_reason
 
@@ -36,7 +38,38 @@ def read_table(path: Path, kind: type[T]) -> T:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(path, f"invalid TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise RecipeError(path, f"invalid content: {error}") from error
+        raise RecipeError(path, f"invalid content: {unknown_key(content, kind) or error}") from error
+
+
+def unknown_key(value: object, kind: Any, where: str = "$") -> str:
+    """Return what is wrong with the first key of a table that its type does not have, or an empty string.
+
+    value: plain data; kind: the type as which they are decoded; where: the place of the value in its file.
+    """
+    return _unknown_key(value, inspect.type_info(kind), where)
+
+
+def _unknown_key(value: object, kind: inspect.Type, where: str) -> str:
+    if isinstance(kind, inspect.UnionType):
+        return next(filter(None, (_unknown_key(value, one, where) for one in kind.types)), "")
+    if isinstance(value, list):
+        inner = getattr(kind, "item_type", None)
+        parts = [] if inner is None else [(item, inner, f"{where}[{n}]") for n, item in enumerate(value)]
+    elif isinstance(value, dict) and isinstance(kind, inspect.StructType):
+        fields = {field.encode_name: field.type for field in kind.fields}
+        known = [*([kind.tag_field] if kind.tag_field else []), *fields]
+        if other := next((key for key in value if key not in known), None):
+            return f"unknown key '{other}' in `{where}`, expected one of {', '.join(known)}{did_you_mean(other, known)}"
+        parts = [(item, fields[key], f"{where}.{key}") for key, item in value.items() if key in fields]
+    else:
+        return ""
+    return next(filter(None, (_unknown_key(*part) for part in parts)), "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: the nearest of the known ones, if any is near."""
+    close = difflib.get_close_matches(name.casefold(), list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def decode_registered(kind: type[Any], value: object) -> Any:

@@ -68,12 +68,23 @@ class Box:
         z, y, x = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 
-    def expanded(self, margin_mm: float, grid: Grid) -> Box:
-        """Return the box enlarged by at least `margin_mm` on each side and clipped to the grid."""
-        margin = np.ceil(margin_mm / np.array(grid.spacing) - 1e-6).astype(int)
+    def expanded(self, margin_mm: float | Triple, grid: Grid) -> Box:
+        """Return the box enlarged by at least `margin_mm` (z, y, x) on each side and clipped to the grid."""
+        margin = np.ceil(np.array(margin_mm) / grid.spacing - 1e-6).astype(int)
         start = np.maximum(np.array(self.start) - margin, 0)
         stop = np.minimum(np.array(self.stop) + margin, grid.shape)
         return Box(as_shape(start), as_shape(stop))
+
+    def grown(self, extent_mm: float | Triple, grid: Grid) -> Box:
+        """Return the box grown about its middle to at least `extent_mm` (z, y, x), or to as much as the grid has.
+
+        At the grid's edge the box is moved inwards instead of clipped.
+        """
+        wanted = np.ceil(np.array(extent_mm) / grid.spacing - 1e-6)
+        more = np.ceil(np.maximum(wanted - self.shape, 0) / 2).astype(int)
+        size = np.minimum(np.array(self.shape) + 2 * more, grid.shape)
+        start = np.clip(np.array(self.start) - more, 0, np.array(grid.shape) - size)
+        return Box(as_shape(start), as_shape(start + size))
 
     def turned(self, turn: Turn, shape: Shape) -> Box:
         """Return the box of the same voxels after a turn of a volume of a shape (z, y, x)."""

@@ -1,4 +1,4 @@
-"""`pantherseg check`: check files that are exchanged with the platform."""
+"""`pantherseg check`: check files that are exchanged with the platform, and recipes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from pathlib import Path
 
 import click
 
-from pantherseg.cli.options import AS_JSON, PATH, TASK, chosen_recipe, print_verdicts
+from pantherseg.cli.options import AS_JSON, MEMBERS, PATH, RECIPE, TASK, chosen_recipe, names_in, print_verdicts
 from pantherseg.grand_challenge.check import check_job, check_output
 from pantherseg.grand_challenge.check_image import check_image
 from pantherseg.grand_challenge.check_model import check_model
-from pantherseg.paths import task_recipe
-from pantherseg.recipe import Sockets, load_recipe
+from pantherseg.paths import find_recipe, task_recipe
+from pantherseg.recipe import Sockets, load_recipe, recipe_verdicts
 
 REQUIRED_TASK = click.option("--task", type=TASK, required=True, help="Use the recipe of this task.")
 
 
 @click.group()
 def check() -> None:
-    """Check files that are exchanged with the platform.
+    """Check files that are exchanged with the platform, and recipes.
 
     Prints one line for each rule; the exit code is 1 if any is broken.
     """
@@ -63,7 +63,7 @@ def image(image: str, as_json: bool) -> None:
 @check.command()
 @click.argument("path", type=PATH)
 @click.option("--task", type=TASK, help="Use the recipe of this task.")
-@click.option("--recipe", type=PATH, help="Use this recipe.")
+@RECIPE
 @AS_JSON
 def model(path: Path, task: str | None, recipe: Path | None, as_json: bool) -> None:
     """Check a model archive or a folder of models.
@@ -71,6 +71,19 @@ def model(path: Path, task: str | None, recipe: Path | None, as_json: bool) -> N
     PATH is a .tar.gz file, or the folder before it is packed.
     """
     print_verdicts(check_model(path, load_recipe(chosen_recipe(task, recipe))), as_json)
+
+
+@check.command()
+@click.argument("file", type=PATH)
+@MEMBERS
+@AS_JSON
+def recipe(file: Path, members: str | None, as_json: bool) -> None:
+    """Check a recipe, as far as this works without its models.
+
+    FILE is a .toml file, or the name of a shipped recipe. What depends on the models is checked by `pantherseg check
+    model`, and when they are loaded.
+    """
+    print_verdicts(recipe_verdicts(find_recipe(file), names_in(members)), as_json)
 
 
 def _sockets(task: str) -> Sockets:

@@ -9,14 +9,23 @@ from pathlib import Path
 import click
 
 from pantherseg.errors import OutputError
-from pantherseg.paths import task_recipe
+from pantherseg.paths import find_recipe, task_recipe
 from pantherseg.verdict import Verdict
 
 # Whether a path exists is checked by the library, whose errors say more than click's.
 PATH = click.Path(path_type=Path, readable=False)
 TASK = click.Choice(["1", "2"])
+RECIPE = click.option(
+    "--recipe", metavar="NAME|FILE", type=PATH, help="Use this recipe: a file, or a shipped one such as system_a_task1."
+)
 DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+)
+MEMBERS = click.option(
+    "--members",
+    metavar="NAMES",
+    help="Use only these members of the recipe, with commas between their names; with a minus in front of each, all"
+    " but these (--members=-a,-b).",
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 
@@ -24,10 +33,15 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result
 def chosen_recipe(task: str | None, recipe: Path | None) -> Path:
     """Return the recipe of the options --task and --recipe. Raises UsageError unless exactly one of them is given."""
     if recipe is not None and task is None:
-        return recipe
+        return find_recipe(recipe)
     if task is not None and recipe is None:
         return task_recipe(int(task))
     raise click.UsageError("give either --task or --recipe")
+
+
+def names_in(members: str | None) -> list[str] | None:
+    """Return the names in the option --members, None without it."""
+    return None if members is None else [name.strip() for name in members.split(",") if name.strip()]
 
 
 def check_not_an_input(target: Path | None, *inputs: Path | None) -> None:

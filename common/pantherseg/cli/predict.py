@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -9,18 +10,23 @@ import click
 import msgspec
 
 from pantherseg.batch import has_many_cases, run_batch
-from pantherseg.cli.options import DEVICE, PATH, TASK, chosen_recipe
+from pantherseg.cli.options import DEVICE, MEMBERS, PATH, RECIPE, TASK, chosen_recipe, names_in
 from pantherseg.inference.backends import Mode
+from pantherseg.io import find_sources
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.recipe import load_recipe
 from pantherseg.session import Session
+
+logger = logging.getLogger(__name__)
+
+PAGE = "report.html"
 
 
 @click.command()
 @click.argument("source", metavar="INPUT", type=PATH)
 @click.argument("output", type=PATH)
 @click.option("--task", type=TASK, help="Use the recipe of this task.")
-@click.option("--recipe", type=PATH, help="Use this recipe.")
+@RECIPE
 @click.option(
     "--model", type=PATH, help="Folder of models  [default: the demo models, which were trained on phantoms only]."
 )
@@ -44,11 +50,14 @@ from pantherseg.session import Session
     default=None,
     help="Whether to fill an empty mask with the most probable component  [default: as in the recipe].",
 )
+@MEMBERS
 @click.option(
     "--save-probabilities",
     is_flag=True,
     help="Also write the tumour's probability before post-processing, <case>.npz, for `pantherseg select`.",
 )
+@click.option("--report", is_flag=True, help="Also write a page of all cases, report.html, when they are done.")
+@click.option("--redo", is_flag=True, help="Segment finished cases again.")
 def predict(
     source: Path,
     output: Path,
@@ -60,12 +69,16 @@ def predict(
     device_memory: int | None,
     time_budget: float | None,
     rescue: bool | None,
+    members: str | None,
     save_probabilities: bool,
+    report: bool,
+    redo: bool,
 ) -> None:
     """Segment a volume, or every volume of a folder.
 
     INPUT is a volume or a folder of volumes. The folder OUTPUT gets a mask in the format of each volume, and a report
-    <case>.json.
+    <case>.json. A volume that cannot be used does not stop the others. Cases that an earlier run has finished, with the
+    same input, recipe, models, mode and version, are skipped.
     """
     path = chosen_recipe(task, recipe)
     if device_memory and device == "cpu":
@@ -84,6 +97,24 @@ def predict(
         mode=mode,
         device_memory_mb=device_memory,
         many_cases=has_many_cases(source),
+        members=names_in(members),
     )
-    if run_batch(source, output, session, save_probabilities=save_probabilities):
+    if report:
+        from pantherseg.report.write import check_can_report  # takes a second to import
+
+        check_can_report()
+    failed = bool(run_batch(source, output, session, save_probabilities=save_probabilities, redo=redo))
+    if report and not _write_page(source, output):
+        failed = True
+    if failed:
         raise SystemExit(1)
+
+
+def _write_page(source: Path, output: Path) -> bool:
+    """Write the page of the cases beside their masks, and return whether all their files could be used."""
+    from pantherseg.report.write import write_report
+
+    if not find_sources(output):
+        logger.error("error: %s: no page was written, because there is no mask", output)
+        return False
+    return not write_report(source, output, None, output / PAGE)

@@ -87,6 +87,11 @@ class SomeSlices:
         return self.member.weight
 
     @property
+    def threshold(self) -> float | None:
+        """The probability from which the member marks a label."""
+        return self.member.threshold
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of these slices, (z, y, x)."""
         return (self.stop - self.start, *self.member.shape[1:])

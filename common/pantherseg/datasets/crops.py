@@ -14,7 +14,7 @@ from pantherseg.errors import InputError, ModelError, RecipeError, first_few
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.labels import BACKGROUND
-from pantherseg.localize import SEARCHED_WHOLE, localize, localizer_predictor
+from pantherseg.localize import SEARCHED_WHOLE, localize, localizer_predictor, with_surroundings
 from pantherseg.model_sources.nnunet import DATASET
 from pantherseg.models.find import find_localizer
 from pantherseg.orientation import NO_TURN, Orientation
@@ -111,8 +111,9 @@ def _checked(source: RawDataset, case: str) -> CaseVolumes:
 def _crop_of(image: Volume, label: Volume | None, localizer: Predictor, settings: Localizer) -> tuple[Crop, str]:
     """Return to what a case is cut, and a remark, which is empty where there is nothing to say."""
     try:
-        box, events = localize(image, localizer, settings)
-        reason = "" if box else events[-1].message.removesuffix(SEARCHED_WHOLE)
+        located = localize(image, localizer, settings)
+        box = located.box
+        reason = "" if box else located.events[-1].message.removesuffix(SEARCHED_WHOLE)
     except InputError as error:
         box, reason = None, str(error)
     labelled = None if label is None else label.array != BACKGROUND
@@ -124,7 +125,7 @@ def _crop_of(image: Volume, label: Volume | None, localizer: Predictor, settings
     if box is not None and inside >= MIN_INSIDE * total:
         return _crop(box, image), left_out if inside < total else ""
     remark = f"{reason or left_out}: cropped to the label map with the margin"
-    return _crop(around.expanded(settings.margin_mm, image.grid), image, by_reference=True), remark
+    return _crop(with_surroundings(around, settings, image.grid), image, by_reference=True), remark
 
 
 def _crop(box: Box, image: Volume, *, by_reference: bool = False) -> Crop:

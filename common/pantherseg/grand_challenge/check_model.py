@@ -16,6 +16,7 @@ from pantherseg.model_sources.nnunet import DATASET, read_json
 from pantherseg.models.bundle import Bundle
 from pantherseg.models.calibration import CALIBRATION, identity, read_calibrations
 from pantherseg.models.find import Model, ModelFolder, Models, by_role, check_labels, find_models, label_warning
+from pantherseg.models.label_maps import fused_labels
 from pantherseg.recipe import Recipe
 from pantherseg.verdict import Verdict
 
@@ -100,7 +101,25 @@ def _model_verdicts(root: Path, recipe: Recipe, *, shown: Path) -> Iterator[Verd
             yield Verdict(f"{role} would run", False, str(error).replace(str(root), str(shown)))
         else:
             yield Verdict(f"{role} would run", True, f"{found}; but {warning}" if warning else found)
+    yield from _fusion_verdicts(root, models, recipe, shown=shown)
     yield from _calibration_verdicts(root, models, recipe, shown=shown)
+
+
+def _fusion_verdicts(root: Path, models: Models, recipe: Recipe, *, shown: Path) -> Iterator[Verdict]:
+    """Check that the members of a recipe can be fused, if there are several and all are bundles."""
+    bundles = [model for model in models.members if isinstance(model, Bundle)]
+    if len(bundles) < max(2, len(models.members)):
+        return
+    rule = f"members that {recipe.fusion.registry.name_of(recipe.fusion)} can fuse"
+    try:
+        labels = fused_labels(bundles, recipe)
+    except PantherSegError as error:
+        yield Verdict(rule, False, str(error).replace(str(root), str(shown)))
+    else:
+        classes = ", ".join(
+            f"{name}: {one.classes}" for name, one in zip(recipe.member_names, labels.members, strict=True)
+        )
+        yield Verdict(rule, True, f"classes of {classes}")
 
 
 def _calibration_verdicts(root: Path, models: Models, recipe: Recipe, *, shown: Path) -> Iterator[Verdict]:

@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, namespace, to_host, wait_for
@@ -33,8 +34,9 @@ class Logits:
     """The mean logits of a model's folds on the network's grid, and the way back to the grid of the volume.
 
     values: (class, z, y, x) float16, on the host or a device; events: what was left out or done differently;
-    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run; weight: in a
-    fusion; agreement: of the folds about the tumour, None for a predictor without a label for it.
+    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run; weight,
+    threshold: in a fusion; agreement: of the folds about the tumour, None for a predictor without a label for it;
+    class_order, finds_pancreas: as for `Predictor`.
     """
 
     values: Array
@@ -45,6 +47,9 @@ class Logits:
     is_complete: bool = True
     weight: float = 1.0
     agreement: Agreement | None = None
+    threshold: float | None = None
+    class_order: tuple[int, ...] | None = None
+    finds_pancreas: bool = False
 
     @property
     def classes(self) -> int:
@@ -58,7 +63,8 @@ class Logits:
 
     def slab(self, start: int, stop: int) -> Array:
         """Return the logits of slices start..stop of the volume, (class, stop - start, y, x), on the volume's grid."""
-        return self.back.slab(self.values, start, stop)
+        logits = self.back.slab(self.values, start, stop)
+        return logits if self.class_order is None else logits[list(self.class_order)]
 
     def labels(self) -> NDArray[np.uint8]:
         """Return the label map of the volume, (z, y, x)."""
@@ -69,15 +75,18 @@ class Logits:
 class Predictor:
     """A bundle's folds, ready for any number of volumes.
 
-    step: distance of tiles as a fraction of the patch; mirroring: average over inputs mirrored along the axes that the
-    bundle allows; min_folds: the number of usable folds with which others may be damaged, None if all must be usable;
-    keep_networks, allow_bfloat16: as in `placements`; orientation: of the volumes that the model was trained on, None
-    for what the bundle says, and DEFAULT_ORIENTATION where it says nothing; weight: in a fusion; compared_label: about
-    which the agreement of the folds is wanted, None for none.
+    name: of the member of a recipe, None for other uses; step: distance of tiles as a fraction of the patch; mirroring:
+    average over inputs mirrored along the axes that the bundle allows; min_folds: the number of usable folds with which
+    others may be damaged, None if all must be usable; keep_networks, allow_bfloat16: as in `placements`; orientation:
+    of the volumes that the model was trained on, None for what the bundle says, and DEFAULT_ORIENTATION where it says
+    nothing; weight, threshold: in a fusion; compared_label: about which the agreement of the folds is wanted, None for
+    none; class_order: the network's classes in the order in which members are fused, None for its own; finds_pancreas:
+    whether one of them is the pancreas.
     """
 
     bundle: Bundle
     backend: Backend
+    name: str | None = None
     step: float = 0.5
     mirroring: bool = False
     min_folds: int | None = None
@@ -86,6 +95,9 @@ class Predictor:
     orientation: Orientation | None = None
     weight: float = 1.0
     compared_label: int | None = None
+    threshold: float | None = None
+    class_order: tuple[int, ...] | None = None
+    finds_pancreas: bool = False
 
     @property
     def knows_orientation(self) -> bool:
@@ -106,6 +118,8 @@ class Predictor:
         """Return how the bundle is used in a role with these of its folds."""
         return ModelUse(
             role=role,
+            name=UNSET if self.name is None else self.name,
+            tumour_label=UNSET if self.compared_label is None else self.compared_label,
             path=str(self.bundle.display_path),
             folds=folds,
             checkpoint=self.bundle.manifest.checkpoint,
@@ -185,6 +199,9 @@ class Predictor:
             is_complete=mean.is_complete,
             weight=self.weight,
             agreement=None if mean.masks is None else mean.masks.agreement(),
+            threshold=self.threshold,
+            class_order=self.class_order,
+            finds_pancreas=self.finds_pancreas,
         )
 
 

@@ -67,6 +67,12 @@ def check_metaimage(path: Path, *, voxels: bool = True) -> Header:
     return Header(size, spacing, assumed_geometry(has_spacing=has_spacing, has_direction="TransformMatrix" in fields))
 
 
+def voxel_file(path: Path) -> Path:
+    """Return the file with the voxels: the header's own, or one beside it. Raises InputError and OSError."""
+    name = _read_fields(path)[0]["ElementDataFile"]
+    return path if name.upper() == "LOCAL" else _data_file(path, name)
+
+
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
     """Return the header's fields, by one name each, and the offset of what follows the header."""
     fields: dict[str, str] = {}

@@ -18,6 +18,7 @@ import msgspec
 from pantherseg.errors import InputError, ModelError
 from pantherseg.io import find_sources, read_labels
 from pantherseg.model_sources.checkpoint import Checkpoint, read_checkpoint
+from pantherseg.model_sources.mrsegmentator import TURNED_TO, VERSION, is_mrsegmentator
 from pantherseg.model_sources.packable import PackableModel
 from pantherseg.networks import build_network
 from pantherseg.networks.nnunet import NETWORK_PACKAGE, NnunetNetwork
@@ -84,7 +85,7 @@ class NnunetSource:
             orientation=configuration.orientation,
             preprocessing=configuration.preprocessing,
             architecture=_with_trained_norm(first, configuration),
-            files=tuple(path for name in (*self.files, RECORD) if (path := folder / name).is_file()),
+            files=tuple(path for name in (*self.files, RECORD, VERSION) if (path := folder / name).is_file()),
             record={"configuration": first.configuration, "trainer": first.trainer},
             weights=weights,
         )
@@ -164,6 +165,8 @@ def _orientation(folder: Path, reader: str, dataset: Mapping[str, Any]) -> Orien
     A reader that turns volumes decides, then the masks that nnU-Net wrote for validation, then dataset.json. Raises
     ValueError for a statement that is no orientation.
     """
+    if is_mrsegmentator(folder):
+        return TURNED_TO
     if (turned := READERS[reader]) is not None:
         return turned
     stated = dataset.get(ORIENTATION_KEY)
@@ -229,7 +232,7 @@ def _with_trained_norm(checkpoint: Checkpoint, configuration: Configuration) -> 
 def _check_supported(folder: Path, properties: Mapping[str, Any]) -> None:
     wanted = {"channels": 1, "cascade": False, "regions": False, "ignore label": False, "preprocessor": PREPROCESSOR}
     wrong = [f"{name} {properties[name]}" for name, value in wanted.items() if properties[name] != value]
-    if properties["reader"] not in READERS:
+    if properties["reader"] not in READERS and not is_mrsegmentator(folder):
         wrong.append(f"reader {properties['reader']}")
     if wrong:
         expected = f"one channel, one stage, labels, {PREPROCESSOR}, {' or '.join(READERS)}"

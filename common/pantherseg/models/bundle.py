@@ -114,13 +114,6 @@ class Bundle:
         return f"labels {listed} and {more} more" if more > 0 else f"labels {listed}"
 
 
-def check_classes(bundles: Sequence[Bundle]) -> None:
-    """Raise ModelError unless all members of an ensemble have the same number of classes; their logits are added."""
-    for bundle in bundles:
-        if (found := bundle.manifest.classes) != (wanted := bundles[0].manifest.classes):
-            raise ModelError(bundle.path, expected=f"{wanted} classes, as in {bundles[0].path}", found=str(found))
-
-
 def weights_name(fold: str) -> str:
     """Return the file name of a fold's weights."""
     return f"fold_{fold}.safetensors"
@@ -135,14 +128,14 @@ def open_bundle(
     folder: Path,
     *,
     folds: Sequence[int] | Literal["all"] = "all",
-    checkpoint: str | None = None,
+    checkpoint: str | tuple[str, ...] | None = None,
     min_folds: int | None = None,
 ) -> Bundle:
     """Open a bundle and check its manifest, graph and fold headers. `Bundle.verify` checks the weights on loading.
 
-    checkpoint: file name of the checkpoints from which the bundle must have been packed. min_folds: number of folds
-    that must be complete, by default all; the incomplete ones stay in `Bundle.folds` and raise an error when loaded.
-    Raises ModelError.
+    checkpoint: file name of the checkpoints from which the bundle must have been packed, or several. min_folds: number
+    of folds that must be complete, by default all; the incomplete ones stay in `Bundle.folds` and raise an error when
+    loaded. Raises ModelError.
     """
     manifest = read_manifest(folder / MANIFEST)
     names = manifest.folds if folds == "all" else tuple(str(fold) for fold in folds)
@@ -150,10 +143,11 @@ def open_bundle(
         raise ModelError(folder, expected="at least one fold", found="none")
     if unknown := [name for name in names if name not in manifest.folds]:
         raise ModelError(folder, expected=f"folds {' '.join(names)}", found=f"no {weights_name(unknown[0])}")
-    if checkpoint not in (None, manifest.checkpoint):
+    accepted = (checkpoint,) if isinstance(checkpoint, str) else checkpoint
+    if accepted is not None and manifest.checkpoint not in accepted:
         raise ModelError(
             folder,
-            expected=f"a bundle of {checkpoint}",
+            expected=f"a bundle of {' or '.join(accepted)}",
             found=f"a bundle of {manifest.checkpoint}",
             hint="pack it again with --checkpoint, or name the other checkpoint in the recipe",
         )

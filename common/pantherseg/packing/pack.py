@@ -30,7 +30,6 @@ from pantherseg.models.bundle import (
     GRAPH,
     GRAPH_CONSTANTS,
     Bundle,
-    check_classes,
     check_enough_folds,
     needed,
     open_bundle,
@@ -40,6 +39,7 @@ from pantherseg.models.bundle import (
 )
 from pantherseg.models.calibration import copy_calibration, identity
 from pantherseg.models.find import Model, ModelFolder, by_role, check_labels, find_models
+from pantherseg.models.label_maps import fused_labels
 from pantherseg.models.manifest import MANIFEST, SCHEMA, Manifest, Provenance
 from pantherseg.networks import build_network, distinct_tensors
 from pantherseg.orientation import Orientation
@@ -103,7 +103,7 @@ def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
     """Pack every model of a recipe that is found below `root` into <target>/<role>. Bundles are checked and copied.
 
     A calibration of these models is copied too. Refuses everything that could not run: raises ModelError, and
-    RecipeError if members ask for different checkpoints of one model or for a label that the model does not have.
+    RecipeError if members ask for different checkpoints of one model or for a label that no model has.
     Raises OutputError for a target that is not empty.
     """
     with new_bundle_folder(target) as folder:
@@ -115,8 +115,7 @@ def pack_models(root: Path, target: Path, recipe: Recipe) -> list[Bundle]:
                 bundle = pack(model, folder / role, orientation=_orientation_in(recipe, role))
             check_labels(role, replace(bundle, path=model.path), recipe)
         members = [open_bundle(folder / member.model, folds=member.folds) for member in recipe.members]
-        if recipe.fusion.same_classes:
-            check_classes(members)
+        fused_labels(members, recipe)
         localizer = recipe.localizer
         if localizer is not None and localizer.model in roles:
             members.append(open_bundle(folder / localizer.model, folds=localizer.folds))

@@ -155,6 +155,11 @@ def _csp_hash(script: bytes) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}"
 
 
+def check_can_report() -> None:
+    """Raise PantherSegError unless jinja2, by which pages are written, is installed."""
+    _environment()
+
+
 def _environment() -> Environment:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined

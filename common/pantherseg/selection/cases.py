@@ -22,7 +22,7 @@ from pantherseg.errors import InputError
 from pantherseg.evaluation.metrics import CaseMetrics, score_case
 from pantherseg.io import read_labels
 from pantherseg.io.probabilities import STEPS, StoredProbability, read_stored
-from pantherseg.labels import TUMOUR, tumour_of
+from pantherseg.labels import tumour_of
 from pantherseg.orientation import DEFAULT_ORIENTATION
 from pantherseg.postprocess import Prediction, Step
 from pantherseg.selection.candidates import Candidate, mean_of, tumour_in
@@ -81,11 +81,8 @@ class Case:
         own = candidate.rule.components
         prediction = Prediction(
             mask=self._boxed(tumour_in(self.values, candidate.counts, candidate.rule)),
-            labels=self._no_labels,
-            tumour_label=TUMOUR,
-            pancreas_label=None,
-            probability=lambda _: self._boxed(mean_of(self.values, candidate.counts)),
             grid=self.reference.grid,
+            probability=lambda: self._boxed(mean_of(self.values, candidate.counts)),
         )
         was_empty = not prediction.mask.any()
         for step in steps if own is None else (own, *steps):
@@ -108,10 +105,6 @@ class Case:
         box = np.zeros(self.reference.array.size, values.dtype)
         box[self.voxels] = values
         return box.reshape(self.reference.array.shape)
-
-    @staticmethod
-    def _no_labels() -> NDArray[np.uint8]:
-        raise NotImplementedError  # pragma: no cover  (without a pancreas_label no step asks for it)
 
 
 def read_case(name: str, reference: Path, files: Sequence[Path]) -> Case:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from pantherseg.errors import InputError, RecipeError, first_few
@@ -75,7 +76,8 @@ def open_members(
         label = model if names[model] == 1 else f"{model} ({folder.name})"
         for remark in record.remarks:
             logger.warning("%s: %s", label, remark)
-        members.append(MemberFolder(model, label, folder, files, record, record.settings or _from_base(model, base)))
+        settings = _for_recipe(record.settings or _from_base(model, base), base)
+        members.append(MemberFolder(model, label, folder, files, record, settings))
     if repeated := [label for label, count in Counter(member.label for member in members).items() if count > 1]:
         expected = "folders of different names for members with the same model"
         raise InputError(repeated[0], expected=expected, found=f"{len(members)} members, several of this name")
@@ -139,6 +141,12 @@ def _files(folder: Path, references: Mapping[str, Path]) -> dict[str, Path]:
 def _from_base(model: str, base: Recipe) -> Member:
     """Return the settings of the base recipe's member of a name, the defaults if it has none."""
     return next((member for member in base.members if member.model == model), Member(model=model))
+
+
+def _for_recipe(member: Member, base: Recipe) -> Member:
+    """Return the settings of a member without what a selection chooses, and what the base recipe says anyway."""
+    label = None if member.tumour_label == base.tumour_label else member.tumour_label
+    return msgspec.structs.replace(member, name=None, threshold=None, tumour_label=label)
 
 
 def _check_distinct(members: Sequence[MemberFolder]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from pantherseg.errors import RecipeError
 from pantherseg.files import write_text
 from pantherseg.fusion import MeanProbability, Vote
 from pantherseg.postprocess import Components, Step, Threshold
@@ -17,8 +18,15 @@ from pantherseg.selection.candidates import Candidate
 
 
 def kept_steps(base: Recipe) -> tuple[Step, ...]:
-    """Return the steps of a recipe that stay, behind what a selection chooses: all but threshold and components."""
-    return tuple(step for step in base.postprocess if not isinstance(step, (Threshold, Components)))
+    """Return the steps of a recipe that stay, behind what a selection chooses: all but threshold and components.
+
+    Raises RecipeError for a step that looks at the pancreas.
+    """
+    kept = tuple(step for step in base.postprocess if not isinstance(step, (Threshold, Components)))
+    if other := next((step for step in kept if step.needs is not None), None):
+        problem = f"the step '{other.registry.name_of(other)}' needs the pancreas, of which probabilities say nothing"
+        raise RecipeError(f"recipe {base.name}", problem, hint="choose without this step, and add it to the result")
+    return kept
 
 
 def recipe_of(candidate: Candidate, members: Sequence[Member], base: Recipe, *, name: str) -> Recipe:
@@ -29,6 +37,7 @@ def recipe_of(candidate: Candidate, members: Sequence[Member], base: Recipe, *, 
     return msgspec.structs.replace(
         base,
         name=name,
+        min_members=None,
         members=[
             msgspec.structs.replace(members[number], weight=float(candidate.counts[number]))
             for number in candidate.members

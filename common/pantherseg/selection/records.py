@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from pantherseg.datasets.raw import patient_of
 from pantherseg.errors import InputError, first_few
 from pantherseg.events import EventCode
 from pantherseg.io.probabilities import SUFFIX
+from pantherseg.labels import TUMOUR
 from pantherseg.model_sources.nnunet import RECORD
 from pantherseg.recipe import Member
 from pantherseg.results import CaseReport, ModelUse, read_report
@@ -79,7 +82,7 @@ def _out_of_fold(model: str, folder: Path, files: Mapping[str, Path], record: di
         )
     remarks = [f"the figures are optimistic: {reason}" for reason in record.get("optimistic_because", ())]
     remarks.append("each case was predicted by one fold, and the recipe takes all of them")
-    settings = Member(model=model, checkpoint=record["settings"].get("checkpoint"))
+    settings = Member(model=model, checkpoint=record["settings"].get("checkpoint"), tumour_label=TUMOUR)
     return Recorded(settings, localized=record["settings"].get("crop") is not None, remarks=tuple(remarks))
 
 
@@ -109,6 +112,7 @@ def _predicted(model: str, folder: Path, reports: Mapping[str, CaseReport], unre
         orientation=common.orientation,
         step=common.step,
         mirroring=common.mirroring,
+        tumour_label=None if common.tumour_label is UNSET else common.tumour_label,
     )
     return Recorded(
         settings,

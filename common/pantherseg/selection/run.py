@@ -67,6 +67,7 @@ def select_members(
     Raises InputError if a folder cannot be used, if a member was trained on a case, or if there are too few cases;
     RecipeError where no recipe can contain the members.
     """
+    steps = kept_steps(base)
     masks = find_references(references)
     members = open_members(folders, masks, base)
     common = common_cases(members, masks)
@@ -77,7 +78,7 @@ def select_members(
         )
     size = sum(case.voxels.nbytes + case.values.nbytes for case in cases) / 1e6
     logger.info("%d members, %d cases, %.1f MB of probabilities", len(members), len(cases), size)
-    scorer = Scorer(tuple(cases), kept_steps(base))
+    scorer = Scorer(tuple(cases), steps)
     judged = nested(scorer, folds=folds, seed=seed)  # first: too few patients are found at once
     selection = PROCEDURES["select"](scorer)
     recipe = recipe_of(selection.candidate, [member.settings for member in members], base, name=name)

@@ -1,0 +1,50 @@
+"""STAPLE: the probability that a voxel has a label, from the marks of several raters of unknown quality.
+
+S. K. Warfield, K. H. Zou, W. M. Wells, Simultaneous truth and performance level estimation (STAPLE), IEEE Transactions
+on Medical Imaging 23 (2004), for one label and without a spatial prior. Start, prior and end of the iteration are those
+of SimpleITK's `STAPLEImageFilter`, and so are the results (`test/test_staple.py`). The filter visits every voxel in
+every iteration; here voxels with the same marks are counted once, which takes a small part of the time, and raters who
+mark nothing at all have a result too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Patterns of marks are kept as uint16.
+MAX_RATERS = 16
+# Every rater's sensitivity and specificity before the first iteration.
+START = 0.99999
+# The iteration ends where none of them changes by more than this, or where it has not done so after so many.
+CONVERGED, MAX_ITERATIONS = 1e-7, 100_000
+
+
+def posteriors(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the probability of the label for each pattern of marks, 0 for patterns that do not occur.
+
+    counts: the voxels of each of the 2**n patterns of n raters; rater k marks those whose bit k is set.
+    """
+    found = np.flatnonzero(counts)
+    marks = (found[:, None] >> np.arange(len(counts).bit_length() - 1)) & 1 == 1
+    result = np.zeros(len(counts))
+    result[found] = _posteriors(counts[found].astype(np.float64), marks)
+    return result
+
+
+def _posteriors(voxels: NDArray[np.float64], marks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the probability of the label, (pattern,). voxels: (pattern,); marks: (pattern, rater)."""
+    prior = float((voxels @ marks).mean() / voxels.sum())
+    if prior in (0.0, 1.0):  # all agree about every voxel, and one of the two qualities of a rater is unknown
+        return np.full(len(voxels), prior)
+    sensitivity = specificity = np.full(marks.shape[1], START)
+    for _ in range(MAX_ITERATIONS):
+        inside = prior * np.where(marks, sensitivity, 1 - sensitivity).prod(axis=1)
+        outside = (1 - prior) * np.where(marks, 1 - specificity, specificity).prod(axis=1)
+        probability: NDArray[np.float64] = inside / (inside + outside)
+        label, rest = voxels * probability, voxels * (1 - probability)
+        before = np.concatenate([sensitivity, specificity])
+        sensitivity, specificity = label @ marks / label.sum(), rest @ ~marks / rest.sum()
+        if np.abs(np.concatenate([sensitivity, specificity]) - before).max() <= CONVERGED:
+            break
+    return probability
