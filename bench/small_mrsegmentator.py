@@ -26,6 +26,8 @@ from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.phantom import Phantom, make_phantom
 
+# Numbered names, as in the data that the published weights were trained on.
+LABELS = {"background": 0, **{str(number): number for number in range(1, BASE_CLASSES)}}
 PANCREAS = 7
 FIRST_LAYER = 8
 CONFIGURATION = "3d_fullres"
@@ -48,11 +50,9 @@ def make_weights(folder: Path, *, folds: int = 2, cases: int = 6, iterations: in
     plans = json.loads((demo.path / PLANS).read_text())
     plans["configurations"][CONFIGURATION]["patch_size"] = PATCH
     (folder / PLANS).write_text(json.dumps(plans))
-    # The published names are numbers.
-    labels = {"background": 0, **{str(number): number for number in range(1, BASE_CLASSES)}}
-    content = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": cases, "file_ending": ".nii.gz"}
+    content = {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": cases, "file_ending": ".nii.gz"}
     (folder / DATASET).write_text(json.dumps(content))
-    (folder / VERSION).write_text(json.dumps({VERSION_KEY: 1.2}))
+    write_version(folder)
     network = _start(folder, demo)
     data = [_prepared(folder, make_phantom(FIRST_SEED + case, task=2, size="small")) for case in range(cases)]
     for fold in range(folds):
@@ -61,6 +61,11 @@ def make_weights(folder: Path, *, folds: int = 2, cases: int = 6, iterations: in
         _save(network, folder / f"fold_{fold}")
     shutil.rmtree(demo.path)
     return open_model_folder(folder)
+
+
+def write_version(folder: Path) -> None:
+    """Write the file that makes a model folder one of MRSegmentator."""
+    (folder / VERSION).write_text(json.dumps({VERSION_KEY: 1.2}))
 
 
 def structures(phantom: Phantom) -> NDArray[np.uint8]:
@@ -105,7 +110,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=iterations)
     network.train()
     for _ in range(iterations):
-        image, labels = data[rng.integers(len(data))]
+        image, labels = data[int(rng.integers(len(data)))]
         axes = [axis for axis in MIRRORED if rng.random() < 0.5]
         start = [int(rng.integers(size - side + 1)) for size, side in zip(labels.shape[1:], PATCH, strict=True)]
         z, y, x = (slice(a, a + side) for a, side in zip(start, PATCH, strict=True))
