@@ -71,7 +71,9 @@ def _from_archive(entry: Weights, files: Sequence[Path], target: Path, zoo: Sequ
         inside = {path.relative_to(folder): name for path, name in paths.items() if path.is_relative_to(folder)}
         checkpoint = _choose_checkpoint(entry, files[0], inside)
         needed = [
-            path for path in inside if str(path) in (PLANS, DATASET, VERSION) or (_in_fold(path) and path.name == checkpoint)
+            path
+            for path in inside
+            if str(path) in (PLANS, DATASET, VERSION) or (_in_fold(path) and path.name == checkpoint)
         ]
         archive.unpack({inside[path]: target / path for path in needed})
     return open_model_folder(target, checkpoint=checkpoint)
