@@ -108,19 +108,20 @@ def test_searches_the_whole_volume_where_no_pancreas_is_found(
 
 @pytest.mark.fault(
     "localizer",
-    "a volume of an odd size that ends with the last voxel of the pancreas in every axis",
-    "a mask on that grid, from a box with the last voxel",
+    "a volume of an odd size that ends with the last slice of the pancreas",
+    "a mask on that grid, from a box with the last slice",
 )
 @pytest.mark.slow
-def test_the_last_voxel_of_the_pancreas_is_searched(phantoms: dict[int, Phantom], sessions: dict[int, Session]) -> None:
+def test_the_last_slice_of_the_pancreas_is_searched(phantoms: dict[int, Phantom], sessions: dict[int, Session]) -> None:
     around = Box.around(phantoms[2].organs.array == 7)
     assert around is not None
-    start = as_shape((stop + 1) % 2 for stop in around.stop)
-    volume = image_of(phantoms[2]).crop(Box(start, around.stop))
+    _, height, width = phantoms[2].image.grid.shape
+    stop = around.stop[0], height, width
+    volume = image_of(phantoms[2]).crop(Box(as_shape((size + 1) % 2 for size in stop), stop))
     assert all(size % 2 for size in volume.grid.shape)
     result = segment(volume, sessions[2])
-    assert result.box.stop == volume.grid.shape
     assert result.pancreas is not None, "the box is the localizer's"
+    assert result.box.stop[0] == volume.grid.shape[0]
     assert result.mask.grid == volume.grid
     assert result.mask.array.any()
 
