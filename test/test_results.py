@@ -46,7 +46,7 @@ REPORT = CaseReport(
 )
 
 # In a report only if the probability was saved.
-OPTIONAL = {"probability"}
+OPTIONAL = {"probability", "name", "tumour_label"}
 
 
 def objects(schema: Any) -> list[dict[str, Any]]:
