@@ -201,7 +201,7 @@ NEAR = '[[postprocess]]\nkind = "near"\nmax_mm = 6.0\n'
         ),
         (
             f"fusion = {{ kind = 'staple', probabilty = 0.4 }}\n{MEMBER}",
-            "fusion 'staple': unknown key 'probabilty' in `$`, expected one of kind, probability, consensus; "
+            "fusion 'staple': unknown key 'probabilty', expected one of kind, probability, consensus; "
             "did you mean 'probability'? - at `$.fusion`",
         ),
         (
@@ -211,7 +211,7 @@ NEAR = '[[postprocess]]\nkind = "near"\nmax_mm = 6.0\n'
         ),
         (
             f"{MEMBER}{NEAR.replace('max_mm', 'max_cm')}",
-            "post-processing step 'near': unknown key 'max_cm' in `$`, expected one of kind, max_mm, of; "
+            "post-processing step 'near': unknown key 'max_cm', expected one of kind, max_mm, of; "
             "did you mean 'max_mm'? - at `$.postprocess[0]`",
         ),
         (
