@@ -209,7 +209,7 @@ NEAR = '[[postprocess]]\nkind = "near"\nmax_mm = 6.0\n'
     [
         (
             f"{MEMBER}mirorring = true\n",
-            "unknown key 'mirorring' in `$.members[0]`, expected one of model, name, checkpoint, folds, step, "
+            "unknown key 'mirorring' in `$.members[0]`, expected one of model, name, folder, checkpoint, folds, step, "
             "mirroring, min_folds, orientation, weight, threshold, tumour_label, pancreas_label; "
             "did you mean 'mirroring'?",
         ),
