@@ -1,8 +1,8 @@
 """MRSegmentator by our engine and by its own package: `python -m bench.localizer [--work DIR] [--repeats N]`.
 
-Both find the pancreas in the same files with the same weights, as whole processes and in turn: `pantherseg predict`
-with a recipe whose member is MRSegmentator's folder, packed before, and the command `mrsegmentator`. Prints a table
-and writes bench/results/localizer.json. Takes about half an hour on two cores.
+Both find the pancreas in the same files with the same weights, as whole processes and in turn: `bench.locate`, which
+reads the image, runs a recipe's localizer, packed before, and writes its mask, and the command `mrsegmentator`. Prints
+a table and writes bench/results/localizer.json. Takes about twenty minutes on two cores.
 
 The small network is a trained one, and its voxels are compared. The large one is planned by nnU-Net for volumes of Task
 2 and untrained, which does not change its speed; comparing its voxels would mean nothing. It takes minutes for the
@@ -35,7 +35,6 @@ from pantherseg.files import write_text
 from pantherseg.io import read_labels, write_volume
 from pantherseg.labels import tumour_of
 from pantherseg.localize import copy_to_search
-from pantherseg.logs import show_log
 from pantherseg.orientation import Orientation
 from pantherseg.packing.pack import pack
 from pantherseg.paths import task_recipe
@@ -53,14 +52,16 @@ TASK2 = planned.Data((107, 308, 374), (1.8655, 0.9917, 0.9917))
 NAME = "scan.mha"
 RECIPE = """\
 schema = 1
-name = "pancreas"
-tumour_label = {label}
-postprocess = []
+name = "bench"
 [sockets]
 input = "image"
 output = "mask"
 [[members]]
-model = "mrsegmentator"
+model = "none"
+[localizer]
+model = "localizer"
+label = {label}
+margin_mm = 30.0
 {settings}
 """
 # What the package does by default, and with --fast.
@@ -87,16 +88,15 @@ class Bench:
         """Make the weights as the package keeps them, <root>/base, and pack them for us."""
         weights = work / "root" / "base"
         model = make(weights)
-        pack(model, work / "models" / "mrsegmentator")
+        pack(model, work / "models" / "localizer")
         return cls(work, weights)
 
     def ours(self, image: Path, name: str, settings: str, mode: str) -> Run:
-        """Run our process with settings of the recipe's member."""
+        """Run our process with settings of the recipe's localizer."""
         recipe = self.work / f"{name}.toml"
         recipe.write_text(RECIPE.format(label=PANCREAS, settings=settings))
-        command = ["-m", "pantherseg", "predict", image, self.folder(image, name), "--recipe", recipe]
-        more = ["--model", self.work / "models", "--mode", mode, "--device", "cpu"]
-        return self._run(name, [sys.executable, *command, *more])
+        command = ["-m", "bench.locate", recipe, self.work / "models", image, self.folder(image, name) / NAME]
+        return self._run(name, [sys.executable, *command, "--mode", mode])
 
     def package(self, image: Path, name: str, *arguments: str) -> Run:
         """Run the package's command on a CPU."""
@@ -206,7 +206,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for all files, which is removed first")
     parser.add_argument("--repeats", type=int, default=2, help="how often each process runs; the median counts")
     options = parser.parse_args()
-    show_log()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
     with contextlib.ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pantherseg-bench-")))
         shutil.rmtree(work, ignore_errors=True)

@@ -41,8 +41,8 @@ class FixedLocalizer:
         assert volume.array.shape == self.label_map.shape
         return self
 
-    def labels(self) -> NDArray[np.uint8]:
-        return self.label_map
+    def mask(self, label: int) -> NDArray[np.bool_]:
+        return self.label_map == label
 
 
 def body(shape: tuple[int, int, int] = SHAPE, spacing: tuple[float, float, float] = SPACING, **grid: Any) -> Volume:

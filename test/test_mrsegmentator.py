@@ -195,7 +195,7 @@ def inferred(weights: ModelFolder, images: Sequence[Path], out: Path, folds: Seq
 def assert_same_pancreas(mask: Path, image: Path, predictor: Predictor) -> NDArray[np.bool_]:
     """Compare the voxels of label 7 with those of the package's mask, and return them."""
     expected = read_labels(mask).array == PANCREAS
-    ours: NDArray[np.bool_] = predictor.predict(read_volume(image)).labels() == PANCREAS
+    ours: NDArray[np.bool_] = predictor.predict(read_volume(image)).mask(PANCREAS)
     assert expected.any()
     assert (ours != expected).sum() == 0, f"{image.name}: {(ours != expected).sum()} of {expected.sum()} voxels"
     return ours

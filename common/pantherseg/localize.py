@@ -116,7 +116,7 @@ def localize(volume: Volume, predictor: Predictor, settings: Localizer, deadline
     if not logits.is_complete:
         reason = "the localizer had too little time to search everywhere"
         return Located(None, (*logits.events, searched_whole(EventCode.LOCALIZER_FAILED, reason)))
-    components = Components.of(logits.labels() == settings.label)
+    components = Components.of(logits.mask(settings.label))
     if not components.numbers:
         reason = "the localizer found no pancreas"
         return Located(None, (*logits.events, searched_whole(EventCode.NO_PANCREAS_FOUND, reason)))
