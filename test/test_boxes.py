@@ -214,7 +214,7 @@ def test_sees_a_copy_at_half_resolution_or_at_a_spacing(shape: tuple[int, int, i
     assert result.pancreas is not None
     assert result.pancreas.ml == pytest.approx(5 * 10 * 8 * 10 * 6 * 6 / 1000)
     same = located(volume=volume, labels=marked(found, shape=half), spacing=(10.0, 6.0, 6.0), margin_mm=0.0)
-    assert same == result
+    assert (same.box, same.pancreas, same.events) == (result.box, result.pancreas, result.events)
 
 
 # What is reported

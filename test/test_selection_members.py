@@ -88,6 +88,7 @@ def report(folder: Path, case: int, **changes: Any) -> None:
         "probability": f"{name_of(case)}.npz",
         "models": [model | changes.pop("model", {})],
         "box": {"start_zyx": [0, 0, 0], "stop_zyx": list(SHAPE)},
+        "pancreas": None,
         "seconds": {"members": 1.0 + case, "mask": 0.5},
         "events": [],
     }
