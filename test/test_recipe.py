@@ -243,6 +243,10 @@ NEAR = '[[postprocess]]\nkind = "near"\nmax_mm = 6.0\n'
             "- at `$.postprocess[0]`",
         ),
         (
+            f"{MEMBER}[localizer]\nmodel = 'l'\nlabel = 7\nmargin_mm = 30.0\ncrop = false\n",
+            "nothing uses the localizer: leave out `crop`, or add a step with `of` localizer - at `$.localizer.crop`",
+        ),
+        (
             f"{MEMBER}name = 'a'\n{MEMBER}name = 'a'\n",
             "two members are called 'a': give each a `name` of its own - at `$.members[1]`",
         ),

@@ -231,6 +231,9 @@ def _problems_of_members(recipe: Recipe) -> Iterator[str]:
 
 
 def _problems_of_steps(recipe: Recipe) -> Iterator[str]:
+    located = recipe.localizer is not None and not recipe.localizer.crop
+    if located and not any(step.needs == "localizer" for step in recipe.postprocess):
+        yield "nothing uses the localizer: leave out `crop`, or add a step with `of` localizer - at `$.localizer.crop`"
     for number, step in enumerate(recipe.postprocess):
         if step.needs == "localizer" and recipe.localizer is None:
             kind = step.registry.name_of(step)
