@@ -201,7 +201,7 @@ def preprocessing_data(**changes: object) -> dict[str, object]:
         ({"normalization": {"scheme": "MyNormalization"}}, "Unknown intensity scheme 'MyNormalization'"),
         ({"normalization": {"use_mask": True}}, "key 'scheme' is one of ZScoreNormalization, CT"),
         ({"normalization": {"scheme": "CTNormalization", "mean": 1.0}}, "missing required field `std`"),
-        ({"normalization": {"scheme": "NoNormalization", "mean": 1.0}}, "unknown field `mean`"),
+        ({"normalization": {"scheme": "NoNormalization", "mean": 1.0}}, "unknown key 'mean', expected one of scheme"),
     ],
 )
 def test_refuses_invalid_settings(changes: dict[str, object], message: str) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from pantherseg.cli import main
 from pantherseg.errors import RecipeError
-from pantherseg.fusion import MeanLogits
+from pantherseg.fusion import MeanLogits, Staple
 from pantherseg.paths import task_recipe
 from pantherseg.postprocess import Components, Rescue
-from pantherseg.recipe import load_recipe
+from pantherseg.recipe import Member, load_recipe
 
 MINIMAL = """
 schema = 1
@@ -181,3 +184,118 @@ def test_refuses_a_value_out_of_range(tmp_path: Path, old: str, new: str, key: s
     text = task_recipe(2).read_text()
     assert old in text
     assert f" at `{key}`" in reason(write_recipe(tmp_path, text.replace(old, new)))
+
+
+MEMBER = '[[members]]\nmodel = "m"\n'
+NEAR = '[[postprocess]]\nkind = "near"\nmax_mm = 6.0\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            f"{MEMBER}mirorring = true\n",
+            "unknown key 'mirorring' in `$.members[0]`, expected one of model, name, checkpoint, folds, step, "
+            "mirroring, min_folds, orientation, weight, threshold, tumour_label, pancreas_label; "
+            "did you mean 'mirroring'?",
+        ),
+        (
+            f"fusion = {{ kind = 'staple', probabilty = 0.4 }}\n{MEMBER}",
+            "fusion 'staple': unknown key 'probabilty', expected one of kind, probability, consensus; "
+            "did you mean 'probability'? - at `$.fusion`",
+        ),
+        (
+            f"fusion = {{ kind = 'mean_logit' }}\n{MEMBER}",
+            "Unknown fusion 'mean_logit', expected one of mean_logits, mean_probability, vote, staple; "
+            "did you mean 'mean_logits'? - at `$.fusion`",
+        ),
+        (
+            f"{MEMBER}{NEAR.replace('max_mm', 'max_cm')}",
+            "post-processing step 'near': unknown key 'max_cm', expected one of kind, max_mm, of; "
+            "did you mean 'max_mm'? - at `$.postprocess[0]`",
+        ),
+        (
+            f"{MEMBER}{NEAR.replace('near', 'neer')}",
+            "Unknown post-processing step 'neer', expected one of components, overlap, near, opening, closing, "
+            "fill_holes, threshold, volume, rescue; did you mean 'near'? - at `$.postprocess[0]`",
+        ),
+        (
+            f"{MEMBER}{NEAR}of = 'localiser'\n",
+            "post-processing step 'near': Invalid enum value 'localiser' - at `$.of` - at `$.postprocess[0]`",
+        ),
+        (
+            f"{MEMBER}{NEAR}of = 'localizer'\n",
+            "the step 'near' looks at the localizer's pancreas, and the recipe has no localizer "
+            "- at `$.postprocess[0]`",
+        ),
+        (
+            f"{MEMBER}name = 'a'\n{MEMBER}name = 'a'\n",
+            "two members are called 'a': give each a `name` of its own - at `$.members[1]`",
+        ),
+        (
+            f"{MEMBER}pancreas_label = 1\n",
+            "label 1 cannot be both tumour and pancreas - at `$.members[0]`",
+        ),
+        (
+            f"{MEMBER}threshold = 0.3\n",
+            "the fusion mean_logits has no use for a `threshold` of a member, only vote and staple have "
+            "- at `$.members[0]`",
+        ),
+        (
+            f"fusion = {{ kind = 'staple' }}\n{MEMBER}{MEMBER}weight = 2.0\n",
+            "the fusion staple finds weights of its own, so members cannot have different ones - at `$.members[1]`",
+        ),
+        (
+            f"fusion = {{ kind = 'staple' }}\n{17 * MEMBER}",
+            "the fusion staple takes at most 16 members, and these are 17",
+        ),
+        (f"min_members = 2\n{MEMBER}", "min_members is 2, and there are 1 members"),
+        (
+            f"{MEMBER}name = '-a'\n",
+            "Expected `str` matching regex '^[^-,\\\\s]([^,]*[^,\\\\s])?$' - at `$.members[0].name`",
+        ),
+        (
+            f"{MEMBER}[[postprocess]]\nkind = 'volume'\nmin_mm3 = 9\nmax_mm3 = 5\n",
+            "post-processing step 'volume': max_mm3 = 5.0 is less than min_mm3 = 9.0 - at `$.postprocess[0]`",
+        ),
+        (
+            f"{MEMBER}[localiser]\nmodel = 'x'\n",
+            "unknown key 'localiser' in `$`, expected one of schema, name, sockets, members, time_budget_s, "
+            "tumour_label, localizer, min_members, fusion, postprocess, allow_bfloat16; did you mean 'localizer'?",
+        ),
+    ],
+)
+@pytest.mark.fault("models", "a recipe with a mistake: {line}", "one line with the file, the key and what is allowed")
+def test_a_mistake_is_a_line_with_what_is_allowed_and_the_nearest_name(tmp_path: Path, text: str, line: str) -> None:
+    head, _, tail = MINIMAL.partition("[sockets]")
+    tables = text.partition("[")
+    path = write_recipe(tmp_path, head + tables[0] + "[sockets]" + tail.partition("[[")[0] + tables[1] + tables[2])
+    assert reason(path) == f"{path}: invalid content: {line}"
+    result = CliRunner().invoke(main, ["check", "recipe", str(path)])
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [f"BROKEN  {RULE}: {path}: invalid content: {line}"]
+
+
+RULE = "a recipe whose members can be fused and whose steps can be applied"
+
+
+@pytest.mark.parametrize("task", [1, 2])
+def test_check_recipe_needs_no_weights(task: int) -> None:
+    result = CliRunner().invoke(main, ["check", "recipe", str(task_recipe(task))])
+    assert result.exit_code == 0
+    assert result.stdout == f"ok      {RULE}: task{task}: task{task}; mean_logits; rescue\n"
+    wrong = CliRunner().invoke(main, ["check", "recipe", str(task_recipe(task)), "--members", "tusk1", "--json"])
+    assert wrong.exit_code == 1
+    assert (
+        f"expected names among task{task}, found tusk1; did you mean 'task{task}'?"
+        in json.loads(wrong.stdout)[0]["found"]
+    )
+
+
+def test_reads_members_with_names_labels_and_thresholds(tmp_path: Path) -> None:
+    text = MINIMAL + "name = 'a'\ntumour_label = 2\npancreas_label = 1\nthreshold = 0.3\n"
+    recipe = load_recipe(
+        write_recipe(tmp_path, "fusion = { kind = 'staple', consensus = 0.6 }\nmin_members = 1" + text)
+    )
+    assert recipe.members == [Member(model="m", name="a", tumour_label=2, pancreas_label=1, threshold=0.3)]
+    assert (recipe.fusion, recipe.tumour_label_of(recipe.members[0])) == (Staple(consensus=0.6), 2)

@@ -73,6 +73,6 @@ class Registry(Generic[T]):
         try:
             result: T = msgspec.convert(table, self._variants[name], dec_hook=decode_registered)
         except msgspec.ValidationError as error:
-            problem = unknown_key(table, self._variants[name]) or error
+            problem = unknown_key(table, self._variants[name], where="") or error
             raise ValueError(f"{self.what} '{name}': {problem}") from error
         return result

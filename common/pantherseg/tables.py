@@ -44,7 +44,7 @@ def read_table(path: Path, kind: type[T]) -> T:
 def unknown_key(value: object, kind: Any, where: str = "$") -> str:
     """Return what is wrong with the first key of a table that its type does not have, or an empty string.
 
-    value: plain data; kind: the type as which they are decoded; where: the place of the value in its file.
+    value: plain data; kind: the type as which they are decoded; where: its place, empty where others add it.
     """
     return _unknown_key(value, inspect.type_info(kind), where)
 
@@ -56,10 +56,13 @@ def _unknown_key(value: object, kind: inspect.Type, where: str) -> str:
         inner = getattr(kind, "item_type", None)
         parts = [] if inner is None else [(item, inner, f"{where}[{n}]") for n, item in enumerate(value)]
     elif isinstance(value, dict) and isinstance(kind, inspect.StructType):
+        if kind.tag_field is not None and value.get(kind.tag_field) != kind.tag:
+            return ""  # it is meant to be another table
         fields = {field.encode_name: field.type for field in kind.fields}
         known = [*([kind.tag_field] if kind.tag_field else []), *fields]
         if other := next((key for key in value if key not in known), None):
-            return f"unknown key '{other}' in `{where}`, expected one of {', '.join(known)}{did_you_mean(other, known)}"
+            place = f" in `{where}`" if where else ""
+            return f"unknown key '{other}'{place}, expected one of {', '.join(known)}{did_you_mean(other, known)}"
         parts = [(item, fields[key], f"{where}.{key}") for key, item in value.items() if key in fields]
     else:
         return ""

@@ -18,7 +18,7 @@ COMMANDS = {
     "evaluate": "Score masks against reference masks.",
     "calibrate": "Calibrate models, so that reports say what Dice to expect.",
     "select": "Choose an ensemble by the challenge's metrics.",
-    "check": "Check files that are exchanged with the platform.",
+    "check": "Check files for the platform, and recipes.",
     "sbom": "List the installed packages as CycloneDX (JSON).",
     "phantom": "Make synthetic abdominal MR volumes.",
     "data": "Import, check, split and crop data sets for training.",

@@ -18,7 +18,7 @@ REQUIRED_TASK = click.option("--task", type=TASK, required=True, help="Use the r
 
 @click.group()
 def check() -> None:
-    """Check files that are exchanged with the platform, and recipes.
+    """Check files for the platform, and recipes.
 
     Prints one line for each rule; the exit code is 1 if any is broken.
     """

@@ -5,9 +5,15 @@ on Medical Imaging 23 (2004), for one label and without a spatial prior. Start, 
 of SimpleITK's `STAPLEImageFilter`, and so are the results (`test/test_staple.py`). The filter visits every voxel in
 every iteration; here voxels with the same marks are counted once, which takes a small part of the time, and raters who
 mark nothing at all have a result too.
+
+Members may split so evenly that nothing tells which of them are right, for example where two mark one place and two
+another of the same size. Sums and products here do not depend on the order of raters and voxels, so that both places
+then get the same probability, and not the one that rounding prefers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +23,7 @@ MAX_RATERS = 16
 # Every rater's sensitivity and specificity before the first iteration.
 START = 0.99999
 # The iteration ends where none of them changes by more than this, or where it has not done so after so many.
-CONVERGED, MAX_ITERATIONS = 1e-7, 100_000
+CONVERGED, MAX_ITERATIONS = 1e-7, 10_000
 
 
 def posteriors(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -39,12 +45,18 @@ def _posteriors(voxels: NDArray[np.float64], marks: NDArray[np.bool_]) -> NDArra
         return np.full(len(voxels), prior)
     sensitivity = specificity = np.full(marks.shape[1], START)
     for _ in range(MAX_ITERATIONS):
-        inside = prior * np.where(marks, sensitivity, 1 - sensitivity).prod(axis=1)
-        outside = (1 - prior) * np.where(marks, 1 - specificity, specificity).prod(axis=1)
+        inside = prior * _in_any_order(np.prod, np.where(marks, sensitivity, 1 - sensitivity).T)
+        outside = (1 - prior) * _in_any_order(np.prod, np.where(marks, 1 - specificity, specificity).T)
         probability: NDArray[np.float64] = inside / (inside + outside)
-        label, rest = voxels * probability, voxels * (1 - probability)
+        label, rest = (voxels * probability)[:, None], (voxels * (1 - probability))[:, None]
         before = np.concatenate([sensitivity, specificity])
-        sensitivity, specificity = label @ marks / label.sum(), rest @ ~marks / rest.sum()
+        sensitivity = _in_any_order(np.sum, label * marks) / _in_any_order(np.sum, label)
+        specificity = _in_any_order(np.sum, rest * ~marks) / _in_any_order(np.sum, rest)
         if np.abs(np.concatenate([sensitivity, specificity]) - before).max() <= CONVERGED:
             break
     return probability
+
+
+def _in_any_order(combine: Callable[..., NDArray[np.float64]], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sum or product over the first axis, with the same rounding in whatever order the values are."""
+    return combine(np.sort(values, axis=0), axis=0)

@@ -106,20 +106,19 @@ def _model_verdicts(root: Path, recipe: Recipe, *, shown: Path) -> Iterator[Verd
 
 
 def _fusion_verdicts(root: Path, models: Models, recipe: Recipe, *, shown: Path) -> Iterator[Verdict]:
-    """Check that the members of a recipe can be fused, if there are several and all are bundles."""
+    """Check that the members of a recipe, if all are bundles, can be fused and have what its steps need."""
     bundles = [model for model in models.members if isinstance(model, Bundle)]
-    if len(bundles) < max(2, len(models.members)):
+    if len(bundles) < len(models.members):
         return
-    rule = f"members that {recipe.fusion.registry.name_of(recipe.fusion)} can fuse"
+    rule = f"members for {recipe.fusion.registry.name_of(recipe.fusion)} and the steps"
     try:
         labels = fused_labels(bundles, recipe)
     except PantherSegError as error:
         yield Verdict(rule, False, str(error).replace(str(root), str(shown)))
-    else:
-        classes = ", ".join(
-            f"{name}: {one.classes}" for name, one in zip(recipe.member_names, labels.members, strict=True)
-        )
-        yield Verdict(rule, True, f"classes of {classes}")
+        return
+    if len(bundles) > 1:
+        classes = zip(recipe.member_names, labels.members, strict=True)
+        yield Verdict(rule, True, ", ".join(f"{name}: {one.classes} classes" for name, one in classes))
 
 
 def _calibration_verdicts(root: Path, models: Models, recipe: Recipe, *, shown: Path) -> Iterator[Verdict]:
