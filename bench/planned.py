@@ -77,11 +77,18 @@ def make_plans(planner: str, data: Data, work: Path, *, base_features: int = 32)
         return plans
 
 
-def make_folder(plans: dict[str, Any], folder: Path, *, folds: int, configuration: str = "3d_fullres") -> ModelFolder:
+def make_folder(
+    plans: dict[str, Any],
+    folder: Path,
+    *,
+    folds: int,
+    configuration: str = "3d_fullres",
+    labels: dict[str, int] = LABELS,
+) -> ModelFolder:
     """Write a model folder with untrained folds, each with optimizer state as nnU-Net's trainer saves it."""
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(plans))
-    dataset = {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": CASES, "file_ending": ".mha"}
+    dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": CASES, "file_ending": ".mha"}
     (folder / "dataset.json").write_text(json.dumps(dataset))
     settings = read_configuration(folder, configuration)
     for fold in range(folds):

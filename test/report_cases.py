@@ -59,6 +59,14 @@ def run_report(**changes: Any) -> dict[str, Any]:
     return content | changes
 
 
+PANCREAS = {
+    "ml": 61.25,
+    "left_out_ml": 2.5,
+    "centre_xyz_mm": [-12.5, 30.0, 4.25],
+    "box": {"start_zyx": [2, 5, 7], "stop_zyx": [8, 16, 25]},
+}
+
+
 def confidence(pairwise: float | None, expected: float | None) -> dict[str, Any]:
     return {"pairwise_dice": pairwise, "mean_entropy": 0.4, "fold_volumes_ml": [3.1, 4.2], "expected_dice": expected}
 
@@ -92,7 +100,7 @@ def mixed(folder: Path) -> Cohort:
     """Cases of each kind: good, bad, uncertain, hostile, empty, without a mask, and one that cannot be read."""
     cohort = Cohort(folder)
     events = [{"code": "empty_mask_rescued", "message": "no tumour was found; <b>the most probable</b> was marked"}]
-    cohort.add("good", tumour(), tumour(), run_report(confidence=confidence(0.9, 0.85)))
+    cohort.add("good", tumour(), tumour(), run_report(confidence=confidence(0.9, 0.85), pancreas=PANCREAS))
     cohort.add("poor", tumour(4, 6), tumour(5, 9), run_report(confidence=confidence(0.5, 0.45), events=events))
     cohort.add("uncertain", tumour(), None, run_report(confidence=confidence(0.6, 0.55)))
     cohort.add(HOSTILE.replace("/", "_"), tumour(), tumour(5, 8), run_report(recipe="</script><i>recipe"))

@@ -452,7 +452,7 @@ def test_refuses_to_crop_a_case_that_breaks_a_rule(
     dataset: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, message: str
 ) -> None:
     localizer, settings = load_localizer(load_recipe(task_recipe(2)), DEMO_WEIGHTS, device="cpu")
-    monkeypatch.setattr("pantherseg.datasets.crops.localize", lambda *_: (Box((0, 0, 0), (3, 5, 7)), ()))
+    monkeypatch.setattr("pantherseg.datasets.crops.localize", lambda *_: Located(Box((0, 0, 0), (3, 5, 7)), ()))
     change(dataset.folder)
     with pytest.raises(InputError) as caught:
         crop_dataset(dataset, tmp_path / "crops", 905, "CROPS", localizer=localizer, settings=settings)
@@ -466,7 +466,7 @@ def test_crops_a_label_map_that_is_stored_in_another_voxel_order(
 ) -> None:
     localizer, settings = load_localizer(load_recipe(task_recipe(2)), DEMO_WEIGHTS, device="cpu")
     box = Box((0, 0, 0), (3, 5, 7))
-    monkeypatch.setattr("pantherseg.datasets.crops.localize", lambda *_: (box, ()))
+    monkeypatch.setattr("pantherseg.datasets.crops.localize", lambda *_: Located(box, ()))
     replaced_label(panther_labels(), "RAS")(dataset.folder)
     crops = crop_dataset(dataset, tmp_path / "crops", 905, "CROPS", localizer=localizer, settings=settings)
     np.testing.assert_array_equal(read_labels(crops.label_path("2_1")).array, panther_labels()[box.slices])

@@ -292,26 +292,6 @@ def test_chooses_the_upload_if_it_contains_a_file(tmp_path: Path) -> None:
     assert choose_root(uploaded, shipped) == uploaded
 
 
-@pytest.mark.parametrize("below", [".", "base"])
-def test_finds_the_weights_of_mrsegmentator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
-    localizer = Localizer(model="mrsegmentator", label=7, margin_mm=30.0, checkpoint="checkpoint_final.pth")
-    wanted = recipe(Member(model="task2"), localizer=localizer)
-    root, weights = tmp_path / "root", tmp_path / "weights"
-    model(root / "task2")
-    monkeypatch.setenv("MRSEG_WEIGHTS_PATH", str(weights))
-    assert find_models(root, wanted).localizer is None
-    expected = model(weights / below, "0", "1")
-    found = find_models(root, wanted).localizer
-    assert found
-    assert (found.path, found.folds) == (expected, ("0", "1"))
-    # A model in the root comes first, and other names are not searched there.
-    assert find_models(root, TASK2).localizer is None
-    in_root = model(root / "mrsegmentator")
-    found = find_models(root, wanted).localizer
-    assert found
-    assert found.path == in_root
-
-
 @pytest.mark.fault("models", "uploaded models that their user may not read", "an error, not a mask of the demo models")
 def test_refuses_an_upload_that_this_user_may_not_read(tmp_path: Path) -> None:
     model(tmp_path / "uploaded" / "task1")

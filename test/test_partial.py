@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -12,16 +11,13 @@ import numpy as np
 import pytest
 import torch
 from bench.unpack import unpack
-from numpy.typing import NDArray
 
 from conftest import flip_a_bit, one_line_about
 from pantherseg.ensemble import Ensemble
 from pantherseg.errors import ModelError
-from pantherseg.events import Event, EventCode
+from pantherseg.events import EventCode
 from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.localize import localize
-from pantherseg.machine.deadline import Deadline
 from pantherseg.model_sources.nnunet import CHECKPOINT
 from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.models.find import ModelFolder
@@ -31,7 +27,7 @@ from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.pipeline import Segmentation, segment
 from pantherseg.recipe import Localizer, Member, Recipe, load_recipe
 from pantherseg.session import Session
-from pantherseg.volume import Box, Grid, Volume
+from pantherseg.volume import Volume
 
 TASK1, TASK2 = load_recipe(task_recipe(1)), load_recipe(task_recipe(2))
 LEFT_OUT = EventCode.FOLD_LEFT_OUT
@@ -258,60 +254,3 @@ def test_searches_the_whole_volume_without_memory_for_the_localizer(
     assert codes(result)[0] == EventCode.LOCALIZER_FAILED
     assert message in result.events[0].message
     assert result.box.shape == pancreas.grid.shape
-
-
-@dataclass(frozen=True)
-class FixedLocalizer:
-    """A localizer that finds a given label map, and its logits."""
-
-    label_map: NDArray[np.uint8]
-    events: tuple[Event, ...] = ()
-    is_complete: bool = True
-    trained_orientation: str = "LPS"
-
-    def predict(self, volume: Volume, deadline: Deadline) -> FixedLocalizer:
-        assert volume.array.shape == self.label_map.shape
-        return self
-
-    def labels(self) -> NDArray[np.uint8]:
-        return self.label_map
-
-
-def localized(found: tuple[slice, ...], **changes: float) -> tuple[Box | None, tuple[Event, ...]]:
-    """Localize a body of 40x60x60 voxels, where the localizer finds the pancreas in a region (z, y, x)."""
-    array = np.random.default_rng(0).normal(5, 2, (40, 60, 60)).astype(np.float32)
-    array[4:36, 10:50, 10:50] += 300
-    labels = np.zeros(array.shape, np.uint8)
-    labels[found] = 7
-    volume = Volume(array, Grid(array.shape, (5.0, 3.0, 3.0)))
-    settings = Localizer(model="localizer", label=7, margin_mm=10.0, **changes)
-    located = localize(volume, FixedLocalizer(labels), settings)  # type: ignore[arg-type]
-    return located.box, located.events
-
-
-THIN = np.s_[10:20, 20:23, 20:40]
-
-
-@pytest.mark.fault("localizer", "the localizer's box {id}", "the whole volume is searched, and an event says why")
-@pytest.mark.parametrize(
-    ("found", "reason"),
-    [
-        (np.s_[10:11, 20:40, 20:40], "is 5x60x60 mm (z, y, x) before the margin, which is too small"),
-        (THIN, "is 50x9x60 mm (z, y, x) before the margin, which is too small"),
-        (np.s_[1:39, 1:59, 1:59], "holds 100% of the volume"),
-        (np.s_[10:20, 0:10, 0:50], "lies outside the body: "),
-    ],
-    ids=["is one slice", "is thinner than any pancreas", "is nearly the whole volume", "lies outside the body"],
-)
-def test_rejects_an_implausible_box(found: tuple[slice, ...], reason: str) -> None:
-    box, (event,) = localized(found)
-    assert box is None
-    assert event.code == EventCode.IMPLAUSIBLE_BOX
-    assert f"the localizer's box {reason}" in event.message
-
-
-def test_accepts_a_box_of_the_smallest_size_in_the_recipe() -> None:
-    assert localized(np.s_[10:20, 20:40, 20:40])[0] is not None
-    box, events = localized(THIN, min_side_mm=5.0)
-    assert box is not None
-    assert events == ()

@@ -16,7 +16,7 @@ from pantherseg.phantom import Phantom, make_phantom
 from pantherseg.pipeline import Segmentation, segment
 from pantherseg.recipe import load_recipe
 from pantherseg.session import Session
-from pantherseg.volume import Box, Volume
+from pantherseg.volume import Box, Volume, as_shape
 
 SAMPLE_SEED = {1: 5001, 2: 5004}
 
@@ -78,7 +78,13 @@ def test_segments_the_tumour_of_a_phantom(
     assert report["not_for_clinical_use"] is True
     assert report["tumour_ml"] == pytest.approx(result.mask.array.sum() * result.mask.grid.voxel_mm3 / 1000, abs=1e-3)
     assert ("localizer" in report["seconds"]) == (task == 2)
+    assert (report["pancreas"] is None) == (task == 1)
     if task == 2:
+        pancreas = phantom.organs.array == 7
+        assert report["pancreas"]["ml"] == pytest.approx(pancreas.sum() * phantom.image.grid.voxel_mm3 / 1000, rel=0.4)
+        around = Box(tuple(report["pancreas"]["box"]["start_zyx"]), tuple(report["pancreas"]["box"]["stop_zyx"]))
+        assert pancreas[around.slices].sum() > 0.8 * pancreas.sum()
+        assert around.joined(result.box) == result.box
         assert np.prod(result.box.shape) < 0.5 * phantom.image.array.size
         assert tumour[result.box.slices].sum() == tumour.sum(), "the localizer's box holds the whole tumour"
 
@@ -97,6 +103,46 @@ def test_searches_the_whole_volume_where_no_pancreas_is_found(
     result = segment(Volume(noise, grid), sessions[2])
     assert result.box.shape == grid.shape
     assert EventCode.NO_PANCREAS_FOUND in codes(result)
+    assert result.mask.array.any(), "the challenge's recipe rescues an empty mask"
+
+
+@pytest.mark.fault(
+    "localizer",
+    "a volume of an odd size that ends with the last slice of the pancreas",
+    "a mask on that grid, from a box with the last slice",
+)
+@pytest.mark.slow
+def test_the_last_slice_of_the_pancreas_is_searched(phantoms: dict[int, Phantom], sessions: dict[int, Session]) -> None:
+    around = Box.around(phantoms[2].organs.array == 7)
+    assert around is not None
+    _, height, width = phantoms[2].image.grid.shape
+    stop = around.stop[0], height, width
+    volume = image_of(phantoms[2]).crop(Box(as_shape((size + 1) % 2 for size in stop), stop))
+    assert all(size % 2 for size in volume.grid.shape)
+    result = segment(volume, sessions[2])
+    assert result.pancreas is not None, "the box is the localizer's"
+    assert result.box.stop[0] == volume.grid.shape[0]
+    assert result.mask.grid == volume.grid
+    assert result.mask.array.any()
+
+
+@pytest.mark.fault(
+    "localizer",
+    "a volume of {shape} voxels, too few for any pancreas",
+    "the mask of the whole volume, and an event that says why",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 37, 41), (13, 1, 29), (3, 5, 7)])
+def test_odd_and_flat_volumes_end_with_a_mask(
+    shape: tuple[int, int, int], phantoms: dict[int, Phantom], sessions: dict[int, Session]
+) -> None:
+    start = (8, 50, 60)
+    volume = image_of(phantoms[2]).crop(Box(start, as_shape(np.add(start, shape))))
+    result = segment(volume, sessions[2])
+    assert result.box == Box.whole(shape)
+    assert result.pancreas is None
+    assert {EventCode.NO_PANCREAS_FOUND, EventCode.IMPLAUSIBLE_BOX} & set(codes(result))
+    assert result.mask.array.shape == shape
     assert result.mask.array.any(), "the challenge's recipe rescues an empty mask"
 
 

@@ -151,6 +151,14 @@ def test_names_the_file_and_key_of_a_mistake(tmp_path: Path, old: str, new: str,
     assert re.search(rf": invalid content: .*{named}", reason(write_recipe(tmp_path, MINIMAL.replace(old, new))))
 
 
+def test_reads_lengths_of_one_or_of_three_axes(tmp_path: Path) -> None:
+    text = task_recipe(2).read_text().replace("margin_mm = 30.0", "margin_mm = [15, 50, 100.0]\nmin_extent_mm = 120")
+    localizer = load_recipe(write_recipe(tmp_path, text)).localizer
+    assert localizer is not None
+    assert (localizer.margin_mm, localizer.min_extent_mm) == ((15.0, 50.0, 100.0), 120.0)
+    assert (localizer.components, localizer.min_component_mm3, localizer.mirroring) == ("all", 1000.0, False)
+
+
 def test_refuses_a_recipe_without_members(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, "members = []" + MINIMAL.replace('[[members]]\nmodel = "m"', ""))
     assert "at least one entry in members, found none" in reason(path)
@@ -174,6 +182,12 @@ def test_refuses_a_file_that_is_not_toml(tmp_path: Path) -> None:
         ("margin_mm = 30.0", "margin_mm = inf", "$.localizer.margin_mm"),
         ("spacing = [6.0, 3.0, 3.0]", "spacing = [0, 3.0, 3.0]", "$.localizer.spacing[0]"),
         ("spacing = [6.0, 3.0, 3.0]", "spacing = [6.0, nan, 3.0]", "$.localizer.spacing[1]"),
+        ("margin_mm = 30.0", "margin_mm = [15, -50, 100]", "$.localizer.margin_mm[1]"),
+        ("margin_mm = 30.0", "margin_mm = [15, 50]", "$.localizer.margin_mm"),
+        ("margin_mm = 30.0", "margin_mm = [15, 50, 100, 100]", "$.localizer.margin_mm"),
+        ("margin_mm = 30.0", "margin_mm = 30.0\nmin_extent_mm = -1", "$.localizer.min_extent_mm"),
+        ("margin_mm = 30.0", 'margin_mm = 30.0\ncomponents = "biggest"', "$.localizer.components"),
+        ("margin_mm = 30.0", "margin_mm = 30.0\nhalf_resolution = true", "$.localizer"),
         ('folds = "all"', "folds = []", "$.members[0].folds"),
         ('folds = "all"', 'folds = "all"\ncheckpoint = "../fold_1/final.pth"', "$.members[0].checkpoint"),
         ('kind = "rescue"', 'kind = "rescue"\nmax_mm3 = 0', "$.max_mm3` - at `$.postprocess[0]"),

@@ -101,9 +101,16 @@ def test_a_case_has_its_figures_events_and_times(page: Page) -> None:
         "Time: 12.0 s",
         "members 10.2 s",
         "Recipe task1",
+        "Searched voxels 0, 0, 0 up to 12, 40, 48 (z, y, x)",
         "Peak memory 400 MiB",
     ):
         assert text in poor
+
+
+def test_a_case_has_what_the_localizer_found(page: Page) -> None:
+    good = page.articles[page.names.index("good")]
+    assert "Pancreas 61.2 ml around -12.5, 30.0, 4.2 mm (x, y, z), 2.5 ml elsewhere left out" in good
+    assert "ml around" not in page.articles[page.names.index("poor")]
 
 
 def test_the_summary_counts_what_needs_a_look(page: Page) -> None:

@@ -65,6 +65,7 @@ from pantherseg.training.graph import load_training_file
 from pantherseg.training.run import prepare, run_step
 from pantherseg.training.state import State
 from pantherseg.training.workspace import Inputs, Workspace
+from pantherseg.localize import Located
 from pantherseg.volume import Box
 
 folder = Path(sys.argv[1])
@@ -97,7 +98,7 @@ labels = {"background": 0, "tumour": 1, "pancreas": 2}
 actions.open_bundle = lambda path: SimpleNamespace(manifest=SimpleNamespace(labels=labels))
 actions.Predictor = threshold
 actions.load_localizer = lambda *arguments, **options: (None, None)
-crops.localize = lambda image, *_: (Box((1, 2, 3), tuple(size - 1 for size in image.array.shape)), ())
+crops.localize = lambda image, *_: Located(Box((1, 2, 3), tuple(size - 1 for size in image.array.shape)), ())
 for name in ("import.t1", "import.more", "data.teacher", "plan.teacher", "data.cropped", "pseudo.round1"):
     child = os.fork()
     if not child:

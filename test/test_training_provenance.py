@@ -12,6 +12,7 @@ import pytest
 from pantherseg.datasets.crops import crop_dataset
 from pantherseg.datasets.raw import RawCase, RawDataset, new_dataset
 from pantherseg.events import Event, EventCode
+from pantherseg.localize import Located
 from pantherseg.paths import task_recipe
 from pantherseg.recipe import load_recipe
 from pantherseg.training.graph import load_training_file
@@ -32,7 +33,8 @@ def test_lists_the_cases_that_are_cropped_around_their_reference(
     ) as new:
         for case in ("found", "missed"):
             new.add(case, RawCase(patient=case), image, Volume(label, grid))
-    boxes = iter([(Box((5, 5, 5), (20, 20, 20)), ()), (None, (Event(EventCode.NO_PANCREAS_FOUND, "no pancreas"),))])
+    nothing = Located(None, (Event(EventCode.NO_PANCREAS_FOUND, "no pancreas"),))
+    boxes = iter([Located(Box((5, 5, 5), (20, 20, 20)), ()), nothing])
     monkeypatch.setattr("pantherseg.datasets.crops.localize", lambda *_: next(boxes))
     settings = load_recipe(task_recipe(2)).localizer
     assert settings is not None

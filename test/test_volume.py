@@ -17,6 +17,7 @@ from pantherseg.errors import InputError, OutputError
 from pantherseg.events import Event, EventCode
 from pantherseg.io import read_image, read_labels, write_volume
 from pantherseg.io.itk import from_itk, to_itk
+from pantherseg.orientation import Turn
 from pantherseg.volume import Box, Grid, Shape, Triple, Volume, uncrop
 
 SHAPE = (4, 5, 7)
@@ -128,6 +129,27 @@ def test_the_box_around_a_mask_includes_its_last_voxel() -> None:
 )
 def test_a_box_expands_by_whole_voxels_within_the_grid(margin: float, spacing: Triple, expected: Box) -> None:
     assert Box((10, 10, 10), (12, 12, 12)).expanded(margin, Grid((20, 20, 20), spacing)) == expected
+
+
+def test_a_box_expands_by_another_margin_on_each_axis() -> None:
+    grid = Grid((40, 40, 40), (5.0, 2.0, 1.0))
+    assert Box((10, 15, 16), (20, 22, 24)).expanded((15.0, 7.0, 0.0), grid) == Box((7, 11, 16), (23, 26, 24))
+
+
+@settings(deadline=None, max_examples=100)
+@given(boxes(), st.tuples(*[st.floats(0, 60)] * 3))
+def test_a_grown_box_has_the_extent_or_that_of_the_grid(shape_and_box: tuple[Shape, Box], extent: Triple) -> None:
+    shape, box = shape_and_box
+    grid = Grid(shape, (3.0, 1.5, 1.0))
+    grown = box.grown(extent, grid)
+    assert box.joined(grown) == grown
+    assert grown.joined(Box.whole(shape)) == Box.whole(shape)
+    for size, mm, wanted, before, whole in zip(grown.shape, grid.spacing, extent, box.shape, shape, strict=True):
+        assert size == whole or size * mm >= wanted - 1e-5
+        assert size == before or (size - 2) * mm < wanted, "no more than needed to grow on both sides"
+    turn = Turn((2, 0, 1), (True, False, True))
+    turned = box.turned(turn, shape).grown(turn.order(extent), grid.turned(turn))
+    assert turned == grown.turned(turn, shape), "whatever the order of the voxels"
 
 
 @settings(deadline=None, max_examples=60)

@@ -124,6 +124,11 @@ def test_a_sample_has_the_same_mask_in_all_48_voxel_orders(task: int) -> None:
         np.testing.assert_array_equal(result.mask.turned_to("LPS").array, expected.mask.array, code)
         assert result.box == expected.box.turned(Turn.between("LPS", code), image.grid.shape)
         assert result.events == expected.events
+        assert (result.pancreas is None) == (expected.pancreas is None) == (task == 1)
+        if result.pancreas and expected.pancreas:
+            back = result.pancreas.turned(Turn.between(code, "LPS"), result.mask.grid.shape)
+            assert (back.box, back.ml) == (expected.pancreas.box, expected.pancreas.ml)
+            np.testing.assert_allclose(back.centre_mm, expected.pancreas.centre_mm, atol=1e-6)
 
 
 @pytest.mark.full

@@ -111,14 +111,12 @@ def localize(volume: Volume, predictor: Predictor, settings: Localizer, deadline
     There is no box where no plausible pancreas was found before the deadline. Raises what `Predictor.predict` raises,
     and InputError where the volume would be too large at the localizer's spacing.
     """
-    turned = volume.turned_to(predictor.trained_orientation)
-    double = as_triple(2 * np.array(turned.grid.spacing))
-    resampled = _resampled(turned, double if settings.half_resolution else settings.spacing)
+    resampled = copy_to_search(volume.turned_to(predictor.trained_orientation), settings)
     logits = predictor.predict(resampled, deadline)
     if not logits.is_complete:
         reason = "the localizer had too little time to search everywhere"
         return Located(None, (*logits.events, searched_whole(EventCode.LOCALIZER_FAILED, reason)))
-    components = Components.of(logits.labels() == settings.label)
+    components = Components.of(logits.mask(settings.label))
     if not components.numbers:
         reason = "the localizer found no pancreas"
         return Located(None, (*logits.events, searched_whole(EventCode.NO_PANCREAS_FOUND, reason)))
@@ -133,6 +131,16 @@ def localize(volume: Volume, predictor: Predictor, settings: Localizer, deadline
             return Located(with_surroundings(box, settings, volume.grid), logits.events, found, marked)
         reasons.append(f"the localizer's box {reason}")
     return Located(None, (*logits.events, searched_whole(EventCode.IMPLAUSIBLE_BOX, reasons[0])))
+
+
+def copy_to_search(volume: Volume, settings: Localizer) -> Volume:
+    """Return the copy of a volume that the localizer sees by the recipe: coarser, or the volume itself.
+
+    Raises InputError for a copy that would be too large.
+    """
+    if settings.half_resolution:
+        return _resampled(volume, as_triple(2 * np.array(volume.grid.spacing)))
+    return volume if settings.spacing is None else _resampled(volume, settings.spacing)
 
 
 def with_margin(box: Box, settings: Localizer, grid: Grid) -> Box:
@@ -227,10 +235,8 @@ def _implausible(resampled: Volume, box: Box, volume: Volume, found: Box, settin
     return ""
 
 
-def _resampled(volume: Volume, spacing: Triple | None) -> Volume:
-    """Return the volume at a spacing (z, y, x) in mm if there is one, by linear interpolation."""
-    if spacing is None:
-        return volume
+def _resampled(volume: Volume, spacing: Triple) -> Volume:
+    """Return the volume at a spacing (z, y, x) in mm, by linear interpolation."""
     image = to_itk(volume)
     old = np.array(image.GetSpacing())
     new = np.array(spacing[::-1])

@@ -57,6 +57,15 @@ class Box:
         """Return the smallest box that holds this one and another."""
         return Box(as_shape(map(min, self.start, other.start)), as_shape(map(max, self.stop, other.stop)))
 
+    def common(self, other: Box) -> Box | None:
+        """Return the box of the voxels in this one and another, None where there are none."""
+        start, stop = np.maximum(self.start, other.start), np.minimum(self.stop, other.stop)
+        return Box(as_shape(start), as_shape(stop)) if (start < stop).all() else None
+
+    def within(self, other: Box) -> Box:
+        """Return the box with its voxels counted from the first of another box that holds it."""
+        return Box(as_shape(np.subtract(self.start, other.start)), as_shape(np.subtract(self.stop, other.start)))
+
     @property
     def shape(self) -> Shape:
         """Number of voxels along (z, y, x)."""

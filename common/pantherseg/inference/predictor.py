@@ -17,6 +17,7 @@ from pantherseg.fusion import MeanLogits
 from pantherseg.inference.accumulate import FoldSums, Network, Sweep
 from pantherseg.inference.backends import Backend
 from pantherseg.inference.fold_masks import Agreement, FoldMasks
+from pantherseg.inference.one_label import mask_of
 from pantherseg.inference.placement import Placement, placements
 from pantherseg.inference.schedule import Next, Schedule, SweepSettings
 from pantherseg.inference.tiles import padded, tiles
@@ -65,6 +66,10 @@ class Logits:
         """Return the logits of slices start..stop of the volume, (class, stop - start, y, x), on the volume's grid."""
         logits = self.back.slab(self.values, start, stop)
         return logits if self.class_order is None else logits[list(self.class_order)]
+
+    def mask(self, label: int) -> NDArray[np.bool_]:
+        """Return where a label other than the background is predicted, (z, y, x), as in `labels`, but sooner."""
+        return mask_of(self.values, self.back, label)
 
     def labels(self) -> NDArray[np.uint8]:
         """Return the label map of the volume, (z, y, x)."""

@@ -19,7 +19,7 @@ from pantherseg.orientation import NO_TURN, Turn
 from pantherseg.preprocessing.intensity import IntensityScheme
 from pantherseg.preprocessing.resample import Resampling, Resizer
 from pantherseg.tables import Positive, Table
-from pantherseg.volume import Box, Shape, Triple
+from pantherseg.volume import Box, Shape, Triple, as_shape
 
 # The background's logit outside of the crop to voxels that are not 0.
 CERTAIN = 50.0
@@ -86,24 +86,29 @@ class WayBack:
         """
         if not 0 <= start < stop <= self.shape[0]:
             raise ValueError(f"slices must be in a volume of {self.shape[0]} slices, got {start} to {stop}")
-        axis = self.turn.axes.index(0)
-        if self.turn.flipped[axis]:
-            start, stop = self.shape[0] - stop, self.shape[0] - start
-        shape: list[int] = list(self.turn.order(self.shape))
-        shape[axis] = stop - start
-        result = zeros_like(logits, (len(logits), *shape), self.resizer.result_type(logits))
+        return self.part(logits, Box((start, 0, 0), (stop, *self.shape[1:])))
+
+    def part(self, logits: Array, box: Box) -> Array:
+        """Return the network's logits (class, z, y, x) in a box of the volume; otherwise like `slab`."""
+        turned = box.turned(self.turn, self.shape)
+        result = zeros_like(logits, (len(logits), *turned.shape), self.resizer.result_type(logits))
         result[0] = CERTAIN
-        # The slices inside the box, counted from the first of the slab.
-        first, last = max(self.box.start[axis] - start, 0), min(self.box.stop[axis] - start, stop - start)
-        if first < last:
-            inside: list[slice] = list(self.box.slices)
-            inside[axis] = slice(first, last)
-            offset = start - self.box.start[axis]
-            result[:, *inside] = self.resizer.slab(logits, axis, first + offset, last + offset)
+        common = turned.common(self.box)
+        if common is not None:
+            result[:, *common.within(turned).slices] = self.resizer.part(logits, common.within(self.box))
         xp = namespace(logits)
         if flipped := tuple(own + 1 for own, flip in enumerate(self.turn.flipped) if flip):
             result = xp.flip(result, axis=flipped)
         return xp.permute_dims(result, (0, *(int(own) + 1 for own in np.argsort(self.turn.axes))))
+
+    def reach(self, cells: Box) -> Box | None:
+        """Return the box of the volume's voxels that lie in a box of the network's cells; see `Resizer.reach`."""
+        found = self.resizer.reach(cells)
+        if found is None:
+            return None
+        start = as_shape(np.add(found.start, self.box.start))
+        moved = Box(start, as_shape(np.add(start, found.shape)))
+        return moved.turned(self.turn.inverse, as_shape(self.turn.order(self.shape)))
 
 
 @dataclass(frozen=True, eq=False)

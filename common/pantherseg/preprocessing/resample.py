@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pantherseg.arrays import Array, as_type, dtype_name
 from pantherseg.preprocessing.axis_maps import Mode, NeighborMap, Order, SplineMap, axis_map
 from pantherseg.tables import Positive, Table
-from pantherseg.volume import Shape, Triple
+from pantherseg.volume import Box, Shape, Triple, as_shape
 
 SPLINE = "resample_data_or_seg_to_shape"
 TORCH = "resample_torch_fornnunet"
@@ -153,16 +153,42 @@ class Resizer:
         self._check(data)
         if not 0 <= start < stop <= self.new_shape[axis]:
             raise ValueError(f"rows must be in the shape {self.new_shape} along axis {axis}, got {start} to {stop}")
-        before, maps = (slice(None),) * (axis + 1), self._neighbor_maps
+        first, last = [0, 0, 0], list(self.new_shape)
+        first[axis], last[axis] = start, stop
+        return self.part(data, Box(as_shape(first), as_shape(last)))
+
+    def part(self, data: Array, box: Box) -> Array:
+        """Return the voxels in a box of the result of `resize`, bit for bit; otherwise like `slab`."""
+        maps = self._neighbor_maps
         if maps is None:
             if not self._last or self._last[0] is not data:
                 self._last[:] = data, self.resize(data)
-            return self._last[1][*before, start:stop]
-        first, last, maps[axis] = maps[axis].between(start, stop)
-        part = data[*before, first:last]
+            return self._last[1][:, *box.slices]
+        read = []
+        for axis, (start, stop) in enumerate(zip(box.start, box.stop, strict=True)):
+            first, last, maps[axis] = maps[axis].between(start, stop)
+            read.append(slice(first, last))
+        part = data[:, *read]
         for along in self.order:
             part = maps[along].apply(part, along + 1)
         return as_type(part, self.result_type(data))
+
+    def reach(self, cells: Box) -> Box | None:
+        """Return the voxels of the result that lie in a box of cells, None where there are none.
+
+        A cell (z, y, x) reaches from a voxel of the data to the next one along each axis. All voxels for splines of
+        order 2 and above.
+        """
+        maps = self._neighbor_maps
+        if maps is None:
+            return Box.whole(self.new_shape)
+        hits = [
+            np.flatnonzero((one.rows[0] >= start) & (one.rows[0] < stop))
+            for one, start, stop in zip(maps, cells.start, cells.stop, strict=True)
+        ]
+        if not all(map(len, hits)):
+            return None
+        return Box(as_shape(rows[0] for rows in hits), as_shape(rows[-1] + 1 for rows in hits))
 
     @property
     def _neighbor_maps(self) -> list[NeighborMap] | None:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from pantherseg.archives import opened
 from pantherseg.errors import DownloadError, ModelError, printable
 from pantherseg.model_sources.checkpoint import read_checkpoint, read_origin
+from pantherseg.model_sources.mrsegmentator import VERSION
 from pantherseg.model_sources.nnunet import DATASET, PLANS
 from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.packing.pack import pack
@@ -70,7 +71,9 @@ def _from_archive(entry: Weights, files: Sequence[Path], target: Path, zoo: Sequ
         inside = {path.relative_to(folder): name for path, name in paths.items() if path.is_relative_to(folder)}
         checkpoint = _choose_checkpoint(entry, files[0], inside)
         needed = [
-            path for path in inside if str(path) in (PLANS, DATASET) or (_in_fold(path) and path.name == checkpoint)
+            path
+            for path in inside
+            if str(path) in (PLANS, DATASET, VERSION) or (_in_fold(path) and path.name == checkpoint)
         ]
         archive.unpack({inside[path]: target / path for path in needed})
     return open_model_folder(target, checkpoint=checkpoint)
