@@ -42,6 +42,7 @@ class _Window:
     back: WayBack
     box: Box
     weight: float = 1.0
+    threshold: float | None = None
 
     @property
     def classes(self) -> int:
