@@ -407,6 +407,34 @@ def test_other_commands_never_replace_their_inputs(
     assert [Path(name).read_bytes() for name in ("a.mha", "b.mha")] == before
 
 
+@pytest.mark.fault("inputs", "a command would write over {what}", "an error before any work; nothing is changed")
+@pytest.mark.parametrize(
+    ("options", "what", "reason"),
+    [
+        ("--json masks/a.mha", "a volume in its input folder", "masks/a.mha: this file is an input of the command"),
+        ("--csv masks/a.json", "the report of a case in it", "masks/a.json: this file is an input of the command"),
+        ("--json x --csv x", "its other result", "x: two results would be written to this file"),
+        ("--json pipe", "a pipe or a device", "pipe: expected a file, or a name that is not taken, found a device"),
+        ("--json more", "a folder", "more: expected a file, or a name that is not taken, found a folder"),
+    ],
+)
+def test_results_never_replace_what_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, what: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = good(Path("masks/a.mha")), good(Path("references/a.mha")), Path("masks/a.json")
+    kept[2].write_text("{}")
+    os.mkfifo("pipe")
+    Path("more").mkdir()
+    before = [path.read_bytes() for path in kept]
+    result = CliRunner().invoke(pantherseg, f"evaluate masks references {options}".split())
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: {reason}")
+    assert len(result.output.splitlines()) == 1
+    assert [path.read_bytes() for path in kept] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "more", "pipe", "references"]
+
+
 def test_a_reader_that_ends_early_gets_no_traceback(tmp_path: Path) -> None:
     command = f"set -o pipefail; {sys.executable} -m pantherseg weights list | head -c 0"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

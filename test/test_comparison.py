@@ -86,6 +86,14 @@ def test_p_values_are_those_of_wilcoxons_test() -> None:
     assert found.p_value < 0.05
 
 
+def test_equal_differences_are_ties_of_the_test_whatever_their_rounding() -> None:
+    voxels, mm3 = np.array([-44, -27, -55, -302, -10, -567, 27, -573, -8, -53, -2, 41]), 1.1875 * 1.1875 * 3.1
+    errors = 1000 + np.abs(voxels)
+    pairs = [evaluation(*(case(0.5, 4, float(n) * mm3) for n in sizes)) for sizes in (errors, errors + voxels)]
+    found = compare(*pairs).official["volume_rmse_mm3"]
+    assert found.p_value == pytest.approx(stats.wilcoxon(voxels).pvalue)
+
+
 @pytest.mark.parametrize(
     ("p_values", "corrected"),
     [
@@ -181,6 +189,9 @@ def test_a_plot_needs_a_comparison_and_does_not_replace_an_input(folders: tuple[
     done = CliRunner().invoke(pantherseg, ["evaluate", a, references, "--plot", "d.png"])
     assert done.exit_code == 2
     assert "--compare" in done.output
+    done = CliRunner().invoke(pantherseg, ["evaluate", a, references, "--compare", b, "--plot", "d.jpg"])
+    assert done.exit_code == 2
+    assert "expected a name that ends with .png" in done.output
     mask = f"{a}/0.mha"
-    done = CliRunner().invoke(pantherseg, ["evaluate", mask, references, "--compare", b, "--plot", mask])
+    done = CliRunner().invoke(pantherseg, ["evaluate", mask, references, "--compare", b, "--json", mask])
     assert done.exit_code == 1

@@ -283,6 +283,19 @@ def image(predictions: Path, references: Path) -> Path:
     return path
 
 
+def image_below_zero(predictions: Path, references: Path) -> Path:
+    path = predictions / "10001_0001_0000.nii.gz"
+    write_volume(volume(1 - np.arange(math.prod(SHAPE)).reshape(SHAPE).astype(np.int16)), path)
+    return path
+
+
+def link_to_nowhere(predictions: Path, references: Path) -> Path:
+    path = predictions / "10001_0001_0000.nii.gz"
+    path.unlink()
+    path.symlink_to(predictions / "moved.nii.gz")
+    return path
+
+
 BAD_CASES = {
     without_tumour: "expected a reference mask with a tumour (label 1), found no voxel with label 1",
     damaged_reference: "the file is truncated or damaged",
@@ -292,6 +305,8 @@ BAD_CASES = {
     probabilities: "expected whole numbers as labels, found probabilities, such as 0.3; give the mask",
     probabilities_of_8_bits: "expected a mask with a few labels, found 256 values, as an image or probabilities have",
     image: "expected a mask with a few labels, found 1287 values, as an image or probabilities have",
+    image_below_zero: "expected a mask with a few labels, found 1287 values, as an image or probabilities have",
+    link_to_nowhere: "expected a volume, found no such file",
 }
 
 

@@ -91,7 +91,8 @@ def test_refuses_a_file_in_place_of_a_folder_and_a_folder_in_place_of_a_file(tmp
     (tmp_path / "file").write_text("kept")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deeper" / "a.txt", tmp_path / "folder"):
-        with pytest.raises(OutputError, match=rf"{path}: failed to write this file"):
+        reason = "expected a file" if path.is_dir() else "failed to write this file"
+        with pytest.raises(OutputError, match=rf"{path}: {reason}"):
             write_text(path, "text")
     assert (tmp_path / "file").read_text() == "kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

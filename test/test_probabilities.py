@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +51,7 @@ def test_keeps_every_decision_at_one_half(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_probability(tmp_path / "case.npz").array > 0.5, array > 0.5)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "other", "outside"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "too large", "other", "outside"])
 @pytest.mark.fault("training", "a file of probabilities is {damage}", "an error that names the file")
 def test_refuses_a_file_without_probabilities(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "case.npz"
@@ -58,6 +60,16 @@ def test_refuses_a_file_without_probabilities(tmp_path: Path, damage: str) -> No
         path.unlink()
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:-40])
+    elif damage == "flipped":
+        content = bytearray(path.read_bytes())
+        # Behind the local header (30 bytes and the name), whatever a zlib stream may begin with.
+        content[60:100] = bytes(255 - byte for byte in content[60:100])
+        path.write_bytes(content)
+    elif damage == "too large":
+        values = io.BytesIO()
+        np.lib.format.write_array_header_1_0(values, {"descr": "|u1", "fortran_order": False, "shape": (1 << 20,) * 3})
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("values.npy", values.getvalue())
     elif damage == "other":
         np.savez(path, something=np.zeros(3))
     else:

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 
 class EventCode(StrEnum):
-    """Every event code, in the order in which a case can cause them."""
+    """Every event code."""
 
     FOURTH_AXIS_DROPPED = "fourth_axis_dropped"
     """The file has more than three axes; the others have length 1 and were dropped."""

@@ -25,9 +25,10 @@ def written_beside(path: Path) -> Iterator[Path]:
 
     Its suffix is in lower case: ITK writes another format, or none, for a suffix such as .MHA. Parent folders are
     created, and hidden files of killed processes are removed, except in a folder that is itself hidden until it is
-    complete. Raises OutputError where the file cannot be written or synced to the disk.
+    complete. Raises OutputError where the file cannot be written or synced to the disk, and for a folder or a device.
     """
     beside = path.with_name(f".{os.getpid()}.{_name_beside(path)}")
+    _refuse_other_than_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not any(part.startswith(TEMPORARY) for part in path.parts):
@@ -77,6 +78,19 @@ def folder_written_beside(path: Path) -> Iterator[Path]:
 def _refuse_existing(path: Path) -> None:
     if path.exists() or path.is_symlink():
         raise OutputError(path, expected="a new folder", found="an existing one", hint="move it away")
+
+
+def _refuse_other_than_file(path: Path) -> None:
+    """Raise OutputError for a folder or a device, which a file cannot replace or must not."""
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "a device or a pipe"
+        raise OutputError(path, expected="a file, or a name that is not taken", found=found, hint="name another file")
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be written, before what it contains is computed. Raises OutputError."""
+    _refuse_other_than_file(path)
+    prepare_folder(path.absolute().parent)
 
 
 def _name_beside(path: Path) -> str:

@@ -35,6 +35,8 @@ def calibrate(predictions: Path, references: Path, models: Path) -> None:
     calibration = calibrate_models(cohort)
     write_calibrations({**known, cohort.recipe: calibration}, models)
     click.echo(f"{models / CALIBRATION}: {cohort.recipe}, {summary(calibration)}")
+    if calibration.cross_validated.aurc >= calibration.cross_validated.aurc_random:
+        logger.warning("the expected Dice does not tell good masks from poor ones in these cases: do not sort by it")
     if cohort.failed:
         total = len(cohort.failed) + len(cohort.confidences)
         names = first_few(cohort.failed)

@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 
 from pantherseg import evaluation
-from pantherseg.cli.options import PATH, check_not_an_input
+from pantherseg.cli.options import PATH, check_outputs
 from pantherseg.errors import first_few
 from pantherseg.evaluation import Evaluation
 
@@ -49,8 +49,9 @@ def evaluate(
     """
     if plot and not other:
         raise click.UsageError("--plot draws a comparison: give --compare too")
-    for target in (json_file, csv_file, plot):
-        check_not_an_input(target, predictions, references, other)
+    if plot and plot.suffix.lower() != ".png":
+        raise click.UsageError(f"--plot: expected a name that ends with .png, found {plot.name}")
+    check_outputs(json_file, csv_file, plot, inputs=(predictions, references, other))
     result = _evaluated(predictions, references, workers)
     click.echo(evaluation.evaluation_table(result))
     click.echo("\n" + evaluation.lesion_table(result))

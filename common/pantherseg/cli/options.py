@@ -9,6 +9,9 @@ from pathlib import Path
 import click
 
 from pantherseg.errors import OutputError
+from pantherseg.files import check_writable
+from pantherseg.io import case_name, find_sources
+from pantherseg.io.probabilities import SUFFIX as PROBABILITIES
 from pantherseg.paths import find_recipe, task_recipe
 from pantherseg.verdict import Verdict
 
@@ -44,11 +47,29 @@ def names_in(members: str | None) -> list[str] | None:
     return None if members is None else [name.strip() for name in members.split(",") if name.strip()]
 
 
-def check_not_an_input(target: Path | None, *inputs: Path | None) -> None:
-    """Raise OutputError if a file to write is one of the command's own inputs."""
-    for path in inputs:
-        if target is not None and path is not None and target.resolve() == path.resolve():
+def check_outputs(*targets: Path | None, inputs: Sequence[Path | None]) -> None:
+    """Raise OutputError if a file to write is an input, lies in a folder that cannot be written, or is named twice.
+
+    inputs: files, and folders whose volumes, probabilities and reports of cases are inputs too.
+    """
+    written: set[Path] = set()
+    for target in filter(None, targets):
+        path = target.resolve()
+        if path in written:
+            raise OutputError(target, "two results would be written to this file", hint="name another file")
+        written.add(path)
+        if any(path == given.resolve() or _is_in(path, given) for given in inputs if given is not None):
             raise OutputError(target, "this file is an input of the command", hint="write to another file")
+        check_writable(target)
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    """Tell whether an existing file is one of the inputs in a folder."""
+    if not path.is_file() or not folder.is_dir() or folder.resolve() not in path.parents:
+        return False
+    if path.suffix == ".json":  # the report of a case, not figures that an earlier run wrote
+        return any(case_name(other) == path.stem for other in find_sources(path.parent))
+    return path.suffix == PROBABILITIES or bool(find_sources(path))
 
 
 def print_verdicts(verdicts: Sequence[Verdict], as_json: bool) -> None:

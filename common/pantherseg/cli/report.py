@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pantherseg.cli.options import PATH, check_not_an_input
+from pantherseg.cli.options import PATH, check_outputs
 from pantherseg.errors import InputError
 from pantherseg.io import read_labels, read_volume
 from pantherseg.report import draw_case
@@ -26,8 +26,7 @@ def report(images: Path, masks: Path, output: Path, references: Path | None) -> 
     picture of a single case. Files belong together by their names, as for `pantherseg evaluate`. A case with files
     that cannot be used does not stop the others.
     """
-    for path in (images, masks, references):
-        check_not_an_input(output, path)
+    check_outputs(output, inputs=(images, masks, references))
     suffix = output.suffix.lower()
     if suffix == ".html":
         from pantherseg.report.write import write_report
@@ -47,6 +46,5 @@ def _draw(images: Path, masks: Path, references: Path | None, output: Path) -> N
         found = f"{len(masks_of_cases)} cases"
         raise InputError(images, expected="a single case for a picture", found=found, hint="write to an .html file")
     case, mask = masks_of_cases[0]
-    check_not_an_input(output, case.image, mask, case.reference)
     truth = read_labels(case.reference) if case.reference else None
     draw_case(read_volume(case.image), read_labels(mask), truth, output, title=case.name)

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from pantherseg import selection
-from pantherseg.cli.options import PATH, TASK, check_not_an_input, chosen_recipe
+from pantherseg.cli.options import PATH, TASK, check_outputs, chosen_recipe
 from pantherseg.errors import first_few
-from pantherseg.files import prepare_folder, write_text
+from pantherseg.files import write_text
 from pantherseg.recipe import load_recipe
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def _members(_: click.Context, param: click.Parameter, texts: tuple[str, ...]) -
     members = []
     for text in texts:
         model, _equals, folder = text.partition("=")
-        if not model or not folder or "/" in model or model in (".", ".."):
+        if not model or not folder or "/" in model or model in (".", "..") or not model.isprintable():
             raise click.BadParameter(f"expected the name of a model and a folder, found '{text}'", param=param)
         members.append((model, Path(folder)))
     return members
@@ -59,10 +59,7 @@ def select(
     path = chosen_recipe(task, recipe)
     if seed < 0:
         raise click.UsageError("--seed: expected a number of at least 0")
-    for target in (output, json_file):
-        check_not_an_input(target, path)
-        if target is not None:
-            prepare_folder(target.absolute().parent)
+    check_outputs(output, json_file, inputs=(path, references, *(folder for _, folder in members)))
     outcome = selection.select_members(members, references, load_recipe(path), name=output.stem, folds=folds, seed=seed)
     click.echo(selection.outcome_table(outcome))
     selection.write_recipe(outcome.recipe, output, selection.recipe_remarks(outcome))

@@ -14,6 +14,7 @@ from pantherseg.errors import InputError
 from pantherseg.evaluation import evaluate
 from pantherseg.evaluation.run import CHANNEL_SUFFIX
 from pantherseg.events import EventCode
+from pantherseg.io import case_name, find_sources
 from pantherseg.models.calibration import Calibration, Identity
 from pantherseg.results import CaseReport, Confidence, read_report
 
@@ -57,7 +58,7 @@ def read_cohort(predictions: Path, references: Path) -> Cohort:
     most = Counter(kinds.values()).most_common(1)
     for name in [name for name, kind in kinds.items() if kind != most[0][0]]:
         failed[name] = f"of the recipe {reports.pop(name).recipe}, or of other models or folds than most cases"
-        logger.error("error: %s: %s", predictions / f"{name}.json", failed[name])
+        logger.error("error: %s: %s", _report_path(predictions, name), failed[name])
     if not reports:
         raise InputError(predictions, f"none of {len(failed)} cases can be used for a calibration")
     first = next(iter(reports.values()))
@@ -75,7 +76,8 @@ def calibrate(cohort: Cohort) -> Calibration:
     fitted = [name for name, one in cohort.confidences.items() if one.mean_entropy is not None]
     if len(fitted) < MIN_CASES:
         expected = f"at least {MIN_CASES} cases in which the networks mark a tumour"
-        raise InputError("calibration", expected=expected, found=str(len(fitted)))
+        hint = "segment more cases with reference masks, and poor ones among them"
+        raise InputError("calibration", expected=expected, found=str(len(fitted)), hint=hint)
     confidences, dice = [cohort.confidences[name] for name in fitted], [cohort.dice[name] for name in fitted]
     line = fit_line(confidences, dice)
     empty = [name for name in cohort.confidences if name not in fitted]
@@ -91,11 +93,18 @@ def calibrate(cohort: Cohort) -> Calibration:
 
 def _report(folder: Path, name: str) -> CaseReport:
     """Return the report of a case, whose mask may be named after its image. Raises InputError."""
-    named_after_image = folder / f"{name}{CHANNEL_SUFFIX}.json"
-    report = read_report(named_after_image if named_after_image.is_file() else folder / f"{name}.json")
+    path = _report_path(folder, name)
+    report = read_report(path)
     if any(event.code == EventCode.TILES_LEFT_OUT for event in report.events):
-        raise InputError(folder / f"{name}.json", "tiles were left out, so that it says little about the models")
+        raise InputError(path, "tiles were left out, so that it says little about the models")
     return report
+
+
+def _report_path(folder: Path, name: str) -> Path:
+    """Return where the report of a case is, which is named after the image as its mask is."""
+    after_image = folder / f"{name}{CHANNEL_SUFFIX}.json"
+    has_mask = any(case_name(mask) == f"{name}{CHANNEL_SUFFIX}" for mask in find_sources(folder))
+    return after_image if has_mask else folder / f"{name}.json"
 
 
 def _identity(report: CaseReport) -> Identity:

@@ -15,8 +15,8 @@ from pantherseg.evaluation.metrics import METRICS
 from pantherseg.evaluation.run import Evaluation
 from pantherseg.evaluation.tables import CONVENTIONS, FORMATS, HEADINGS, aligned
 
-# Smaller differences are due to rounding.
-EQUAL = 1e-9
+# Differences are rounded to so many decimals, so that those that are equal but for rounding are ties of the test.
+DECIMALS = 6
 # For a single case, the RMSE of the volume is the absolute error.
 CASE_HEADINGS = HEADINGS | {"volume_rmse_mm3": "|volume error| mm3"}
 
@@ -108,10 +108,10 @@ def comparison_table(comparison: Comparison, *, name_a: str = "A", name_b: str =
 
 
 def _difference(a: Sequence[float], b: Sequence[float], *, metric: str) -> Difference:
-    difference = np.subtract(b, a, dtype=float)
+    difference = np.asarray(np.round(np.subtract(b, a, dtype=float), DECIMALS), np.float64)
     gain = difference if METRICS[metric] else -difference
     samples = mean_samples(difference[:, None])
-    better, worse = int((gain > EQUAL).sum()), int((gain < -EQUAL).sum())
+    better, worse = int((gain > 0).sum()), int((gain < 0).sum())
     return Difference(
         mean_a=float(np.mean(a)),
         mean_b=float(np.mean(b)),
@@ -120,7 +120,7 @@ def _difference(a: Sequence[float], b: Sequence[float], *, metric: str) -> Diffe
         better=better,
         worse=worse,
         equal=len(difference) - better - worse,
-        p_value=(p_value := _wilcoxon(difference[np.abs(difference) > EQUAL].tolist())),
+        p_value=(p_value := _wilcoxon(difference[difference != 0].tolist())),
         p_holm=p_value,
         values=tuple(difference.tolist()),
     )

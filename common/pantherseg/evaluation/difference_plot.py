@@ -11,13 +11,15 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pantherseg.evaluation.comparison import CASE_HEADINGS, EQUAL, Comparison, Difference
+from pantherseg.evaluation.comparison import CASE_HEADINGS, Comparison, Difference
 from pantherseg.evaluation.metrics import METRICS
 from pantherseg.evaluation.tables import CONVENTIONS, FORMATS
 from pantherseg.files import written_beside
 
 Colour = tuple[int, int, int]
 
+# Steps of an axis are compared with this relative tolerance.
+ROUNDING = 1e-9
 # In pixels of the page; it is drawn larger and then shrunk, which smooths lines and dots.
 WIDTH, MARGIN, HEAD, ROW, FOOT = 1400, 28, 124, 124, 56
 LABEL, FIGURES, GAP, BAR = 150, 152, 30, 22
@@ -82,7 +84,7 @@ def _draw_row(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, metric
         _text(draw, (x(number * step), bottom + 5), f"{number * step:+,.6g}" if number else "0", 12, FAINT, side="m")
     for value, offset in zip(difference.values, _offsets([x(v) for v in difference.values]), strict=True):
         gain = value if METRICS[metric] else -value
-        colour = BETTER if gain > EQUAL else WORSE if gain < -EQUAL else SAME
+        colour = BETTER if gain > 0 else WORSE if gain < 0 else SAME
         _dot(draw, (x(value), middle + offset), colour)
     if difference.interval is not None:
         low, high = difference.interval
@@ -102,11 +104,11 @@ def _draw_row(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, metric
 
 def _tick_step(largest: float) -> float:
     """Return a round distance of ticks, of which TICKS on each side of 0 cover the largest difference."""
-    if largest <= EQUAL:
+    if largest == 0:
         return 1.0
     exact = largest / TICKS
     power = 10.0 ** math.floor(math.log10(exact))
-    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= exact * (1 - EQUAL))
+    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= exact * (1 - ROUNDING))
 
 
 def _offsets(positions: Sequence[float]) -> list[float]:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pantherseg.errors import printable
 from pantherseg.evaluation.lesions import MIN_OVERLAP
 from pantherseg.evaluation.metrics import CaseMetrics, Totals
 from pantherseg.evaluation.run import Evaluation
@@ -45,11 +46,12 @@ def evaluation_table(evaluation: Evaluation) -> str:
     heading += [f"{HEADINGS[m]}{mark}" for mark in ("*", "") for m in SURFACE]
     rows = [heading]
     for name, case in evaluation.cases.items():
-        row = [f"{name} (missing)" if case.missing else f"{name} (empty)" if case.empty else name]
+        shown = printable(name)
+        row = [f"{shown} (missing)" if case.missing else f"{shown} (empty)" if case.empty else shown]
         row += [f"{case.official.dice:.4f}", f"{case.official.volume_error_mm3:+.0f}"]
         row += [format(getattr(m, k), FORMATS[k]) for m in (case.official, case.corrected) for k in SURFACE]
         rows.append(row)
-    rows += [[f"{name} (failed)", *["-"] * (len(heading) - 1)] for name in evaluation.failed]
+    rows += [[f"{printable(name)} (failed)", *["-"] * (len(heading) - 1)] for name in evaluation.failed]
     totals = _total_rows(evaluation)
     notes = [f"*   official: {CONVENTIONS['official']}", f"    corrected: {CONVENTIONS['corrected']}"]
     if len(totals) > 1:
@@ -60,7 +62,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
         notes.append(f"    empty: no tumour in the prediction, or nothing else ({len(evaluation.empty)} cases)")
     if evaluation.failed:
         notes.append("    failed: could not be scored, and is not in the totals")
-        notes += [f"    {name}: {reason}" for name, reason in evaluation.failed.items()]
+        notes += [f"    {printable(name)}: {reason}" for name, reason in evaluation.failed.items()]
     return "\n".join([aligned([*rows, *totals], footer=len(totals)), "", *notes, "    Not for clinical use."])
 
 

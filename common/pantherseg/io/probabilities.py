@@ -15,6 +15,7 @@ A stored value differs from the probability by at most 1/510, so that 0.5 lies b
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ from pantherseg.volume import Box, Grid, Volume, as_shape, as_triple, uncrop
 
 SUFFIX = ".npz"
 STEPS = 255
+# What NumPy and zipfile raise for a damaged or encrypted file, or one whose arrays do not fit into memory.
+DAMAGED = (
+    *(OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 ARRAYS = ("values", "start", "shape", "spacing", "origin", "direction")
 
 
@@ -89,5 +95,5 @@ def read_stored(path: Path) -> StoredProbability:
         if any(stop > size for stop, size in zip(box.stop, shape, strict=True)):
             raise ValueError(f"a box up to {box.stop} in a volume of {shape} voxels (z, y, x)")
         return StoredProbability(values, box, grid)
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(path, expected="the probabilities of a class (.npz)", found=last_line(error)) from error

@@ -148,7 +148,8 @@ def mask_name(source: Path) -> str:
 
 
 def _is_source(path: Path) -> bool:
-    return (path.is_file() or path.is_dir()) and any(reader.accepts(path) for reader in READERS)
+    # A link that leads nowhere is a source that cannot be read, rather than none.
+    return (path.is_file() or path.is_dir() or path.is_symlink()) and any(reader.accepts(path) for reader in READERS)
 
 
 def _reader_of(source: Path) -> Reader:

@@ -102,7 +102,7 @@ def identity(models: Iterable[Bundle]) -> Identity:
 def read_calibrations(folder: Path) -> dict[str, Calibration]:
     """Return the calibrations in a folder of models by recipe, none without a file. Raises ModelError."""
     path = folder / CALIBRATION
-    expected, hint = "a calibration of models", "write it again with `pantherseg calibrate`, or remove it"
+    expected, hint = "a calibration of models", "remove it, and calibrate the models again"
     try:
         return msgspec.json.decode(path.read_bytes(), type=CalibrationFile).recipes
     except FileNotFoundError:

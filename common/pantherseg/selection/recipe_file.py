@@ -9,12 +9,15 @@ from typing import Any
 
 import msgspec
 
-from pantherseg.errors import RecipeError
+from pantherseg.errors import RecipeError, printable
 from pantherseg.files import write_text
 from pantherseg.fusion import MeanProbability, Vote
 from pantherseg.postprocess import Components, Step, Threshold
 from pantherseg.recipe import Member, Recipe
 from pantherseg.selection.candidates import Candidate
+
+# A remark is one line of the file, however many members it names.
+MAX_REMARK = 2000
 
 
 def kept_steps(base: Recipe) -> tuple[Step, ...]:
@@ -49,7 +52,8 @@ def recipe_of(candidate: Candidate, members: Sequence[Member], base: Recipe, *, 
 
 def write_recipe(recipe: Recipe, path: Path, remarks: Sequence[str]) -> None:
     """Write a recipe, with remarks above it. Raises OutputError."""
-    write_text(path, "".join(f"# {remark}\n" for remark in remarks) + "\n" + recipe_text(recipe))
+    head = "".join(f"# {printable(remark, limit=MAX_REMARK)}\n" for remark in remarks)
+    write_text(path, f"{head}\n{recipe_text(recipe)}")
 
 
 def recipe_text(recipe: Recipe) -> str:
