@@ -5,6 +5,7 @@ Recipes are TOML files. Every key is listed here with its unit; an unknown or mi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +19,7 @@ from pantherseg.labels import TUMOUR
 from pantherseg.orientation import Orientation
 from pantherseg.postprocess import Rescue, Step
 from pantherseg.registry import Registry
-from pantherseg.tables import FileName, Fraction, NotNegative, Positive, Table, did_you_mean, read_table
+from pantherseg.tables import FILE_NAME, FileName, Fraction, NotNegative, Positive, Table, did_you_mean, read_table
 from pantherseg.verdict import Verdict
 
 Label = Annotated[int, Meta(ge=1)]
@@ -27,8 +28,9 @@ MemberName = Annotated[str, Meta(pattern=r"^[^-,\s]([^,]*[^,\s])?$")]
 Folds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)] | Literal["all"]
 # The same for each axis, or (z, y, x). msgspec 0.22 misreads a tuple of fixed length beside a bounded number.
 Lengths = NotNegative | Annotated[tuple[NotNegative, ...], Meta(min_length=3, max_length=3)]
-# A file name, or several of which one is used.
-Checkpoint = FileName | Annotated[tuple[FileName, ...], Meta(min_length=1)]
+# A file name, or several of which one is used. msgspec 0.22 frees memory twice, when a process ends, for a string with
+# a pattern beside a list; so the pattern of the single name is checked by `Member`.
+Checkpoint = str | Annotated[tuple[FileName, ...], Meta(min_length=1)]
 
 
 class Sockets(Table, frozen=True):
@@ -71,6 +73,8 @@ class Member(Table, frozen=True):
 
     def __post_init__(self) -> None:
         _refuse_repeated(self.folds)
+        if isinstance(self.checkpoint, str) and not re.match(FILE_NAME, self.checkpoint):
+            raise ValueError(f"checkpoint: expected a file name, found '{self.checkpoint}'")
 
 
 class Localizer(Table, frozen=True):

@@ -20,7 +20,8 @@ Positive = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 NotNegative = Annotated[float, Meta(ge=0)]
 # A name without a folder; `.` and `..` are folders.
-FileName = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[^/]+$")]
+FILE_NAME = r"^(?!\.{1,2}$)[^/]+$"
+FileName = Annotated[str, Meta(pattern=FILE_NAME)]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
