@@ -192,7 +192,7 @@ def test_refuses_a_file_that_is_not_toml(tmp_path: Path) -> None:
         ("margin_mm = 30.0", 'margin_mm = 30.0\ncomponents = "biggest"', "$.localizer.components"),
         ("margin_mm = 30.0", "margin_mm = 30.0\nhalf_resolution = true", "$.localizer"),
         ('folds = "all"', "folds = []", "$.members[0].folds"),
-        ('folds = "all"', 'folds = "all"\ncheckpoint = "../fold_1/final.pth"', "$.members[0].checkpoint"),
+        ('folds = "all"', 'folds = "all"\ncheckpoint = "../fold_1/final.pth"', "$.members[0]"),
         ('kind = "rescue"', 'kind = "rescue"\nmax_mm3 = 0', "$.max_mm3` - at `$.postprocess[0]"),
         ('kind = "rescue"', 'kind = "rescue"\nmax_mm3 = nan', "$.postprocess[0].max_mm3"),
     ],

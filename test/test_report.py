@@ -460,8 +460,9 @@ print(*peaks)
     done = run_python("-c", code, tmp_path)
     assert done.returncode == 0, done.stderr
     one, many = map(int, done.stdout.split())
-    assert many - one < 40
-    assert (tmp_path / "report.html").stat().st_size > 20e6
+    page_mb = (tmp_path / "report.html").stat().st_size / 1e6
+    assert 10 < page_mb
+    assert many - one < page_mb / 3
 
 
 # --- NiiVue.

@@ -131,6 +131,7 @@ def test_keys_wheel_and_clicks_step_slices(opened: Open) -> None:
     page = opened()
     case = page.case("poor")
     slider, caption = case.locator("input[type=range]"), case.locator(".current p")
+    caption.wait_for()  # pictures are drawn when they come near the screen
     slices = case.locator(".strip p").all_text_contents()
     main = slices.index(caption.text_content() or "")
 
