@@ -25,6 +25,8 @@ DEMO_CONFIGURATION, ONE_MM = "3d_fullres", "3d_fullres_iso1x1x1"
 MIRRORED = (2,)
 # A class with this bias is never the largest.
 NEVER = -100.0
+# Its number in MRSegmentator's label map.
+PANCREAS = 7
 C_TASK1 = "task1/Dataset101_X/nnUNetTrainer__nnUNetResEncUNetMPlans__3d_fullres"
 C_TASK2 = "task2/Dataset102_X/nnUNetTrainer__nnUNetResEncUNetMPlans__3d_fullres"
 LOCALIZER = "localizer/base"
@@ -57,14 +59,17 @@ def model_folder(
     return folder
 
 
-def mrsegmentator_folder(folder: Path, folds: Sequence[int] = (0,)) -> Path:
-    """Write the demo localizer in the layout of MRSegmentator: 40 structures, of which the first seven are found."""
-    model_folder("localizer", folder, folds, [CHECKPOINT])
+def mrsegmentator_folder(folder: Path, folds: Sequence[int] = (0,), *, role: str = "localizer") -> Path:
+    """Write a demo model in the layout of MRSegmentator: 40 structures, of which those that it knows are found.
+
+    role: `localizer`, which was trained on T2 phantoms, or `task1`, whose tumour and pancreas become one structure.
+    """
+    model_folder(role, folder, folds, [CHECKPOINT])
     for path in folder.glob(f"fold_*/{CHECKPOINT}"):
         content = torch.load(path, weights_only=True)
         weights = content["network_weights"]
         for name in [name for name in weights if ".seg_layers." in f".{name}"]:
-            weights[name] = _with_more_classes(weights[name], bias=name.endswith(".bias"))
+            weights[name] = _with_more_classes(weights[name], is_bias=name.endswith(".bias"))
         torch.save(content, path)
     labels = {"background": 0, **{str(number): number for number in range(1, BASE_CLASSES)}}
     content = json.loads((folder / DATASET).read_text()) | {"labels": labels}
@@ -73,9 +78,15 @@ def mrsegmentator_folder(folder: Path, folds: Sequence[int] = (0,)) -> Path:
     return folder
 
 
-def _with_more_classes(values: torch.Tensor, *, bias: bool) -> torch.Tensor:
-    more = torch.full((BASE_CLASSES - len(values), *values.shape[1:]), NEVER if bias else 0.0)
-    return torch.cat([values, more])
+def _with_more_classes(values: torch.Tensor, *, is_bias: bool) -> torch.Tensor:
+    """Return the values of a last layer with 41 classes in place of the localizer's 8, or of Task 1's 3."""
+    more = torch.full((BASE_CLASSES, *values.shape[1:]), NEVER if is_bias else 0.0)
+    if len(values) > PANCREAS:
+        more[: len(values)] = values
+    else:
+        background, tumour, pancreas = values
+        more[0], more[PANCREAS] = background, tumour + pancreas - background
+    return more
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ def write_with_localizer(role: str, name: str, folds: int, checkpoint: str) -> C
         for path in (root / name, root / LOCALIZER):
             path.parent.mkdir(parents=True, exist_ok=True)
         model_folder(role, root / name, range(folds), [checkpoint])
-        mrsegmentator_folder(root / LOCALIZER)
+        mrsegmentator_folder(root / LOCALIZER, role="task1" if role == "task1" else "localizer")
 
     return write
 

@@ -310,6 +310,11 @@ def test_progress_is_a_bar_on_a_terminal_with_the_log_above_it() -> None:
     assert "2/2" in lines[2]
 
 
+def interruptible() -> None:
+    """Let Ctrl-C end a command, even where a shell started these tests in the background and made them ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.fault(
     "ends",
@@ -323,7 +328,7 @@ def test_an_interrupted_run_is_resumed(tmp_path: Path, number: signal.Signals) -
     recipe.write_text(task_recipe(1).read_text().replace('folds = "all"', "folds = [0]"))
     options = ["--recipe", str(recipe), "--device", "cpu"]
     command = [sys.executable, "-m", "pantherseg", "predict", str(source), str(output), *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible) as started:
         assert started.stderr is not None
         while "1 of 3 volumes done" not in started.stderr.readline():
             assert started.poll() is None

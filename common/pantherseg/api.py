@@ -18,7 +18,7 @@ from pantherseg.inference.backends import Mode
 from pantherseg.io.direction import with_orthogonal_axes
 from pantherseg.io.limits import check_spacing
 from pantherseg.machine.deadline import Deadline
-from pantherseg.paths import DEMO_WEIGHTS, task_recipe
+from pantherseg.paths import DEMO_WEIGHTS, find_recipe, task_recipe
 from pantherseg.pipeline import Segmentation
 from pantherseg.pipeline import segment as segment_volume
 from pantherseg.recipe import load_recipe
@@ -37,7 +37,8 @@ def load(
 ) -> Session:
     """Load the models of a recipe.
 
-    task: 1 or 2, for the recipe of that task of PANTHER; or recipe: the path of another recipe.
+    task: 1 or 2, for the recipe of that task of PANTHER; or recipe: the path of another recipe, or the name of a
+    shipped one, such as "system_a_task1".
     models: folder of models, by default the demo models, which were trained on phantoms only.
     device: "auto", "cpu" or "cuda". mode: "exact" for the masks of nnU-Net's own predictor, "fast" for bfloat16 on
     CPUs that support it. members: the names of those of the recipe's members that take part, or with a minus in front
@@ -48,7 +49,7 @@ def load(
     """
     if (task is None) == (recipe is None):
         raise ValueError("load needs either a task or a recipe")
-    path = Path(recipe) if recipe is not None else task_recipe(task or 0)
+    path = find_recipe(Path(recipe)) if recipe is not None else task_recipe(task or 0)
     settings, root = load_recipe(path), Path(models or DEMO_WEIGHTS)
     session = Session(settings, root, device=device, mode=mode, many_cases=True, members=members)
     session.load()

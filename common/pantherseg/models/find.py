@@ -138,20 +138,21 @@ def find_localizer(root: Path, wanted: Localizer) -> Model | None:
 
 
 def by_role(models: Models, recipe: Recipe) -> dict[str, Model]:
-    """Return the model of each role with every fold that one of its members uses.
+    """Return the model of each role with every fold that a member, or the localizer, uses.
 
-    Raises RecipeError if members use different checkpoints of one model folder.
+    Raises RecipeError if they use different checkpoints of one model folder.
     """
     roles: dict[str, Model] = {}
-    for member, model in zip(recipe.members, models.members, strict=True):
-        known = roles.get(member.model)
+    used = [(member.model, model) for member, model in zip(recipe.members, models.members, strict=True)]
+    if models.localizer is not None and recipe.localizer is not None:
+        used.append((recipe.localizer.model, models.localizer))
+    for role, model in used:
+        known = roles.get(role)
         if isinstance(known, ModelFolder) and isinstance(model, ModelFolder) and known.checkpoint != model.checkpoint:
             found = f"{known.checkpoint} and {model.checkpoint}"
-            raise RecipeError(recipe.name, expected=f"one checkpoint of {member.model}", found=found)
+            raise RecipeError(recipe.name, expected=f"one checkpoint of {role}", found=found)
         before = () if known is None else known.folds
-        roles[member.model] = replace(model, folds=tuple(dict.fromkeys((*before, *model.folds))))
-    if models.localizer is not None and recipe.localizer is not None:
-        roles[recipe.localizer.model] = models.localizer
+        roles[role] = replace(model, folds=tuple(dict.fromkeys((*before, *model.folds))))
     return roles
 
 
