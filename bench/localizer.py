@@ -5,8 +5,9 @@ reads the image, runs a recipe's localizer, packed before, and writes its mask, 
 a table and writes bench/results/localizer.json. Takes about twenty minutes on two cores.
 
 The small network is a trained one, and its voxels are compared. The large one is planned by nnU-Net for volumes like
-those of Task 2 and untrained, which does not change its speed; comparing its voxels would mean nothing. It takes minutes for the
-package, so it is compared with that way of the package alone which was the fastest with the small network.
+those of Task 2 and untrained, which does not change its speed; comparing its voxels would mean nothing. It takes
+minutes for the package, so it is compared with that way of the package alone which was the fastest with the small
+network.
 """
 
 from __future__ import annotations
