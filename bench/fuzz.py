@@ -37,7 +37,7 @@ MEMORY_MB = 1024
 MAX_BYTES = 8192
 MOST_FAULTS = 20
 # The files whose lines are counted. `volume` is fuzzed too, but most of it crops and compares; `dicom` looks at files
-# with the suffix of no volume, `probabilities` are stored in a form of their own, and `digest` does not interpret bytes.
+# with the suffix of no volume, `probabilities` are stored in a form of their own, and `digest` interprets nothing.
 READERS = sorted(Path(str(reader.__file__)).parent.glob("*.py"))
 FUZZED = [
     Path(str(case.__file__)),
