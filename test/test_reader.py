@@ -78,8 +78,11 @@ def test_finds_only_volumes_in_a_folder(tmp_path: Path) -> None:
     for name in ("b.nrrd", "a.mha", "a.raw", ".7.hidden.mha"):
         (tmp_path / name).touch()
     (tmp_path / "dangling.mha").symlink_to(tmp_path / "missing.mha")
+    assert find_sources(tmp_path) == [tmp_path / "a.mha", tmp_path / "b.nrrd"]
     # A volume that was moved away must not go unnoticed.
-    assert find_sources(tmp_path) == [tmp_path / "a.mha", tmp_path / "b.nrrd", tmp_path / "dangling.mha"]
+    assert find_sources(tmp_path, dangling=True) == [
+        *(tmp_path / name for name in ("a.mha", "b.nrrd", "dangling.mha")),
+    ]
     assert find_sources(tmp_path / "missing") == find_sources(tmp_path / "a.raw") == []
     with pytest.raises(InputError, match=r"a\.raw: expected a volume in one of the formats .*, found the suffix \.raw"):
         case_name(tmp_path / "a.raw")

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def has_many_cases(source: Path) -> bool:
     """Return whether a path is a folder of sources, rather than a source itself. Raises InputError."""
-    return source.is_dir() and find_sources(source) != [source]
+    return source.is_dir() and find_sources(source, dangling=True) != [source]
 
 
 def run_batch(
@@ -115,7 +115,7 @@ def _output_of(source: Path, output: Path, save_probabilities: bool) -> CaseOutp
 
 
 def _sources(folder: Path) -> list[Path]:
-    sources = find_sources(folder)
+    sources = find_sources(folder, dangling=True)
     if not sources:
         refuse_dicom(folder)
         raise InputError(folder, "the folder contains no volume")

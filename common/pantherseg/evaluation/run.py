@@ -237,7 +237,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(path, expected="a volume or a folder of volumes", found="no such file or folder")
-    files = find_sources(path)
+    files = find_sources(path, dangling=True)
     if not files:
         refuse_dicom(path)
         found, hint = "a folder without volumes", ""

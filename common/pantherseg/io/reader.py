@@ -59,17 +59,22 @@ def register_reader(reader: Reader) -> None:
     READERS.insert(0, reader)
 
 
-def find_sources(path: Path) -> list[Path]:
+def find_sources(path: Path, *, dangling: bool = False) -> list[Path]:
     """Return a path that is a source itself, or else the sources in a folder, sorted by name.
 
     Hidden files, such as those that are being written, are left out. A path that does not exist has no sources.
-    Raises InputError for a folder that cannot be read.
+    dangling: also return links to files that do not exist, so that a volume that was moved away is named when it is
+    read. Raises InputError for a folder that cannot be read.
     """
+
+    def wanted(child: Path) -> bool:
+        return _is_source(child) or (dangling and child.is_symlink() and not child.exists() and _is_accepted(child))
+
     with _unreadable_as_input_error(path):
         if _is_source(path):
             return [path]
         children = path.iterdir() if path.is_dir() else ()
-        return sorted(child for child in children if not child.name.startswith(".") and _is_source(child))
+        return sorted(child for child in children if not child.name.startswith(".") and wanted(child))
 
 
 def read_image(source: Path) -> tuple[Volume, tuple[Event, ...]]:
@@ -148,8 +153,11 @@ def mask_name(source: Path) -> str:
 
 
 def _is_source(path: Path) -> bool:
-    # A link that leads nowhere is a source that cannot be read, rather than none.
-    return (path.is_file() or path.is_dir() or path.is_symlink()) and any(reader.accepts(path) for reader in READERS)
+    return (path.is_file() or path.is_dir()) and _is_accepted(path)
+
+
+def _is_accepted(path: Path) -> bool:
+    return any(reader.accepts(path) for reader in READERS)
 
 
 def _reader_of(source: Path) -> Reader:

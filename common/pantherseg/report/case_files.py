@@ -76,7 +76,7 @@ def _by_case(path: Path) -> dict[str, Path]:
 
 def _volumes(folder: Path) -> list[Path]:
     """Return the volumes in a folder; where it has none, those of its subfolders."""
-    if files := find_sources(folder):
+    if files := find_sources(folder, dangling=True):
         return files
     # Links to folders may lead back.
     folders = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.is_symlink()]
