@@ -137,6 +137,10 @@ def test_cases_of_the_same_expected_dice_are_in_any_order() -> None:
     assert (found.pearson, found.spearman) == (None, None)
 
 
+def test_scores_that_differ_by_rounding_have_no_correlation() -> None:
+    assert figures([0.0, 1.0], [0.0, 3e-288]).pearson is None
+
+
 @given(cases=CASES)
 def test_bins_hold_every_case(cases: list[tuple[float, float]]) -> None:
     expected, true = zip(*cases, strict=True)

@@ -184,7 +184,7 @@ def test_runs_an_image_under_the_platforms_conditions(
         f"input /opt/ml/input/data/algorithm-1-input {files}",
         "/output can be written and holds ",
         "/tmp can be written and holds ",
-        "/opt/ml/model can be written and holds localizer task2",
+        "/opt/ml/model can be written and holds calibration.json localizer task2",
         "the model's files belong to user",
         f"data {15 * 1024 * 1024}",
         "shared memory tmpfs",

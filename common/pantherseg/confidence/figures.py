@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from pantherseg.models.calibration import Figures
 
+# Scores that differ by less do so by rounding.
+CONSTANT = 1e-9
+
 
 @dataclass(frozen=True)
 class Bin:
@@ -72,7 +75,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    """Return Pearson's correlation, None where one of the two is constant."""
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    """Return Pearson's correlation, None where one of the two is constant, but for rounding."""
+    if min(np.ptp(a), np.ptp(b)) < CONSTANT:
         return None
     return round(float(np.corrcoef(a, b)[0, 1]), 4)
