@@ -49,12 +49,9 @@ RESULTS = Path(__file__).parent / "results" / "localizer.json"
 SEED = 9200
 FOLDS = 5
 NAME = "scan.mha"
-RECIPE = """\
-schema = 1
-name = "bench"
-[sockets]
-input = "image"
-output = "mask"
+RECIPE = (
+    planned.RECIPE_HEAD
+    + """\
 [[members]]
 model = "none"
 [localizer]
@@ -63,6 +60,7 @@ label = {label}
 margin_mm = 30.0
 {settings}
 """
+)
 # What the package does by default, and with --fast.
 DEFAULT_SETTINGS = f"folds = {list(range(FOLDS))}\nstep = 0.5\nmirroring = true"
 FAST_SETTINGS = "folds = [0]\nstep = 0.8\nmirroring = false"

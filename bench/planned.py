@@ -31,6 +31,14 @@ PLANNERS: dict[str, Callable[..., ExperimentPlanner]] = {
     "ResEncL": nnUNetPlannerResEncL,
     "ResEncXL": nnUNetPlannerResEncXL,
 }
+# The beginning of the recipes of benchmarks.
+RECIPE_HEAD = """\
+schema = 1
+name = "bench"
+[sockets]
+input = "image"
+output = "mask"
+"""
 DATASET = "Dataset900_bench"
 LABELS = {"background": 0, "tumour": 1, "pancreas": 2}
 # Large enough that the planner's limit of 5 % of all voxels in a batch does not shrink the batch.

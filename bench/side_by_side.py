@@ -28,17 +28,15 @@ FOLDS = 5
 SEED = 9100
 CROP = Grid((61, 106, 158), (2.0, 1.0, 1.0))
 DATASET_ID = planned.DATASET.removeprefix("Dataset")[:3]
-RECIPE = """\
-schema = 1
-name = "bench"
-[sockets]
-input = "image"
-output = "mask"
+RECIPE = (
+    planned.RECIPE_HEAD
+    + """\
 [[members]]
 model = "model"
 mirroring = {mirroring}
 folds = {folds}
 """
+)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pantherseg.inference.backends import openvino_backend
+from pantherseg.io.digest import sha256_of
 from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
-from pantherseg.models.bundle import GRAPH, Bundle, open_bundle, sha256_of
+from pantherseg.models.bundle import GRAPH, Bundle, open_bundle
 from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.models.manifest import MANIFEST
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe

@@ -30,8 +30,7 @@ from pantherseg.cli import main as pantherseg
 from pantherseg.errors import InputError
 from pantherseg.fingerprint import finished_report
 from pantherseg.io import read_labels, write_volume
-from pantherseg.io.digest import source_sha256
-from pantherseg.models.bundle import sha256_of
+from pantherseg.io.digest import sha256_of, source_sha256
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.postprocess import Rescue
 from pantherseg.progress import cases_with_progress, in_words

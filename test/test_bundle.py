@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import CopiedBundle, flip_a_bit, one_line_about
 from pantherseg.errors import ModelError
+from pantherseg.io.digest import sha256_of
 from pantherseg.model_sources.nnunet import DATASET, PLANS, RECORD
-from pantherseg.models.bundle import GRAPH, GRAPH_CONSTANTS, is_bundle, open_bundle, read_header, sha256_of
+from pantherseg.models.bundle import GRAPH, GRAPH_CONSTANTS, is_bundle, open_bundle, read_header
 from pantherseg.models.manifest import MANIFEST
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.preprocessing.intensity import IntensityScheme, register_intensity_scheme

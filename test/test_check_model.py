@@ -21,7 +21,7 @@ from conftest import CopiedBundle, flip_a_bit
 from pantherseg.cli import main
 from pantherseg.errors import OutputError, UploadError
 from pantherseg.grand_challenge.check_model import check_model
-from pantherseg.models.bundle import sha256_of
+from pantherseg.io.digest import sha256_of
 from pantherseg.models.find import ModelFolder
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.recipe import Member, load_recipe

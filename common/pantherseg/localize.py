@@ -122,12 +122,14 @@ def localize(volume: Volume, predictor: Predictor, settings: Localizer, deadline
         return Located(None, (*logits.events, searched_whole(EventCode.NO_PANCREAS_FOUND, reason)))
     reasons = []
     for chosen in _candidates(components, settings, resampled.grid):
-        inner = components.box(chosen)
+        mask = components.mask(chosen)
+        inner = Box.around(mask)
+        assert inner is not None  # there is at least one component
         box = volume.grid.box_from(resampled.grid, inner)
         reason = _implausible(resampled, inner, volume, with_margin(box, settings, volume.grid), settings)
         if not reason:
-            found = _pancreas(components, chosen, resampled.grid, box)
-            marked = Volume(components.mask(chosen).astype(np.uint8), resampled.grid)
+            found = _pancreas(components, mask, resampled.grid, box)
+            marked = Volume(mask.astype(np.uint8), resampled.grid)
             return Located(with_surroundings(box, settings, volume.grid), logits.events, found, marked)
         reasons.append(f"the localizer's box {reason}")
     return Located(None, (*logits.events, searched_whole(EventCode.IMPLAUSIBLE_BOX, reasons[0])))
@@ -190,12 +192,6 @@ class Components:
         mask: NDArray[np.bool_] = wanted[self.array]
         return mask
 
-    def box(self, chosen: Sequence[int]) -> Box:
-        """Return the smallest box around at least one of the components."""
-        box = Box.around(self.mask(chosen))
-        assert box is not None
-        return box
-
 
 def _candidates(components: Components, settings: Localizer, grid: Grid) -> list[tuple[int, ...]]:
     """Return what may be the pancreas, each as numbers of components: first what is the most likely."""
@@ -205,10 +201,10 @@ def _candidates(components: Components, settings: Localizer, grid: Grid) -> list
     return [kept] if settings.components == "all" else [(number,) for number in kept[:MAX_CANDIDATES]]
 
 
-def _pancreas(components: Components, chosen: Sequence[int], grid: Grid, box: Box) -> Pancreas:
-    """Return what is said about chosen components of a grid, which are in a box of the volume."""
-    voxels = int(components.voxels[list(chosen)].sum())
-    centre = np.argwhere(components.mask(chosen)).mean(axis=0)[::-1] * grid.spacing[::-1]
+def _pancreas(components: Components, mask: NDArray[np.bool_], grid: Grid, box: Box) -> Pancreas:
+    """Return what is said about the mask of chosen components of a grid, which are in a box of the volume."""
+    voxels = int(mask.sum())
+    centre = np.argwhere(mask).mean(axis=0)[::-1] * grid.spacing[::-1]
     return Pancreas(
         box,
         centre_mm=as_triple(np.array(grid.origin) + np.array(grid.direction) @ centre),

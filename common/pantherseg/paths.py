@@ -57,9 +57,9 @@ def shipped_recipes() -> dict[str, Path]:
 
 def find_recipe(recipe: Path) -> Path:
     """Return the file of a recipe, given as a path or as the name of a shipped one. Raises RecipeError."""
-    shipped = shipped_recipes()
     if recipe.is_file():
         return recipe
+    shipped = shipped_recipes()
     if str(recipe) in shipped:
         return shipped[str(recipe)]
     if recipe.suffix or len(recipe.parts) > 1:

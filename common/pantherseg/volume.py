@@ -64,7 +64,11 @@ class Box:
 
     def within(self, other: Box) -> Box:
         """Return the box with its voxels counted from the first of another box that holds it."""
-        return Box(as_shape(np.subtract(self.start, other.start)), as_shape(np.subtract(self.stop, other.start)))
+        return self.moved((-other.start[0], -other.start[1], -other.start[2]))
+
+    def moved(self, by: Shape) -> Box:
+        """Return the box so many voxels further along (z, y, x)."""
+        return Box(as_shape(np.add(self.start, by)), as_shape(np.add(self.stop, by)))
 
     @property
     def shape(self) -> Shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +46,12 @@ def read_cohort(predictions: Path, references: Path) -> Cohort:
         raise InputError(predictions, expected="a folder with the masks and reports of cases", found=found)
     evaluation = evaluate(predictions, references)
     failed = {**evaluation.failed, **dict.fromkeys(evaluation.missing, "there is no mask")}
+    paths = _report_paths(predictions, evaluation.cases)
     reports: dict[str, CaseReport] = {}
     for name in evaluation.cases:
         if name not in failed:
             try:
-                reports[name] = _report(predictions, name)
+                reports[name] = _report(paths[name])
             except InputError as error:
                 failed[name] = str(error)
                 logger.error("error: %s", error)
@@ -58,7 +59,7 @@ def read_cohort(predictions: Path, references: Path) -> Cohort:
     most = Counter(kinds.values()).most_common(1)
     for name in [name for name, kind in kinds.items() if kind != most[0][0]]:
         failed[name] = f"of the recipe {reports.pop(name).recipe}, or of other models or folds than most cases"
-        logger.error("error: %s: %s", _report_path(predictions, name), failed[name])
+        logger.error("error: %s: %s", paths[name], failed[name])
     if not reports:
         raise InputError(predictions, f"none of {len(failed)} cases can be used for a calibration")
     first = next(iter(reports.values()))
@@ -91,20 +92,19 @@ def calibrate(cohort: Cohort) -> Calibration:
     )
 
 
-def _report(folder: Path, name: str) -> CaseReport:
-    """Return the report of a case, whose mask may be named after its image. Raises InputError."""
-    path = _report_path(folder, name)
+def _report(path: Path) -> CaseReport:
+    """Return the report of a case. Raises InputError."""
     report = read_report(path)
     if any(event.code == EventCode.TILES_LEFT_OUT for event in report.events):
         raise InputError(path, "tiles were left out, so that it says little about the models")
     return report
 
 
-def _report_path(folder: Path, name: str) -> Path:
-    """Return where the report of a case is, which is named after the image as its mask is."""
-    after_image = folder / f"{name}{CHANNEL_SUFFIX}.json"
-    has_mask = any(case_name(mask) == f"{name}{CHANNEL_SUFFIX}" for mask in find_sources(folder))
-    return after_image if has_mask else folder / f"{name}.json"
+def _report_paths(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Return where the report of each case is, which is named after the image where its mask is."""
+    masks = {case_name(mask) for mask in find_sources(folder)}
+    after_image = {name: f"{name}{CHANNEL_SUFFIX}" for name in names}
+    return {name: folder / f"{image if image in masks else name}.json" for name, image in after_image.items()}
 
 
 def _identity(report: CaseReport) -> Identity:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.labels import TUMOUR, tumour_of
-from pantherseg.volume import Box, Volume, as_shape
+from pantherseg.volume import Box, Volume
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,4 @@ def tumour_box(array: NDArray[Any]) -> Box | None:
         return None
     first = int(labelled[0])
     box = Box.around(tumour_of(array[first : int(labelled[-1]) + 1]))
-    if box is None:
-        return None
-    return Box(as_shape(np.add(box.start, (first, 0, 0))), as_shape(np.add(box.stop, (first, 0, 0))))
+    return None if box is None else box.moved((first, 0, 0))

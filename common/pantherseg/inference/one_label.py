@@ -83,9 +83,5 @@ def _possible_cells(values: Array, label: int) -> Box | None:
         here = possible[box.slices] & ~dominated[tuple(slice(size) for size in box.shape)]
         inner = Box.around(here)
         possible[box.slices] = here
-        box = None if inner is None else _moved(inner, box.start)
+        box = None if inner is None else inner.moved(box.start)
     return box
-
-
-def _moved(box: Box, by: tuple[int, int, int]) -> Box:
-    return Box(as_shape(np.add(box.start, by)), as_shape(np.add(box.stop, by)))

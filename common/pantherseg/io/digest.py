@@ -1,4 +1,4 @@
-"""The SHA-256 of a source's content, which tells it from others of the same name."""
+"""The SHA-256 of files, and of a source's content, which tells it from others of the same name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from pantherseg.io.metaimage import voxel_file
 
 # A header whose voxels are in another file.
 HEADER_SUFFIX = ".mhd"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def source_sha256(source: Path) -> str:
@@ -26,18 +32,13 @@ def source_sha256(source: Path) -> str:
         elif source.suffix.lower() == HEADER_SUFFIX:
             files = [source, voxel_file(source)]
         else:
-            return _of_file(source)
+            return sha256_of(source)
         digest = hashlib.sha256()
         for path in files:
             digest.update(
-                f"{path.relative_to(source if source.is_dir() else source.parent)}\0{_of_file(path)}\n".encode()
+                f"{path.relative_to(source if source.is_dir() else source.parent)}\0{sha256_of(path)}\n".encode()
             )
     except OSError as error:
         expected, found = "a file or folder that can be read", os_reason(error)
         raise InputError(source, expected=expected, found=found) from error
     return digest.hexdigest()
-
-
-def _of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pantherseg.errors import ModelError, RecipeError, os_reason, printable
+from pantherseg.io.digest import sha256_of
 from pantherseg.models.manifest import MANIFEST, Manifest, read_manifest
 
 GRAPH = "graph.xml"
@@ -175,12 +176,6 @@ def check_enough_folds(bundle: Bundle, min_folds: int | None) -> None:
 def needed(folds: int, min_folds: int | None) -> int:
     """Return how many of `folds` folds must work: `min_folds`, but never more than there are; all for None."""
     return folds if min_folds is None else min(folds, min_folds)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_header(path: Path) -> bytes:

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from pantherseg import __version__
 from pantherseg.errors import DeviceMemoryError, ModelError, OutputError, last_line, os_reason
 from pantherseg.files import temporary_folder
+from pantherseg.io.digest import sha256_of
 from pantherseg.machine.memory import MB, room_bytes, shortage
 from pantherseg.model_sources import PackableModel, source_of
 from pantherseg.model_sources.checkpoint import check_fit
@@ -34,7 +35,6 @@ from pantherseg.models.bundle import (
     needed,
     open_bundle,
     read_header,
-    sha256_of,
     weights_name,
 )
 from pantherseg.models.calibration import copy_calibration, identity

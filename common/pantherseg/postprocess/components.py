@@ -5,6 +5,7 @@ The components of a step are those that the mask has when the step's turn comes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
@@ -96,17 +97,15 @@ class Overlap(Table, Step, frozen=True):
 
     def apply(self, prediction: Prediction) -> Prediction:
         """Drop components with too little of the pancreas; where no pancreas was found, the mask is as it was."""
-        box, pancreas = Box.around(prediction.mask), prediction.pancreas(self.of)
-        if box is None:
-            return prediction
-        if pancreas is None or not pancreas.any():
-            return _without_pancreas(prediction, "overlap", self.of)
-        parts = Parts(prediction.mask, box)
-        inside = parts.with_voxels_in(pancreas)
-        keep = inside >= self.min_voxels
-        if self.min_share is not None:
-            keep &= inside >= self.min_share * parts.voxels - ROUNDING
-        return _kept(prediction, parts, keep, "in components with too little in the pancreas")
+
+        def keep(parts: Parts, pancreas: Mask) -> NDArray[np.bool_]:
+            inside = parts.with_voxels_in(pancreas)
+            enough = inside >= self.min_voxels
+            if self.min_share is not None:
+                enough &= inside >= self.min_share * parts.voxels - ROUNDING
+            return enough
+
+        return _kept_by_pancreas(prediction, self, self.of, keep, "in components with too little in the pancreas")
 
 
 @Step.registry.register("near")
@@ -125,14 +124,12 @@ class Near(Table, Step, frozen=True):
 
     def apply(self, prediction: Prediction) -> Prediction:
         """Drop components that are too far away; where no pancreas was found, the mask is as it was."""
-        box, pancreas = Box.around(prediction.mask), prediction.pancreas(self.of)
-        if box is None:
-            return prediction
-        if pancreas is None or not pancreas.any():
-            return _without_pancreas(prediction, "near", self.of)
-        parts = Parts(prediction.mask, box)
-        near = _within(parts, pancreas, self.max_mm, prediction.grid.spacing)
-        return _kept(prediction, parts, near, f"in components more than {self.max_mm:g} mm from the pancreas")
+
+        def keep(parts: Parts, pancreas: Mask) -> NDArray[np.bool_]:
+            return _within(parts, pancreas, self.max_mm, prediction.grid.spacing)
+
+        why = f"in components more than {self.max_mm:g} mm from the pancreas"
+        return _kept_by_pancreas(prediction, self, self.of, keep, why)
 
 
 def _within(parts: Parts, other: Mask, max_mm: float, spacing: Triple) -> NDArray[np.bool_]:
@@ -146,6 +143,26 @@ def _within(parts: Parts, other: Mask, max_mm: float, spacing: Triple) -> NDArra
     near = np.zeros(len(parts.voxels), bool)
     near[np.unique(parts.numbers[voxels][distance <= limit])] = True
     return near
+
+
+def _kept_by_pancreas(
+    prediction: Prediction,
+    step: Step,
+    of: PancreasOf,
+    keep: Callable[[Parts, Mask], NDArray[np.bool_]],
+    why: str,
+) -> Prediction:
+    """Return the prediction with the components, by number, that a function of them and the pancreas keeps.
+
+    Where no pancreas was found, the mask is as it was, with an event.
+    """
+    box, pancreas = Box.around(prediction.mask), prediction.pancreas(of)
+    if box is None:
+        return prediction
+    if pancreas is None or not pancreas.any():
+        return _without_pancreas(prediction, step.registry.name_of(step), of)
+    parts = Parts(prediction.mask, box)
+    return _kept(prediction, parts, keep(parts, pancreas), why)
 
 
 def _kept(prediction: Prediction, parts: Parts, keep: NDArray[np.bool_], why: str) -> Prediction:

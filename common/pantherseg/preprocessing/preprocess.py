@@ -106,9 +106,7 @@ class WayBack:
         found = self.resizer.reach(cells)
         if found is None:
             return None
-        start = as_shape(np.add(found.start, self.box.start))
-        moved = Box(start, as_shape(np.add(start, found.shape)))
-        return moved.turned(self.turn.inverse, as_shape(self.turn.order(self.shape)))
+        return found.moved(self.box.start).turned(self.turn.inverse, as_shape(self.turn.order(self.shape)))
 
 
 @dataclass(frozen=True, eq=False)

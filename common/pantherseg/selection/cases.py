@@ -151,9 +151,7 @@ def _in_box(stored: StoredProbability, box: Box) -> NDArray[np.uint8]:
     """Return probabilities in a box that holds all of them, (z, y, x)."""
     dense = np.zeros(box.shape, np.uint8)
     if stored.box is not None:
-        start = np.subtract(stored.box.start, box.start)
-        stop = np.subtract(stored.box.stop, box.start)
-        dense[Box(as_shape(start), as_shape(stop)).slices] = stored.values
+        dense[stored.box.within(box).slices] = stored.values
     return dense
 
 

@@ -14,8 +14,8 @@ from pantherseg.datasets.layouts import find_cases
 from pantherseg.datasets.raw import CASES, is_raw_dataset
 from pantherseg.errors import InputError, os_reason
 from pantherseg.files import write_text
+from pantherseg.io.digest import sha256_of
 from pantherseg.model_sources.nnunet import DATASET
-from pantherseg.models.bundle import sha256_of
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from pantherseg import __version__
 from pantherseg.datasets.raw import RawDataset
 from pantherseg.datasets.splits import SPLITS, read_splits
 from pantherseg.files import write_text
+from pantherseg.io.digest import sha256_of
 from pantherseg.io.probabilities import SUFFIX
 from pantherseg.model_sources.checkpoint import read_seconds
 from pantherseg.model_sources.nnunet import CHECKPOINT, RECORD
-from pantherseg.models.bundle import sha256_of
 from pantherseg.models.find import open_model_folder
 from pantherseg.packing.pack import pack
 from pantherseg.paths import ROOT

@@ -15,7 +15,8 @@ import msgspec
 
 from pantherseg.errors import DownloadError, ModelError, OutputError, os_reason
 from pantherseg.files import prepare_folder, write_text
-from pantherseg.models.bundle import is_bundle, open_bundle, sha256_of
+from pantherseg.io.digest import sha256_of
+from pantherseg.models.bundle import is_bundle, open_bundle
 from pantherseg.models.find import check_labels
 from pantherseg.packing.pack import missing_packages
 from pantherseg.paths import ROOT

@@ -10,8 +10,9 @@ import msgspec
 
 from pantherseg.errors import ModelError, os_reason
 from pantherseg.files import write_text
+from pantherseg.io.digest import sha256_of
 from pantherseg.model_sources.nnunet import LAYOUT, PLANS
-from pantherseg.models.bundle import Bundle, is_bundle, open_bundle, sha256_of
+from pantherseg.models.bundle import Bundle, is_bundle, open_bundle
 from pantherseg.models.find import FETCHED, open_model_folder
 from pantherseg.models.manifest import MANIFEST
 from pantherseg.weights.zoo import Weights
