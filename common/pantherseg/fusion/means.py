@@ -132,7 +132,12 @@ class FusedProbabilities:
         return mean > 0.5, mean
 
     def _probabilities(self, part: slice) -> Iterator[tuple[float, Array]]:
-        """Yield each member's share of the weight and its probabilities in slices along z, (class, z, y, x) float32.
+        """Yield each member's share of the weight and its probabilities in slices along z, (class, z, y, x) float32."""
+        for share, logits in self._logits(part):
+            yield share, softmax(logits)
+
+    def _logits(self, part: slice) -> Iterator[tuple[float, Array]]:
+        """Yield each member's share of the weight and its logits in slices along z, (class, z, y, x) float32.
 
         They are on the first member's device.
         """
@@ -140,4 +145,4 @@ class FusedProbabilities:
         for member in self.members:
             logits = as_type(member.slab(part.start, part.stop), "float32")
             first = logits if first is None else first
-            yield member.weight / total, softmax(on_device_of(first, logits))
+            yield member.weight / total, on_device_of(first, logits)

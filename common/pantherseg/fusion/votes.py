@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, as_type, to_host
 from pantherseg.fusion.means import FusedProbabilities
-from pantherseg.fusion.members import Fused, Fusion, MemberLogits, check_same_classes, slices_of
+from pantherseg.fusion.members import Fused, Fusion, MemberLogits, check_same_classes, largest, slices_of, softmax
 from pantherseg.fusion.staple import MAX_RATERS, posteriors
 from pantherseg.tables import Fraction, Table
 
@@ -26,8 +26,11 @@ class Vote(Table, Fusion, frozen=True):
     The probability, which a rescue looks at, is the weighted mean of the members' probabilities.
     """
 
-    probability: Fraction = 0.5
-    """A member marks a label where its probability (softmax) is at least this; a member's own `threshold` prevails."""
+    probability: Fraction | None = None
+    """A member marks a label where its probability (softmax) is at least this; None: where its own label map has it.
+
+    A member's own `threshold` prevails.
+    """
 
     same_classes: ClassVar[bool] = False
     takes_thresholds: ClassVar[bool] = True
@@ -46,8 +49,11 @@ class Staple(Table, Fusion, frozen=True):
     rescue looks at, is the mean of the members' probabilities.
     """
 
-    probability: Fraction = 0.5
-    """A member marks a label where its probability (softmax) is at least this; a member's own `threshold` prevails."""
+    probability: Fraction | None = None
+    """A member marks a label where its probability (softmax) is at least this; None: where its own label map has it.
+
+    A member's own `threshold` prevails.
+    """
     consensus: Fraction = 0.5
     """The label is predicted where STAPLE's probability of it is at least this."""
 
@@ -65,10 +71,11 @@ class Staple(Table, Fusion, frozen=True):
 class FusedVotes(FusedProbabilities):
     """The votes of members, which may have different numbers of classes.
 
-    threshold: a member without its own marks a label where its probability is at least this.
+    threshold: a member without its own marks a label where its probability is at least this; None: where it is the
+    largest of the member's classes, of equal ones the first.
     """
 
-    threshold: float
+    threshold: float | None
 
     def labels(self) -> NDArray[np.uint8]:
         """Return the label that is predicted, (z, y, x): the lowest of several, the background where there is none."""
@@ -88,9 +95,10 @@ class FusedVotes(FusedProbabilities):
 
     def _marks(self, part: slice, label: int) -> Iterator[tuple[float, Array, Array]]:
         """Yield each member's share of the weight, its probability of a label, and where it marks it, (z, y, x)."""
-        for member, (share, values) in zip(self.members, self._probabilities(part), strict=True):
+        for member, (share, logits) in zip(self.members, self._logits(part), strict=True):
             threshold = self.threshold if member.threshold is None else member.threshold
-            yield share, values[label], values[label] >= threshold
+            values = softmax(logits)[label]
+            yield share, values, largest(logits) == label if threshold is None else values >= threshold
 
 
 @dataclass(frozen=True)
