@@ -141,6 +141,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Select the marked tests, whatever else they are marked with, where the page is wanted."""
     if (path := config.option.faults) is None:
         return
+    if config.option.numprocesses:
+        raise pytest.UsageError("--faults: expected tests in one process, found -n; leave it out")
     if path.suffix != ".md":  # pytest would take the name of a test module for the option's value
         raise pytest.UsageError(f"--faults: expected an .md file, found {path}")
     config.option.markexpr = "fault"
