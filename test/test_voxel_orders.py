@@ -109,7 +109,7 @@ def test_a_box_of_ones_comes_back_in_the_same_box(code: Orientation, transpose: 
     "inputs", "a sample volume of Task {task}, stored in each of the 48 voxel orders", "the same mask each time"
 )
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [1, 2])
+@pytest.mark.parametrize("task", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_a_sample_has_the_same_mask_in_all_48_voxel_orders(task: int) -> None:
     image, tumour = sample(task)
     recipe = load_recipe(task_recipe(task))
