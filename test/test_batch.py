@@ -114,10 +114,12 @@ def test_skips_finished_cases_and_does_the_others(
 
 @pytest.mark.slow
 def test_redo_segments_finished_cases_again(folder: Path, session: Session) -> None:
-    (folder / "out" / "a.mha").touch()
-    before = {path: path.stat().st_ino for path in (folder / "out").iterdir()}
+    before = sorted((folder / "out").iterdir())
+    for path in before:
+        os.utime(path, (0, 0))
     run_batch(folder / "in", folder / "out", session, redo=True)
-    assert all(path.stat().st_ino != inode for path, inode in before.items())
+    assert sorted((folder / "out").iterdir()) == before
+    assert all(path.stat().st_mtime > 0 for path in before)
 
 
 def test_a_single_volume_that_is_finished_is_skipped(folder: Path, session: Session) -> None:
@@ -226,8 +228,13 @@ def test_probabilities_that_are_wanted_and_missing_are_made(folder: Path, sessio
         run_batch(folder / "in", folder / "out", session, save_probabilities=wanted)
         assert contents(folder) == before
     (folder / "out" / "b.npz").unlink()
+    (folder / "out" / "c.npz").write_bytes(before["out/c.npz"][:-1])
     run_batch(folder / "in", folder / "out", session, save_probabilities=True)
-    assert (folder / "out" / "b.npz").is_file()
+    assert {name: contents(folder)[name] for name in ("out/b.npz", "out/c.npz")} == {
+        name: before[name] for name in ("out/b.npz", "out/c.npz")
+    }
+    run_batch(folder / "in", folder / "out", session, redo=True)
+    assert not list((folder / "out").glob("*.npz")), "those of an earlier run say nothing about the masks of this one"
 
 
 @pytest.mark.slow
@@ -241,6 +248,42 @@ def test_a_case_that_fails_keeps_no_result_of_an_earlier_run(folder: Path, sessi
     (folder / "out" / "c.mha").unlink()
     assert run_batch(folder / "in", folder / "out", session) == [folder / "in" / "b.mha"]
     assert set(contents(folder / "out")) == {"a.mha", "a.json", "c.mha", "c.json"}
+
+
+@pytest.mark.fault("inputs", "two volumes that would get the same mask", "an error for both, and masks of the others")
+def test_two_files_of_a_case_do_not_stop_the_others(
+    folder: Path, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(folder / "in" / "a.mha", folder / "in" / "d.nii.gz")
+    shutil.copy(folder / "in" / "a.mha", folder / "in" / "d.mha")
+    twice = [folder / "in" / "d.mha", folder / "in" / "d.nii.gz"]
+    assert run_batch(folder / "in", folder / "out", session) == twice
+    found = f"error: {twice[0]}: expected one file for this case, found also d.nii.gz; rename or remove one of them"
+    assert found in caplog.messages
+    assert caplog.messages[-1] == "error: 2 of 2 volumes failed: d.mha, d.nii.gz"
+
+
+@pytest.mark.fault("inputs", "links of a folder that lead to each other", "an error for each, and masks of the others")
+def test_links_in_a_circle_do_not_stop_the_others(folder: Path, session: Session) -> None:
+    links = [folder / "in" / "x.mha", folder / "in" / "y.mha"]
+    for link, other in zip(links, reversed(links), strict=True):
+        link.symlink_to(other)
+    assert run_batch(folder / "in", folder / "out", session) == links
+
+
+@pytest.mark.slow
+def test_a_volume_in_another_format_takes_the_place_of_the_earlier_mask(folder: Path, session: Session) -> None:
+    (folder / "in" / "a.mha").unlink()
+    write_volume(volume(0), folder / "in" / "a.nii.gz")
+    assert run_batch(folder / "in", folder / "out", session) == []
+    assert {path.name for path in (folder / "out").glob("a.*")} == {"a.nii.gz", "a.json"}
+
+
+def test_a_single_case_that_fails_keeps_no_result_of_an_earlier_run(folder: Path, session: Session) -> None:
+    (folder / "in" / "b.mha").write_text("no volume")
+    with pytest.raises(InputError):
+        run_batch(folder / "in" / "b.mha", folder / "out", session)
+    assert not list((folder / "out").glob("b.*"))
 
 
 def test_a_case_that_fails_leaves_files_of_other_programs(folder: Path, session: Session) -> None:

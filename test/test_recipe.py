@@ -169,11 +169,20 @@ def test_refuses_a_recipe_without_members(tmp_path: Path) -> None:
 
 def test_refuses_a_file_that_is_not_toml(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    for content in (b"schema = ", b"\xff\xfe", b"a = 1\na = 2", b"{}"):
+    endless = (b"a = " + b"1" * 5000, b"a = " + b"[" * 20_000)
+    for content in (b"schema = ", b"\xff\xfe", b"a = 1\na = 2", b"{}", *endless):
         path.write_bytes(content)
         assert "invalid TOML: " in reason(path)
     assert "failed to read this file: No such file or directory" in reason(tmp_path / "missing.toml")
-    assert "failed to read this file: Is a directory" in reason(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path, tmp_path / "pipe"):
+        assert "expected a TOML file, found a folder, device or pipe" in reason(other)
+
+
+def test_reads_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL, encoding="utf-8-sig")
+    assert load_recipe(path).member_names == ("m",)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +247,8 @@ NEAR = '[[postprocess]]\nkind = "near"\nmax_mm = 6.0\n'
         ),
         (
             f"{MEMBER}{NEAR}of = 'localiser'\n",
-            "post-processing step 'near': Invalid enum value 'localiser' - at `$.of` - at `$.postprocess[0]`",
+            "post-processing step 'near': expected one of localizer, members, found 'localiser'; did you mean "
+            "'localizer'? - at `of` - at `$.postprocess[0]`",
         ),
         (
             f"{MEMBER}{NEAR}of = 'localizer'\n",
@@ -270,10 +280,23 @@ NEAR = '[[postprocess]]\nkind = "near"\nmax_mm = 6.0\n'
             f"fusion = {{ kind = 'staple' }}\n{17 * MEMBER}",
             "the fusion staple takes at most 16 members, and these are 17",
         ),
-        (f"min_members = 2\n{MEMBER}", "min_members is 2, and there are 1 members"),
+        (f"min_members = 2\n{MEMBER}", "min_members is 2, and the members are 1 - at `$.min_members`"),
         (
             f"{MEMBER}name = '-a'\n",
-            "Expected `str` matching regex '^[^-,\\\\s]([^,]*[^,\\\\s])?$' - at `$.members[0].name`",
+            "expected a name without commas that does not begin with a minus, found '-a' - at `$.members[0].name`",
+        ),
+        (
+            f"{MEMBER}orientation = 'lps'\n",
+            "expected one of AIL, AIR, ALI, ALS, ARI, ARS, ASL, ASR, IAL, IAR, ILA, ILP and 36 more, found 'lps'; "
+            "did you mean 'LPS'? - at `$.members[0].orientation`",
+        ),
+        (
+            f"{MEMBER}step = 0.01\n",
+            "Expected `float` >= 0.1 - at `$.members[0].step`",
+        ),
+        (
+            f"{MEMBER}[[postprocess]]\nkind = 'closing'\nmm = 1e6\n",
+            "post-processing step 'closing': Expected `float` <= 100.0 - at `$.mm` - at `$.postprocess[0]`",
         ),
         (
             f"{MEMBER}[[postprocess]]\nkind = 'volume'\nmin_mm3 = 9\nmax_mm3 = 5\n",

@@ -266,8 +266,29 @@ def test_of_a_mask_that_is_too_large_the_most_probable_voxels_stay(
     after = VolumeLimits(max_mm3=max_mm3).apply(before)
     voxel = before.grid.voxel_mm3
     assert (after.mask <= mask).all()
-    assert after.mask.sum() == min(mask.sum(), int(max_mm3 / voxel) if mask.sum() * voxel > max_mm3 else mask.sum())
+    assert after.mask.sum() == min(
+        mask.sum(), max(1, int(max_mm3 / voxel + 1e-6)) if mask.sum() > max_mm3 / voxel + 1e-6 else mask.sum()
+    )
     assert probability[after.mask].min(initial=1) >= probability[mask & ~after.mask].max(initial=0)
+
+
+@pytest.mark.parametrize("voxels", range(1, 30))
+@pytest.mark.parametrize("spacing", [(0.1, 0.1, 0.1), (0.3, 0.7, 0.7), (3.0, 1.1875, 1.1875)])
+def test_limits_of_so_many_voxels_hold_whatever_the_rounding(voxels: int, spacing: Triple) -> None:
+    mask = np.zeros((3, 4, 40), bool)
+    mask[1, 1, 2 : 2 + voxels] = True
+    before = prediction(mask, spacing)
+    limit = round(voxels * float(np.prod(spacing)), 9)
+    for step in (
+        VolumeLimits(min_mm3=limit),
+        VolumeLimits(max_mm3=limit),
+        Components(min_mm3=limit),
+    ):
+        np.testing.assert_array_equal(step.apply(before).mask, mask)
+
+
+def test_of_a_mask_that_is_too_large_at_least_one_voxel_stays() -> None:
+    assert applied(VolumeLimits(max_mm3=0.001), np.ones((2, 2, 2), bool)).sum() == 1
 
 
 def test_of_equally_probable_voxels_the_deepest_stay() -> None:

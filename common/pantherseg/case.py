@@ -25,7 +25,7 @@ from pantherseg.io.probabilities import write_probability
 from pantherseg.logs import shown, stage
 from pantherseg.machine.deadline import Deadline
 from pantherseg.machine.memory import forget_peak
-from pantherseg.results import Fingerprint
+from pantherseg.results import Fingerprint, read_report
 from pantherseg.session import Session
 from pantherseg.volume import Volume
 
@@ -82,6 +82,25 @@ def read_case(source: Path) -> tuple[Volume, tuple[Event, ...]]:
     return volume, events
 
 
+def remove_earlier(output: CaseOutput) -> bool:
+    """Remove the report of an earlier run of a case, and the mask and probability that it names; return whether any.
+
+    A mask without a report that names it may be another program's, and stays. One of another name, as of an input in
+    another format, is removed if it is as it was written. Raises OutputError.
+    """
+    folder = output.report.parent
+    try:
+        earlier = read_report(output.report)
+        mask = folder / earlier.mask
+        if os.path.realpath(mask) != os.path.realpath(output.mask) and earlier.mask_sha256 != source_sha256(mask):
+            return False
+    except InputError:
+        return False
+    for path in (output.report, mask, *([folder / earlier.probability] if earlier.probability else [])):
+        remove_file(path)
+    return True
+
+
 def write_case(source: Path, segmentation: Segmentation, output: CaseOutput, fingerprint: Fingerprint) -> None:
     """Write the mask, the probability if it is wanted, and last the report of a case; where one fails, none is left.
 
@@ -95,7 +114,8 @@ def write_case(source: Path, segmentation: Segmentation, output: CaseOutput, fin
         probability_path=None if kept is None else os.path.relpath(kept, folder),
     )
     with stage("write") as remarks:
-        remove_file(output.report)  # an older report must not stand beside a new mask
+        remove_earlier(output)
+        remove_file(output.report)  # a damaged one, too, must not stand beside a new mask
         write_volume(segmentation.mask, output.mask, like=source)
         try:
             if kept is not None and probability is not None:

@@ -22,12 +22,19 @@ from pantherseg.registry import Registry
 from pantherseg.tables import FILE_NAME, FileName, Fraction, NotNegative, Positive, Table, did_you_mean, read_table
 from pantherseg.verdict import Verdict
 
-Label = Annotated[int, Meta(ge=1)]
+# Masks are stored in 8 bits.
+Label = Annotated[int, Meta(ge=1, le=255)]
 # `--members` takes names with commas between them, and a minus in front of those that are left out.
-MemberName = Annotated[str, Meta(pattern=r"^[^-,\s]([^,]*[^,\s])?$")]
+MemberName = Annotated[
+    str,
+    Meta(pattern=r"^[^-,\s]([^,]*[^,\s])?$", description="a name without commas that does not begin with a minus"),
+]
 Folds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)] | Literal["all"]
-# The same for each axis, or (z, y, x). msgspec 0.22 misreads a tuple of fixed length beside a bounded number.
-Lengths = NotNegative | Annotated[tuple[NotNegative, ...], Meta(min_length=3, max_length=3)]
+# In mm: the same for each axis, or (z, y, x). msgspec 0.22 misreads a tuple of fixed length beside a bounded number.
+Length = Annotated[float, Meta(ge=0, le=10_000)]
+Lengths = Length | Annotated[tuple[Length, ...], Meta(min_length=3, max_length=3)]
+# Of neighbouring tiles, as a fraction of the patch. Tiles that are nearer only take longer.
+TileStep = Annotated[float, Meta(ge=0.1, le=1)]
 # A file name, or several of which one is used. msgspec 0.22 frees memory twice, when a process ends, for a string with
 # a pattern beside a list; so the pattern of the single name is checked by `Member`.
 Checkpoint = str | Annotated[tuple[FileName, ...], Meta(min_length=1)]
@@ -54,7 +61,7 @@ class Member(Table, frozen=True):
     several names, that which most folds have, and of equal ones the first."""
     folds: Folds = "all"
     """Folds in the order in which they run; `all` takes every fold_* found."""
-    step: Fraction = 0.5
+    step: TileStep = 0.5
     """Distance of neighbouring tiles as a fraction of the patch."""
     mirroring: bool = False
     """Average over mirrored inputs along the axes that the checkpoint allows."""
@@ -62,7 +69,7 @@ class Member(Table, frozen=True):
     """At least this many folds must be usable; a model with fewer folds needs all of them."""
     orientation: Orientation | None = None
     """Of the volumes that the model was trained on, such as `LPS`; if omitted, what the bundle says."""
-    weight: Positive = 1.0
+    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     """In the fusion, relative to the other members: a weight of 2 counts like two members."""
     threshold: Fraction | None = None
     """In a vote or STAPLE, the member marks a label where its probability is at least this; without it the fusion's."""
@@ -82,7 +89,7 @@ class Localizer(Table, frozen=True):
 
     model: FileName
     """Name of the model's folder in the folder of models, or `mrsegmentator` for that package's own weights."""
-    label: Annotated[int, Meta(ge=1)]
+    label: Label
     """The pancreas in the localizer's label map."""
     margin_mm: Lengths
     """Added to the pancreas's box on each side; of three, z is along the patient, y front to back, x side to side."""
@@ -107,7 +114,7 @@ class Localizer(Table, frozen=True):
     """Reject boxes that hold more than this share of the volume, margin included."""
     min_body_share: Annotated[float, Meta(ge=0, le=1)] = 0.25
     """Reject boxes in which less than this share of the voxels is body rather than air."""
-    step: Fraction = 0.5
+    step: TileStep = 0.5
     """As for a member."""
     mirroring: bool = False
     """As for a member."""
@@ -161,6 +168,9 @@ class Recipe(Table, frozen=True):
         """
         known, where = self.member_names, f"members of the recipe {self.name}"
         left_out = all(name.startswith("-") and name not in known for name in names)
+        if not left_out and (mixed := [name for name in names if name.startswith("-") and name not in known]):
+            expected = "names that all have a minus in front, or none of them"
+            raise RecipeError(where, expected=expected, found=f"{mixed[0]} beside others")
         wanted = [name[1:] for name in names] if left_out else list(names)
         for name in wanted:
             if name not in known:
@@ -231,7 +241,7 @@ def _problems_of_members(recipe: Recipe) -> Iterator[str]:
     if fusion.max_members is not None and len(names) > fusion.max_members:
         yield f"the fusion {kind} takes at most {fusion.max_members} members, and these are {len(names)}"
     if recipe.min_members is not None and recipe.min_members > len(names):
-        yield f"min_members is {recipe.min_members}, and there are {len(names)} members"
+        yield f"min_members is {recipe.min_members}, and the members are {len(names)} - at `$.min_members`"
 
 
 def _problems_of_steps(recipe: Recipe) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from pantherseg.tables import Table, decode_registered, did_you_mean, unknown_key
+from pantherseg.tables import Table, decode_registered, did_you_mean, what_is_wrong
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Table)
@@ -73,6 +73,6 @@ class Registry(Generic[T]):
         try:
             result: T = msgspec.convert(table, self._variants[name], dec_hook=decode_registered)
         except msgspec.ValidationError as error:
-            problem = unknown_key(table, self._variants[name], where="") or error
+            problem = what_is_wrong(table, self._variants[name], where="") or error
             raise ValueError(f"{self.what} '{name}': {problem}") from error
         return result

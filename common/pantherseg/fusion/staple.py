@@ -50,11 +50,17 @@ def _posteriors(voxels: NDArray[np.float64], marks: NDArray[np.bool_]) -> NDArra
         probability: NDArray[np.float64] = inside / (inside + outside)
         label, rest = (voxels * probability)[:, None], (voxels * (1 - probability))[:, None]
         before = np.concatenate([sensitivity, specificity])
-        sensitivity = _in_any_order(np.sum, label * marks) / _in_any_order(np.sum, label)
-        specificity = _in_any_order(np.sum, rest * ~marks) / _in_any_order(np.sum, rest)
+        sensitivity = _share(label * marks, label, sensitivity)
+        specificity = _share(rest * ~marks, rest, specificity)
         if np.abs(np.concatenate([sensitivity, specificity]) - before).max() <= CONVERGED:
             break
     return probability
+
+
+def _share(part: NDArray[np.float64], whole: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sum of a part over that of the whole, (rater,); as before where there is nothing to take a part of."""
+    total = float(_in_any_order(np.sum, whole)[0])
+    return before if total == 0 else _in_any_order(np.sum, part) / total
 
 
 def _in_any_order(combine: Callable[..., NDArray[np.float64]], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,13 +13,11 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from pantherseg.events import Event, EventCode
-from pantherseg.postprocess.prediction import CONNECTIVITY, Mask, PancreasOf, Prediction, Step
+from pantherseg.postprocess.prediction import CONNECTIVITY, ROUNDING, Mask, PancreasOf, Prediction, Step
 from pantherseg.tables import Fraction, NotNegative, Table
 from pantherseg.volume import Box, Triple, as_shape, uncrop
 
 Count = Annotated[int, Meta(ge=1)]
-# Volumes and distances that differ from a limit by less than this, because of rounding, count as equal to it.
-ROUNDING = 1e-6
 
 
 class Parts:
@@ -69,7 +67,7 @@ class Components(Table, Step, frozen=True):
         largest_first = np.argsort(-parts.voxels, kind="stable")[: parts.count]
         keep = np.zeros(len(parts.voxels), bool)
         keep[largest_first[: self.max_count]] = True
-        keep &= parts.voxels >= max(self.min_mm3 / prediction.grid.voxel_mm3, self.min_voxels)
+        keep &= parts.voxels >= max(self.min_mm3 / prediction.grid.voxel_mm3, self.min_voxels) - ROUNDING
         if self.second_share is not None:
             keep &= parts.voxels >= self.second_share * parts.voxels.max() - ROUNDING
         return _kept(prediction, parts, keep, "in small components")

@@ -17,6 +17,10 @@ Mask = NDArray[np.bool_]
 # Who found a pancreas: the members that have a label for it, or the localizer.
 PancreasOf = Literal["members", "localizer"]
 
+# Volumes, in voxels, and distances, in mm, that differ from a limit by less than this, because of rounding, count as
+# equal to it.
+ROUNDING = 1e-6
+
 # Voxels are connected that touch in a face, an edge or a corner.
 CONNECTIVITY = np.ones((3, 3, 3), bool)
 

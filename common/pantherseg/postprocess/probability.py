@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.events import Event, EventCode
-from pantherseg.postprocess.prediction import CONNECTIVITY, Mask, Prediction, Step
+from pantherseg.postprocess.prediction import CONNECTIVITY, ROUNDING, Mask, Prediction, Step
 from pantherseg.postprocess.shape import depth_mm
 from pantherseg.tables import Fraction, NotNegative, Positive, Table
 from pantherseg.volume import Box, as_shape, uncrop
@@ -34,7 +34,7 @@ class VolumeLimits(Table, Step, frozen=True):
     min_mm3: NotNegative = 0.0
     """A smaller mask is emptied."""
     max_mm3: Positive | None = None
-    """Of a larger mask the most probable voxels are kept, and of equally probable ones those deepest inside."""
+    """Of a larger mask the most probable voxels are kept, at least one, and of equal ones those deepest inside."""
 
     def __post_init__(self) -> None:
         if self.max_mm3 is not None and self.max_mm3 < self.min_mm3:
@@ -43,15 +43,15 @@ class VolumeLimits(Table, Step, frozen=True):
     def apply(self, prediction: Prediction) -> Prediction:
         """Empty or cut the mask where it is outside of the limits."""
         mask, voxel_mm3 = prediction.mask, prediction.grid.voxel_mm3
-        found = prediction.tumour_mm3
-        if not mask.any():
+        found, voxels = prediction.tumour_mm3, int(mask.sum())
+        if voxels == 0:
             return prediction
-        if found < self.min_mm3:
+        if voxels < self.min_mm3 / voxel_mm3 - ROUNDING:
             message = f"{found:.0f} mm3 of tumour are less than {self.min_mm3:g}; the mask was emptied"
             return prediction.changed(np.zeros_like(mask), Event(EventCode.VOLUME_LIMITED, message))
-        if self.max_mm3 is None or found <= self.max_mm3:
+        if self.max_mm3 is None or voxels <= self.max_mm3 / voxel_mm3 + ROUNDING:
             return prediction
-        kept = _most_certain(prediction, int(self.max_mm3 / voxel_mm3))
+        kept = _most_certain(prediction, max(1, int(self.max_mm3 / voxel_mm3 + ROUNDING)))
         message = f"{found:.0f} mm3 of tumour are more than {self.max_mm3:g}; the most probable of them were kept"
         return prediction.changed(kept, Event(EventCode.VOLUME_LIMITED, message))
 
@@ -80,7 +80,7 @@ class Rescue(Table, Step, frozen=True):
         if prediction.mask.any():
             return prediction
         probability = prediction.probability()
-        rescued = prediction.changed(_most_probable(probability, self.max_mm3 / prediction.grid.voxel_mm3))
+        rescued = prediction.changed(_most_probable(probability, self.max_mm3 / prediction.grid.voxel_mm3 + ROUNDING))
         message = f"no tumour was found; the most probable {rescued.tumour_mm3:.0f} mm3 were marked"
         return rescued.changed(rescued.mask, Event(EventCode.EMPTY_MASK_RESCUED, message))
 

@@ -7,23 +7,25 @@ volume counts as background, so that a mask is changed in the same way wherever 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from pantherseg.postprocess.prediction import Mask, Prediction, Step
+from pantherseg.postprocess.prediction import ROUNDING, Mask, Prediction, Step
 from pantherseg.tables import Positive, Table
 from pantherseg.volume import Box, Triple, as_shape, uncrop
 
-# Distances that differ from a radius by less than this, because of rounding, count as equal to it.
-ROUNDING = 1e-6
+# In mm. A closing computes with so much room around the mask.
+Radius = Annotated[float, Meta(gt=0, le=100)]
 
 
 @Step.registry.register("opening")
 class Opening(Table, Step, frozen=True):
     """Remove what is too thin for a ball to fit in, such as bridges and spikes."""
 
-    mm: Positive
+    mm: Radius
     """The radius of the ball."""
 
     def apply(self, prediction: Prediction) -> Prediction:
@@ -36,7 +38,7 @@ class Opening(Table, Step, frozen=True):
 class Closing(Table, Step, frozen=True):
     """Fill gaps that are too narrow for a ball to fit in, such as clefts, and spaces between near components."""
 
-    mm: Positive
+    mm: Radius
     """The radius of the ball."""
 
     def apply(self, prediction: Prediction) -> Prediction:
