@@ -86,7 +86,10 @@ def test_members_are_chosen_by_name_and_keep_it(names: list[str], left: list[str
         (["tsak1"], "expected names among task1, task2, found tsak1; did you mean 'task1'?"),
         (["task1", "x"], "expected names among task1, task2, found x"),
         (["-task3"], "expected names among task1, task2, found task3; did you mean 'task2'?"),
-        (["-task1", "task2"], "expected names among task1, task2, found -task1; did you mean 'task1'?"),
+        (
+            ["-task1", "task2"],
+            "expected names that all have a minus in front, or none of them, found -task1 beside others",
+        ),
         (["-task1", "-task2"], "expected at least one member, found none"),
         ([], "expected at least one member, found none"),
     ],

@@ -40,7 +40,7 @@ members = st.builds(
     step=st.floats(0.1, 1),
     mirroring=st.booleans(),
     orientation=st.none() | st.sampled_from(["LPS", "RAS"]),
-    weight=st.floats(1e-5, 1e7),
+    weight=st.floats(1e-5, 1e6),
 )
 steps = st.one_of(
     st.builds(Threshold, probability=st.floats(0.01, 1)),
