@@ -230,6 +230,12 @@ def tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _write(results: dict[str, Any], size: Size) -> None:
+    """Write the results so far, as a recipe may take minutes."""
+    results |= {"first_seed": FIRST_SEED, "size": size, "machine": machine()}
+    write_text(RESULTS, json.dumps(results, indent=2) + "\n")
+
+
 def main() -> None:
     """Compare, print the tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -248,10 +254,10 @@ def main() -> None:
         for system in COMPARED:
             if options.recipes is None or str(system) in options.recipes:
                 results["parity"][system.recipe] = compare(system, options.cases, options.size, work)
+                _write(results, options.size)
         if options.voting:
             results["voting"] = vote_against_mean(options.voting, options.timed, options.size, work)
-        results |= {"first_seed": FIRST_SEED, "size": options.size, "machine": machine()}
-        write_text(RESULTS, json.dumps(results, indent=2) + "\n")
+            _write(results, options.size)
     print(tables(results))
 
 
