@@ -167,7 +167,10 @@ def test_each_seed_has_a_unique_name() -> None:
         assert len({case_id(seed, task=task) for seed in (0, 1, 99_999, 100_000)}) == 4
 
 
-@pytest.mark.parametrize("arguments", [{"task": 3}, {"task": 1, "size": "tiny"}, {"task": 1, "modality": "pet"}, {"task": 1, "seed": -1}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"task": 3}, {"task": 1, "size": "tiny"}, {"task": 1, "modality": "pet"}, {"task": 1, "seed": -1}],
+)
 def test_refuses_invalid_arguments(arguments: dict[str, object]) -> None:
     value = list(arguments.values())[-1]
     with pytest.raises(ValueError, match=str(value)):

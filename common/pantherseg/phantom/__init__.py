@@ -1,4 +1,4 @@
-"""Synthetic abdominal MR (and CT-like) volumes with organs, pancreas and tumour, for which no data agreement is needed."""
+"""Synthetic abdominal volumes, MR or CT-like, with organs, pancreas and tumour; no data agreement is needed."""
 
 from pantherseg.phantom.acquisition import Modality, Phantom, Size, make_phantom
 from pantherseg.phantom.dataset import case_id, write_dataset

@@ -1,4 +1,4 @@
-"""Turns an anatomy into an MR volume: grid, contrast, partial volume, texture, bias field and noise.
+"""Turns an anatomy into an MR or CT volume: grid, contrast, partial volume, texture, bias field and noise.
 
 The grids imitate those of PANTHER: Task 1 median 72x258x318 voxels (z, y, x) at 3.0x1.1875x1.1875 mm, in-plane
 0.69 to 1.31 mm, at most 19.1 M voxels; Task 2 about 2x1x1 mm.
@@ -57,8 +57,8 @@ DEFAULT_TEXTURE = 0.08
 class Phantom:
     """A synthetic case: three volumes on one grid.
 
-    image: int16, arbitrary MR units, or HU in CT; labels: uint8, 1 tumour, 2 pancreas; organs: uint8, numbered as `labels.ORGANS`,
-    with the tumour as part of the pancreas.
+    image: int16, arbitrary MR units, or HU in CT; labels: uint8, 1 tumour, 2 pancreas; organs: uint8, numbered as
+    `labels.ORGANS`, with the tumour as part of the pancreas.
     """
 
     image: Volume
