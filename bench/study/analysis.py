@@ -61,9 +61,10 @@ def differences(repetitions: Sequence[Mapping[str, Any]], contrast: Contrast, me
 def analysed(question: str, repetitions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the differences of all contrasts of a question, the primary ones marked."""
     return [
-        differences(repetitions, contrast, metric) | {"primary": number < QUESTIONS[question].primary}
+        differences(repetitions, contrast, metric)
+        | {"primary": number < QUESTIONS[question].primary and metric in contrast.metrics}
         for number, contrast in enumerate(QUESTIONS[question].contrasts)
-        for metric in contrast.metrics
+        for metric in (*contrast.metrics, *contrast.also)
     ]
 
 
