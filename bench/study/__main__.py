@@ -18,28 +18,13 @@ from typing import Any
 from bench.processes import machine
 from bench.study.analysis import analysed, insert, tables
 from bench.study.design import SIZES
-from bench.study.questions import QUESTIONS
-from bench.study.repetition import Repetition
+from bench.study.questions import QUESTIONS, measured
 from pantherseg.evaluation import bootstrap
 from pantherseg.files import write_text
 from pantherseg.logs import show_log
 from pantherseg.model_sources.nnunet import read_json
 
 RESULTS = Path(__file__).parents[1] / "results"
-
-
-def measure(question: str, work: Path, size: str, number: int, device: str) -> dict[str, Any]:
-    """Return the figures of one repetition, those that are kept in its folder if it is finished."""
-    show_log()
-    repetition = Repetition(work, size, number, device)
-    kept = repetition.folder / f"{question}.json"
-    if kept.is_file():
-        return read_json(kept)
-    wanted = QUESTIONS[question]
-    seconds = repetition.train(wanted.networks)
-    figures = {"repetition": number, "minutes": round(seconds / 60, 1), **wanted.measure(repetition)}
-    write_text(kept, json.dumps(figures, indent=2) + "\n")
-    return figures
 
 
 def run(question: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -51,7 +36,7 @@ def run(question: str, options: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("nnUNet_compile", "f")
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         arguments = (options.work.resolve(), options.size)
-        waiting = [pool.submit(measure, question, *arguments, one, options.device) for one in range(options.repeats)]
+        waiting = [pool.submit(measured, question, *arguments, one, options.device) for one in range(options.repeats)]
         repetitions = [one.result() for one in waiting]
     return {
         "question": question,

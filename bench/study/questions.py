@@ -6,8 +6,12 @@ empty mask rescued, except where a question says otherwise. Metrics are those of
 
 from __future__ import annotations
 
+import json
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +19,17 @@ import numpy as np
 from bench.study.design import FOLDS
 from bench.study.repetition import Network, Repetition, folds_of
 from pantherseg.evaluation.metrics import METRICS
+from pantherseg.files import write_text
+from pantherseg.logs import show_log
+from pantherseg.model_sources.nnunet import read_json
 from pantherseg.postprocess import Rescue
 from pantherseg.selection.candidates import Candidate
 from pantherseg.selection.cases import Case, Scorer, Scores
 from pantherseg.selection.nested import MEAN_RANK
 from pantherseg.selection.search import best_by_dice, mean_ranks, select, totals, uniform
 from pantherseg.selection.tables import described
+
+logger = logging.getLogger(__name__)
 
 RESCUE = (Rescue(),)
 KINDS = ("default", "strong")
@@ -201,3 +210,20 @@ QUESTIONS = {
         counts={"empty": "empty masks", "false marks": "false marks"},
     ),
 }
+
+
+def measured(question: str, work: Path, size: str, number: int, device: str) -> dict[str, Any]:
+    """Return the figures of one repetition; those that are kept in its folder if it is finished."""
+    show_log()
+    repetition = Repetition(work, size, number, device)
+    kept = repetition.folder / f"{question}.json"
+    if kept.is_file():
+        return read_json(kept)
+    before = time.process_time()
+    wanted = QUESTIONS[question]
+    seconds = repetition.train(wanted.networks)
+    figures = {"repetition": number, "minutes": round(seconds / 60, 1), **wanted.measure(repetition)}
+    write_text(kept, json.dumps(figures, indent=2) + "\n")
+    cpu = time.process_time() - before
+    logger.info("%s: repetition %d finished, %.1f CPU minutes in this process", question, number, cpu / 60)
+    return figures
