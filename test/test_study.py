@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from bench.study.analysis import BEGIN, END, PAGE, differences, insert, tables
 from bench.study.design import DOMAINS, SIZES, first_seed, key_of, training_file
-from bench.study.questions import QUESTIONS, Contrast
+from bench.study.questions import QUESTIONS, Contrast, measured
 
 from pantherseg.evaluation.metrics import METRICS
 from pantherseg.selection.nested import MEAN_RANK
@@ -75,8 +75,8 @@ def test_a_changed_design_or_another_repetition_has_another_folder() -> None:
 def test_the_stages_give_every_network_that_a_question_needs(size: Any) -> None:
     steps = steps_of(training_file(size, 0))
     for question in QUESTIONS.values():
-        for network in question.networks:
-            assert choose(steps, stage=network.stage, fold=network.fold)
+        for one in question.needs:
+            assert choose(steps, stage=one if isinstance(one, str) else one.stage)
 
 
 def test_what_is_compared_has_as_many_batches() -> None:
@@ -111,3 +111,16 @@ def test_a_page_without_a_place_for_the_tables_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="tables of mixed"):
         insert("mixed", "text", page)
     assert page.read_text() == "# Another page\n"
+
+
+@pytest.mark.full
+def test_every_question_runs_at_the_smallest_size_and_goes_on(tmp_path: Path) -> None:
+    for name, question in QUESTIONS.items():
+        found = measured(name, tmp_path, "smoke", 0, "cpu")
+        assert {arm for one in question.contrasts for arm in (one.a, one.b)} <= found["arms"].keys()
+        for contrast in question.contrasts:
+            for metric in (*contrast.metrics, *contrast.also):
+                assert differences([found], contrast, metric)["shown"] == 0
+        kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint_final.pth")}
+        assert measured(name, tmp_path, "smoke", 0, "cpu") == found
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint_final.pth")} == kept

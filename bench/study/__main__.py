@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.processes import machine
 from bench.study.analysis import analysed, insert, tables
-from bench.study.design import SIZES
+from bench.study.design import PILOT, SIZES
 from bench.study.questions import QUESTIONS, measured
 from pantherseg.evaluation import bootstrap
 from pantherseg.files import write_text
@@ -34,9 +34,10 @@ def run(question: str, options: argparse.Namespace) -> dict[str, Any]:
     # Each process has its share of the cores; compiling the networks takes longer than they run.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
     os.environ.setdefault("nnUNet_compile", "f")
+    numbers = range(first := PILOT if options.pilot else 0, first + options.repeats)
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         arguments = (options.work.resolve(), options.size)
-        waiting = [pool.submit(measured, question, *arguments, one, options.device) for one in range(options.repeats)]
+        waiting = [pool.submit(measured, question, *arguments, one, options.device) for one in numbers]
         repetitions = [one.result() for one in waiting]
     return {
         "question": question,
@@ -57,14 +58,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--jobs", type=int, help="repetitions beside each other; by default one for each core, or one")
+    parser.add_argument("--pilot", action="store_true", help="use other phantoms, print the tables and keep no result")
     parser.add_argument("--work", type=Path, default=Path("study"), help="folder in which everything is kept")
     options = parser.parse_args()
     show_log()
     if options.question != "tables":
         result = run(options.question, options)
         print(tables(options.question, result))
-        if options.size == "smoke":
-            return  # which says nothing about the question
+        if options.pilot or options.size == "smoke":
+            return
         write_text(RESULTS / f"study-{options.question}.json", json.dumps(result, indent=2) + "\n")
     for question in QUESTIONS:
         if (path := RESULTS / f"study-{question}.json").is_file():

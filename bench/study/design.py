@@ -12,7 +12,8 @@ from pantherseg.tables import Table
 from pantherseg.training.graph import DataSource, PseudoLabels, Stage, TrainingFile
 from pantherseg.training.training_recipe import Augmentation, PlanSettings, ScheduleSettings
 
-FOLDS = 5
+# Repetitions from this number on are for trying out a design: their figures are printed and not kept.
+PILOT = 20
 # Not among the seeds of weights/demo/make.sh, the training files, test/make_samples.py and the other benchmarks.
 FIRST_SEED = 60_000
 SEEDS_A_REPETITION = 1_000
@@ -21,7 +22,11 @@ FROM_SCRATCH, FINE_TUNING = 3e-3, 1e-3
 
 
 class Size(Table, frozen=True):
-    """How large the study is. cases: labelled ones of each domain; epochs, iterations: of every stage but t2_long."""
+    """How large the study is.
+
+    cases: labelled ones of each domain; folds: of every cross-validation; epochs, iterations: of every stage but
+    t2_long.
+    """
 
     cases: int
     unlabelled: int
@@ -29,6 +34,7 @@ class Size(Table, frozen=True):
     epochs: int
     iterations: int
     plan: PlanSettings
+    folds: int = 5
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,8 @@ LARGE = PlanSettings(
     blocks_decoder=[1] * 6,
 )
 SIZES = {
-    "smoke": Size(cases=5, unlabelled=2, held_out=3, epochs=3, iterations=4, plan=SMALL),
-    "cpu": Size(cases=20, unlabelled=40, held_out=24, epochs=12, iterations=24, plan=SMALL),
+    "smoke": Size(cases=4, unlabelled=2, held_out=2, epochs=3, iterations=6, plan=SMALL, folds=2),
+    "cpu": Size(cases=20, unlabelled=30, held_out=24, epochs=10, iterations=25, plan=SMALL),
     "large": Size(cases=20, unlabelled=80, held_out=40, epochs=60, iterations=50, plan=LARGE),
 }
 
@@ -87,7 +93,9 @@ def training_file(size: Size, repetition: int) -> TrainingFile:
         "unlabelled": DataSource(layout="panther-unlabelled", dataset_id=703),
     }
     scratch, tuned = _schedule(size, FROM_SCRATCH), _schedule(size, FINE_TUNING)
-    long = msgspec.structs.replace(scratch, epochs=3 * size.epochs)
+    # Tumours are harder to find in T2, so that more patches are centred on them.
+    scratch_t2, tuned_t2 = (msgspec.structs.replace(one, foreground=0.75) for one in (scratch, tuned))
+    long = msgspec.structs.replace(scratch_t2, epochs=3 * size.epochs)
     strong = _schedule(size, FROM_SCRATCH, "da5")
     kept = PlanSettings(spacing=size.plan.spacing)  # all else is that of the stage before
 
@@ -99,19 +107,19 @@ def training_file(size: Size, repetition: int) -> TrainingFile:
             dataset_id=number,
             plan=size.plan if start is None else kept,
             schedule=schedule,
-            folds=FOLDS,
+            folds=size.folds,
             trained_folds=folds,
             start=start,
             seed=repetition,
         )
 
     stages = {
-        "default": stage(711, ["t1"], scratch, folds=FOLDS),
-        "strong": stage(712, ["t1"], strong, folds=FOLDS),
+        "default": stage(711, ["t1"], scratch, folds=size.folds),
+        "strong": stage(712, ["t1"], strong, folds=size.folds),
         "ct": stage(721, ["ct"], scratch),
         "ct_t1": stage(722, ["t1"], tuned, "ct"),
-        "ct_t1_t2": stage(723, ["t2"], tuned, "ct_t1"),
-        "t2": stage(724, ["t2"], scratch),
+        "ct_t1_t2": stage(723, ["t2"], tuned_t2, "ct_t1"),
+        "t2": stage(724, ["t2"], scratch_t2),
         "t2_long": stage(725, ["t2"], long),
         "student1": stage(731, ["t1", "round1"], tuned, "default"),
         "student2": stage(732, ["t1", "round2"], tuned, "student1"),

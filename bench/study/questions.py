@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import time
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.study.design import FOLDS
-from bench.study.repetition import Network, Repetition, folds_of
+from bench.study.repetition import Network, Repetition
 from pantherseg.evaluation.metrics import METRICS
 from pantherseg.files import write_text
 from pantherseg.logs import show_log
@@ -33,8 +32,7 @@ logger = logging.getLogger(__name__)
 
 RESCUE = (Rescue(),)
 KINDS = ("default", "strong")
-POOL = [network for kind in KINDS for network in folds_of(kind)]
-ON_T2 = [Network("ct_t1_t2"), Network("t2"), Network("t2_long")]
+ON_T2 = ("ct_t1_t2", "t2", "t2_long")
 # The figures of an arm in one repetition: metrics and counts.
 Arm = dict[str, float]
 
@@ -51,12 +49,12 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Question:
-    """measure: returns the arms of a repetition, and what else is worth keeping; networks: those that it needs.
+    """measure: returns the arms of a repetition, and what else is worth keeping; needs: stages, or single networks.
 
     contrasts: the first `primary` answer the question, the others are for insight.
     """
 
-    networks: Sequence[Network]
+    needs: Sequence[str | Network]
     measure: Callable[[Repetition], dict[str, Any]]
     contrasts: Sequence[Contrast]
     primary: int = 1
@@ -75,20 +73,23 @@ def _arms(cases: tuple[Case, ...], arms: Mapping[str, Sequence[int]]) -> dict[st
     return {name: _arm(of_arm) for name, of_arm in zip(arms, scores, strict=True)}
 
 
+def _pool(repetition: Repetition) -> list[Network]:
+    """Return the networks of both kinds."""
+    return [network for kind in KINDS for network in repetition.folds_of(kind)]
+
+
 def _alone(cases: tuple[Case, ...], names: Sequence[str]) -> dict[str, Arm]:
     """Return the metrics of each member alone."""
     return _arms(cases, dict(zip(names, np.eye(len(names), dtype=int).tolist(), strict=True)))
 
 
-CASCADE_T1 = [Network("ct_t1"), Network("default", 0)]
-
-
 def cascade(repetition: Repetition) -> dict[str, Any]:
     """Compare networks on T2 that began with CT and T1 with those from scratch, and the same on T1 after CT."""
     on_t2 = _alone(
-        repetition.unseen_cases(ON_T2, "t2"), ["CT, T1, T2", "T2 from scratch", "T2 from scratch, 3 x as long"]
+        repetition.unseen_cases([*map(Network, ON_T2)], "t2"),
+        ["CT, T1, T2", "T2 from scratch", "T2 from scratch, 3 x as long"],
     )
-    on_t1 = _alone(repetition.unseen_cases(CASCADE_T1, "t1"), ["CT, T1", "T1 from scratch"])
+    on_t1 = _alone(repetition.unseen_cases([Network("ct_t1"), Network("default")], "t1"), ["CT, T1", "T1 from scratch"])
     return {"arms": on_t2 | on_t1}
 
 
@@ -97,7 +98,7 @@ STUDENTS = ["student1", "student2", "continued1", "continued2"]
 
 def student(repetition: Repetition) -> dict[str, Any]:
     """Compare students with networks that were trained on for as long without the pseudo-labelled cases."""
-    networks = [*map(Network, STUDENTS), *folds_of("default")]
+    networks = [*map(Network, STUDENTS), *repetition.folds_of("default")]
     single = np.eye(len(networks), dtype=int).tolist()
     names = [
         "student, round 1",
@@ -107,19 +108,21 @@ def student(repetition: Repetition) -> dict[str, Any]:
         "teacher, one network",
     ]
     arms = dict(zip(names, single, strict=False))
-    arms["teacher, five networks"] = [0] * len(STUDENTS) + [1] * FOLDS
+    arms["teacher, five networks"] = [0] * len(STUDENTS) + [1] * (len(networks) - len(STUDENTS))
     return {"arms": _arms(repetition.unseen_cases(networks, "t1"), arms)}
 
 
 def mixed(repetition: Repetition) -> dict[str, Any]:
     """Compare five networks of one kind with five of both, one for each fold, and with all ten."""
+    folds = len(repetition.folds_of("default"))
+    even = [1 - fold % 2 for fold in range(folds)]
     arms = {
-        "five default": [1] * FOLDS + [0] * FOLDS,
-        "five strong": [0] * FOLDS + [1] * FOLDS,
-        "five mixed": [1, 0, 1, 0, 1, 0, 1, 0, 1, 0],
-        "all ten": [1] * (2 * FOLDS),
+        "five default": [1] * folds + [0] * folds,
+        "five strong": [0] * folds + [1] * folds,
+        "five mixed": even + [1 - one for one in even],
+        "all ten": [1] * (2 * folds),
     }
-    return {"arms": _arms(repetition.unseen_cases(POOL, "t1"), arms)}
+    return {"arms": _arms(repetition.unseen_cases(_pool(repetition), "t1"), arms)}
 
 
 def metric(repetition: Repetition) -> dict[str, Any]:
@@ -136,11 +139,12 @@ def metric(repetition: Repetition) -> dict[str, Any]:
 
 def rescue(repetition: Repetition) -> dict[str, Any]:
     """Compare the masks of single networks and of ensembles without and with the rescue of an empty mask."""
-    on_t1 = repetition.unseen_cases(POOL, "t1")
-    on_t2 = repetition.unseen_cases(ON_T2, "t2")
+    pool = _pool(repetition)
+    on_t1 = repetition.unseen_cases(pool, "t1")
+    on_t2 = repetition.unseen_cases([*map(Network, ON_T2)], "t2")
     groups = {
-        "T1, single": (on_t1, np.eye(len(POOL), dtype=int).tolist()),
-        "T1, all ten": (on_t1, [[1] * len(POOL)]),
+        "T1, single": (on_t1, np.eye(len(pool), dtype=int).tolist()),
+        "T1, all ten": (on_t1, [[1] * len(pool)]),
         "T2, single": (on_t2, np.eye(len(ON_T2), dtype=int).tolist()),
     }
     arms: dict[str, Arm] = {}
@@ -159,7 +163,7 @@ def rescue(repetition: Repetition) -> dict[str, Any]:
 DISTANCES = ("hd95_mm", "masd_mm")
 QUESTIONS = {
     "cascade": Question(
-        [*ON_T2, *CASCADE_T1],
+        [*ON_T2, "ct_t1", Network("default")],
         cascade,
         [
             Contrast("CT, T1, T2", "T2 from scratch"),
@@ -169,7 +173,7 @@ QUESTIONS = {
         primary=2,
     ),
     "student": Question(
-        [*map(Network, STUDENTS), *folds_of("default")],
+        [*STUDENTS, "default"],
         student,
         [
             Contrast("student, round 2", "trained on, round 2"),
@@ -180,7 +184,7 @@ QUESTIONS = {
         ],
     ),
     "mixed": Question(
-        POOL,
+        KINDS,
         mixed,
         [
             Contrast("five mixed", "five default"),
@@ -191,7 +195,7 @@ QUESTIONS = {
         primary=2,
     ),
     "metric": Question(
-        POOL,
+        KINDS,
         metric,
         [
             Contrast("by all metrics", "by Dice", (MEAN_RANK,), tuple(METRICS)),
@@ -199,7 +203,7 @@ QUESTIONS = {
         ],
     ),
     "rescue": Question(
-        [*POOL, *ON_T2],
+        [*KINDS, *ON_T2],
         rescue,
         [
             Contrast("T2, single, rescued", "T2, single, as they are", DISTANCES, ("dice",)),
@@ -219,11 +223,17 @@ def measured(question: str, work: Path, size: str, number: int, device: str) -> 
     kept = repetition.folder / f"{question}.json"
     if kept.is_file():
         return read_json(kept)
-    before = time.process_time()
+    before = _cpu_seconds()
     wanted = QUESTIONS[question]
-    seconds = repetition.train(wanted.networks)
+    seconds = repetition.train(wanted.needs)
     figures = {"repetition": number, "minutes": round(seconds / 60, 1), **wanted.measure(repetition)}
     write_text(kept, json.dumps(figures, indent=2) + "\n")
-    cpu = time.process_time() - before
-    logger.info("%s: repetition %d finished, %.1f CPU minutes in this process", question, number, cpu / 60)
+    minutes = (_cpu_seconds() - before) / 60
+    logger.info("%s: repetition %d finished, %.1f CPU minutes in this run", question, number, minutes)
     return figures
+
+
+def _cpu_seconds() -> float:
+    """Return the time on all cores of this process, and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.study.design import DOMAINS, FOLDS, SIZES, Size, first_seed, key_of, training_file
+from bench.study.design import DOMAINS, SIZES, Size, first_seed, key_of, training_file
 from pantherseg.fusion import MeanLogits
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
@@ -45,11 +45,6 @@ class Network:
         return f"{self.stage}-{self.fold}"
 
 
-def folds_of(stage: str) -> list[Network]:
-    """Return all networks of a stage that has five."""
-    return [Network(stage, fold) for fold in range(FOLDS)]
-
-
 class Repetition:
     """The data, networks and probabilities of one repetition below the work folder."""
 
@@ -59,6 +54,10 @@ class Repetition:
         self.folder = work / size_name / key_of(self.size, number)
         data = {name: self.folder / "data" / name for name in DOMAINS if not name.startswith("test")}
         self.training = Workspace(training_file(self.size, number), self.folder / "training", Inputs(data=data))
+
+    def folds_of(self, stage: str) -> list[Network]:
+        """Return all networks of a stage."""
+        return [Network(stage, fold) for fold in self.training.graph.stage[stage].used_folds]
 
     def data(self, domain: str) -> Path:
         """Return the folder with the phantoms of a domain, which are made if they are not there."""
@@ -73,13 +72,17 @@ class Repetition:
             beside.rename(folder)
         return folder
 
-    def train(self, networks: Sequence[Network]) -> float:
-        """Train networks, and what they start from, unless they are finished. Return the seconds that it all took."""
+    def train(self, wanted: Sequence[str | Network]) -> float:
+        """Train what is not finished of stages or single networks, and of what they start from.
+
+        Return the seconds that all of it took, in this run or an earlier one.
+        """
         for name in self.training.graph.data:
             self.data(name)
         needed: dict[str, float] = {}
-        for network in networks:
-            training = prepare(Path(__file__), self.training, stage=network.stage, fold=network.fold)
+        for one in wanted:
+            stage, fold = (one.stage, one.fold) if isinstance(one, Network) else (one, None)
+            training = prepare(Path(__file__), self.training, stage=stage, fold=fold)
             run(training, [self.device])
             state, steps = State(self.training.output), steps_of(self.training.graph).by_name
             for step in training.chosen:
@@ -106,9 +109,9 @@ class Repetition:
         return output
 
     def fused(self, stage: str, domain: str) -> Path:
-        """Return the folder with the mean probability of a stage's five networks in the unseen cases of a domain."""
+        """Return the folder with the mean probability of a stage's networks in the unseen cases of a domain."""
         output = self.folder / "held_out" / f"{domain}-{stage}"
-        folders = [self.held_out(network, domain) for network in folds_of(stage)]
+        folders = [self.held_out(network, domain) for network in self.folds_of(stage)]
         for path in sorted(folders[0].glob(f"*{SUFFIX}")):
             if not (output / path.name).is_file():
                 found = [read_probability(folder / path.name) for folder in folders]
