@@ -14,6 +14,7 @@ from bench.study.questions import QUESTIONS, Contrast, measured
 
 from pantherseg.evaluation.metrics import METRICS
 from pantherseg.selection.nested import MEAN_RANK
+from pantherseg.training.graph import problems
 from pantherseg.training.steps import choose, steps_of
 
 NAMES = (*METRICS, MEAN_RANK)
@@ -24,7 +25,8 @@ def repetitions(a: list[float], b: list[float]) -> list[dict[str, Any]]:
     return [
         {
             "arms": {
-                name: dict.fromkeys((*NAMES, "masks", "empty"), value) for name, value in zip("ab", pair, strict=True)
+                name: dict.fromkeys((*NAMES, "masks", "empty masks"), value)
+                for name, value in zip("ab", pair, strict=True)
             }
         }
         for pair in zip(a, b, strict=True)
@@ -73,7 +75,9 @@ def test_a_changed_design_or_another_repetition_has_another_folder() -> None:
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
 def test_the_stages_give_every_network_that_a_question_needs(size: Any) -> None:
-    steps = steps_of(training_file(size, 0))
+    graph = training_file(size, 0)
+    assert list(problems(graph)) == []
+    steps = steps_of(graph)
     for question in QUESTIONS.values():
         for one in question.needs:
             assert choose(steps, stage=one if isinstance(one, str) else one.stage)
@@ -81,9 +85,9 @@ def test_the_stages_give_every_network_that_a_question_needs(size: Any) -> None:
 
 def test_what_is_compared_has_as_many_batches() -> None:
     stages = training_file(SIZES["cpu"], 0).stage
-    chain = sum(stages[name].schedule.epochs for name in ("ct", "ct_t1", "ct_t1_t2"))
-    assert stages["t2_long"].schedule.epochs == chain
-    assert stages["t2"].schedule.epochs == stages["ct_t1_t2"].schedule.epochs
+    chain = sum(stages[name].schedule.epochs for name in ("from_ct", "ct_t1", "ct_t1_t2"))
+    assert stages["scratch_t2_long"].schedule.epochs == chain
+    assert stages["scratch_t2"].schedule.epochs == stages["ct_t1_t2"].schedule.epochs
     for number in "12":
         assert stages[f"student{number}"].schedule == stages[f"continued{number}"].schedule
 
@@ -92,7 +96,7 @@ def test_what_is_compared_has_as_many_batches() -> None:
 def test_tables_go_to_their_place_on_the_page(question: str, tmp_path: Path) -> None:
     page, contrasts = tmp_path / "page.md", QUESTIONS[question].contrasts
     page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    arms = {arm: dict.fromkeys((*NAMES, "masks", "empty"), 0.5) for one in contrasts for arm in (one.a, one.b)}
+    arms = {arm: dict.fromkeys((*NAMES, "masks", "empty masks"), 0.5) for one in contrasts for arm in (one.a, one.b)}
     result = {"size": "cpu", "device": "cpu", "machine": {"cpu": "a CPU"}}
     text = tables(question, result | {"repetitions": [{"minutes": 1.0, "arms": arms}] * 5})
     for _ in range(2):  # again, in place of the first

@@ -73,7 +73,7 @@ def tables(question: str, result: Mapping[str, Any]) -> str:
     repetitions, size = result["repetitions"], result["size"]
     minutes = [one["minutes"] for one in repetitions]
     lines = [
-        f"Size `{size}`, {len(repetitions)} repetitions of {np.mean(minutes):.1f} minutes each, beside other work, "
+        f"Size `{size}`, {len(repetitions)} repetitions of {np.mean(minutes):.1f} minutes of training each "
         f"on {result['device']} ({result['machine']['cpu']}); networks that questions share are counted in each.",
         "",
         *_arms_table(question, repetitions),
@@ -97,14 +97,14 @@ def insert(question: str, text: str, page: Path = PAGE) -> None:
 
 def _arms_table(question: str, repetitions: Sequence[Mapping[str, Any]]) -> list[str]:
     counts = QUESTIONS[question].counts
-    head = ["arm", *HEADINGS.values(), *counts.values()]
+    head = ["arm", *HEADINGS.values(), *counts]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for arm in repetitions[0]["arms"]:
         every = [one["arms"][arm] for one in repetitions]
         cells = [format(np.mean([one[name] for one in every]), FORMATS[name]) for name in METRICS]
-        for count in counts:
-            total = sum(int(one["masks"]) for one in every)
-            cells.append(f"{sum(int(one[count]) for one in every)} of {total}" if count in every[0] else "")
+        for count, whole in counts.items():
+            part, of = (sum(int(one.get(name, 0)) for one in every) for name in (count, whole))
+            cells.append(f"{part} of {of}" if count in every[0] else "")
         rows.append(f"| {arm} | {' | '.join(cells)} |")
     return rows
 

@@ -25,7 +25,7 @@ class Size(Table, frozen=True):
     """How large the study is.
 
     cases: labelled ones of each domain; folds: of every cross-validation; epochs, iterations: of every stage but
-    t2_long.
+    scratch_t2_long.
     """
 
     cases: int
@@ -116,11 +116,11 @@ def training_file(size: Size, repetition: int) -> TrainingFile:
     stages = {
         "default": stage(711, ["t1"], scratch, folds=size.folds),
         "strong": stage(712, ["t1"], strong, folds=size.folds),
-        "ct": stage(721, ["ct"], scratch),
-        "ct_t1": stage(722, ["t1"], tuned, "ct"),
+        "from_ct": stage(721, ["ct"], scratch),
+        "ct_t1": stage(722, ["t1"], tuned, "from_ct"),
         "ct_t1_t2": stage(723, ["t2"], tuned_t2, "ct_t1"),
-        "t2": stage(724, ["t2"], scratch_t2),
-        "t2_long": stage(725, ["t2"], long),
+        "scratch_t2": stage(724, ["t2"], scratch_t2),
+        "scratch_t2_long": stage(725, ["t2"], long),
         "student1": stage(731, ["t1", "round1"], tuned, "default"),
         "student2": stage(732, ["t1", "round2"], tuned, "student1"),
         "continued1": stage(733, ["t1"], tuned, "default"),

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 RESCUE = (Rescue(),)
 KINDS = ("default", "strong")
-ON_T2 = ("ct_t1_t2", "t2", "t2_long")
+ON_T2 = ("ct_t1_t2", "scratch_t2", "scratch_t2_long")
 # The figures of an arm in one repetition: metrics and counts.
 Arm = dict[str, float]
 
@@ -59,6 +59,7 @@ class Question:
     contrasts: Sequence[Contrast]
     primary: int = 1
     counts: Mapping[str, str] = field(default_factory=dict)
+    """What is counted in an arm, and the count that it is a part of."""
 
 
 def _arm(scores: Scores) -> Arm:
@@ -152,7 +153,7 @@ def rescue(repetition: Repetition) -> dict[str, Any]:
         candidates = [Candidate(tuple(one)) for one in counts]
         empty = np.array([[not case.mask(one).any() for case in cases] for one in candidates])
         without, rescued = (Scorer(cases, steps).scores(candidates) for steps in ((), RESCUE))
-        counted = {"masks": float(empty.size), "empty": float(empty.sum())}
+        counted = {"masks": float(empty.size), "empty masks": float(empty.sum())}
         arms[f"{name}, as they are"] = _arm(without.reshape(-1, len(METRICS))) | counted
         # A rescued mask that touches no tumour is a false mark in a case that has a tumour elsewhere.
         false = int((empty & (rescued[..., 0] == 0)).sum())
@@ -211,7 +212,7 @@ QUESTIONS = {
             Contrast("T1, all ten, rescued", "T1, all ten, as they are", DISTANCES, ("dice",)),
         ],
         primary=2,
-        counts={"empty": "empty masks", "false marks": "false marks"},
+        counts={"empty masks": "masks", "false marks": "empty masks"},
     ),
 }
 
