@@ -41,6 +41,19 @@ def test_only_the_same_seed_and_task_give_the_same_voxels(task: int) -> None:
         assert (other.labels.array != again.labels.array).any()
 
 
+def test_ct_has_the_anatomy_of_the_same_seed_in_hu() -> None:
+    ct = make_phantom(0, task=1, size="small", modality="ct")
+    np.testing.assert_array_equal(ct.labels.array, phantom(0, 1).labels.array)
+    assert ct.image.array.dtype == np.int16
+    assert ct.image.array.min() >= -1024
+    medians = {label: np.median(ct.image.array[ct.labels.array == label]) for label in (TUMOUR, PANCREAS)}
+    assert 60 < medians[PANCREAS] < 140
+    assert 5 < medians[PANCREAS] - medians[TUMOUR] < 80
+    outside, fat = np.percentile(ct.image.array, [1, 30])
+    assert outside < -950
+    assert fat < 0
+
+
 @both_tasks
 def test_volumes_have_the_documented_types_and_values(task: int) -> None:
     case = phantom(0, task)
@@ -154,7 +167,10 @@ def test_each_seed_has_a_unique_name() -> None:
         assert len({case_id(seed, task=task) for seed in (0, 1, 99_999, 100_000)}) == 4
 
 
-@pytest.mark.parametrize("arguments", [{"task": 3}, {"task": 1, "size": "tiny"}, {"task": 1, "seed": -1}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"task": 3}, {"task": 1, "size": "tiny"}, {"task": 1, "modality": "pet"}, {"task": 1, "seed": -1}],
+)
 def test_refuses_invalid_arguments(arguments: dict[str, object]) -> None:
     value = list(arguments.values())[-1]
     with pytest.raises(ValueError, match=str(value)):

@@ -1,4 +1,4 @@
-"""Turns an anatomy into an MR volume: grid, contrast, partial volume, texture, bias field and noise.
+"""Turns an anatomy into an MR or CT volume: grid, contrast, partial volume, texture, bias field and noise.
 
 The grids imitate those of PANTHER: Task 1 median 72x258x318 voxels (z, y, x) at 3.0x1.1875x1.1875 mm, in-plane
 0.69 to 1.31 mm, at most 19.1 M voxels; Task 2 about 2x1x1 mm.
@@ -19,6 +19,7 @@ from pantherseg.phantom.shapes import Field, Points, Vector
 from pantherseg.volume import Grid, Triple, Volume
 
 Size = Literal["full", "small"]
+Modality = Literal["mri", "ct"]
 
 MAX_VOXELS = 19.0e6
 SMALL_SHAPE = (40, 104, 128)
@@ -36,6 +37,15 @@ CONTRAST: dict[str, tuple[float, float]] = {
     "wall": (0.56, 0.30), "fluid": (0.13, 0.95), "chyme": (0.30, 0.50), "gas": (0.04, 0.04),
     "pancreas": (0.72, 0.40), "tumour": (0.42, 0.54), "lesion": (0.40, 0.54), "cyst": (0.15, 0.95),
 }  # fmt: skip
+# The same in CT in the portal-venous phase, typical values in HU; ductal carcinoma is darker than the pancreas.
+CT_CONTRAST: dict[str, float] = {
+    "skin_fat": -100, "fat": -100, "muscle": 55, "bone": 550, "marrow": 200, "disc": 90, "csf": 15, "cord": 40,
+    "lung": -820, "liver": 110, "portal": 170, "cava": 130, "artery": 160, "spleen": 120, "cortex": 180,
+    "medulla": 160, "bile": 10, "wall": 60, "fluid": 10, "chyme": 30, "gas": -980, "pancreas": 100, "tumour": 60,
+    "lesion": 50, "cyst": 10, "air": -1000,
+}  # fmt: skip
+# Standard deviation of the noise of a CT volume in HU, lowest and highest, and of the texture of tissues.
+CT_NOISE, CT_GRAIN = (6.0, 14.0), 40.0
 # Relative amplitude of the texture; other tissues have the default.
 TEXTURE = {"pancreas": 0.11, "tumour": 0.10, "liver": 0.07, "spleen": 0.08, "fat": 0.08, "skin_fat": 0.05,
            "chyme": 0.22, "fluid": 0.04, "cyst": 0.03, "bile": 0.03, "csf": 0.04, "artery": 0.04,
@@ -47,8 +57,8 @@ DEFAULT_TEXTURE = 0.08
 class Phantom:
     """A synthetic case: three volumes on one grid.
 
-    image: int16, arbitrary MR units; labels: uint8, 1 tumour, 2 pancreas; organs: uint8, numbered as `labels.ORGANS`,
-    with the tumour as part of the pancreas.
+    image: int16, arbitrary MR units, or HU in CT; labels: uint8, 1 tumour, 2 pancreas; organs: uint8, numbered as
+    `labels.ORGANS`, with the tumour as part of the pancreas.
     """
 
     image: Volume
@@ -66,25 +76,30 @@ class _Canvas:
     organs: NDArray[np.uint8]
 
 
-def make_phantom(seed: int, *, task: int, size: Size = "full") -> Phantom:
+def make_phantom(seed: int, *, task: int, size: Size = "full", modality: Modality = "mri") -> Phantom:
     """Return the phantom of a seed. The same arguments give the same voxels.
 
-    Both sizes of a seed have the same anatomy and field of view. Raises ValueError for a task other than 1 and 2, an
-    unknown size or a negative seed.
+    Both sizes and modalities of a seed have the same anatomy and field of view. Raises ValueError for a task other than
+    1 and 2, an unknown size or modality, or a negative seed.
     """
     if task not in (1, 2):
         raise ValueError(f"task must be 1 or 2, got {task}")
     if size not in ("full", "small"):
         raise ValueError(f"size must be full or small, got {size!r}")
+    if modality not in ("mri", "ct"):
+        raise ValueError(f"modality must be mri or ct, got {modality!r}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     # Separate random streams, so that an additional draw in one does not change the others.
     body, scanner, tissue, noise = (np.random.default_rng([seed, task, i]) for i in range(4))
     anatomy = draw_anatomy(body)
     grid, points = _draw_grid(scanner, anatomy, task=task, size=size)
-    contrast = _draw_contrast(tissue, task)
+    if modality == "ct":
+        image_of, contrast = _acquire_ct, _draw_ct_contrast(tissue)
+    else:
+        image_of, contrast = _acquire, _draw_contrast(tissue, task)
     canvas = _paint(anatomy, points, contrast)
-    image = _acquire(canvas, noise, size)
+    image = image_of(canvas, noise, size)
     return Phantom(Volume(image, grid), Volume(canvas.labels, grid), Volume(canvas.organs, grid))
 
 
@@ -128,13 +143,22 @@ def _draw_contrast(rng: np.random.Generator, task: int) -> dict[str, float]:
     low, high = (0.46, 0.72) if task == 1 else (1.2, 1.5)
     contrast["tumour"] = contrast["pancreas"] * float(rng.uniform(low, high))
     contrast["lesion"] = contrast["tumour"] * float(rng.uniform(0.9, 1.1))
+    return contrast | {"air": 0.0}
+
+
+def _draw_ct_contrast(rng: np.random.Generator) -> dict[str, float]:
+    """Return the attenuation of each tissue in this scan in HU. That of the tumour is relative to the pancreas."""
+    contrast = {name: value + float(rng.normal(0, 6)) for name, value in CT_CONTRAST.items()}
+    contrast["tumour"] = contrast["pancreas"] - float(rng.uniform(20, 60))
+    contrast["lesion"] = contrast["tumour"] + float(rng.normal(0, 6))
     return contrast
 
 
 def _paint(anatomy: Anatomy, points: Points, contrast: dict[str, float]) -> _Canvas:
     edge = float(np.linalg.norm(points.steps[:, 0]))
     distance = anatomy.trunk.distance(points)
-    image, grain = np.zeros(points.shape, np.float32), np.zeros(points.shape, np.float32)
+    image = np.full(points.shape, contrast["air"], np.float32)
+    grain = np.zeros(points.shape, np.float32)
     layers = ((0.0, "skin_fat"), (anatomy.fat, "muscle"), (anatomy.fat + anatomy.muscle, "fat"))
     for depth, tissue in layers:
         cover = np.clip(0.5 - (distance + np.float32(depth)) / np.float32(edge), 0, 1)
@@ -168,13 +192,27 @@ def _paint_part(canvas: _Canvas, part: Part, points: Points, value: float, voxel
         canvas.labels[window][covered] = part.label
 
 
-def _acquire(canvas: _Canvas, rng: np.random.Generator, size: Size) -> NDArray[np.int16]:
-    """Return the measured intensities, with texture, bias field, Rician noise and an arbitrary scale."""
-    shape = canvas.image.shape
+def _draw_texture(rng: np.random.Generator, shape: tuple[int, ...]) -> Field:
     rough = rng.standard_normal(TEXTURE_LATTICE, dtype=np.float32)
     texture = ndimage.gaussian_filter(rough, 0.7)
     texture = texture / texture.std() + 0.7 * _unit(ndimage.gaussian_filter(rough, 2.5))
-    signal = canvas.image * (1 + canvas.grain * _stretch(texture, shape))
+    return _stretch(texture, shape)
+
+
+def _acquire_ct(canvas: _Canvas, rng: np.random.Generator, size: Size) -> NDArray[np.int16]:
+    """Return the attenuation in HU, with texture and noise of the same standard deviation everywhere."""
+    shape = canvas.image.shape
+    hu = canvas.image + CT_GRAIN * canvas.grain * _draw_texture(rng, shape)
+    sigma = np.float32(rng.uniform(*CT_NOISE) * (0.6 if size == "small" else 1))
+    hu += sigma * rng.standard_normal(shape, dtype=np.float32)
+    voxels: NDArray[np.int16] = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
+    return voxels
+
+
+def _acquire(canvas: _Canvas, rng: np.random.Generator, size: Size) -> NDArray[np.int16]:
+    """Return the measured intensities, with texture, bias field, Rician noise and an arbitrary scale."""
+    shape = canvas.image.shape
+    signal = canvas.image * (1 + canvas.grain * _draw_texture(rng, shape))
     signal *= np.exp(_stretch(0.13 * _unit(ndimage.gaussian_filter(rng.standard_normal((6, 8, 8)), 1.5)), shape))
     sigma = np.float32(rng.uniform(0.02, 0.045) * (0.6 if size == "small" else 1))
     scale = np.float32(np.exp(rng.uniform(np.log(500), np.log(1400))))

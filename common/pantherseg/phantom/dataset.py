@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pantherseg.io import write_volume
-from pantherseg.phantom.acquisition import Size, make_phantom
+from pantherseg.phantom.acquisition import Modality, Size, make_phantom
 
 # The first patient number of PANTHER.
 FIRST_PATIENT = 10000
@@ -26,6 +26,7 @@ def write_dataset(
     cases: int,
     seed: int,
     size: Size = "full",
+    modality: Modality = "mri",
     organs: bool = False,
     on_case: Callable[[str], object] | None = None,
 ) -> list[str]:
@@ -41,7 +42,7 @@ def write_dataset(
         raise ValueError(f"a data set needs at least 1 case, got {cases}")
     names = []
     for number in range(seed, seed + cases):
-        phantom = make_phantom(number, task=task, size=size)
+        phantom = make_phantom(number, task=task, size=size, modality=modality)
         name = case_id(number, task=task)
         write_volume(phantom.image, folder / "imagesTr" / f"{name}_0000.mha")
         write_volume(phantom.labels, folder / "labelsTr" / f"{name}.mha")

@@ -152,7 +152,7 @@ def load_training_file(path: Path) -> TrainingFile:
     graph = _read(path, ())
     if not graph.stage:
         raise RecipeError(path, expected="at least one [stage.<name>]", found="none")
-    for problem in _problems(graph):
+    for problem in problems(graph):
         raise RecipeError(path, problem)
     try:
         _sorter(graph).prepare()
@@ -193,7 +193,7 @@ def _sorter(graph: TrainingFile) -> TopologicalSorter[tuple[Kind, str]]:
     return sorter
 
 
-def _problems(graph: TrainingFile) -> Iterator[str]:
+def problems(graph: TrainingFile) -> Iterator[str]:
     """Yield what is wrong with the names of a graph."""
     yield from _repeated(graph)
     for name, source in graph.data.items():

@@ -1,0 +1,1 @@
+"""The published claims put to the test on phantoms: see docs/experiments.md."""
