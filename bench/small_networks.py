@@ -28,13 +28,14 @@ from pantherseg.preprocessing.intensity import NonZeroZScore
 BINARY = {"background": 0, "tumour": 1}
 THREE = BINARY | {"pancreas": 2}
 VERSIONS = {"pantherseg": __version__, "torch": version("torch")}
-SPACING = (5.0, 3.0, 3.0)
+# Coarse, so that a patch shows a good part of the body.
+SPACING = (8.0, 6.0, 6.0)
 SMALL_B = LightningPlans(
     task="t1",
-    architecture=AttentionUnet(base_features=8, depth=2, squeeze=4),
+    architecture=AttentionUnet(base_features=6, depth=2, squeeze=2),
     labels=BINARY,
     spacing_zyx=SPACING,
-    patch_size_zyx=(24, 48, 48),
+    patch_size_zyx=(16, 40, 40),
     normalization=NonZeroZScore(percentiles=(1.0, 99.0)),
     orientation="LPS",
     trained_with=VERSIONS,
@@ -44,7 +45,7 @@ SMALL_D = LightningPlans(
     architecture=SegFormer3D(embeddings=(16, 24, 40, 48), heads=(1, 2, 5, 6), depths=(1, 1, 1, 1), decoder_features=16),
     labels=THREE,
     spacing_zyx=SPACING,
-    patch_size_zyx=(32, 64, 64),
+    patch_size_zyx=(16, 48, 48),
     normalization=NonZeroZScore(),
     orientation="LPS",
     trained_with=VERSIONS,
@@ -91,13 +92,13 @@ def example(seed: int, plans: LightningPlans) -> Example:
 
 
 def train(network: nn.Module, examples: list[Example], plans: LightningPlans, iterations: int, *, seed: int) -> None:
-    """Train a network in training mode on patches that are placed around a voxel of the tumour."""
+    """Train a network in training mode on patches, every other one around a voxel of the tumour."""
     generator = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=iterations)
-    for _ in range(iterations):
+    for number in range(iterations):
         chosen = examples[int(generator.integers(len(examples)))]
-        image, labels = patch_of(chosen, plans, generator)
+        image, labels = patch_of(chosen, plans, generator, around_tumour=number % 2 == 0)
         outputs = network(image)
         losses = [loss(output, labels) for output in outputs]
         total = losses[0] + AUXILIARY_WEIGHT * sum(losses[1:], torch.zeros(()))
@@ -109,11 +110,11 @@ def train(network: nn.Module, examples: list[Example], plans: LightningPlans, it
 
 
 def patch_of(
-    chosen: Example, plans: LightningPlans, generator: np.random.Generator
+    chosen: Example, plans: LightningPlans, generator: np.random.Generator, *, around_tumour: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a patch (1, 1, *patch) that contains a random voxel of the tumour, and its labels (1, *patch)."""
-    tumour = torch.nonzero(chosen.labels == 1)
-    voxel = tumour[int(generator.integers(len(tumour)))].tolist()
+    """Return a patch (1, 1, *patch) that contains a random voxel, of the tumour or any, and its labels (1, *patch)."""
+    voxels = torch.nonzero(chosen.labels == 1 if around_tumour else chosen.labels >= 0)
+    voxel = voxels[int(generator.integers(len(voxels)))].tolist()
     place = []
     for at, side, length in zip(voxel, plans.patch_size_zyx, chosen.labels.shape, strict=True):
         low, high = max(0, at - side + 1), min(at, length - side)
