@@ -13,11 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from bench.small_networks import SMALL_B, SMALL_D, make_weights
 from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conftest import SetFree, one_line_about
+from conftest import SetFree, dice, one_line_about
 from pantherseg import __version__
 from pantherseg.cli import main as pantherseg
 from pantherseg.errors import DeviceMemoryError, ModelError
@@ -35,6 +36,7 @@ from pantherseg.networks import AUXILIARY
 from pantherseg.networks.attention_unet import AttentionUnet
 from pantherseg.networks.segformer3d import SegFormer3D
 from pantherseg.packing.pack import as_bundle, pack
+from pantherseg.phantom import make_phantom
 from pantherseg.preprocessing.intensity import NonZeroZScore
 from pantherseg.volume import Grid, Volume
 
@@ -312,6 +314,21 @@ def test_the_engine_runs_each_family_on_both_backends(bundle: Bundle, pancreas: 
     first, second = (np.asarray(one.slab(0, pancreas.grid.shape[0])) for one in logits)
     assert first.shape == (bundle.manifest.classes, *pancreas.grid.shape)
     np.testing.assert_allclose(first, second, rtol=0, atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("plans", [SMALL_B, SMALL_D], ids=["attention_unet", "segformer3d"])
+def test_both_backends_give_the_mask_of_a_trained_network(plans: LightningPlans, tmp_path: Path) -> None:
+    model = make_weights(tmp_path / "model", plans, folds=1)
+    bundle = pack(model, tmp_path / "bundle")
+    image = make_phantom(9700, task=1, size="small").image
+    volume = Volume(image.array.astype(np.float32), image.grid)
+    backends: tuple[Backend, ...] = (OpenVinoBackend(), TorchBackend("cpu"))
+    first, second = (Predictor(bundle, backend).predict(volume).labels() for backend in backends)
+    for label in range(1, len(plans.labels)):
+        assert first.size // 50 < (first == label).sum() < first.size // 2
+        assert dice(first == label, second == label) >= 0.9999
 
 
 def test_mirrors_along_all_axes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

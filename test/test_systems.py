@@ -179,7 +179,7 @@ def test_a_system_runs_on_the_layout_of_its_weights(system: System, written: Wri
     members = [model for model in report["models"] if model["role"] == "member"]
     assert tuple(fold for model in members for fold in model["folds"]) == system.folds
     assert {model["checkpoint"] for model in members} == {system.checkpoint}
-    # The networks of B and D were trained for a minute, on voxels of 8 mm.
+    # The networks of B and D mark bright tissue, see bench.small_networks.
     is_demo = system.checkpoint.endswith(".pth")
     allowed = {"components_dropped", "orientation_assumed"}
     assert codes(report) <= (allowed if is_demo else allowed | {"empty_mask_rescued", "step_skipped"})
