@@ -28,7 +28,7 @@ from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.machine.deadline import Deadline
-from pantherseg.model_sources.lightning import BEST, FINAL, write_checkpoint
+from pantherseg.model_sources.lightning import BEST, FINAL, LightningSource, write_checkpoint
 from pantherseg.model_sources.lightning_plans import PLANS, LightningPlans, read_plans, write_plans
 from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.models.find import open_model_folder
@@ -84,6 +84,13 @@ def rewrite(path: Path, *, weights: Callable[[dict[str, torch.Tensor]], object] 
     values = load_file(path)
     weights(values)
     save_file(values, path, {key: value for key, value in stated.items() if value is not None})
+
+
+def read_fold(folder: Path, fold: str) -> dict[str, torch.Tensor]:
+    """Return what packing reads of a fold."""
+    model = open_model_folder(folder)
+    checkpoints = {one: model.checkpoint_path(one) for one in model.folds}
+    return LightningSource().open(folder, checkpoints).weights(fold)
 
 
 def test_plans_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -204,12 +211,11 @@ def test_refuses_a_checkpoint_of_another_model(
     path = folder / "fold_1" / FINAL
     shutil.copy(wrong / "fold_1" / FINAL, path)
     with pytest.raises(ModelError) as caught:
-        pack(open_model_folder(folder), tmp_path / "bundle")
+        read_fold(folder, "1")
     text = one_line_about(path, caught.value)
     assert text[len(f"{path}: ") :].startswith(f"expected a checkpoint of the model in {PLANS}")
     assert [message for message in messages if message not in text] == []
     assert text.endswith(f"use the checkpoint that was trained with the {PLANS} of this folder")
-    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.fault("models", "a checkpoint of our own trainer {what}", "an error that names it and what does not fit")
@@ -237,16 +243,6 @@ def test_refuses_a_checkpoint_of_another_model(
             ),
             "found 9 unexpected: more.0, more.1 and 7 more; ",
         ),
-        (
-            "with NaN",
-            lambda path: rewrite(path, weights=lambda values: values["head.bias"].fill_(float("nan"))),
-            "expected finite values in head.bias, found NaN or infinite values",
-        ),
-        (
-            "with float16 weights",
-            lambda path: rewrite(path, weights=lambda values: values.update({k: v.half() for k, v in values.items()})),
-            "expected float32 values in ",
-        ),
         ("that is truncated", lambda path: path.write_bytes(path.read_bytes()[:-9]), "a complete safetensors file"),
         ("that is empty", lambda path: path.write_bytes(b""), "expected a complete safetensors file"),
     ],
@@ -256,8 +252,36 @@ def test_refuses_a_checkpoint_that_does_not_fit(tmp_path: Path, what: str, chang
     path = folder / "fold_1" / FINAL
     change(path)
     with pytest.raises(ModelError) as caught:
+        read_fold(folder, "1")
+    assert message in one_line_about(path, caught.value)
+
+
+@pytest.mark.fault("models", "a checkpoint of our own trainer with {what}", "an error that names it and the tensor")
+@pytest.mark.parametrize(
+    ("what", "change", "message"),
+    [
+        (
+            "NaN",
+            lambda values: values["head.bias"].fill_(float("nan")),
+            "expected finite values in head.bias, found NaN or infinite values",
+        ),
+        (
+            "float16 weights",
+            lambda values: values.update({name: value.half() for name, value in values.items()}),
+            "expected float32 values in ",
+        ),
+    ],
+)
+def test_refuses_wrong_values(
+    tmp_path: Path, what: str, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    folder = write_folder(tmp_path / "model", B, folds=1)
+    path = folder / "fold_0" / FINAL
+    rewrite(path, weights=change)
+    with pytest.raises(ModelError) as caught:
         pack(open_model_folder(folder), tmp_path / "bundle")
     assert message in one_line_about(path, caught.value)
+    assert not (tmp_path / "bundle").exists()
 
 
 class Trap:
@@ -277,12 +301,11 @@ def test_never_unpickles(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", B)
     path = folder / "fold_0" / FINAL
     torch.save({"state_dict": Trap(tmp_path / "trap")}, path)
-    with pytest.raises(ModelError) as caught:
-        pack(open_model_folder(folder), tmp_path / "bundle")
-    assert "expected a complete safetensors file" in one_line_about(path, caught.value)
-    path.write_bytes(pickle.dumps(Trap(tmp_path / "trap")))
-    with pytest.raises(ModelError):
-        pack(open_model_folder(folder), tmp_path / "bundle")
+    for content in (path.read_bytes(), pickle.dumps(Trap(tmp_path / "trap"))):
+        path.write_bytes(content)
+        with pytest.raises(ModelError) as caught:
+            read_fold(folder, "0")
+        assert "expected a complete safetensors file" in one_line_about(path, caught.value)
     assert not (tmp_path / "trap").exists()
 
 
