@@ -42,8 +42,9 @@ def pack(
 ) -> None:
     """Pack a model folder into a bundle.
 
-    SOURCE is a model folder, of nnU-Net or of `pantherseg train`, and BUNDLE a new folder, of half its size, which runs without torch. With a recipe,
-    SOURCE is a folder of models, and each model that the recipe names is packed into BUNDLE/<role>.
+    SOURCE is a model folder, of nnU-Net or of `pantherseg train`, and BUNDLE a new folder, of half its size, which runs
+    without torch. With a recipe, SOURCE is a folder of models, and each model that the recipe names is packed into
+    BUNDLE/<role>.
     """
     if task is None and recipe is None:
         model = open_model(source, checkpoint=checkpoint)
