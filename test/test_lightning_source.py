@@ -191,7 +191,7 @@ WIDER = msgspec.structs.replace(B, architecture=AttentionUnet(base_features=6, d
 @pytest.mark.parametrize(
     ("what", "plans", "other", "messages"),
     [
-        ("of another family", B, D, ["(family attention_unet, ", "found family segformer3d, ", " missing: ", " more"]),
+        ("of another family", B, D, ["(family attention_unet)", "found family segformer3d; ", " missing: ", " more"]),
         ("with another width", B, WIDER, ["(base_features 4)", "found base_features 6; ", " of another shape: "]),
         ("with other heads, of equal shapes", D, OTHER_HEADS, ["(heads [1, 2, 5, 8])", "found heads [2, 2, 5, 8]; "]),
         ("of another task", B, msgspec.structs.replace(B, task="t2"), ["(task t1)", "found task t2; written by"]),
@@ -225,7 +225,7 @@ def test_refuses_a_checkpoint_of_another_model(
         ("of another fold", lambda path: shutil.copy(path.parents[1] / "fold_0" / FINAL, path), "found fold 0; "),
         ("of another version", lambda path: rewrite(path, schema="2", version="9"), "found schema 2; written by ver"),
         ("that does not say what it is", lambda path: save_file(load_file(path), path), "task not stated, fold not"),
-        ("with damaged metadata", lambda path: rewrite(path, architecture="{"), "found family not stated, "),
+        ("with damaged metadata", lambda path: rewrite(path, architecture="{"), "found family not stated; "),
         (
             "without a tensor",
             lambda path: rewrite(path, weights=lambda values: values.pop("head.bias")),
@@ -331,11 +331,11 @@ def test_a_damaged_fold_leaves_the_other(tmp_path: Path) -> None:
     assert "expected a complete safetensors file" in str(packed.fold_errors["0"])
 
 
-def test_the_engine_runs_each_family_on_both_backends(bundle: Bundle, pancreas: Volume) -> None:
+def test_the_engine_runs_each_family_on_both_backends(bundle: Bundle, volume: Volume) -> None:
     backends: tuple[Backend, ...] = (OpenVinoBackend(), TorchBackend("cpu"))
-    logits = [Predictor(bundle, backend, mirroring=True, step=1.0).predict(pancreas) for backend in backends]
-    first, second = (np.asarray(one.slab(0, pancreas.grid.shape[0])) for one in logits)
-    assert first.shape == (bundle.manifest.classes, *pancreas.grid.shape)
+    logits = [Predictor(bundle, backend, step=1.0).predict(volume) for backend in backends]
+    first, second = (np.asarray(one.slab(0, volume.grid.shape[0])) for one in logits)
+    assert first.shape == (bundle.manifest.classes, *volume.grid.shape)
     np.testing.assert_allclose(first, second, rtol=0, atol=2e-3)
 
 
@@ -370,23 +370,23 @@ def test_mirrors_along_all_axes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch)
     assert len(tiles) == 8 * len(bundle.folds)
 
 
-def test_a_deadline_leaves_out_passes_of_each_family(bundle: Bundle, pancreas: Volume) -> None:
+def test_a_deadline_leaves_out_passes_of_each_family(bundle: Bundle, volume: Volume) -> None:
     predictor = Predictor(bundle, OpenVinoBackend(), mirroring=True)
-    logits = predictor.logits(predictor.prepare(pancreas), Deadline.after(0.0))
+    logits = predictor.logits(predictor.prepare(volume), Deadline.after(0.0))
     assert EventCode.FOLDS_LEFT_OUT in {event.code for event in logits.events}
     assert logits.folds == ("0",)
     assert np.isfinite(np.asarray(logits.values)).all()
 
 
-def test_memory_limits_hold_for_each_family(bundle: Bundle, pancreas: Volume, set_free: SetFree) -> None:
+def test_memory_limits_hold_for_each_family(bundle: Bundle, volume: Volume, set_free: SetFree) -> None:
     backend = OpenVinoBackend()
     assert bundle.manifest.peak_activations > np.prod(bundle.manifest.patch) * 4
-    in_memory = Predictor(bundle, backend).predict(pancreas).labels()
+    in_memory = Predictor(bundle, backend).predict(volume).labels()
     network = backend.network_bytes(bundle)
     set_free(network)
-    on_disk = Predictor(bundle, backend).predict(pancreas)
+    on_disk = Predictor(bundle, backend).predict(volume)
     assert EventCode.LOGITS_ON_DISK in {event.code for event in on_disk.events}
     np.testing.assert_array_equal(on_disk.labels(), in_memory)
     set_free(network - 1)
     with pytest.raises(DeviceMemoryError, match="for the network of"):
-        Predictor(bundle, backend).predict(pancreas)
+        Predictor(bundle, backend).predict(volume)
