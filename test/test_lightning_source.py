@@ -77,6 +77,13 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return as_bundle(open_model_folder(write_folder(tmp_path_factory.mktemp("results") / "task1", request.param)))
 
 
+@pytest.fixture(scope="module")
+def volume() -> Volume:
+    """A volume of a few tiles."""
+    array = np.random.default_rng(0).normal(100, 20, (20, 34, 50)).astype(np.float32)
+    return Volume(array, Grid(array.shape, B.spacing_zyx))
+
+
 def rewrite(path: Path, *, weights: Callable[[dict[str, torch.Tensor]], object] = dict, **metadata: str | None) -> None:
     """Change the weights of a checkpoint in place, and entries of its metadata; None removes one."""
     with safe_open(path, framework="pt") as file:
@@ -256,31 +263,15 @@ def test_refuses_a_checkpoint_that_does_not_fit(tmp_path: Path, what: str, chang
     assert message in one_line_about(path, caught.value)
 
 
-@pytest.mark.fault("models", "a checkpoint of our own trainer with {what}", "an error that names it and the tensor")
-@pytest.mark.parametrize(
-    ("what", "change", "message"),
-    [
-        (
-            "NaN",
-            lambda values: values["head.bias"].fill_(float("nan")),
-            "expected finite values in head.bias, found NaN or infinite values",
-        ),
-        (
-            "float16 weights",
-            lambda values: values.update({name: value.half() for name, value in values.items()}),
-            "expected float32 values in ",
-        ),
-    ],
-)
-def test_refuses_wrong_values(
-    tmp_path: Path, what: str, change: Callable[[dict[str, torch.Tensor]], object], message: str
-) -> None:
+@pytest.mark.fault("models", "a checkpoint of our own trainer with NaN", "an error that names it and the tensor")
+def test_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", B, folds=1)
     path = folder / "fold_0" / FINAL
-    rewrite(path, weights=change)
+    rewrite(path, weights=lambda values: values["head.bias"].fill_(float("nan")))
     with pytest.raises(ModelError) as caught:
         pack(open_model_folder(folder), tmp_path / "bundle")
-    assert message in one_line_about(path, caught.value)
+    expected = "expected finite values in head.bias, found NaN or infinite values"
+    assert expected in one_line_about(path, caught.value)
     assert not (tmp_path / "bundle").exists()
 
 
