@@ -341,7 +341,7 @@ def test_both_backends_give_the_mask_of_a_trained_network(plans: LightningPlans,
     backends: tuple[Backend, ...] = (OpenVinoBackend(), TorchBackend("cpu"))
     first, second = (Predictor(bundle, backend).predict(volume).labels() for backend in backends)
     for label in range(1, len(plans.labels)):
-        assert first.size // 50 < (first == label).sum() < first.size // 2
+        assert 0.02 < (first == label).mean() < 0.8
         assert dice(first == label, second == label) >= 0.9999
 
 
