@@ -324,10 +324,15 @@ def test_a_damaged_fold_leaves_the_other(tmp_path: Path) -> None:
 
 def test_the_engine_runs_each_family_on_both_backends(bundle: Bundle, volume: Volume) -> None:
     backends: tuple[Backend, ...] = (OpenVinoBackend(), TorchBackend("cpu"))
-    logits = [Predictor(bundle, backend, step=1.0).predict(volume) for backend in backends]
+    logits = [Predictor(bundle, backend).predict(volume) for backend in backends]
     first, second = (np.asarray(one.slab(0, volume.grid.shape[0])) for one in logits)
     assert first.shape == (bundle.manifest.classes, *volume.grid.shape)
-    np.testing.assert_allclose(first, second, rtol=0, atol=2e-3)
+    # At the edges of a tile its weight is tiny, and float16 sums of it are coarse.
+    assert np.mean(np.abs(first - second) > 2e-3) < 1e-3
+    tile = np.random.default_rng(0).normal(0, 1, (1, 1, *bundle.manifest.patch)).astype(np.float32)
+    for fold in bundle.folds:
+        outputs = [np.asarray(backend.network(bundle, fold)(torch.from_numpy(tile))) for backend in backends]
+        np.testing.assert_allclose(*outputs, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow
