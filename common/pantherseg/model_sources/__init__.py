@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pantherseg.model_sources.lightning import LightningSource
 from pantherseg.model_sources.nnunet import NnunetSource
 from pantherseg.model_sources.packable import PackableModel, Source
 
 __all__ = ["SOURCES", "PackableModel", "Source", "source_of"]
 
 # The first that accepts a folder reads it.
-SOURCES: list[Source] = [NnunetSource()]
+SOURCES: list[Source] = [NnunetSource(), LightningSource()]
 
 
 def source_of(folder: Path) -> Source:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pantherseg.errors import ModelError, os_reason
+from pantherseg.errors import ModelError, first_few, os_reason
 from pantherseg.model_sources.stand_ins import ALLOWED
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ REFUSED = re.compile(r"GLOBAL [\w.]+")
 # In the names of the parts of a checkpoint that hold tensors.
 TENSORS = "/data/"
 NNUNETS = "an nnU-Net checkpoint"
+# How many tensors of each kind an error names.
+NAMED = 2
 PREFIXES = re.compile(r"^(_orig_mod\.|module\.)+")
 
 
@@ -123,15 +125,21 @@ def check_archive(path: Path, *, what: str = NNUNETS, tensors: bool = True) -> N
 
 def check_fit(where: Path, network: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
     """Raise ModelError naming `where` unless weights have exactly the keys and shapes of a network's state dict."""
-    expected = {key: tuple(value.shape) for key, value in network.items()}
-    found = {key: tuple(value.shape) for key, value in weights.items()}
-    differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-    if differing:
-        raise ModelError(
-            where,
-            expected=f"the weights of the described network ({differing[0]}: {expected.get(differing[0])})",
-            found=f"{len(differing)} different ones ({differing[0]}: {found.get(differing[0])})",
-        )
+    if problem := misfits(network, weights):
+        raise ModelError(where, expected="the weights of the described network", found=problem)
+
+
+def misfits(network: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
+    """Return which weights do not fit a network's state dict, a few by name, and an empty string where all fit."""
+    missing = [name for name in network if name not in weights]
+    unexpected = [name for name in weights if name not in network]
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} in place of {tuple(value.shape)}"
+        for name, value in network.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    return "; ".join(f"{len(names)} {kind}: {first_few(names, NAMED)}" for kind, names in kinds if names)
 
 
 def _checkpoint(path: Path, content: Any) -> Checkpoint:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -20,8 +20,8 @@ from pantherseg.preprocessing.axis_maps import Mode, NeighborMap, Order, SplineM
 from pantherseg.tables import Positive, Table
 from pantherseg.volume import Box, Shape, Triple, as_shape
 
-SPLINE = "resample_data_or_seg_to_shape"
-TORCH = "resample_torch_fornnunet"
+SPLINE: Final = "resample_data_or_seg_to_shape"
+TORCH: Final = "resample_torch_fornnunet"
 # Arguments of each function, of both, and those without effect on the result; is_seg must be False here.
 ARGUMENTS = {SPLINE: {"order", "order_z"}, TORCH: {"mode", "aniso_axis_mode"}}
 SHARED = {"force_separate_z", "separate_z_anisotropy_threshold"}
