@@ -228,7 +228,7 @@ schedule = { epochs = 1 }
             'plan = {network = "ResEncL"}',
             r"stage.student needs either plan.network or start, and not both",
         ),
-        ('start = "teacher"', 'seed = 0', r"stage.student needs either plan.network or start"),
+        ('start = "teacher"', "seed = 0", r"stage.student needs either plan.network or start"),
         ("plan = {}", 'trainer = "x"\nplan = {}', r"stage.student.trainer names 'x', which is not among the trainers"),
         ('start = "teacher"', 'labels = "organs"', r"stage.student learns organs, but 't1' has tumour\+pancreas"),
         ("epochs = 3", "epochs = 0", r"invalid content: .*epochs"),

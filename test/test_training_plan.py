@@ -236,7 +236,7 @@ def test_a_stage_chooses_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyP
             called.append(("train", stage.schedule.epochs, fold, device))
 
     monkeypatch.setitem(TRAINERS, "recorder", Recorder())
-    training = planned(tmp_path, NOISY_STUDENT.replace("epochs = 3 }", 'epochs = 3 }\ntrainer = "recorder"'))
+    training = planned(tmp_path, re.sub(r"(epochs = \d })", r'\1\ntrainer = "recorder"', NOISY_STUDENT))
     dataset = training.work.dataset("teacher")
     dataset.mkdir(parents=True)
     for name in ("dataset.json", "splits_final.json"):

@@ -103,7 +103,8 @@ def read_plain(path: Path, *, what: str = NNUNETS, allowed: Sequence[Any] = (), 
 def check_archive(path: Path, *, what: str = NNUNETS, tensors: bool = True) -> None:
     """Raise ModelError if a zip archive, the usual form, does not match its checksums, which torch does not compare.
 
-    what: the kind of file, for errors; tensors: whether to check the parts that hold tensors too, which are nearly all of a checkpoint.
+    what: the kind of file, for errors; tensors: whether to check the parts that hold tensors too, which are nearly all
+    of a checkpoint.
     """
     try:
         if not zipfile.is_zipfile(path):

@@ -65,7 +65,7 @@ def cost_of(network: nn.Module, patch: tuple[int, ...], batch_size: int) -> Cost
     with FlopCounterMode(display=False) as operations, PeakBytes() as bytes_:
         logits = on_meta(torch.empty((batch_size, 1, *patch), device="meta"))
         heads = logits if isinstance(logits, (list, tuple)) else [logits]
-        torch.stack([head.sum() for head in heads]).sum().backward()
+        torch.autograd.backward([head.sum() for head in heads])
     weights = sum(value.numel() for value in on_meta.parameters())
     return Cost(bytes_.peak, weights, operations.get_total_flops())
 

@@ -29,7 +29,6 @@ from pantherseg.training.workers import WORKERS, workers_for_augmentation
 logger = logging.getLogger(__name__)
 
 
-
 def train_fold(
     folders: TrainingFolders,
     settings: TrainingSettings,

@@ -39,7 +39,7 @@ class Trainer(Protocol):
         ...
 
     def seconds(self, checkpoint: Path) -> float:
-        """Return how long the training of a final checkpoint took, 0 where that is not known. Raises PantherSegError."""
+        """Return how long the training of a final checkpoint took, 0 where it is not known. Raises ModelError."""
         ...
 
 

@@ -29,7 +29,7 @@ ANISOTROPIC = 3
 TURN, SCALES, ROOM = math.radians(30), (0.7, 1.4), 0.85
 
 
-def augmentation(schedule: LightningSchedule, patch: Shape) -> Compose:
+def make_transforms(schedule: LightningSchedule, patch: Shape) -> Compose:
     """Return the transforms for patches of `size_before(schedule, patch)`, which end in patches of the size `patch`."""
     transforms: list[Any] = []
     if schedule.augmentation == "nnunet":
@@ -52,7 +52,8 @@ def size_before(schedule: LightningSchedule, patch: Shape) -> Shape:
     # What a turn by the largest angle moves in, and the scale that nnU-Net allows for; what lies further out is 0.
     if _is_flat(patch):
         diagonal = math.hypot(*patch[1:])
-        return patch[0], *(math.ceil(min(diagonal, math.sqrt(2) * side) / ROOM) for side in patch[1:])
+        sides = (math.ceil(min(diagonal, math.sqrt(2) * side) / ROOM) for side in patch[1:])
+        return as_shape((patch[0], *sides))
     return as_shape(math.ceil(side * (math.cos(TURN) + math.sin(TURN)) / ROOM) for side in patch)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pantherseg.training.patches.folders import IMAGE, LABELS, VOXELS, PatchFold
 from pantherseg.training.patches.losses import signed_distances
 from pantherseg.volume import Shape
 
+T = TypeVar("T", bound=np.generic)
 Patch = dict[str, torch.Tensor]
 
 
@@ -48,8 +50,8 @@ class Patches(Dataset[Patch]):
         return [self._schedule.sampling.get(name, 0.0) if self._schedule.sampling else 1.0 for name in names]
 
     @cached_property
-    def _transforms(self) -> augmentation.Compose:
-        return augmentation.augmentation(self._schedule, self._plans.patch_size_zyx)
+    def _transforms(self) -> Any:
+        return augmentation.make_transforms(self._schedule, self._plans.patch_size_zyx)
 
     def __getitem__(self, number: int) -> Patch:
         """Return a patch; numbers are not limited."""
@@ -64,8 +66,7 @@ class Patches(Dataset[Patch]):
         if self._schedule.loss.boundary:
             distances = signed_distances(labels, len(self._plans.labels), self._plans.spacing_zyx)
             target = np.concatenate((target, distances))
-        image = patch[augmentation.IMAGE].to(torch.float32)
-        return {"image": torch.as_tensor(image).contiguous(), "target": torch.from_numpy(target)}
+        return {"image": patch[augmentation.IMAGE].contiguous(), "target": torch.from_numpy(target)}
 
     def _draw(self, random: np.random.RandomState) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Return the image and the labels around a voxel of a label that is drawn by the ratios, in a random case."""
@@ -80,13 +81,12 @@ class Patches(Dataset[Patch]):
         return cut(image, centre, self._size), cut(labels, centre, self._size)
 
 
-def cut(array: NDArray[np.generic], centre: Sequence[int], size: Shape) -> NDArray[np.generic]:
+def cut(array: NDArray[T], centre: Sequence[int], size: Shape) -> NDArray[T]:
     """Return a copy of the box of a size (z, y, x) around a voxel, with 0 outside of the array."""
     result = np.zeros(size, array.dtype)
     starts = [middle - side // 2 for middle, side in zip(centre, size, strict=True)]
     inside = [
-        (max(start, 0), min(start + side, whole))
-        for start, side, whole in zip(starts, size, array.shape, strict=True)
+        (max(start, 0), min(start + side, whole)) for start, side, whole in zip(starts, size, array.shape, strict=True)
     ]
     source = tuple(slice(first, last) for first, last in inside)
     target = tuple(slice(first - start, last - start) for (first, last), start in zip(inside, starts, strict=True))

@@ -15,9 +15,9 @@ from typing import Any
 
 import monai
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
 from pantherseg.datasets.splits import SPLITS, read_splits
@@ -37,6 +37,9 @@ from pantherseg.training.workers import workers_for_augmentation
 
 logger = logging.getLogger(__name__)
 
+# Warnings of Lightning about what is meant to be so: few processes, a folder with files, a GPU that is not used; and
+# one about a name that Lightning itself uses.
+ADVICE = (".*does not have many workers", ".*exists and is not empty", ".*GPU available but not used", ".*LeafSpec")
 # In the seeds of patches: what they are for.
 TRAINING, VALIDATION = 0, 1
 
@@ -112,7 +115,7 @@ def train_fold(
         read_checkpoint(final, plans, str(fold))
         return one.output
     reseed(seed, fold)
-    network = plans.architecture.build_trainable(final, classes=len(plans.labels)).train()
+    network = plans.architecture.build_trainable(final, classes=len(plans.labels))
     module = PatchModule(network, one.schedule, classes=len(plans.labels))
     if latest.is_file():
         check_resumable(latest, module.state_dict(), one.resumable)
@@ -131,7 +134,7 @@ def train_fold(
 
 def _fit(one: Fold, module: PatchModule, latest: Path | None) -> History:
     """Let Lightning train a fold, from a checkpoint that was checked or from the beginning."""
-    schedule, plan = one.schedule, one.settings.plan
+    schedule = one.schedule
     keep = partial(_keep_best, one, module)
     history = History(one.output, schedule, fold=one.fold, keep=keep)
     callbacks: list[Callback] = [Seeds(one.seed, one.fold), history]
@@ -202,7 +205,7 @@ def _quietly() -> Iterator[None]:
     lightning.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for advice in (".*does not have many workers.*", ".*LeafSpec.*", ".*Checkpoint directory.*", ".*GPU available.*"):
+            for advice in ADVICE:
                 warnings.filterwarnings("ignore", advice)
             yield
     except SystemExit as error:

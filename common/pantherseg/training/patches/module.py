@@ -62,7 +62,5 @@ class PatchModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation Dice, 0 where no patch has a label."""
-        dice = self._dice.aggregate()
-        assert isinstance(dice, torch.Tensor)
-        self.log(DICE, dice.float())
+        self.log(DICE, self._dice.aggregate().float())
         self._dice.reset()

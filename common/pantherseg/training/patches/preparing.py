@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterable
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from monai.transforms import map_classes_to_indices
@@ -62,16 +62,15 @@ def prepare_cases(folders: PatchFolders, settings: LightningSettings) -> None:
         voxels = map_classes_to_indices(labels[None], len(plans.labels), max_samples_per_class=MAX_VOXELS)
         np.save(folders.case(case, IMAGE), image)
         np.save(folders.case(case, LABELS), labels)
-        np.savez(folders.case(case, VOXELS), **{f"label_{k}": np.asarray(each) for k, each in enumerate(voxels)})
+        named: dict[str, Any] = {f"label_{k}": np.asarray(each) for k, each in enumerate(voxels)}
+        np.savez(folders.case(case, VOXELS), **named)
         logger.debug("%s: %s prepared, %d of %d", folders.name, case, number + 1, len(dataset.cases))
     write_plans(folders.preprocessed, plans)
     with written_beside(folders.preprocessed / SPLITS) as beside:  # last: see `is_preprocessed`
         shutil.copyfile(folders.dataset / SPLITS, beside)
 
 
-def prepare(
-    image: Volume, label: Volume, plans: LightningPlans
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def prepare(image: Volume, label: Volume, plans: LightningPlans) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return a case as the network sees it (z, y, x), and its labels on the same grid.
 
     The image is exactly the input at inference. Raises InputError as `Preprocessing.run`.
