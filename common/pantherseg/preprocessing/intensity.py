@@ -6,15 +6,17 @@ the results depend on the order and the dtype of each operation, which are nnU-N
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from pantherseg.errors import InputError
 from pantherseg.registry import Registry
 from pantherseg.tables import Table
 
+Percentage = Annotated[float, Meta(ge=0, le=100)]
 # nnU-Net never divides by less.
 SMALLEST_DIVISOR = 1e-8
 
@@ -52,6 +54,28 @@ class ZScore(Table, IntensityScheme, frozen=True):
         if not mask.any():
             return
         inside = image[mask]
+        image[mask] = (inside - inside.mean()) / max(inside.std(), SMALLEST_DIVISOR)
+
+
+@register_intensity_scheme("NonZeroZScoreNormalization")
+class NonZeroZScore(Table, IntensityScheme, frozen=True):
+    """Subtract the mean of the voxels that are not 0, and divide by their standard deviation. Voxels of 0 stay 0."""
+
+    percentiles: tuple[Percentage, Percentage] | None = None
+    """First clip to these two percentiles of the voxels that are not 0."""
+
+    def __post_init__(self) -> None:
+        if self.percentiles is not None and self.percentiles[0] >= self.percentiles[1]:
+            raise ValueError(f"percentiles must be a lower and a higher one, got {self.percentiles}")
+
+    def run(self, image: NDArray[np.float32]) -> None:
+        """See `IntensityScheme.run`."""
+        mask = image != 0
+        if not mask.any():
+            return
+        inside = image[mask]
+        if self.percentiles is not None:
+            np.clip(inside, *np.percentile(inside, self.percentiles).astype(np.float32), out=inside)
         image[mask] = (inside - inside.mean()) / max(inside.std(), SMALLEST_DIVISOR)
 
 
