@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from conftest import flip_a_bit, one_line_about
 from pantherseg.errors import InputError, ModelError, OutputError, PantherSegError
 from pantherseg.model_sources.lightning_plans import PLANS
+from pantherseg.training.workers import WORKERS
 from patch_training import LABELS, settings, write_raw
 
 pytestmark = pytest.mark.slow
@@ -326,6 +327,19 @@ def test_ctrl_c_ends_the_training_as_elsewhere(site: Site, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         site.train()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_worker_processes_change_nothing(site: Site, trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WORKERS, "2")
+    assert_same(site.train(), trained["poly"])
+
+
+@pytest.mark.gpu
+def test_trains_on_a_gpu_in_float16(site: Site) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    fold = site.train(settings(epochs=2, mixed_precision=True), device="cuda")
+    assert np.isfinite([row["loss"] for row in rows(fold)]).all()
 
 
 def test_mixed_precision_trains_to_nearly_the_same(site: Site, trained: dict[str, Path]) -> None:
