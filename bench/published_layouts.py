@@ -1,4 +1,4 @@
-"""The demo models in the layouts in which the published systems' weights are distributed."""
+"""Small models in the layouts in which the published systems' weights are distributed, and in that of our trainer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 
 import torch
 
+from bench.small_networks import SMALL_B, SMALL_D, make_weights
 from bench.unpack import unpack
+from pantherseg.model_sources.lightning import BEST as OWN_BEST
+from pantherseg.model_sources.lightning import FINAL
+from pantherseg.model_sources.lightning_plans import LightningPlans
 from pantherseg.model_sources.mrsegmentator import BASE_CLASSES, VERSION, VERSION_KEY
 from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
 from pantherseg.models.bundle import open_bundle
@@ -125,12 +129,24 @@ def write_with_localizer(role: str, name: str, folds: int, checkpoint: str) -> C
     return write
 
 
-THREE, FIVE, SIX = (tuple(map(str, range(count))) for count in (3, 5, 6))
+def write_own(plans: LightningPlans, name: str) -> Callable[[Path], None]:
+    """Return what trains a small model of our own trainer's kind, of two folds."""
+
+    def write(root: Path) -> None:
+        """Write the model."""
+        make_weights(root / "task1", plans, name=name)
+
+    return write
+
+
+TWO, THREE, FIVE, SIX = (tuple(map(str, range(count))) for count in (2, 3, 5, 6))
 SYSTEMS = (
     System("system_a_task1", 1, SIX, BEST, write_a),
     System("system_a_task2", 2, FIVE, BEST, write_a),
+    System("system_b_task1", 1, TWO, OWN_BEST, write_own(SMALL_B, OWN_BEST)),
     System("system_c_task1", 1, FIVE, CHECKPOINT, write_with_localizer("task1", C_TASK1, 5, CHECKPOINT)),
     System("system_c_task2", 2, THREE, CHECKPOINT, write_with_localizer("task2", C_TASK2, 3, CHECKPOINT)),
+    System("system_d_task1", 1, TWO, FINAL, write_own(SMALL_D, FINAL)),
     System("system_e_task1", 1, THREE, BEST, write_with_localizer("task1", "task1", 3, BEST)),
     System("system_e_task2", 2, THREE, BEST, write_with_localizer("task2", "task2", 3, BEST)),
     System("rank2_task2", 2, FIVE, CHECKPOINT, write_with_localizer("task2", "task2", 5, CHECKPOINT)),

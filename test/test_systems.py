@@ -179,14 +179,17 @@ def test_a_system_runs_on_the_layout_of_its_weights(system: System, written: Wri
     members = [model for model in report["models"] if model["role"] == "member"]
     assert tuple(fold for model in members for fold in model["folds"]) == system.folds
     assert {model["checkpoint"] for model in members} == {system.checkpoint}
-    assert codes(report) <= {"components_dropped", "orientation_assumed"}
+    # The networks of B and D mark bright tissue, see bench.small_networks.
+    is_demo = system.checkpoint.endswith(".pth")
+    allowed = {"components_dropped", "orientation_assumed"}
+    assert codes(report) <= (allowed if is_demo else allowed | {"empty_mask_rescued", "step_skipped"})
     recipe = load_recipe(find_recipe(Path(system.recipe)))
     assert (report["pancreas"] is not None) == (recipe.localizer is not None)
     searched = Box(tuple(report["box"]["start_zyx"]), tuple(report["box"]["stop_zyx"]))
     is_cropped = recipe.localizer is not None and recipe.localizer.crop
     assert (searched != Box.whole(scan.grid.shape)) == is_cropped
     # The demo models were trained without mirroring, and Task 1's on whole volumes.
-    if not members[0]["mirroring"] and system.recipe != "task1_crop":
+    if is_demo and not members[0]["mirroring"] and system.recipe != "task1_crop":
         assert dice(mask.array == 1, tumour_of(labels.array)) > 0.5
 
 

@@ -13,7 +13,7 @@ from pantherseg.logs import say_error, show_log
 # The function `predict` of the module `pantherseg.cli.predict` and so on, with its line in `pantherseg --help`.
 COMMANDS = {
     "predict": "Segment a volume, or every volume of a folder.",
-    "pack": "Pack an nnU-Net model folder into a bundle.",
+    "pack": "Pack a model folder into a bundle.",
     "weights": "List, download and verify published weights.",
     "evaluate": "Score masks against reference masks.",
     "calibrate": "Calibrate models, so that reports say what Dice to expect.",

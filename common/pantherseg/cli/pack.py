@@ -1,4 +1,4 @@
-"""`pantherseg pack`: turn nnU-Net model folders into bundles."""
+"""`pantherseg pack`: turn model folders into bundles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 @click.command()
 @click.argument("source", type=PATH)
 @click.argument("bundle", type=PATH)
-@click.option("--checkpoint", metavar="NAME", help="Checkpoint to pack  [default: checkpoint_final.pth].")
+@click.option("--checkpoint", metavar="NAME", help="Checkpoint to pack  [default: the final one].")
 @click.option(
     "--orientation",
     type=click.Choice(ORIENTATIONS, case_sensitive=False),
@@ -40,15 +40,16 @@ def pack(
     task: str | None,
     recipe: Path | None,
 ) -> None:
-    """Pack an nnU-Net model folder into a bundle.
+    """Pack a model folder into a bundle.
 
-    SOURCE is the model folder and BUNDLE a new folder, of half its size, which runs without torch. With a recipe,
-    SOURCE is a folder of models, and each model that the recipe names is packed into BUNDLE/<role>.
+    SOURCE is a model folder, of nnU-Net or of `pantherseg train`, and BUNDLE a new folder, of half its size, which runs
+    without torch. With a recipe, SOURCE is a folder of models, and each model that the recipe names is packed into
+    BUNDLE/<role>.
     """
     if task is None and recipe is None:
         model = open_model(source, checkpoint=checkpoint)
         if isinstance(model, Bundle):
-            raise ModelError(source, expected="an nnU-Net model folder", found="a bundle, which is packed already")
+            raise ModelError(source, expected="a model folder", found="a bundle, which is packed already")
         packed = pack_model(model, bundle, orientation=orientation)
         click.echo(summary(packed))
         if warning := tumour_label_warning(packed.manifest.labels, TUMOUR):

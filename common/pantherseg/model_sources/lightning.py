@@ -83,13 +83,12 @@ def read_checkpoint(path: Path, plans: LightningPlans, fold: str) -> dict[str, t
     other tensors than the plans' network; the error names those that do not fit.
     """
     metadata, weights = _read(path)
+    settings = _settings(metadata.get("architecture", ""))
     wanted: dict[str, Any] = _owner(plans, fold) | plans.network
-    stated: dict[str, Any] = metadata | _settings(metadata.get("architecture", ""))
-    other = [
-        key
-        for key in dict.fromkeys((*wanted, *_settings(metadata.get("architecture", ""))))
-        if stated.get(key) != wanted.get(key)
-    ]
+    stated: dict[str, Any] = metadata | settings
+    other = [key for key in dict.fromkeys((*wanted, *settings)) if stated.get(key) != wanted.get(key)]
+    if "family" in other:  # whose settings cannot be compared
+        other = [key for key in other if key == "family" or key in _owner(plans, fold)]
     network = build_network(path, plans.network, classes=len(plans.labels), trainable=True)
     problem = misfits(network.state_dict(), weights)
     if other or problem:

@@ -71,8 +71,8 @@ class LightningPlans(Table, frozen=True):
 
     @property
     def network(self) -> dict[str, Any]:
-        """The architecture as plain data, for `networks.build_network`."""
-        data: dict[str, Any] = msgspec.to_builtins(self.architecture)
+        """The architecture as plain data of JSON, for `networks.build_network`."""
+        data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self.architecture))
         return data
 
 

@@ -13,9 +13,11 @@ from pantherseg.networks.blocks import SLOPE, AttentionGate, SqueezeExcitation, 
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with a squeeze-and-excitation, added to the input.
+    """Two convolutions, added to the input, then a squeeze-and-excitation.
 
-    The input passes a convolution of one voxel where its channels or its size change.
+    The input passes a convolution of one voxel where its channels or its size change. The excitation comes after the
+    sum and its activation (SE-POST in section 6.5 of Hu et al.): before them, each channel has just passed an instance
+    norm, and so its mean would be the norm's bias whatever the input.
     """
 
     def __init__(self, inputs: int, outputs: int, *, squeeze: int, stride: int = 1) -> None:
@@ -30,8 +32,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (n, inputs, *patch) to (n, outputs, *patch / stride)."""
-        added = self.excitation(self.second(self.first(x))) + self.shortcut(x)
-        return functional.leaky_relu(added, SLOPE)
+        added = self.second(self.first(x)) + self.shortcut(x)
+        weighed: torch.Tensor = self.excitation(functional.leaky_relu(added, SLOPE))
+        return weighed
 
 
 class DecoderLevel(nn.Module):
