@@ -59,7 +59,7 @@ FILES = sorted(ROOT.glob("Task*/training/*.toml"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parts[-3]} {path.stem}")
 def test_training_files_of_both_tasks_load(path: Path) -> None:
-    assert len(FILES) == 11
+    assert len(FILES) == 15
     graph = load_training_file(path)
     role = {"localizer_demo": "localizer"}.get(path.stem, path.parts[-3].lower())
     assert list(graph.stage)[-1] == role, "the last stage is the model that the task's recipe uses"
