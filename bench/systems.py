@@ -1,4 +1,4 @@
-"""Systems A and C in their small forms, on phantoms: `python -m bench.systems [--systems a c] [--work DIR]`.
+"""The four systems in their small forms, on phantoms: `python -m bench.systems [--systems a b c d] [--work DIR]`.
 
 Runs the commands in the heads of the training files on the CPU, from phantoms to bundles, and measures their time.
 Every stage is compared with the untrained network of the same plan on the cases that its folds were not trained on; the
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ from pantherseg.evaluation import evaluate
 from pantherseg.files import write_text
 from pantherseg.labels import TUMOUR_NAME
 from pantherseg.logs import show_log
-from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS, RECORD, read_json
+from pantherseg.model_sources.lightning import write_checkpoint
+from pantherseg.model_sources.lightning_plans import PLANS as LIGHTNING_PLANS
+from pantherseg.model_sources.lightning_plans import read_plans
+from pantherseg.model_sources.nnunet import DATASET, PLANS, RECORD, read_json
 from pantherseg.models.find import open_model_folder
+from pantherseg.networks import build_network
 from pantherseg.packing.pack import pack
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.phantom import write_dataset
@@ -38,8 +43,10 @@ from pantherseg.recipe import load_recipe
 from pantherseg.session import Session
 from pantherseg.training.folders import TrainingFolders
 from pantherseg.training.folds import make_trainer
-from pantherseg.training.graph import TrainingFile, load_training_file
+from pantherseg.training.graph import Stage, TrainingFile, load_training_file
 from pantherseg.training.out_of_fold import dice_by_label, mean_dice
+from pantherseg.training.seeds import reseed
+from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.validation import validate_fold
 from pantherseg.training.workspace import Inputs, Workspace
 
@@ -48,7 +55,8 @@ logger = logging.getLogger(__name__)
 # Not among the seeds of the training files.
 FIRST_SEED = 9500
 UNSEEN_CASES = 6
-TASKS = (1, 2)
+# The tasks for which each system is trained.
+SYSTEMS = {"a": (1, 2), "b": (1,), "c": (1, 2), "d": (1,)}
 RESULTS = Path(__file__).parent / "results" / "systems.json"
 # What a line with a command in the head of a training file begins with.
 COMMAND = "#   pantherseg "
@@ -66,7 +74,7 @@ def commands(system: str) -> list[str]:
 
     They run in a folder with links to Task1, Task2 and weights, and leave their data and `DIR` there.
     """
-    text = "".join(training_file(system, task).read_text() for task in TASKS).replace(" \\\n#    ", "")
+    text = "".join(training_file(system, task).read_text() for task in SYSTEMS[system]).replace(" \\\n#    ", "")
     python = f"{shlex.quote(sys.executable)} -m "
     every = [python + line.removeprefix("#   ") for line in text.splitlines() if line.startswith(COMMAND)]
     return [*(command for command in every if " phantom " in command), f"{every[-1]} --devices cpu"]
@@ -92,20 +100,34 @@ def validate_untrained(workspace: Workspace, stage: str, root: Path) -> dict[str
 
     They have the weights from which the folds would be trained if the stage started from no other.
     """
-    trained, settings = workspace.folders(stage), workspace.graph.stage[stage]
-    folders = TrainingFolders(trained.dataset, root)
+    settings = workspace.graph.stage[stage]
+    trained, final = workspace.folders(stage), TRAINERS[settings.trainer].final
+    folders = replace(trained, root=root)
     folders.model.mkdir(parents=True)
-    for name in (PLANS, DATASET):
-        shutil.copy(trained.model / name, folders.model / name)
+    for name in (PLANS, DATASET, LIGHTNING_PLANS):
+        if (path := trained.model / name).is_file():
+            shutil.copy(path, folders.model / name)
     cases: dict[str, dict[str, float | None]] = {}
     for fold in settings.used_folds:
+        write_untrained(folders, settings, fold, folders.fold(fold) / final)
+        cases |= dice_by_label(validate_fold(folders, fold=fold, checkpoint=final), settings.labels)
+    folds = list(settings.used_folds)
+    pack(open_model_folder(folders.model, folds=folds, checkpoint=final), root / "bundles" / stage)
+    return mean_dice(cases.values())
+
+
+def write_untrained(folders: TrainingFolders, stage: Stage, fold: int, checkpoint: Path) -> None:
+    """Write the initial weights of a fold."""
+    if stage.lightning is None:
         with folders.environment(), contextlib.redirect_stdout(io.StringIO()):
             trainer = make_trainer(folders, read_json(folders.plans), fold=fold, device="cpu")
-        trainer.save_checkpoint(str(folders.fold(fold) / CHECKPOINT))
-        cases |= dice_by_label(validate_fold(folders, fold=fold), settings.labels)
-    folds = list(settings.used_folds)
-    pack(open_model_folder(folders.model, folds=folds, checkpoint=CHECKPOINT), root / "bundles" / stage)
-    return mean_dice(cases.values())
+        trainer.save_checkpoint(str(checkpoint))
+        return
+    plans = read_plans(folders.model)
+    reseed(stage.seed, fold)
+    network = build_network(checkpoint, plans.network, classes=len(plans.labels), trainable=True)
+    checkpoint.parent.mkdir()
+    write_checkpoint(checkpoint, network.state_dict(), plans, str(fold))
 
 
 def unseen_dice(graph: TrainingFile, task: int, bundles: Path, work: Path) -> float:
@@ -130,7 +152,7 @@ def measure(system: str, work: Path) -> dict[str, Any]:
     """Return the minutes of the training of a system, and the figures of its stages."""
     minutes = run_commands(system, work)
     logger.info("system %s: trained in %.1f minutes, of %.1f CPU minutes", system, minutes["wall"], minutes["cpu"])
-    graph = load_training_file(training_file(system, TASKS[-1]))
+    graph = load_training_file(training_file(system, SYSTEMS[system][-1]))
     workspace = Workspace(graph, work / OUTPUT, Inputs())
     untrained = work / "untrained"
     untrained.mkdir()
@@ -141,7 +163,7 @@ def measure(system: str, work: Path) -> dict[str, Any]:
             record = read_json(workspace.bundle(stage) / RECORD)
             figures = {"trained": record["dice"]["mean"], "untrained": validate_untrained(workspace, stage, untrained)}
             stages[stage] = {"cases": len(record["dice"]["cases"]), "cross_validated": figures}
-    for task in TASKS:
+    for task in SYSTEMS[system]:
         stages[f"task{task}"]["unseen"] = {
             "trained": unseen_dice(graph, task, workspace.output / "bundles", work),
             "untrained": unseen_dice(graph, task, untrained / "bundles", work),
@@ -171,7 +193,7 @@ def _of(dice: Mapping[str, float], label: str) -> float:
 def main() -> None:
     """Measure the systems, print a table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--systems", nargs="+", choices=("a", "c"), default=("a", "c"))
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument(
         "--work", type=Path, help="folder in which everything is kept; one with a system's run is refused"
     )

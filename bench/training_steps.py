@@ -40,11 +40,12 @@ from pantherseg.phantom import write_dataset
 from pantherseg.training.assumed import StageCosts
 from pantherseg.training.estimate import GB, Cost, cost_of, measured_speed
 from pantherseg.training.folders import CONFIGURATION, TrainingFolders, environment
-from pantherseg.training.folds import WORKERS, make_trainer, workers_for_augmentation
+from pantherseg.training.folds import make_trainer
 from pantherseg.training.graph import Stage, load_training_file
 from pantherseg.training.nnunet_trainers.pantherseg_trainer import SETTINGS_KEY
 from pantherseg.training.planning import extract_fingerprint, preprocess
 from pantherseg.training.training_recipe import TrainingSettings
+from pantherseg.training.workers import WORKERS, workers_for_augmentation
 from pantherseg.training.workspace import Inputs, Workspace
 
 RESULTS = Path(__file__).parent / "results" / "training-steps.json"

@@ -1,4 +1,4 @@
-"""Systems A and C in their small forms, shortened: from phantoms to bundles by one command, and into the container."""
+"""The four systems in their small forms, shortened: from phantoms to bundles by one command, and into the container."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from pantherseg.training.graph import TrainingFile, load_training_file
 from pantherseg.volume import Volume
 from shim.image import built
 
-TASKS = (1, 2)
 CASES = 2
 # What is smaller than in the small forms, whose stages, plans and labels are kept. With this learning rate the networks
 # are as good as untrained: a few steps of training would only find background, and nothing to make pseudo-labels of.
@@ -39,6 +38,7 @@ SHORTER = {
     "iterations": "1",
     "validation_iterations": "1",
     "warm_up": "0",
+    "warm_up_steps": "0",
     "learning_rate": "1e-6",
 }
 
@@ -73,7 +73,7 @@ def run(command: str, folder: Path) -> str:
 
 def train(system: str, folder: Path) -> Trained:
     """Run the commands of a small form on fewer phantoms and with a shorter schedule."""
-    for task in TASKS:
+    for task in systems.SYSTEMS[system]:
         text = systems.training_file(system, task).read_text()
         for key, value in SHORTER.items():
             text = re.sub(rf"^{key} = \S+", f"{key} = {value}", text, flags=re.MULTILINE)
@@ -87,25 +87,27 @@ def train(system: str, folder: Path) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
-    """Both systems, trained beside each other: most of the time goes into starting processes, one after the other."""
+def every(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+    """All systems, trained beside each other: most of the time goes into starting processes, one after the other."""
+    names = list(systems.SYSTEMS)
     with ThreadPoolExecutor(2) as pool:
-        trained = dict(zip("ac", pool.map(train, "ac", map(tmp_path_factory.mktemp, "ac")), strict=True))
+        trained = dict(zip(names, pool.map(train, names, map(tmp_path_factory.mktemp, names)), strict=True))
     shutil.copytree(DEMO_WEIGHTS / "localizer", trained["c"].bundles / "localizer")  # its Task 2 looks at crops
     return trained
 
 
 @pytest.fixture
-def trained(request: pytest.FixtureRequest, both: dict[str, Trained]) -> Trained:
-    return both[request.param]
+def trained(request: pytest.FixtureRequest, every: dict[str, Trained]) -> Trained:
+    return every[request.param]
 
 
 @pytest.fixture
-def system_c(both: dict[str, Trained]) -> Trained:
-    return both["c"]
+def system_c(every: dict[str, Trained]) -> Trained:
+    return every["c"]
 
 
-EACH = pytest.mark.parametrize("trained", ["a", "c"], indirect=True)
+EACH = pytest.mark.parametrize("trained", list(systems.SYSTEMS), indirect=True)
+TASKS = [(system, task) for system, tasks in systems.SYSTEMS.items() for task in tasks]
 
 
 @EACH
@@ -124,14 +126,13 @@ def test_every_stage_ends_in_a_bundle_with_figures(trained: Trained) -> None:
         if "tumour" in bundle.manifest.labels:
             assert {"official", "corrected"} == record["metrics"]["totals"].keys()
             assert all(totals.keys() == METRICS.keys() for totals in record["metrics"]["totals"].values())
-    assert "fold.task2.1" in trained.printed
+    assert f"fold.{name}.1" in trained.printed
     assert "as just measured" in trained.printed
 
 
-@EACH
 @pytest.mark.docker
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("trained", "task"), TASKS, indirect=["trained"])
 def test_the_container_segments_with_the_bundles_as_the_command_does(
     task: int, trained: Trained, tmp_path: Path
 ) -> None:

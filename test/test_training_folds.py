@@ -35,8 +35,9 @@ from pantherseg.model_sources.checkpoint import read_checkpoint
 from pantherseg.phantom import write_dataset
 from pantherseg.training.folders import TrainingFolders
 from pantherseg.training.folds import train_fold
-from pantherseg.training.nnunet_trainers.pantherseg_trainer import LATEST, PantherTrainer, read_settings, reseed
+from pantherseg.training.nnunet_trainers.pantherseg_trainer import LATEST, PantherTrainer, read_settings
 from pantherseg.training.planning import plan_and_preprocess, with_sizes
+from pantherseg.training.seeds import reseed
 from pantherseg.training.training_recipe import PlanSettings, ScheduleSettings, TrainingSettings
 from pantherseg.training.validation import validate_fold
 from pantherseg.volume import Volume

@@ -59,7 +59,7 @@ FILES = sorted(ROOT.glob("Task*/training/*.toml"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parts[-3]} {path.stem}")
 def test_training_files_of_both_tasks_load(path: Path) -> None:
-    assert len(FILES) == 11
+    assert len(FILES) == 15
     graph = load_training_file(path)
     role = {"localizer_demo": "localizer"}.get(path.stem, path.parts[-3].lower())
     assert list(graph.stage)[-1] == role, "the last stage is the model that the task's recipe uses"
@@ -228,7 +228,7 @@ schedule = { epochs = 1 }
             'plan = {network = "ResEncL"}',
             r"stage.student needs either plan.network or start, and not both",
         ),
-        ('start = "teacher"', 'trainer = "none"', r"stage.student needs either plan.network or start"),
+        ('start = "teacher"', "seed = 0", r"stage.student needs either plan.network or start"),
         ("plan = {}", 'trainer = "x"\nplan = {}', r"stage.student.trainer names 'x', which is not among the trainers"),
         ('start = "teacher"', 'labels = "organs"', r"stage.student learns organs, but 't1' has tumour\+pancreas"),
         ("epochs = 3", "epochs = 0", r"invalid content: .*epochs"),

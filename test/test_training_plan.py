@@ -25,7 +25,7 @@ from pantherseg.training.estimate import Cost, cost_of, measured_speed, speed_in
 from pantherseg.training.graph import load_training_file
 from pantherseg.training.plan_table import plan_table
 from pantherseg.training.run import Training, prepare
-from pantherseg.training.trainers import TRAINERS
+from pantherseg.training.trainers import TRAINERS, NnunetTrainer
 from pantherseg.training.training_recipe import ScheduleSettings
 from pantherseg.training.workspace import Inputs, Workspace
 from test_training_graph import NOISY_STUDENT
@@ -227,16 +227,16 @@ def test_says_what_a_cluster_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_stage_chooses_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[Any, ...]] = []
 
-    class Recorder:
-        def plan(self, folders: Any, settings: Any, *, kept: Any) -> dict[str, Any]:
+    class Recorder(NnunetTrainer):
+        def plan(self, folders: Any, stage: Any, *, kept: Any) -> dict[str, Any]:
             called.append(("plan", folders.name, kept))
             return {"spacing": [1.0, 1.0, 1.0]}
 
-        def train(self, folders: Any, settings: Any, *, fold: int, start: Any, device: str) -> None:
-            called.append(("train", settings.schedule.epochs, fold, device))
+        def train(self, folders: Any, stage: Any, *, fold: int, start: Any, device: str) -> None:
+            called.append(("train", stage.schedule.epochs, fold, device))
 
     monkeypatch.setitem(TRAINERS, "recorder", Recorder())
-    training = planned(tmp_path, NOISY_STUDENT.replace("epochs = 3 }", 'epochs = 3 }\ntrainer = "recorder"'))
+    training = planned(tmp_path, re.sub(r"(epochs = \d })", r'\1\ntrainer = "recorder"', NOISY_STUDENT))
     dataset = training.work.dataset("teacher")
     dataset.mkdir(parents=True)
     for name in ("dataset.json", "splits_final.json"):

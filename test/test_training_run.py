@@ -30,7 +30,7 @@ from pantherseg.training.graph import load_training_file
 from pantherseg.training.run import Training, prepare, run, run_step
 from pantherseg.training.state import Record, State, write_record
 from pantherseg.training.steps import Step
-from pantherseg.training.trainers import TRAINERS
+from pantherseg.training.trainers import TRAINERS, NnunetTrainer
 from pantherseg.training.workspace import Inputs, Workspace
 from pantherseg.volume import Grid, Volume
 from test_training_graph import NOISY_STUDENT, PLAN
@@ -310,8 +310,8 @@ def test_a_fold_starts_from_the_fold_that_the_file_says_whatever_lies_there(
 ) -> None:
     started: list[Any] = []
 
-    class Recorder:
-        def train(self, folders: Any, settings: Any, *, fold: int, start: Any, device: str) -> None:
+    class Recorder(NnunetTrainer):
+        def train(self, folders: Any, stage: Any, *, fold: int, start: Any, device: str) -> None:
             started.append((fold, start.relative_to(site.folder / "out/results").parts[-2:]))
 
     monkeypatch.setitem(TRAINERS, "nnunet", Recorder())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 REFUSED = re.compile(r"GLOBAL [\w.]+")
 # In the names of the parts of a checkpoint that hold tensors.
 TENSORS = "/data/"
+NNUNETS = "an nnU-Net checkpoint"
 # How many tensors of each kind an error names.
 NAMED = 2
 PREFIXES = re.compile(r"^(_orig_mod\.|module\.)+")
@@ -40,7 +41,7 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read an nnU-Net checkpoint. Raises ModelError if it is missing, damaged, or contains more than plain data."""
-    return _checkpoint(path, _read(path))
+    return _checkpoint(path, read_plain(path, allowed=ALLOWED))
 
 
 def read_origin(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -48,7 +49,7 @@ def read_origin(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises ModelError like `read_checkpoint`, but does not read the weights.
     """
-    content = _read(path, tensors=False)
+    content = read_plain(path, allowed=ALLOWED, tensors=False)
     arguments = content.get("init_args") if isinstance(content, dict) else None
     found = [arguments.get(key) if isinstance(arguments, dict) else None for key in ("plans", "dataset_json")]
     plans, dataset = found
@@ -63,7 +64,7 @@ def read_seconds(path: Path) -> float:
 
     Raises ModelError like `read_checkpoint`, but does not read the weights.
     """
-    content = _read(path, tensors=False)
+    content = read_plain(path, allowed=ALLOWED, tensors=False)
     logged = content.get("logging") if isinstance(content, dict) else None
     if not isinstance(logged, dict):
         return 0.0
@@ -71,16 +72,20 @@ def read_seconds(path: Path) -> float:
     return float(sum(end - begin for begin, end in zip(begins, ends, strict=False)))
 
 
-def _read(path: Path, *, tensors: bool = True) -> Any:
-    """Return the content of a checkpoint. tensors: whether those in it are used, and so must be read and checked."""
+def read_plain(path: Path, *, what: str = NNUNETS, allowed: Sequence[Any] = (), tensors: bool = True) -> Any:
+    """Return the content of a file of torch that holds tensors and plain values, without running code from it.
+
+    what: the kind of file, for errors; allowed: as for torch's `safe_globals`; tensors: whether those in it are used,
+    and so must be read and checked. Raises ModelError if it is missing, damaged, or contains more.
+    """
     import torch
 
     if not path.is_file():
         raise ModelError(path, expected="a checkpoint", found="no such file")
-    check_archive(path, tensors=tensors)
+    check_archive(path, what=what, tensors=tensors)
     try:
         mapped = not tensors and zipfile.is_zipfile(path)  # torch's older form cannot be mapped
-        with torch.serialization.safe_globals(list(ALLOWED)):
+        with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:
         raise
@@ -89,16 +94,17 @@ def _read(path: Path, *, tensors: bool = True) -> Any:
         refused = REFUSED.search(str(error))
         raise ModelError(
             path,
-            expected="an nnU-Net checkpoint of tensors and plain values",
+            expected=f"{what} of tensors and plain values",
             found=refused[0] if refused else _describe_file(path),
             hint="only tensors and plain values are read, so that no code runs" if refused else "copy the file again",
         ) from error
 
 
-def check_archive(path: Path, *, tensors: bool = True) -> None:
+def check_archive(path: Path, *, what: str = NNUNETS, tensors: bool = True) -> None:
     """Raise ModelError if a zip archive, the usual form, does not match its checksums, which torch does not compare.
 
-    tensors: whether to check the parts that hold tensors too, which are nearly all of a checkpoint.
+    what: the kind of file, for errors; tensors: whether to check the parts that hold tensors too, which are nearly all
+    of a checkpoint.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -115,7 +121,7 @@ def check_archive(path: Path, *, tensors: bool = True) -> None:
         damaged = str(error)
     if damaged is not None:
         found = f"a damaged part ({damaged})"
-        raise ModelError(path, expected="an nnU-Net checkpoint", found=found, hint="copy the file again")
+        raise ModelError(path, expected=what, found=found, hint="copy the file again")
 
 
 def check_fit(where: Path, network: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:

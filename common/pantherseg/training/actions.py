@@ -19,7 +19,6 @@ from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.io import read_labels, write_volume
 from pantherseg.labels import LABEL_MAPS
-from pantherseg.model_sources.nnunet import CHECKPOINT
 from pantherseg.models.bundle import open_bundle
 from pantherseg.orientation import DEFAULT_ORIENTATION
 from pantherseg.paths import task_recipe
@@ -32,7 +31,6 @@ from pantherseg.training.start import start_checkpoint, start_configuration
 from pantherseg.training.state import State
 from pantherseg.training.steps import Step, start_fold, steps_of
 from pantherseg.training.trainers import TRAINERS, Configuration
-from pantherseg.training.training_recipe import TrainingSettings
 from pantherseg.training.validation import validate_fold
 from pantherseg.training.workspace import Workspace
 from pantherseg.volume import Volume
@@ -97,20 +95,19 @@ def plan_step(work: Workspace, step: Step, device: str) -> Result:
         kept = None if record is None else record.result["configuration"]
     elif (weights := work.start(step.subject)) is not None:
         kept = start_configuration(weights)
-    return {"configuration": TRAINERS[stage.trainer].plan(work.folders(step.subject), stage.plan, kept=kept)}
+    return {"configuration": TRAINERS[stage.trainer].plan(work.folders(step.subject), stage, kept=kept)}
 
 
 def fold_step(work: Workspace, step: Step, device: str) -> Result:
     """Train a fold, or go on where its training was interrupted."""
     stage, fold = work.graph.stage[step.subject], step.fold or 0
-    settings = TrainingSettings(schedule=stage.schedule, seed=stage.seed)
     start: Path | None = None
     if stage.start_stage is not None:
         begins = start_fold(work.graph, stage, fold)
-        start = work.folders(stage.start_stage).fold(begins) / CHECKPOINT
+        start = work.folders(stage.start_stage).fold(begins) / TRAINERS[stage.trainer].final
     elif (weights := work.start(step.subject)) is not None:
         start = start_checkpoint(weights, fold)
-    TRAINERS[stage.trainer].train(work.folders(step.subject), settings, fold=fold, start=start, device=device)
+    TRAINERS[stage.trainer].train(work.folders(step.subject), stage, fold=fold, start=start, device=device)
     return {}
 
 
@@ -119,7 +116,7 @@ def validate_step(work: Workspace, step: Step, device: str) -> Result:
     stage, fold = work.graph.stage[step.subject], step.fold or 0
     kept = OutOfFold(work.uncropped(step.subject), work.dataset(step.subject), work.probabilities(step.subject))
     summary = validate_fold(
-        work.folders(step.subject), fold=fold, device=device, checkpoint=stage.checkpoint, each=kept.add
+        work.folders(step.subject), fold=fold, device=device, checkpoint=stage.used_checkpoint, each=kept.add
     )
     return {"dice": dice_by_label(summary, stage.labels), "scores": kept.scores, "unscored": kept.unscored}
 

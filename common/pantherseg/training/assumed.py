@@ -19,9 +19,11 @@ from pantherseg.files import write_text
 from pantherseg.io import write_volume
 from pantherseg.labels import LABEL_MAPS
 from pantherseg.model_sources.nnunet import DATASET, PLANS, read_configuration, read_json
+from pantherseg.tables import decode_registered
 from pantherseg.training.estimate import Cost, cost_of
 from pantherseg.training.folders import CONFIGURATION, TrainingFolders
 from pantherseg.training.graph import Assumed, Stage
+from pantherseg.training.lightning_recipe import LightningPlan
 from pantherseg.training.planning import make_plans, with_sizes
 from pantherseg.training.start import start_configuration
 from pantherseg.training.workspace import Workspace
@@ -49,6 +51,8 @@ class StageCosts:
         Raises RecipeError for a plan that is not possible.
         """
         labels = LABEL_MAPS[self._work.graph.stage[stage].labels]
+        if (lightning := self._work.graph.stage[stage].lightning) is not None:
+            return _lightning_cost(msgspec.json.encode(lightning.plan), len(labels))
         return _cost(json.dumps(self.plans(stage)), json.dumps(labels))
 
     def network(self, stage: str) -> torch.nn.Module:
@@ -117,6 +121,15 @@ def _pretended(root: Path, work: Workspace, stage: Stage) -> TrainingFolders:
 def _cost(plans: str, labels: str) -> tuple[Cost, tuple[int, ...], int]:
     network, patch, batch_size = _network(plans, labels)
     return cost_of(network, patch, batch_size), patch, batch_size
+
+
+@cache
+def _lightning_cost(encoded: bytes, classes: int) -> tuple[Cost, tuple[int, ...], int]:
+    """Return the same for the encoded plan of the trainer `lightning`."""
+    plan = msgspec.json.decode(encoded, type=LightningPlan, dec_hook=decode_registered)
+    with torch.device("meta"):
+        network = plan.network.build_trainable(Path("network"), classes=classes)
+    return cost_of(network, plan.patch_size, plan.batch_size), plan.patch_size, plan.batch_size
 
 
 def _network(plans: str, labels: str) -> tuple[torch.nn.Module, tuple[int, ...], int]:

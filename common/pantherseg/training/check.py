@@ -200,7 +200,7 @@ def _check_disk(training: Training, known: KnownData, costs: StageCosts) -> None
             elif stage.crop is not None:
                 wanted += size
         elif stage is not None and step.kind == "fold":
-            wanted += costs.of(step.subject)[0].disk(stage.schedule)
+            wanted += costs.of(step.subject)[0].disk(stage.length)
     free = shutil.disk_usage(training.work.output).free
     if wanted > free:
         expected = f"about {wanted / GB:.1f} GB for imported and preprocessed cases and for checkpoints"

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pantherseg.machine.cpus import usable_cpus
 from pantherseg.packing.activations import PeakBytes
-from pantherseg.training.training_recipe import ScheduleSettings
+from pantherseg.training.training_recipe import Length
 
 GB = 1e9
 # torch, nnU-Net and the CUDA context; and the augmentation of the next batches.
@@ -44,16 +44,16 @@ class Cost:
     weights: int
     operations: int
 
-    def memory(self, schedule: ScheduleSettings, device: str) -> float:
+    def memory(self, schedule: Length, device: str) -> float:
         """Return the memory of a training in bytes."""
         activations = self.activations / 2 if device.startswith("cuda") else self.activations
         return activations + 4 * COPIES[schedule.optimizer] * self.weights + LIBRARIES_BYTES
 
-    def disk(self, schedule: ScheduleSettings) -> float:
+    def disk(self, schedule: Length) -> float:
         """Return the size in bytes of what a fold leaves: the final and the best checkpoint, and one being written."""
         return CHECKPOINTS * 4.0 * (COPIES[schedule.optimizer] - 1) * self.weights
 
-    def seconds(self, schedule: ScheduleSettings, speed: float) -> float:
+    def seconds(self, schedule: Length, speed: float) -> float:
         """Return the time of a training. speed: operations per second."""
         batches = schedule.iterations + VALIDATION_SHARE * schedule.validation_iterations
         return schedule.epochs * batches * self.operations / speed
@@ -63,7 +63,9 @@ def cost_of(network: nn.Module, patch: tuple[int, ...], batch_size: int) -> Cost
     """Return what one batch of a network takes. patch: (z, y, x) or (y, x)."""
     on_meta = copy.deepcopy(network).to("meta").train()
     with FlopCounterMode(display=False) as operations, PeakBytes() as bytes_:
-        on_meta(torch.empty((batch_size, 1, *patch), device="meta")).sum().backward()
+        logits = on_meta(torch.empty((batch_size, 1, *patch), device="meta"))
+        heads = logits if isinstance(logits, (list, tuple)) else [logits]
+        torch.autograd.backward([head.sum() for head in heads])
     weights = sum(value.numel() for value in on_meta.parameters())
     return Cost(bytes_.peak, weights, operations.get_total_flops())
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,14 +22,11 @@ from pantherseg.model_sources.checkpoint import read_checkpoint, read_origin
 from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, read_json
 from pantherseg.training.folders import CONFIGURATION, TrainingFolders, environment
 from pantherseg.training.nnunet_trainers.pantherseg_trainer import LATEST, SETTINGS_KEY, PantherTrainer
-from pantherseg.training.start import load_start
+from pantherseg.training.start import START_RECORD, load_start
 from pantherseg.training.training_recipe import UNIMPORTANT, TrainingSettings
+from pantherseg.training.workers import WORKERS, workers_for_augmentation
 
 logger = logging.getLogger(__name__)
-
-FEW_CORES = 8
-WORKERS = "nnUNet_n_proc_DA"
-START_RECORD = "start.json"
 
 
 def train_fold(
@@ -89,12 +85,6 @@ def make_trainer(
     )
     trainer.initialize()
     return trainer
-
-
-def workers_for_augmentation() -> str:
-    """Return the number of worker processes that augment: that in nnU-Net's environment variable, or our choice."""
-    # On few cores, worker processes would only compete with the network.
-    return os.environ.get(WORKERS, "0" if (os.cpu_count() or 1) < FEW_CORES else "6")
 
 
 def _plans_with(settings: TrainingSettings, folders: TrainingFolders) -> dict[str, Any]:

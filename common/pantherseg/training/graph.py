@@ -20,11 +20,12 @@ from msgspec import Meta
 
 from pantherseg.datasets.layouts import LAYOUTS
 from pantherseg.errors import RecipeError
-from pantherseg.labels import LabelMapName
+from pantherseg.labels import LABEL_MAPS, LabelMapName
 from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.tables import Positive, Table, read_table
-from pantherseg.training.trainers import TRAINERS
-from pantherseg.training.training_recipe import Count, PlanSettings, ScheduleSettings
+from pantherseg.training.lightning_recipe import LightningSettings
+from pantherseg.training.trainers import LIGHTNING, NNUNET, TRAINERS
+from pantherseg.training.training_recipe import Count, Length, PlanSettings, ScheduleSettings
 
 # Names are parts of folder names and of options.
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -79,8 +80,12 @@ class Stage(Table, frozen=True):
     """Names of data sets and pseudo-labelled data sets."""
     dataset_id: DatasetId
     """nnU-Net's number of the data set that the stage trains on, with its labels and crops."""
-    plan: PlanSettings
-    schedule: ScheduleSettings
+    plan: PlanSettings = PlanSettings()
+    """nnU-Net's network, patch and preprocessing."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    """The schedule of nnU-Net's trainer."""
+    lightning: LightningSettings | None = None
+    """The network and the schedule of the trainer `lightning`, in place of the two above."""
     labels: LabelMapName = "tumour+pancreas"
     """The label map that is learned."""
     folds: Annotated[int, Meta(ge=2)] = 5
@@ -91,16 +96,27 @@ class Stage(Table, frozen=True):
     """The stage, or the published weights `weights/NAME`, from which the folds start."""
     crop: Crop | None = None
     """If omitted, the whole volume is used."""
-    checkpoint: Literal["checkpoint_final.pth", "checkpoint_best.pth"] = "checkpoint_final.pth"
-    """The checkpoint that is validated and goes into the bundle; later stages start from the final one."""
+    checkpoint: str = ""
+    """The checkpoint that is validated and goes into the bundle, such as checkpoint_best.pth; if omitted, the final
+    one, from which later stages start."""
     seed: int = 0
-    trainer: str = "nnunet"
+    trainer: str = NNUNET
     """A name in `trainers.TRAINERS`."""
 
     @property
     def used_folds(self) -> range:
         """The folds that are trained."""
         return range(min(self.trained_folds or self.folds, self.folds))
+
+    @property
+    def used_checkpoint(self) -> str:
+        """The file name of the checkpoint that is validated."""
+        return self.checkpoint or TRAINERS[self.trainer].final
+
+    @property
+    def length(self) -> Length:
+        """How long the training of a fold is, whichever the trainer."""
+        return self.schedule if self.lightning is None else self.lightning.schedule
 
     @property
     def starts_from_weights(self) -> bool:
@@ -214,13 +230,39 @@ def problems(graph: TrainingFile) -> Iterator[str]:
         if not any(map(graph.is_labelled, stage.data)):
             yield f"stage.{name} has no data set with labels by experts, which its validation needs"
         yield from _unlike_labels(graph, name, stage)
-        if (stage.plan.network is None) == (stage.start is None):
-            yield f"stage.{name} needs either plan.network or start, and not both"
-        if stage.trainer not in TRAINERS:
-            yield f"stage.{name}.trainer names '{stage.trainer}', which is not among the trainers: {_known(TRAINERS)}"
+        yield from _trainer(graph, name, stage)
         if (start := graph.stage.get(stage.start_stage or "")) and 1 < len(start.used_folds) < len(stage.used_folds):
             found = f"{len(stage.used_folds)} folds, but '{stage.start}' has {len(start.used_folds)} to start from"
             yield f"stage.{name} has {found}"
+
+
+def _trainer(graph: TrainingFile, name: str, stage: Stage) -> Iterator[str]:
+    """Yield what is wrong with the settings of a stage's trainer."""
+    if stage.trainer not in TRAINERS:
+        yield f"stage.{name}.trainer names '{stage.trainer}', which is not among the trainers: {_known(TRAINERS)}"
+        return
+    known = TRAINERS[stage.trainer].final, TRAINERS[stage.trainer].best
+    if stage.used_checkpoint not in known:
+        yield f"stage.{name}.checkpoint names '{stage.checkpoint}', which is not among {' and '.join(known)}"
+    if stage.trainer != LIGHTNING:
+        if stage.lightning is not None:
+            yield f'stage.{name} has a table `lightning`, which needs trainer = "{LIGHTNING}"'
+        elif (stage.plan.network is None) == (stage.start is None):
+            yield f"stage.{name} needs either plan.network or start, and not both"
+    elif stage.lightning is None:
+        yield f"stage.{name} needs a table `lightning` with `plan` and `schedule` for its trainer"
+    else:
+        if (stage.plan, stage.schedule) != (PlanSettings(), ScheduleSettings()):
+            yield f"stage.{name} has `plan` or `schedule`, which are nnU-Net's, beside the table `lightning`"
+        names = LABEL_MAPS[stage.labels]
+        if unknown := [label for label in stage.lightning.schedule.sampling if label not in names]:
+            found = f"'{unknown[0]}', which is not among the labels: {_known(names)}"
+            yield f"stage.{name}.lightning.schedule.sampling names {found}"
+        if stage.starts_from_weights:
+            yield f"stage.{name} starts from {stage.start}, but its trainer can only start from a stage"
+    start = graph.stage.get(stage.start_stage or "")
+    if start is not None and start.trainer != stage.trainer:
+        yield f"stage.{name} has the trainer {stage.trainer}, but '{stage.start}' has {start.trainer}"
 
 
 def _unlike_labels(graph: TrainingFile, name: str, stage: Stage) -> Iterator[str]:

@@ -33,7 +33,7 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
         cells: tuple[str, ...] = ("",) * 5
         if step.kind == "fold":
             cost, patch, batch_size = costs[step.subject]
-            schedule = training.graph.stage[step.subject].schedule
+            schedule = training.graph.stage[step.subject].length
             hours = cost.seconds(schedule, speed) / 3600
             memory = cost.memory(schedule, device) / GB
             sizes = "x".join(map(str, patch)), str(batch_size), str(schedule.epochs)

@@ -17,8 +17,7 @@ from pantherseg.datasets.splits import SPLITS, read_splits
 from pantherseg.files import write_text
 from pantherseg.io.digest import sha256_of
 from pantherseg.io.probabilities import SUFFIX
-from pantherseg.model_sources.checkpoint import read_seconds
-from pantherseg.model_sources.nnunet import CHECKPOINT, RECORD
+from pantherseg.model_sources.nnunet import RECORD
 from pantherseg.models.find import open_model_folder
 from pantherseg.packing.pack import pack
 from pantherseg.paths import ROOT
@@ -26,6 +25,7 @@ from pantherseg.training.graph import TrainingFile
 from pantherseg.training.out_of_fold import cropped_by_reference, mean_dice, total_metrics
 from pantherseg.training.state import State
 from pantherseg.training.steps import Step, starts_of, steps_of
+from pantherseg.training.trainers import TRAINERS
 from pantherseg.training.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def write_bundle(work: Workspace, step: Step, state: State) -> dict[str, Any]:
     write_text(model / RECORD, json.dumps(record, indent=1) + "\n")
     folds = list(stage.used_folds)
     work.bundle(name).parent.mkdir(parents=True, exist_ok=True)
-    pack(open_model_folder(model, folds=folds, checkpoint=stage.checkpoint), work.bundle(name))
+    pack(open_model_folder(model, folds=folds, checkpoint=stage.used_checkpoint), work.bundle(name))
     _remove_other_probabilities(work.probabilities(name), set(record["dice"]["cases"]))
     figures = record["metrics"]["totals"].get("official", record["dice"]["mean"])
     values = ", ".join(f"{label} {value:.4g}" for label, value in figures.items())
@@ -60,6 +60,7 @@ def training_record(work: Workspace, step: Step, state: State) -> dict[str, Any]
     dice = {case: values for result in results for case, values in sorted(result["dice"].items())}
     scores = {case: values for result in results for case, values in sorted(result["scores"].items())}
     folders, data = work.folders(name), state.finished(steps[f"data.{name}"])
+    trainer = TRAINERS[stage.trainer]
     by_reference = {case: why for case, why in cropped_by_reference(dataset).items() if case in dice}
     return {
         "training": work.graph.name,
@@ -79,7 +80,7 @@ def training_record(work: Workspace, step: Step, state: State) -> dict[str, Any]
         "revision": revision(),
         "version": __version__,
         # Not that of the steps: a fold may have been interrupted.
-        "seconds": round(sum(read_seconds(folders.fold(fold) / CHECKPOINT) for fold in stage.used_folds)),
+        "seconds": round(sum(trainer.seconds(folders.fold(fold) / trainer.final) for fold in stage.used_folds)),
         "dice": {"mean": mean_dice(dice.values()), "cases": dice},
         "metrics": {
             "totals": total_metrics(scores.values()),

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SEGMENTATION_HEAD = ".seg_layers."
 BUNDLED = ".safetensors"
+START_RECORD = "start.json"
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _matched(
             loaded[name] = found
     unknown = [name for name in weights if name not in state and SEGMENTATION_HEAD not in name]
     if wrong or unknown:
-        _refuse(checkpoint, wrong, {name: tuple(weights[name].shape) for name in unknown})
+        refuse_start(checkpoint, wrong, {name: tuple(weights[name].shape) for name in unknown})
     return loaded, skipped
 
 
@@ -154,7 +155,7 @@ def _is_stem_of_other_channels(shape: tuple[int, ...], found: tuple[int, ...] | 
     return shape[1] == channels != found[1] and (shape[0], *shape[2:]) == (found[0], *found[2:])
 
 
-def _refuse(checkpoint: Path, wrong: list[Skipped], unknown: Mapping[str, tuple[int, ...]]) -> None:
+def refuse_start(checkpoint: Path, wrong: list[Skipped], unknown: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ModelError with the first tensors that do not fit."""
     expected = [f"{one.name} {one.shape}" for one in wrong]
     found = [f"{one.name} {'missing' if one.found is None else one.found}" for one in wrong]

@@ -176,22 +176,22 @@ def _stage_steps(graph: TrainingFile, name: str, stage: Stage) -> list[Step]:
             "plan",
             name,
             (f"data.{name}", *start_plan),
-            {"plan": _plain(stage.plan)},
+            {"plan": _plain(stage.plan if stage.lightning is None else stage.lightning.plan)},
             outside=weights,
             records=start_plan,
         ),
     ]
-    schedule = _plain(stage.schedule, but=UNIMPORTANT)
+    schedule = _plain(stage.length, but=UNIMPORTANT)
     training = {"trainer": stage.trainer, "schedule": schedule, "seed": stage.seed}
     for fold in stage.used_folds:
         begins = start_step(graph, stage, fold)
         needs = (f"plan.{name}", *([begins] if begins else []))
         steps.append(Step("fold", name, needs, training, fold, weights))
-        steps.append(Step("validate", name, (f"fold.{name}.{fold}",), {"checkpoint": stage.checkpoint}, fold))
+        steps.append(Step("validate", name, (f"fold.{name}.{fold}",), {"checkpoint": stage.used_checkpoint}, fold))
     validated = tuple(f"validate.{name}.{fold}" for fold in stage.used_folds)
     trained = tuple(f"fold.{name}.{fold}" for fold in stage.used_folds)
     needs = (*trained, *validated)
-    return [*steps, Step("bundle", name, needs, {"checkpoint": stage.checkpoint}, records=validated)]
+    return [*steps, Step("bundle", name, needs, {"checkpoint": stage.used_checkpoint}, records=validated)]
 
 
 def crop_settings(crop: Crop) -> Localizer:

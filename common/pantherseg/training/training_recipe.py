@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from msgspec import Meta
 
@@ -77,6 +77,19 @@ class ScheduleSettings(Table, frozen=True):
         progress = (epoch - self.warm_up) / (self.epochs - self.warm_up)
         factor = (1 - progress) ** 0.9 if self.decay == "poly" else (1 + math.cos(math.pi * progress)) / 2
         return self.learning_rate * factor
+
+
+class Length(Protocol):
+    """What every trainer's schedule has: how much is computed, and what the optimizer keeps."""
+
+    @property
+    def epochs(self) -> int: ...  # noqa: D102 - as in ScheduleSettings
+    @property
+    def iterations(self) -> int: ...  # noqa: D102
+    @property
+    def validation_iterations(self) -> int: ...  # noqa: D102
+    @property
+    def optimizer(self) -> Literal["sgd", "adamw"]: ...  # noqa: D102
 
 
 # Settings of a schedule that change no weight.

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summary_json
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from pantherseg.datasets.raw import IMAGES, LABELS
 from pantherseg.datasets.splits import SPLITS, read_splits
@@ -18,7 +18,7 @@ from pantherseg.files import written_beside
 from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.io import read_image, write_volume
-from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS, read_json
+from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, read_json
 from pantherseg.models.find import open_model_folder
 from pantherseg.packing.pack import as_bundle
 from pantherseg.training.folders import SUMMARY, VALIDATION, TrainingFolders
@@ -47,7 +47,7 @@ def validate_fold(
     model = folders.model
     bundle = as_bundle(open_model_folder(model, folds=[fold], checkpoint=checkpoint))
     predictor = Predictor(bundle, choose_backend(device), mirroring=False)
-    dataset, output = read_json(model / DATASET), folders.fold(fold) / VALIDATION
+    dataset, output = read_json(folders.dataset / DATASET), folders.fold(fold) / VALIDATION
     shutil.rmtree(output, ignore_errors=True)
     ending = dataset["file_ending"]
     for case in validation_cases(folders, fold):
@@ -69,8 +69,7 @@ def _summarize(folders: TrainingFolders, output: Path, dataset: dict[str, Any]) 
 
     The content is that of nnU-Net's `compute_metrics_on_folder`, which starts processes that take longer than the work.
     """
-    manager = PlansManager(read_json(folders.model / PLANS))
-    reader, labels = manager.image_reader_writer_class(), manager.get_label_manager(dataset).foreground_labels
+    reader, labels = SimpleITKIO(), sorted(number for number in dataset["labels"].values() if number)
     references, masks = folders.dataset / LABELS, sorted(output.glob(f"*{dataset['file_ending']}"))
     cases = [compute_metrics(str(references / mask.name), str(mask), reader, labels) for mask in masks]
     names = list(cases[0]["metrics"][labels[0]])

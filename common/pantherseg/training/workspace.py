@@ -18,7 +18,7 @@ from pathlib import Path
 from pantherseg.datasets.raw import IMAGES, dataset_folder
 from pantherseg.datasets.splits import SPLITS
 from pantherseg.errors import ModelError
-from pantherseg.model_sources.nnunet import CHECKPOINT, DATASET, PLANS
+from pantherseg.model_sources.nnunet import DATASET, PLANS
 from pantherseg.models.find import find_localizer
 from pantherseg.models.manifest import MANIFEST
 from pantherseg.paths import ZOO, own_weights, task_recipe
@@ -27,6 +27,7 @@ from pantherseg.training.content import files_below, files_of_data
 from pantherseg.training.folders import SUMMARY, VALIDATION, TrainingFolders
 from pantherseg.training.graph import WEIGHTS, DataSource, PseudoLabels, Stage, TrainingFile
 from pantherseg.training.steps import Step
+from pantherseg.training.trainers import TRAINERS
 from pantherseg.weights.zoo import load_zoo
 
 
@@ -68,8 +69,8 @@ class Workspace:
         return dataset_folder(self.output / "uncropped", self._number(stage), stage)
 
     def folders(self, stage: str) -> TrainingFolders:
-        """Return nnU-Net's folders of a stage."""
-        return TrainingFolders(self.dataset(stage), self.output)
+        """Return the folders of a stage's trainer."""
+        return TRAINERS[self.graph.stage[stage].trainer].folders(self.dataset(stage), self.output)
 
     def bundle(self, stage: str) -> Path:
         """Return the bundle of a stage."""
@@ -160,10 +161,10 @@ class Workspace:
         if step.kind == "bundle":
             return [self.bundle(name) / MANIFEST]
         folders = self.folders(name)
-        fold, checkpoint = folders.fold(step.fold or 0), self.graph.stage[name].checkpoint
+        fold, stage = folders.fold(step.fold or 0), self.graph.stage[name]
         files = {
             "plan": [folders.plans, folders.preprocessed / SPLITS],
-            "fold": [fold / CHECKPOINT, fold / checkpoint],
+            "fold": [fold / TRAINERS[stage.trainer].final, fold / stage.used_checkpoint],
             "validate": [fold / VALIDATION / SUMMARY],
         }
         return files[step.kind]

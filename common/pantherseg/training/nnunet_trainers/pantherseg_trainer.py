@@ -7,14 +7,12 @@ nnU-Net's own commands find it if the environment variable nnUNet_extTrainer nam
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -29,6 +27,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from pantherseg.errors import RecipeError
 from pantherseg.files import written_beside
 from pantherseg.training.epoch_curves import EpochCurves
+from pantherseg.training.seeds import reseed
 from pantherseg.training.training_recipe import Augmentation, ScheduleSettings, TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -177,13 +176,6 @@ class LearningRates:
         """Set the learning rate of an epoch, counted from 0."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.learning_rate_at(epoch)
-
-
-def reseed(seed: int, fold: int | str, *epoch: int) -> None:
-    """Seed all random numbers for the initial weights of a fold, or for one of its epochs, counted from 0."""
-    number = 1 + fold if isinstance(fold, int) else 0  # nnU-Net has a fold `all`, too
-    for function in (random.seed, np.random.seed, torch.manual_seed):
-        function(int(np.random.SeedSequence((seed, number, *epoch)).generate_state(1)[0]))
 
 
 def read_settings(plans: Mapping[str, Any]) -> TrainingSettings:
