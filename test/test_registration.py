@@ -323,7 +323,10 @@ def test_finding_models_does_not_import_torch() -> None:
 
 def test_refuses_an_unknown_family_and_invalid_settings(tmp_path: Path) -> None:
     for architecture, message in (
-        ({"family": "unknown"}, "Unknown network family 'unknown', expected one of attention_unet, nnunet, segformer3d"),
+        (
+            {"family": "unknown"},
+            "Unknown network family 'unknown', expected one of attention_unet, nnunet, segformer3d",
+        ),
         ({}, "a table whose key 'family' is one of attention_unet, nnunet, segformer3d"),
         ({"family": "test.tiny"}, "missing required field `width`"),
     ):
