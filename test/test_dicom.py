@@ -18,7 +18,7 @@ from pantherseg.errors import InputError, JobError
 from pantherseg.evaluation import evaluate
 from pantherseg.grand_challenge import find_input
 from pantherseg.io import read_image, read_labels, write_volume
-from pantherseg.io.dicom import MAX_FILES, is_dicom, refuse_dicom
+from pantherseg.io.dicom.detect import MAX_FILES, is_dicom, refuse_dicom
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.recipe import Recipe, Sockets, load_recipe
 from pantherseg.session import Session

@@ -11,7 +11,7 @@ from pantherseg.errors import InputError, OutputError, PantherSegError, first_fe
 from pantherseg.files import prepare_folder, remove_file
 from pantherseg.fingerprint import finished_report
 from pantherseg.io import case_name, find_sources, mask_name
-from pantherseg.io.dicom import refuse_dicom
+from pantherseg.io.dicom.detect import refuse_dicom
 from pantherseg.io.probabilities import SUFFIX
 from pantherseg.logs import one_line, shown
 from pantherseg.progress import cases_with_progress

@@ -26,7 +26,7 @@ from pantherseg.evaluation.lesions import (
 )
 from pantherseg.evaluation.metrics import CaseScores, Totals, score_case, totals, totals_interval
 from pantherseg.io import case_name, find_sources, read_labels
-from pantherseg.io.dicom import refuse_dicom
+from pantherseg.io.dicom.detect import refuse_dicom
 from pantherseg.io.probabilities import SUFFIX as PROBABILITIES
 from pantherseg.machine.cpus import usable_cpus
 from pantherseg.volume import Volume

@@ -14,7 +14,7 @@ from msgspec import Struct
 from pantherseg.case import CaseOutput
 from pantherseg.errors import JobError, os_reason
 from pantherseg.io import case_name, find_sources
-from pantherseg.io.dicom import refuse_dicom
+from pantherseg.io.dicom.detect import refuse_dicom
 from pantherseg.recipe import Sockets
 
 INPUTS = "inputs.json"

@@ -11,6 +11,7 @@ from pantherseg.io.reader import (
     read_labels,
     read_volume,
     register_reader,
+    source_datasets,
     write_volume,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "read_labels",
     "read_volume",
     "register_reader",
+    "source_datasets",
     "write_volume",
 ]

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from pantherseg.errors import InputError, OutputError, os_reason
 from pantherseg.events import Event, EventCode
 from pantherseg.files import written_beside
-from pantherseg.io.dicom import refuse_dicom
+from pantherseg.io.dicom.choice import ANY_SERIES, SeriesChoice
+from pantherseg.io.dicom.detect import refuse_dicom
+from pantherseg.io.dicom.source import DicomSource
 from pantherseg.io.file_format import FileFormat
 from pantherseg.io.itk import ItkReader
 from pantherseg.io.limits import DAMAGED, LABEL_TOLERANCE, LARGEST_VALUE, MAX_INFINITE_FRACTION, MAX_NAN_FRACTION
@@ -124,6 +126,14 @@ def read_labels(source: Path) -> Volume:
             found, hint = f"probabilities, such as {array[~whole][0]:.3g}", "give the mask, not the probabilities"
         raise InputError(source, expected="whole numbers as labels", found=found, hint=hint)
     return Volume(labels, volume.grid)
+
+
+def source_datasets(source: Path, series: SeriesChoice = ANY_SERIES) -> DicomSource | None:
+    """Return the headers of the DICOM series that `read_image` reads of a source; None for a source of another format.
+
+    series: the same as for `read_image`. Raises InputError.
+    """
+    raise NotImplementedError
 
 
 def write_volume(volume: Volume, path: Path, *, like: Path | None = None) -> None:

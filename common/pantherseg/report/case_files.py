@@ -10,7 +10,7 @@ from pathlib import Path
 from pantherseg.errors import InputError, first_few
 from pantherseg.evaluation.run import CHANNEL_SUFFIX
 from pantherseg.io import case_name, find_sources
-from pantherseg.io.dicom import refuse_dicom
+from pantherseg.io.dicom.detect import refuse_dicom
 
 logger = logging.getLogger(__name__)
 
