@@ -29,7 +29,7 @@ LAYERS = (
         "progress",
         "verdict",
     ),
-    *("tables", "registry", "arrays", "results"),
+    *("tables", "registry", "arrays", "contours", "results"),
     *("archives", "io"),
     *("preprocessing", "fusion", "postprocess", "recipe"),
     *("networks", "model_sources", "models", "packing"),
