@@ -30,7 +30,7 @@ LAYERS = (
         "verdict",
     ),
     *("tables", "registry", "arrays", "contours", "results"),
-    *("archives", "io"),
+    *("archives", "io", "dicom_results"),
     *("preprocessing", "fusion", "postprocess", "recipe"),
     *("networks", "model_sources", "models", "packing"),
     *("inference", "localize"),

@@ -1,7 +1,7 @@
 """Contours of masks along the edges of their voxels.
 
-A point (row, column) is a corner of voxels: the voxel at (row, column) covers the rows from row to row + 1 and the columns
-from column to column + 1.
+A point (row, column) is a corner of voxels: the voxel at (row, column) covers the rows from row to row + 1 and the
+columns from column to column + 1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def contours(mask: Mask) -> Iterator[list[Point]]:
 
 
 def polygons(mask: Mask) -> list[list[Point]]:
-    """Return the corners of one polygon for each component of a mask (rows, columns), with its holes cut in by keyholes.
+    """Return the corners of a polygon for each component of a mask (rows, columns), with its holes cut in by keyholes.
 
     Components are those of voxels that share an edge. A keyhole is a cut of no width from the outer contour to a hole,
     which the polygon follows there and back, so that it encloses exactly the component, by the even-odd rule and by
@@ -51,8 +51,8 @@ def polygons(mask: Mask) -> list[list[Point]]:
     holes: list[list[Point]] = []
     for corners in contours(mask):
         (outer if _encloses_voxels(corners) else holes).append(corners)
-    # From its uppermost corner, a hole's cut runs up to the contour above: the outer one, or that of a hole which begins
-    # further up, and has been cut in before.
+    # From its uppermost corner, a hole's cut runs up to the contour above: the outer one, or that of a hole which
+    # begins further up, and has been cut in before.
     for hole in sorted(holes, key=min):
         start = min(hole)
         first = hole.index(start)
