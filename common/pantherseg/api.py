@@ -70,7 +70,8 @@ def segment(volume: Volume, session: Session) -> Segmentation:
 def read_volume(path: str | Path, *, series: str = "") -> Volume:
     """Read an MR volume as float32 (z, y, x): a .mha, .mhd, .nii, .nii.gz or .nrrd file, or a DICOM series.
 
-    series: the UID of a series, where a folder or archive of DICOM has several. Logs a warning for everything that was corrected, such as NaN voxels. Raises InputError.
+    series: the UID of a series, where a folder or archive of DICOM has several. Logs a warning for everything that was
+    corrected, such as NaN voxels. Raises InputError.
     """
     return io.read_volume(Path(path), SeriesChoice(uid=series))
 

@@ -79,9 +79,10 @@ def predict(
 ) -> None:
     """Segment a volume, or every volume of a folder.
 
-    INPUT is a volume, a DICOM series or study (folder, .zip or one of its files), or a folder of such volumes. The folder OUTPUT gets a mask in the format of each volume, and a report
-    <case>.json. A volume that cannot be used does not stop the others. Cases that an earlier run has finished, with the
-    same input, recipe, models, mode and version, are skipped.
+    INPUT is a volume, a DICOM series or study (folder, .zip or one of its files), or a folder of such volumes. The
+    folder OUTPUT gets a mask in the format of each volume (.mha for DICOM), and a report <case>.json. A volume that
+    cannot be used does not stop the others. Cases that an earlier run has finished, with the same input, recipe,
+    models, mode and version, are skipped.
     """
     path = chosen_recipe(task, recipe)
     if device_memory and device == "cpu":

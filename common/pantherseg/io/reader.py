@@ -64,9 +64,10 @@ def register_reader(reader: Reader) -> None:
 def find_sources(path: Path, *, dangling: bool = False) -> list[Path]:
     """Return a path that is a source itself, or else the sources in a folder, sorted by name.
 
-    Where there are volume files, DICOM beside them is left out: it may be what they were converted from. Hidden files, such as those that are being written, are left out. A path that does not exist has no sources.
-    dangling: also return links to files that do not exist, so that a volume that was moved away is named when it is
-    read. Raises InputError for a folder that cannot be read.
+    Where there are volume files, DICOM beside them is left out: it may be what they were converted from. So are hidden
+    files, such as those that are being written. A path that does not exist has no sources. dangling: also return links
+    to files that do not exist, so that a volume that was moved away is named when it is read. Raises InputError for a
+    folder that cannot be read.
     """
 
     def wanted(child: Path) -> bool:
@@ -84,8 +85,9 @@ def find_sources(path: Path, *, dangling: bool = False) -> list[Path]:
 def read_image(source: Path, series: SeriesChoice = ANY_SERIES) -> tuple[Volume, tuple[Event, ...]]:
     """Read an MR volume as float32, with an event for everything that was changed.
 
-    series: which one is read of a DICOM study. Raises InputError for a source that is missing, damaged, not a 3-D scalar volume, beyond the limits of `io.limits`
-    or of the memory, or has more than 99 % of NaN voxels, or more than 1 % of infinite or too large ones.
+    series: which one is read of a DICOM study. Raises InputError for a source that is missing, damaged, not a 3-D
+    scalar volume, beyond the limits of `io.limits` or of the memory, or has more than 99 % of NaN voxels, or more than
+    1 % of infinite or too large ones.
     """
     volume, events = _read(source, series)
     try:

@@ -57,9 +57,9 @@ def write_report(
 ) -> list[str]:
     """Write the report (HTML) of the cases in files or folders, and return the names of those with problems.
 
-    series: which one is shown of a DICOM study. Which files belong together: see `case_files.find_cases`. A file that cannot be used is named on the page and in the
-    log, and the rest is done. Cases with the lowest Dice come first, or else with the lowest expected Dice, or else
-    with the folds that agree least. The same files give the same bytes.
+    series: which one is shown of a DICOM study. Which files belong together: see `case_files.find_cases`. A file that
+    cannot be used is named on the page and in the log, and the rest is done. Cases with the lowest Dice come first, or
+    else with the lowest expected Dice, or else with the folds that agree least. The same files give the same bytes.
 
     Raises InputError if there is nothing to report, OutputError for a file that cannot be written, PantherSegError if
     jinja2 is not installed.

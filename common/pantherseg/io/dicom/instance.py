@@ -12,6 +12,7 @@ from pantherseg.io.dicom.places import Place
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 # SOP classes: of MR, Enhanced MR and Legacy Converted Enhanced MR images (DICOM PS3.4, table B.5-1).
 MR_IMAGES = frozenset(
@@ -81,7 +82,7 @@ class Instance:
     problem: str
     """Why it cannot be a part of an MR volume, or an empty text."""
     contrast: str
-    """Of Enhanced MR: the acquisition contrast, such as T1."""
+    """Of Enhanced MR: the acquisition contrast, such as T1; else empty."""
     times: tuple[float | None, float | None]
     """Repetition time and echo time in ms."""
     sequence: str
@@ -90,30 +91,38 @@ class Instance:
     """Empty where there is a problem."""
 
 
+class HeaderError(Exception):
+    """A header that cannot be used, and why in words that may follow "found"."""
+
+
 def read_instance(place: Place, file: BinaryIO) -> Instance:
-    """Read a header. Raises ValueError for a damaged one. Within `library.quiet_pydicom`."""
+    """Read a header. Raises HeaderError for a damaged one. Within `library.quiet_pydicom`."""
     try:
         import pydicom
 
         header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
         return _instance(place, header)
-    except MemoryError:
+    except (HeaderError, MemoryError):
         raise
-    except Exception as error:  # pydicom raises errors of many types for damaged files
-        raise ValueError(f"a header that cannot be read ({type(error).__name__})") from error
+    except Exception as error:  # pydicom raises errors of many types for damaged files, and quotes their values
+        raise HeaderError(f"a header that cannot be read ({type(error).__name__})") from error
 
 
 def _instance(place: Place, header: Dataset) -> Instance:
-    if "SOPClassUID" not in header:
-        raise ValueError("no SOP class")
+    # A DICOMDIR has its class only in the information about the file.
+    sop_class = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    if sop_class is None:
+        raise HeaderError("no SOP class, as in a truncated file or one of another format")
+    if str(sop_class) in MR_IMAGES and not header.get("SeriesInstanceUID"):
+        raise HeaderError("an MR image without a series, as in a truncated file")
     size = (int(header.Rows), int(header.Columns)) if header.get("Rows") and header.get("Columns") else None
     identity = str(header.get("PatientID") or header.get("PatientName") or "")
     number = header.get("SeriesNumber")
-    problem = _problem(header, size)
+    problem = _problem(header, sop_class, size)
     levels = [[header]] if problem else levels_of(header)
     return Instance(
         place=place,
-        sop_class=str(header.SOPClassUID),
+        sop_class=str(sop_class),
         uid=_text(header, "SOPInstanceUID"),
         modality=_text(header, "Modality"),
         patient=hashlib.sha256(identity.encode()).hexdigest(),
@@ -125,17 +134,17 @@ def _instance(place: Place, header: Dataset) -> Instance:
         transfer_syntax=str(header.file_meta.get("TransferSyntaxUID", "")),
         size=size,
         problem=problem,
-        contrast=_text(header, "AcquisitionContrast"),
+        contrast=first_text(levels[0], "AcquisitionContrast") or "",
         times=(_number(levels[0], "RepetitionTime"), _number(levels[0], "EchoTime", "EffectiveEchoTime")),
         sequence=_text(header, "ScanningSequence"),
         frames=() if problem else tuple(_frame(k, levels[k]) for k in range(len(levels))),
     )
 
 
-def _problem(header: Dataset, size: tuple[int, int] | None) -> str:
-    modality, sop_class = _text(header, "Modality"), header.SOPClassUID
+def _problem(header: Dataset, sop_class: UID, size: tuple[int, int] | None) -> str:
+    modality = _text(header, "Modality")
     if size is None:
-        return f"not an image ({sop_class.name if sop_class.is_private is False else 'a private object'})"
+        return f"not an image ({sop_class.name})"
     if modality and modality != "MR":
         return f"the modality {modality}, not MR"
     if str(sop_class) not in MR_IMAGES:
@@ -150,13 +159,13 @@ def levels_of(header: Dataset) -> list[list[Dataset]]:
     """Return, for each frame, the data sets in which its tags may be: the first that has a tag counts.
 
     These are the items of the frame's own functional groups, those of the groups that all frames share, and the header.
-    Raises ValueError where frames are described that are not there, or the other way round.
+    Raises HeaderError where frames are described that are not there, or the other way round.
     """
     shared = [item for group in header.get("SharedFunctionalGroupsSequence") or () for item in _items(group)]
     own = [list(_items(group)) for group in header.get("PerFrameFunctionalGroupsSequence") or ()]
     count = int(header.get("NumberOfFrames") or 1)
     if len(own) not in (0, count):
-        raise ValueError(f"{count} frames, of which {len(own)} are described")
+        raise HeaderError(f"{count} frames, of which {len(own)} are described")
     return [[*(own[k] if own else ()), *shared, header] for k in range(count)]
 
 
@@ -183,7 +192,7 @@ def _vector(levels: Sequence[Dataset], key: str, length: int) -> tuple[float, ..
         if values:
             numbers = tuple(float(value) for value in values)
             if len(numbers) != length:
-                raise ValueError(f"{len(numbers)} numbers in {key} instead of {length}")
+                raise HeaderError(f"{len(numbers)} numbers in {key} instead of {length}")
             return numbers
     return None
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.errors import InputError, last_line
-from pantherseg.io.dicom.instance import first_text, levels_of
+from pantherseg.io.dicom.instance import HeaderError, first_text, levels_of
 from pantherseg.io.dicom.library import quiet_pydicom
 from pantherseg.io.dicom.places import dicom_files
 from pantherseg.io.dicom.stack import Slice, Stack
@@ -46,7 +46,10 @@ def read_pixels(source: Path, stack: Stack) -> NDArray[Any]:
             except MemoryError:
                 raise
             except Exception as error:  # pydicom and its decoders raise errors of many types for damaged pixels
-                expected, known = f"{rows} x {columns} pixels that can be decoded", isinstance(error, PixelError)
+                expected, known = (
+                    f"{rows} x {columns} pixels that can be decoded",
+                    isinstance(error, PixelError | HeaderError),
+                )
                 hint = "" if known else DAMAGED
                 raise InputError(str(place), expected=expected, found=last_line(error), hint=hint) from error
     return np.stack(frames)

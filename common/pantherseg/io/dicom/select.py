@@ -27,8 +27,9 @@ class Candidate:
 
     def __str__(self) -> str:
         """Return it as an error line names it."""
-        about = ", ".join(filter(None, (self.series.description, self.stack.label, f"{len(self.stack.slices)} slices")))
-        return f"{self.uid} ({about})"
+        count = len(self.stack.slices) or len(self.series.instances)
+        slices = f"{count} slice{'s' * (count > 1)}"
+        return f"{self.uid} ({', '.join(filter(None, (self.series.description, self.stack.label, slices)))})"
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ def _undecided(source: Path, result: Survey, choice: SeriesChoice) -> InputError
     if choice.uid:
         uids = first_few((candidate.uid for candidate in result.candidates), NAMES_SHOWN)
         return InputError(source, expected=f"the series {choice.uid}", found=f"only {uids}")
-    reasons = first_few((f"{one} is left out: {one.left_out}" for one in result.candidates), NAMES_SHOWN)
-    return InputError(source, expected=_wanted(choice), found=f"no such series; {reasons}", hint=HINT)
+    reasons = first_few((f"{one}: {one.left_out}" for one in result.candidates), NAMES_SHOWN)
+    hint = HINT if any(one.stack.grid is not None for one in result.candidates) else ""
+    return InputError(source, expected=_wanted(choice), found=f"none but {reasons}", hint=hint)
 
 
 def _wanted(choice: SeriesChoice) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pantherseg.errors import InputError
 from pantherseg.io.dicom.choice import Plane, Weighting
-from pantherseg.io.dicom.instance import Instance, read_instance
+from pantherseg.io.dicom.instance import HeaderError, Instance, read_instance
 from pantherseg.io.dicom.library import quiet_pydicom
 from pantherseg.io.dicom.places import DIRECTORY, Place, dicom_files, is_zip, places_in
 from pantherseg.io.dicom.stack import Stack, stacks_of
@@ -128,7 +128,7 @@ def _scan(source: Path, places: tuple[Place, ...]) -> Scan:
             found += 1
             try:
                 instance = read_instance(place, file)
-            except ValueError as error:
+            except HeaderError as error:
                 damaged.append((place, str(error)))
                 continue
             # A copy of a file counts once.
