@@ -10,8 +10,7 @@ from pantherseg.case import CaseOutput, run_case
 from pantherseg.errors import InputError, OutputError, PantherSegError, first_few
 from pantherseg.files import prepare_folder, remove_file
 from pantherseg.fingerprint import finished_report
-from pantherseg.io import case_name, find_sources, mask_name
-from pantherseg.io.dicom.detect import refuse_dicom
+from pantherseg.io import case_name, find_sources, input_name, mask_name
 from pantherseg.io.probabilities import SUFFIX
 from pantherseg.logs import one_line, shown
 from pantherseg.progress import cases_with_progress
@@ -69,7 +68,7 @@ def _run_all(waiting: list[Path], outputs: dict[Path, CaseOutput], session: Sess
                 failed.append(path)
                 _remove_earlier(outputs[path])
     if failed:
-        names = ", ".join(path.name for path in failed)
+        names = ", ".join(input_name(path) for path in failed)
         logger.error("error: %d of %d volumes failed: %s", len(failed), len(waiting), names)
     return failed
 
@@ -86,7 +85,7 @@ def _is_finished(source: Path, output: CaseOutput, session: Session) -> bool:
 
 
 def _why(source: Path, is_folder: bool) -> str:
-    which = "them" if is_folder else source.name
+    which = "them" if is_folder else input_name(source)
     return f"their input, recipe, models and version are the same; to segment {which} again, use --redo"
 
 
@@ -117,7 +116,6 @@ def _output_of(source: Path, output: Path, save_probabilities: bool) -> CaseOutp
 def _sources(folder: Path) -> list[Path]:
     sources = find_sources(folder, dangling=True)
     if not sources:
-        refuse_dicom(folder)
         raise InputError(folder, "the folder contains no volume")
     others = sorted(path.name for path in set(folder.iterdir()).difference(sources) if not path.name.startswith("."))
     if others:

@@ -19,7 +19,8 @@ from pantherseg.errors import InputError
 from pantherseg.events import Event
 from pantherseg.files import prepare_folder, remove_file, write_text
 from pantherseg.fingerprint import fingerprint_of
-from pantherseg.io import read_image, write_volume
+from pantherseg.io import input_name, read_image, write_volume
+from pantherseg.io.dicom.choice import ANY_SERIES, SeriesChoice
 from pantherseg.io.digest import source_sha256
 from pantherseg.io.probabilities import write_probability
 from pantherseg.logs import shown, stage
@@ -58,7 +59,7 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
     """
     deadline = Deadline.after(session.recipe.time_budget_s)
     forget_peak()
-    volume, events = read_case(source)
+    volume, events = read_case(source, session.recipe.series)
     fingerprint = fingerprint_of(source, session)  # loads models after reading, so that a bad input is named at once
     for path in (output.mask, output.report):
         prepare_folder(path.parent)
@@ -74,11 +75,11 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
     return CaseResult(segmentation, output)
 
 
-def read_case(source: Path) -> tuple[Volume, tuple[Event, ...]]:
-    """Return a volume and the events of reading it, with a log line. Raises InputError."""
+def read_case(source: Path, series: SeriesChoice = ANY_SERIES) -> tuple[Volume, tuple[Event, ...]]:
+    """Return a volume and the events of reading it, with a log line. series: of a DICOM study. Raises InputError."""
     with stage("read") as remarks:
-        volume, events = read_image(source)
-        remarks.append(f"{source.name}, {volume.grid.describe()}")
+        volume, events = read_image(source, series)
+        remarks.append(f"{input_name(source)}, {volume.grid.describe()}")
     return volume, events
 
 
@@ -90,7 +91,7 @@ def write_case(source: Path, segmentation: Segmentation, output: CaseOutput, fin
     folder, probability = output.report.parent, segmentation.probability
     kept = None if probability is None or output.probability is None else output.probability
     report = segmentation.report(
-        input_name=source.name,
+        input_name=input_name(source),
         mask_path=os.path.relpath(output.mask, folder),
         probability_path=None if kept is None else os.path.relpath(kept, folder),
     )

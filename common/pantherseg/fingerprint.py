@@ -11,6 +11,7 @@ import msgspec
 from pantherseg import __version__
 from pantherseg.errors import InputError
 from pantherseg.events import EventCode
+from pantherseg.io import source_files
 from pantherseg.io.digest import source_sha256
 from pantherseg.results import CaseReport, Fingerprint, read_report
 from pantherseg.session import Session
@@ -30,7 +31,7 @@ def fingerprint_of(source: Path, session: Session) -> Fingerprint:
     """
     ensemble = session.load()
     return Fingerprint(
-        input_sha256=source_sha256(source),
+        input_sha256=source_sha256(source, source_files(source, session.recipe.series)),
         recipe_sha256=_sha256(session.recipe),
         models_sha256=_sha256([_identity(one) for one in ensemble.predictors]),
         mode=ensemble.backend.mode,

@@ -24,6 +24,11 @@ RECIPE = click.option(
 DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
+SERIES = click.option(
+    "--series",
+    metavar="UID",
+    help="Of a DICOM study, take this series; UID/2: the second volume in it.",
+)
 MEMBERS = click.option(
     "--members",
     metavar="NAMES",

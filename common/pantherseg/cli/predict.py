@@ -10,9 +10,10 @@ import click
 import msgspec
 
 from pantherseg.batch import has_many_cases, run_batch
-from pantherseg.cli.options import DEVICE, MEMBERS, PATH, RECIPE, TASK, chosen_recipe, names_in
+from pantherseg.cli.options import DEVICE, MEMBERS, PATH, RECIPE, SERIES, TASK, chosen_recipe, names_in
 from pantherseg.inference.backends import Mode
 from pantherseg.io import find_sources
+from pantherseg.io.dicom.choice import SeriesChoice
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.recipe import load_recipe
 from pantherseg.session import Session
@@ -51,6 +52,7 @@ PAGE = "report.html"
     help="Whether to fill an empty mask with the most probable component  [default: as in the recipe].",
 )
 @MEMBERS
+@SERIES
 @click.option(
     "--save-probabilities",
     is_flag=True,
@@ -70,15 +72,17 @@ def predict(
     time_budget: float | None,
     rescue: bool | None,
     members: str | None,
+    series: str | None,
     save_probabilities: bool,
     report: bool,
     redo: bool,
 ) -> None:
     """Segment a volume, or every volume of a folder.
 
-    INPUT is a volume or a folder of volumes. The folder OUTPUT gets a mask in the format of each volume, and a report
-    <case>.json. A volume that cannot be used does not stop the others. Cases that an earlier run has finished, with the
-    same input, recipe, models, mode and version, are skipped.
+    INPUT is a volume, a DICOM series or study (folder, .zip or one of its files), or a folder of such volumes. The
+    folder OUTPUT gets a mask in the format of each volume (.mha for DICOM), and a report <case>.json. A volume that
+    cannot be used does not stop the others. Cases that an earlier run has finished, with the same input, recipe,
+    models, mode and version, are skipped.
     """
     path = chosen_recipe(task, recipe)
     if device_memory and device == "cpu":
@@ -90,6 +94,8 @@ def predict(
         settings = msgspec.structs.replace(settings, time_budget_s=time_budget)
     if rescue is not None:
         settings = settings.with_rescue(rescue=rescue)
+    if series is not None:
+        settings = msgspec.structs.replace(settings, series=SeriesChoice(uid=series))
     session = Session(
         settings,
         model or DEMO_WEIGHTS,
@@ -104,17 +110,17 @@ def predict(
 
         check_can_report()
     failed = bool(run_batch(source, output, session, save_probabilities=save_probabilities, redo=redo))
-    if report and not _write_page(source, output):
+    if report and not _write_page(source, output, settings.series):
         failed = True
     if failed:
         raise SystemExit(1)
 
 
-def _write_page(source: Path, output: Path) -> bool:
+def _write_page(source: Path, output: Path, series: SeriesChoice) -> bool:
     """Write the page of the cases beside their masks, and return whether all their files could be used."""
     from pantherseg.report.write import write_report
 
     if not find_sources(output):
         logger.error("error: %s: no page was written, because there is no mask", output)
         return False
-    return not write_report(source, output, None, output / PAGE)
+    return not write_report(source, output, None, output / PAGE, series=series)

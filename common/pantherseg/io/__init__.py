@@ -5,6 +5,7 @@ from pantherseg.io.reader import (
     Reader,
     case_name,
     find_sources,
+    input_name,
     mask_name,
     read_grid,
     read_image,
@@ -12,6 +13,7 @@ from pantherseg.io.reader import (
     read_volume,
     register_reader,
     source_datasets,
+    source_files,
     write_volume,
 )
 
@@ -20,6 +22,7 @@ __all__ = [
     "Reader",
     "case_name",
     "find_sources",
+    "input_name",
     "mask_name",
     "read_grid",
     "read_image",
@@ -27,5 +30,6 @@ __all__ = [
     "read_volume",
     "register_reader",
     "source_datasets",
+    "source_files",
     "write_volume",
 ]
