@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pantherseg.case import CaseOutput, run_case
+from pantherseg.case import CaseOutput, no_series, remove_earlier, run_case
+from pantherseg.dicom_results.formats import SUFFIXES, check_installed
+from pantherseg.dicom_results.send import Receiver
 from pantherseg.errors import InputError, OutputError, PantherSegError, first_few
-from pantherseg.files import prepare_folder, remove_file
+from pantherseg.files import prepare_folder
 from pantherseg.fingerprint import finished_report
 from pantherseg.io import case_name, find_sources, input_name, mask_name
 from pantherseg.io.probabilities import SUFFIX
+from pantherseg.io.reader import VOLUME_SUFFIXES
 from pantherseg.logs import one_line, shown
 from pantherseg.progress import cases_with_progress
-from pantherseg.results import read_report
+from pantherseg.results import DicomOptions
 from pantherseg.session import Session
 
 logger = logging.getLogger(__name__)
@@ -25,34 +29,67 @@ def has_many_cases(source: Path) -> bool:
     return source.is_dir() and find_sources(source, dangling=True) != [source]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a run is to write about each case.
+
+    formats: suffixes of the mask's files, none for the format of each source; dicom: how DICOM objects are made;
+    probabilities: also the tumour's probability before post-processing, in the form of `io.probabilities`.
+    """
+
+    formats: tuple[str, ...] = ()
+    dicom: DicomOptions = field(default_factory=DicomOptions)
+    probabilities: bool = False
+
+    def output_of(self, source: Path, folder: Path) -> CaseOutput:
+        """Return where the results of a source belong. Raises InputError if no reader accepts it."""
+        name = case_name(source)
+        first, *others = [folder / f"{name}{suffix}" for suffix in self.formats] or [folder / mask_name(source)]
+        probability = folder / f"{name}{SUFFIX}" if self.probabilities else None
+        return CaseOutput(first, folder / f"{name}.json", probability, tuple(others), self.dicom)
+
+
+EACH_ITS_OWN = Wanted()
+
+
 def run_batch(
-    source: Path, output: Path, session: Session, *, save_probabilities: bool = False, redo: bool = False
+    source: Path,
+    output: Path,
+    session: Session,
+    *,
+    wanted: Wanted = EACH_ITS_OWN,
+    redo: bool = False,
+    receiver: Receiver | None = None,
 ) -> list[Path]:
     """Segment a source, or every source in a folder, and return the sources that failed.
 
-    The folder `output` gets a mask in the format of each source and a report <case>.json. A single source that fails
-    raises its error; in a folder the others are still segmented, and what an earlier run wrote about the failed one is
-    removed. Finished cases, as `finished_report` tells them, are skipped.
+    The folder `output` gets a mask and a report <case>.json of each source. A single source that fails raises its
+    error; in a folder the others are still segmented, and what an earlier run wrote about the failed one is removed.
+    Finished cases, as `finished_report` tells them, are skipped.
 
-    save_probabilities: also write the tumour's probability before post-processing to <case>.npz, in the form of
-    `io.probabilities`; redo: segment finished cases, too. Raises what `run_case` raises for models, devices and outputs
-    that no source could use.
+    redo: segment finished cases, too; receiver: gets the DICOM objects of all cases that did not fail, when they are
+    done. Raises what `run_case` raises for models, devices and outputs that no source could use, and OutputError for a
+    receiver that does not take the objects.
     """
     is_folder = has_many_cases(source)
     sources = _sources(source) if is_folder else [source]
-    _check_targets(sources, output)
+    outputs = {path: wanted.output_of(path, output) for path in sources}
+    _check_targets(outputs)
+    if receiver is not None:
+        receiver.check([suffix for suffix in wanted.formats if suffix in SUFFIXES])
     if is_folder:
         session.load()  # models or a folder that cannot be used end the run, rather than each case
         prepare_folder(output)
-    outputs = {path: _output_of(path, output, save_probabilities) for path in sources}
     waiting = [path for path in sources if redo or not _is_finished(path, outputs[path], session)]
     if skipped := len(sources) - len(waiting):
         logger.info("%d of %d volumes are finished and skipped: %s", skipped, len(sources), _why(source, is_folder))
+    failed = _run_all(waiting, outputs, session) if is_folder else []
     if not is_folder:
         for path in waiting:
             run_case(path, session, outputs[path])
-        return []
-    return _run_all(waiting, outputs, session)
+    if receiver is not None:
+        receiver.send([made for path in sources if path not in failed for made in outputs[path].objects])
+    return failed
 
 
 def _run_all(waiting: list[Path], outputs: dict[Path, CaseOutput], session: Session) -> list[Path]:
@@ -76,7 +113,9 @@ def _run_all(waiting: list[Path], outputs: dict[Path, CaseOutput], session: Sess
 def _is_finished(source: Path, output: CaseOutput, session: Session) -> bool:
     """Return whether a case need not be segmented. A source that cannot be read is not finished."""
     try:
-        report = finished_report(source, session, mask=output.mask, report=output.report)
+        report = finished_report(
+            source, session, results=output.results, report=output.report, dicom=output.dicom_options
+        )
     except InputError:
         return False
     if report is None:
@@ -90,27 +129,12 @@ def _why(source: Path, is_folder: bool) -> str:
 
 
 def _remove_earlier(output: CaseOutput) -> None:
-    """Remove what an earlier run wrote about a case, so that nobody takes it for the result of this run.
-
-    A mask without a report that names it may be another program's, and stays.
-    """
+    """Remove what an earlier run wrote about a case, so that nobody takes it for the result of this run."""
     try:
-        earlier = read_report(output.report)
-        if (output.report.parent / earlier.mask).resolve() != output.mask.resolve():
-            return
-        for path in (output.report, output.mask):
-            remove_file(path)
-        if isinstance(earlier.probability, str):
-            remove_file(output.report.parent / earlier.probability)
-    except (InputError, OutputError):
+        if remove_earlier(output):
+            logger.warning("%s: the result of an earlier run was removed", shown(output.mask))
+    except OutputError:
         return
-    logger.warning("%s: the result of an earlier run was removed", shown(output.mask))
-
-
-def _output_of(source: Path, output: Path, save_probabilities: bool) -> CaseOutput:
-    name = case_name(source)
-    probability = output / f"{name}{SUFFIX}" if save_probabilities else None
-    return CaseOutput(output / mask_name(source), output / f"{name}.json", probability)
 
 
 def _sources(folder: Path) -> list[Path]:
@@ -126,9 +150,17 @@ def _sources(folder: Path) -> list[Path]:
     return sources
 
 
-def _check_targets(sources: list[Path], output: Path) -> None:
-    """Raise OutputError if a mask would overwrite its volume, which has the same name."""
-    for path in sources:
-        if (output / mask_name(path)).resolve() == path.resolve():
-            problem = f"the mask of {path.name} would overwrite the volume itself"
-            raise OutputError(output, problem, hint="write to another folder")
+def _check_targets(outputs: dict[Path, CaseOutput]) -> None:
+    """Check what is to be written before anything is computed.
+
+    Raises OutputError if a mask would overwrite its volume, which has the same name, and for a package that DICOM
+    results need; InputError for a volume file that was to get them.
+    """
+    for source, output in outputs.items():
+        if any(path.resolve() == source.resolve() for path in output.results):
+            problem = f"the mask of {source.name} would overwrite the volume itself"
+            raise OutputError(output.mask.parent, problem, hint="write to another folder")
+        if output.objects and source.name.lower().endswith(VOLUME_SUFFIXES):
+            raise no_series(source)
+    if any(output.objects for output in outputs.values()):
+        check_installed(next(iter(outputs.values())).mask.parent)

@@ -168,6 +168,11 @@ class CaseReport(Table, frozen=True):
         Meta(description="SHA-256 of the results in other formats, by their names in the folder of this report."),
     ] = UNSET
 
+    def results(self, folder: Path) -> dict[Path, str | UnsetType]:
+        """Return the mask in each of its formats with its SHA-256. folder: of this report."""
+        others = {} if self.other_results is UNSET else self.other_results
+        return {folder / self.mask: self.mask_sha256, **{folder / name: sha256 for name, sha256 in others.items()}}
+
     def as_text(self) -> str:
         """Return the file's text, with one key in a line."""
         return json.dumps(msgspec.to_builtins(self), indent=2) + "\n"

@@ -9,13 +9,26 @@ from pathlib import Path
 import click
 import msgspec
 
-from pantherseg.batch import has_many_cases, run_batch
-from pantherseg.cli.options import DEVICE, MEMBERS, PATH, RECIPE, SERIES, TASK, chosen_recipe, names_in
+from pantherseg.batch import Wanted, has_many_cases, run_batch
+from pantherseg.cli.options import (
+    DEVICE,
+    MEMBERS,
+    PATH,
+    RECIPE,
+    SERIES,
+    TASK,
+    chosen_recipe,
+    formats_in,
+    names_in,
+    receiver_at,
+)
+from pantherseg.dicom_results.formats import SUFFIXES
 from pantherseg.inference.backends import Mode
 from pantherseg.io import find_sources
 from pantherseg.io.dicom.choice import SeriesChoice
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.recipe import load_recipe
+from pantherseg.results import DicomOptions
 from pantherseg.session import Session
 
 logger = logging.getLogger(__name__)
@@ -58,6 +71,15 @@ PAGE = "report.html"
     is_flag=True,
     help="Also write the tumour's probability before post-processing, <case>.npz, for `pantherseg select`.",
 )
+@click.option(
+    "--output-format",
+    metavar="NAMES",
+    help="Formats of the results, with commas between them: mha, nii.gz, nrrd; of DICOM input also dcmseg, rtstruct and"
+    " dcmprob, the probability as a fractional segmentation  [default: the format of each volume, mha for DICOM].",
+)
+@click.option("--anonymous", is_flag=True, help="Carry nothing that identifies the patient over to DICOM results.")
+@click.option("--stable-uids", is_flag=True, help="Give DICOM results of the same case always the same UIDs.")
+@click.option("--send", metavar="AET@HOST:PORT", help="Send DICOM results to an archive or a viewer (C-STORE).")
 @click.option("--report", is_flag=True, help="Also write a page of all cases, report.html, when they are done.")
 @click.option("--redo", is_flag=True, help="Segment finished cases again.")
 def predict(
@@ -74,21 +96,32 @@ def predict(
     members: str | None,
     series: str | None,
     save_probabilities: bool,
+    output_format: str | None,
+    anonymous: bool,
+    stable_uids: bool,
+    send: str | None,
     report: bool,
     redo: bool,
 ) -> None:
     """Segment a volume, or every volume of a folder.
 
     INPUT is a volume, a DICOM series or study (folder, .zip or one of its files), or a folder of such volumes. The
-    folder OUTPUT gets a mask in the format of each volume (.mha for DICOM), and a report <case>.json. A volume that
-    cannot be used does not stop the others. Cases that an earlier run has finished, with the same input, recipe,
-    models, mode and version, are skipped.
+    folder OUTPUT gets a mask in the format of each volume (.mha for DICOM) or in those of --output-format, and a
+    report <case>.json. A volume that cannot be used does not stop the others. Cases that an earlier run has finished,
+    with the same input, recipe, models, mode and version, are skipped.
     """
     path = chosen_recipe(task, recipe)
     if device_memory and device == "cpu":
         raise click.UsageError("--device-memory applies to GPUs only")
     if time_budget is not None and not math.isfinite(time_budget):
         raise click.UsageError("--time-budget: expected a finite number of seconds")
+    formats = formats_in(output_format)
+    dicom = DicomOptions(anonymous=anonymous, stable_uids=stable_uids)
+    if (dicom != DicomOptions() or send is not None) and not any(suffix in SUFFIXES for suffix in formats):
+        raise click.UsageError(
+            "--anonymous, --stable-uids and --send need a DICOM format, such as --output-format dcmseg"
+        )
+    wanted, receiver = Wanted(formats, dicom, save_probabilities), receiver_at(send)
     settings = load_recipe(path)
     if time_budget is not None:
         settings = msgspec.structs.replace(settings, time_budget_s=time_budget)
@@ -109,7 +142,7 @@ def predict(
         from pantherseg.report.write import check_can_report  # takes a second to import
 
         check_can_report()
-    failed = bool(run_batch(source, output, session, save_probabilities=save_probabilities, redo=redo))
+    failed = bool(run_batch(source, output, session, wanted=wanted, redo=redo, receiver=receiver))
     if report and not _write_page(source, output, settings.series):
         failed = True
     if failed:

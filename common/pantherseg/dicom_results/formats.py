@@ -26,11 +26,27 @@ SUFFIXES = {
 }
 # By the name of a format in `--output-format`.
 FORMATS = {"dcmseg": ".seg.dcm", "dcmprob": ".probability.dcm", "rtstruct": ".rtstruct.dcm"}
+# The SOP classes of the objects: Segmentation Storage and RT Structure Set Storage (PS3.4, B.5).
+SOP_CLASSES = {
+    ".seg.dcm": "1.2.840.10008.5.1.4.1.1.66.4",
+    ".probability.dcm": "1.2.840.10008.5.1.4.1.1.66.4",
+    ".rtstruct.dcm": "1.2.840.10008.5.1.4.1.1.481.3",
+}
 
 
 def is_object(path: Path) -> bool:
     """Return whether a result is a DICOM object by its name."""
     return path.name.endswith(tuple(SUFFIXES))
+
+
+def is_probability(path: Path) -> bool:
+    """Return whether a result is the tumour's probability as a DICOM object."""
+    return path.name.endswith(FORMATS["dcmprob"])
+
+
+def sop_class(path: Path) -> str:
+    """Return the SOP class of a DICOM object by the name of its file."""
+    return next(uid for suffix, uid in SOP_CLASSES.items() if path.name.endswith(suffix))
 
 
 def write_object(path: Path, found: Found, making: Making) -> None:
@@ -58,7 +74,7 @@ def write_object(path: Path, found: Found, making: Making) -> None:
 
 def check_installed(where: Path) -> None:
     """Raise OutputError where a package that DICOM results need is not installed."""
-    for package in ("highdicom", "pydicom"):
+    for package in ("highdicom", "pydicom", "pynetdicom"):
         try:
             import_module(package)
         except ImportError as error:
