@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import highdicom
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk  # noqa: N813
 from click.testing import CliRunner, Result
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, SegmentationStorage
 from pynetdicom import AE, evt
@@ -69,9 +69,14 @@ def test_writes_the_same_mask_in_several_formats(done: tuple[Path, str], recipe:
     assert set(report["other_results"]) == {f"scan.{suffix}" for suffix in RESULTS[1:]}
     mask = read_labels(out / "scan.mha")
     assert mask.array.any()
-    # ITK reads both segments of the SEG one after the other, in the order of the frames, which are those of highdicom.
-    frames = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "scan.seg.dcm")))
-    assert np.array_equal(frames[: len(mask.array)][::-1], mask.array)
+    segmentation = highdicom.seg.segread(out / "scan.seg.dcm")
+    assert [segment.SegmentLabel for segment in segmentation.SegmentSequence] == ["tumour", "pancreas"]
+    read = segmentation.get_volume()
+    same_way = read.affine[:3, 0] @ np.array(mask.grid.direction)[:, 2] > 0
+    tumour, pancreas = np.moveaxis(read.array[:: 1 if same_way else -1], -1, 0)
+    assert np.array_equal(tumour, mask.array)
+    assert pancreas.any()
+    assert not (tumour & pancreas).any()
     # The .mha has the voxels of the series, so the mask is the same, voxel for voxel.
     assert predict(folder / "volume" / "scan.mha", folder / "volume_out", recipe).exit_code == 0
     other = read_labels(folder / "volume_out" / "scan.mha")
