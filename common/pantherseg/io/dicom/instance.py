@@ -110,7 +110,8 @@ def read_instance(place: Place, file: BinaryIO) -> Instance:
 
 def _instance(place: Place, header: Dataset) -> Instance:
     # A DICOMDIR has its class only in the information about the file.
-    sop_class = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    meta = getattr(header, "file_meta", {})
+    sop_class = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")
     if sop_class is None:
         raise HeaderError("no SOP class, as in a truncated file or one of another format")
     if str(sop_class) in MR_IMAGES and not header.get("SeriesInstanceUID"):
@@ -131,7 +132,7 @@ def _instance(place: Place, header: Dataset) -> Instance:
         series_number=None if number is None else int(number),
         description=_text(header, "SeriesDescription") or _text(header, "ProtocolName"),
         frame_of_reference=_text(header, "FrameOfReferenceUID"),
-        transfer_syntax=str(header.file_meta.get("TransferSyntaxUID", "")),
+        transfer_syntax=str(meta.get("TransferSyntaxUID", "")),
         size=size,
         problem=problem,
         contrast=first_text(levels[0], "AcquisitionContrast") or "",
@@ -144,7 +145,7 @@ def _instance(place: Place, header: Dataset) -> Instance:
 def _problem(header: Dataset, sop_class: UID, size: tuple[int, int] | None) -> str:
     modality = _text(header, "Modality")
     if size is None:
-        return f"not an image ({sop_class.name})"
+        return f"an object without pixels ({sop_class.name})"
     if modality and modality != "MR":
         return f"the modality {modality}, not MR"
     if str(sop_class) not in MR_IMAGES:
