@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def header(**tags: Any) -> Dataset:
             "ScanOptions": "",
             "MRAcquisitionType": "3D",
         },
-        **{"RepetitionTime": 4.0, "EchoTime": 2.0, "EchoTrainLength": 1, "InstanceNumber": 1, "PatientPosition": "HFS"},
+        **{"RepetitionTime": 4.0, "EchoTime": 2.0, "EchoTrainLength": 1},
+        **{"InstanceNumber": 1, "PatientPosition": "HFS"},
         **{"SliceThickness": 3.0, "ContentDate": "20260101", "ContentTime": "120000", "PositionReferenceIndicator": ""},
         **tags,
     }
@@ -88,32 +89,28 @@ def orientation(grid: Grid) -> list[float]:
 
 
 def write_slices(
-    volume: Volume, folder: Path, *, skip: Sequence[int] = (), shuffled: bool = True, **tags: Any
+    volume: Volume,
+    folder: Path,
+    *,
+    shuffled: bool = True,
+    change: Callable[[Dataset, int], object] = lambda data, z: None,
+    **tags: Any,
 ) -> list[Path]:
     """Write a file for each slice, and return their paths in the order of the slices.
 
-    skip: slices that are left out. shuffled: whether file names and instance numbers say nothing about the order.
-    tags: in the place of those of `header`; a list of values for the slices in the place of a single one.
+    shuffled: whether file names and instance numbers say nothing about the order. change: is called with the object and
+    the number of a slice before it is written. tags: in the place of those of `header`.
     """
     count = len(volume.array)
     order = np.random.default_rng(0).permutation(count) if shuffled else np.arange(count)
     paths = []
-    for z in set(range(count)) - set(skip):
-        own = {
-            key: value[z] if isinstance(value, list) and len(value) == count else value for key, value in tags.items()
-        }
-        data = header(
-            InstanceNumber=int(order[z]) + 1, **{key: value for key, value in own.items() if value is not None}
-        )
-        place = {
-            "ImagePositionPatient": position(volume.grid, z),
-            "ImageOrientationPatient": orientation(volume.grid),
-            "PixelSpacing": list(volume.grid.spacing[1:]),
-        }
-        for key, value in place.items():
-            if key not in tags:
-                setattr(data, key, value)
+    for z in range(count):
+        data = header(**tags, InstanceNumber=int(order[z]) + 1)
+        data.ImagePositionPatient = position(volume.grid, z)
+        data.ImageOrientationPatient = orientation(volume.grid)
+        data.PixelSpacing = list(volume.grid.spacing[1:])
         pixels(data, volume.array[z])
+        change(data, z)
         paths.append(save(data, folder / f"IM{order[z]:04}"))
     return paths
 
