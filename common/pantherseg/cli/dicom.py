@@ -85,7 +85,9 @@ def _remarks(source: Path, found: Survey, choice: SeriesChoice) -> Iterator[str]
     for place, reason in found.scan.damaged:
         yield f"{place}: {reason}"
     if found.scan.others:
-        yield f"{found.scan.others} other files are not DICOM"
+        yield (
+            "1 other file is not DICOM" if found.scan.others == 1 else f"{found.scan.others} other files are not DICOM"
+        )
     try:
         select(source, choice)
     except InputError as error:

@@ -38,10 +38,13 @@ def is_available(uid: str) -> bool:
 
 
 def decoder_for(transfer_syntax: str) -> str:
-    """Return the name of the decoder that pydicom is to use for a transfer syntax; empty for its own choice."""
+    """Return the name of the decoder that pydicom is to use for a transfer syntax; empty for its own choice.
+
+    Raises NotImplementedError for a transfer syntax that pydicom does not know, such as a private one.
+    """
+    decoder = get_decoder(UID(transfer_syntax))
     if not is_available(transfer_syntax):
         return ""
-    decoder = get_decoder(UID(transfer_syntax))
     if NAME not in decoder.available_plugins:
         decoder.add_plugin(NAME, (__name__, "decode_frame"))
     return NAME

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 # What identifies the patient, and is looked for in the names of files and folders.
-_IDENTITY = ("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate", "PatientBirthName")
+IDENTITY = ("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate", "PatientBirthName")
 # Shorter parts of names are found in other words by chance.
 _MIN_LETTERS = 3
 
@@ -30,7 +30,7 @@ def neutral_name(source: Path) -> str:
     for suffix in (ZIP_SUFFIX, SUFFIX):
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
     header = _first_header(source)
-    if header is None or not _identifies(name, header):
+    if header is None or not identifies(name, header):
         return name
     return f"study-{hashlib.sha256(str(header.get('StudyInstanceUID', '')).encode()).hexdigest()[:8]}"
 
@@ -59,15 +59,16 @@ def _first_header(source: Path) -> Dataset | None:
 
         for _, file in dicom_files([place]):
             try:
-                tags = [*_IDENTITY, "StudyInstanceUID"]
+                tags = [*IDENTITY, "StudyInstanceUID"]
                 return pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=tags)
             except Exception:  # of many types; reading the source says what is wrong with the file
                 return None
     return None
 
 
-def _identifies(name: str, header: Dataset) -> bool:
-    values = [str(header.get(key) or "") for key in _IDENTITY]
+def identifies(name: str, header: Dataset) -> bool:
+    """Return whether a name or a description contains what a header has about the patient's identity."""
+    values = [str(header.get(key) or "") for key in IDENTITY]
     words = {word for value in values for word in re.findall(r"\w+", value.casefold().replace("_", " "))}
     whole = {re.sub(r"\W|_", "", value.casefold()) for value in values}
     plain, letters = name.casefold(), re.sub(r"\W|_", "", name.casefold())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from pantherseg.io.dicom.identity import IDENTITY, identifies
 from pantherseg.io.dicom.places import Place
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ DISCRIMINATORS = {
     "FrameAcquisitionDateTime": "acquisition time",
     "ContentTime": "content time",
 }
+# In the place of a description that contains the patient's name or number.
+NAMED = "(names the patient)"
 _TAGS = (
-    *("SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "PatientName", "StudyInstanceUID"),
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "StudyInstanceUID", *IDENTITY),
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "InstanceNumber"),
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "BitsAllocated"),
     *("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
@@ -76,7 +79,6 @@ class Instance:
     series_number: int | None
     description: str = field(repr=False)
     frame_of_reference: str
-    transfer_syntax: str
     size: tuple[int, int] | None
     """Rows and columns; None for an object that is not an image."""
     problem: str
@@ -110,7 +112,8 @@ def read_instance(place: Place, file: BinaryIO) -> Instance:
 
 def _instance(place: Place, header: Dataset) -> Instance:
     # A DICOMDIR has its class only in the information about the file.
-    sop_class = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    meta = getattr(header, "file_meta", {})
+    sop_class = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")
     if sop_class is None:
         raise HeaderError("no SOP class, as in a truncated file or one of another format")
     if str(sop_class) in MR_IMAGES and not header.get("SeriesInstanceUID"):
@@ -118,6 +121,7 @@ def _instance(place: Place, header: Dataset) -> Instance:
     size = (int(header.Rows), int(header.Columns)) if header.get("Rows") and header.get("Columns") else None
     identity = str(header.get("PatientID") or header.get("PatientName") or "")
     number = header.get("SeriesNumber")
+    description = _text(header, "SeriesDescription") or _text(header, "ProtocolName")
     problem = _problem(header, sop_class, size)
     levels = [[header]] if problem else levels_of(header)
     return Instance(
@@ -129,9 +133,8 @@ def _instance(place: Place, header: Dataset) -> Instance:
         study_uid=_text(header, "StudyInstanceUID"),
         series_uid=_text(header, "SeriesInstanceUID"),
         series_number=None if number is None else int(number),
-        description=_text(header, "SeriesDescription") or _text(header, "ProtocolName"),
+        description=NAMED if identifies(description, header) else description,
         frame_of_reference=_text(header, "FrameOfReferenceUID"),
-        transfer_syntax=str(header.file_meta.get("TransferSyntaxUID", "")),
         size=size,
         problem=problem,
         contrast=first_text(levels[0], "AcquisitionContrast") or "",
@@ -144,7 +147,7 @@ def _instance(place: Place, header: Dataset) -> Instance:
 def _problem(header: Dataset, sop_class: UID, size: tuple[int, int] | None) -> str:
     modality = _text(header, "Modality")
     if size is None:
-        return f"not an image ({sop_class.name})"
+        return f"an object without pixels ({sop_class.name})"
     if modality and modality != "MR":
         return f"the modality {modality}, not MR"
     if str(sop_class) not in MR_IMAGES:

@@ -69,11 +69,14 @@ def _frames(file: Any, slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
     data = pydicom.dcmread(file, force=True)
     if not any(key in data for key in PIXELS):
         raise PixelError("no pixel data")
-    if "TransferSyntaxUID" not in data.file_meta:
+    meta = getattr(data, "file_meta", None)
+    if meta is None:
+        data.file_meta = meta = pydicom.dataset.FileMetaDataset()
+    if "TransferSyntaxUID" not in meta:
         implicit, little = data.original_encoding
         known = pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
-        data.file_meta.TransferSyntaxUID = known if little else pydicom.uid.ExplicitVRBigEndian
-    syntax = data.file_meta.TransferSyntaxUID
+        meta.TransferSyntaxUID = known if little else pydicom.uid.ExplicitVRBigEndian
+    syntax = meta.TransferSyntaxUID
     try:
         plugin = decoder_for(syntax)
     except NotImplementedError as error:

@@ -94,8 +94,8 @@ def _undecided(source: Path, result: Survey, choice: SeriesChoice) -> InputError
 
 
 def _wanted(choice: SeriesChoice) -> str:
-    kind = " ".join(filter(None, (choice.plane, choice.weighting, "MR series")))
-    return f"an {kind} of at least {choice.min_slices} slices"
+    wanted = filter(None, (choice.weighting, choice.plane, f"at least {choice.min_slices} slices"))
+    return f"an MR series ({', '.join(wanted)})"
 
 
 def _plausible(candidates: tuple[Candidate, ...], choice: SeriesChoice) -> list[Candidate]:
