@@ -168,6 +168,7 @@ def test_a_mask_is_written_in_the_formats_that_are_asked_for(tmp_path: Path, rec
         (["--output-format", ","], "expected some of"),
         (["--output-format", "dcmprob"], "name the format of the mask too"),
         (["--anonymous"], "need a DICOM format"),
+        (["--output-format", "dcmseg", "--report"], "--report needs the mask as a volume file"),
         (["--output-format", "mha", "--send", "A@b:1"], "need a DICOM format"),
         (["--output-format", "dcmseg", "--send", "localhost:104"], "expected AET@host:port"),
         (["--output-format", "dcmseg", "--send", "A@b:99999"], "expected AET@host:port"),

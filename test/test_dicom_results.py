@@ -7,7 +7,8 @@ import logging
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from pydicom import Dataset
+from scipy import ndimage
 
 from conftest import dice, one_line_about
 from mr_series import IDENTITY, MARK, write_enhanced, write_series
@@ -27,6 +29,8 @@ from pantherseg.dicom_results.making import Found, Making
 from pantherseg.errors import InputError
 from pantherseg.io.dicom.source import DicomSource
 from pantherseg.io.itk import to_itk
+from pantherseg.labels import PANCREAS, TUMOUR
+from pantherseg.phantom import make_phantom
 from pantherseg.results import CaseReport, Confidence, DicomOptions, Fingerprint, ModelUse, VoxelBox
 from pantherseg.volume import Grid, Volume
 
@@ -277,11 +281,23 @@ def test_contours_enclose_exactly_the_mask(case: Case, tmp_path: Path) -> None:
     assert study.RTReferencedSeriesSequence[0].SeriesInstanceUID == case.source.series_uid
 
 
+def full_size(folder: Path) -> Case:
+    """Return a full-size phantom's series with its tumour and pancreas, and a component of one voxel."""
+    phantom = make_phantom(5002, task=2, size="full")
+    grid = replace(phantom.image.grid, direction=DIRECTIONS["axial"])
+    source = write_series(folder / "series", Volume(np.clip(phantom.image.array, 0, 4095), grid))
+    tumour, pancreas = (phantom.labels.array == label for label in (TUMOUR, PANCREAS))
+    tumour[0, 5, 5] = True
+    found = Found(Volume(tumour.astype(np.uint8), grid), Volume(pancreas.astype(np.uint8), grid))
+    return Case(folder / "series", source, found, grid)
+
+
 @pytest.mark.slow
-def test_plastimatch_reads_the_mask_from_contours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [case_in, full_size])
+def test_plastimatch_reads_the_mask_from_contours(tmp_path: Path, made: Callable[[Path], Case]) -> None:
     # Of other than axial slices, plastimatch 1.9.4 reads no contours rightly.
     program("plastimatch")
-    case = case_in(tmp_path)
+    case = made(tmp_path)
     path, image = tmp_path / "scan.rtstruct.dcm", tmp_path / "like.mha"
     case.write(path)
     sitk.WriteImage(to_itk(case.found.tumour), str(image))
@@ -289,6 +305,8 @@ def test_plastimatch_reads_the_mask_from_contours(tmp_path: Path) -> None:
     for name, mask in case.found.masks.items():
         found = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "read" / f"{name}.mha"))) > 0
         assert dice(found, mask.array > 0) >= 0.99
+        components, count = ndimage.label(mask.array)
+        assert set(np.unique(components[found])) >= set(range(1, count + 1)), "no component is lost"
 
 
 @pytest.mark.fault(

@@ -17,6 +17,7 @@ from pantherseg.cli.options import (
     RECIPE,
     SERIES,
     TASK,
+    VOLUME_FORMATS,
     chosen_recipe,
     formats_in,
     names_in,
@@ -27,7 +28,7 @@ from pantherseg.inference.backends import Mode
 from pantherseg.io import find_sources
 from pantherseg.io.dicom.choice import SeriesChoice
 from pantherseg.paths import DEMO_WEIGHTS
-from pantherseg.recipe import load_recipe
+from pantherseg.recipe import Recipe, load_recipe
 from pantherseg.results import DicomOptions
 from pantherseg.session import Session
 
@@ -110,25 +111,13 @@ def predict(
     report <case>.json. A volume that cannot be used does not stop the others. Cases that an earlier run has finished,
     with the same input, recipe, models, mode and version, are skipped.
     """
-    path = chosen_recipe(task, recipe)
+    settings = _settings(chosen_recipe(task, recipe), time_budget, rescue, series)
     if device_memory and device == "cpu":
         raise click.UsageError("--device-memory applies to GPUs only")
-    if time_budget is not None and not math.isfinite(time_budget):
-        raise click.UsageError("--time-budget: expected a finite number of seconds")
-    formats = formats_in(output_format)
     dicom = DicomOptions(anonymous=anonymous, stable_uids=stable_uids)
-    if (dicom != DicomOptions() or send is not None) and not any(suffix in SUFFIXES for suffix in formats):
-        raise click.UsageError(
-            "--anonymous, --stable-uids and --send need a DICOM format, such as --output-format dcmseg"
-        )
-    wanted, receiver = Wanted(formats, dicom, save_probabilities), receiver_at(send)
-    settings = load_recipe(path)
-    if time_budget is not None:
-        settings = msgspec.structs.replace(settings, time_budget_s=time_budget)
-    if rescue is not None:
-        settings = settings.with_rescue(rescue=rescue)
-    if series is not None:
-        settings = msgspec.structs.replace(settings, series=SeriesChoice(uid=series))
+    wanted = Wanted(formats_in(output_format), dicom, save_probabilities)
+    _check_formats(wanted, is_sent=send is not None, report=report)
+    receiver = receiver_at(send)
     session = Session(
         settings,
         model or DEMO_WEIGHTS,
@@ -147,6 +136,30 @@ def predict(
         failed = True
     if failed:
         raise SystemExit(1)
+
+
+def _settings(path: Path, time_budget: float | None, rescue: bool | None, series: str | None) -> Recipe:
+    """Return a recipe as the options change it. Raises UsageError for a time budget without a number."""
+    if time_budget is not None and not math.isfinite(time_budget):
+        raise click.UsageError("--time-budget: expected a finite number of seconds")
+    settings = load_recipe(path)
+    if time_budget is not None:
+        settings = msgspec.structs.replace(settings, time_budget_s=time_budget)
+    if rescue is not None:
+        settings = settings.with_rescue(rescue=rescue)
+    if series is not None:
+        settings = msgspec.structs.replace(settings, series=SeriesChoice(uid=series))
+    return settings
+
+
+def _check_formats(wanted: Wanted, *, is_sent: bool, report: bool) -> None:
+    """Raise UsageError for options that need other formats."""
+    has_objects = any(suffix in SUFFIXES for suffix in wanted.formats)
+    if (wanted.dicom != DicomOptions() or is_sent) and not has_objects:
+        problem = "--anonymous, --stable-uids and --send need a DICOM format, such as --output-format dcmseg"
+        raise click.UsageError(problem)
+    if report and has_objects and not any(suffix in VOLUME_FORMATS for suffix in wanted.formats):
+        raise click.UsageError("--report needs the mask as a volume file, such as --output-format mha,dcmseg")
 
 
 def _write_page(source: Path, output: Path, series: SeriesChoice) -> bool:

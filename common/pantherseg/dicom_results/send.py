@@ -24,7 +24,7 @@ CONNECT_S, ANSWER_S = 10, 60
 ADDRESS = re.compile(r"(?P<title>[^@\\]{1,16})@(?P<host>\[[0-9a-fA-F:.]+\]|[^@:\[\]]+):(?P<port>\d{1,5})")
 # The status of a stored object is success, or a warning that says how it was stored (PS3.4, B.2.3).
 STORED = (0x0000, 0xB000, 0xB006, 0xB007)
-SAY_ECHO = "check the address with `python -m pynetdicom echoscu HOST PORT`"
+SAY_ECHO = "check the address with `python -m pynetdicom echoscu HOST PORT -aec TITLE`"
 
 
 @dataclass(frozen=True)
