@@ -9,6 +9,7 @@ The container and `pantherseg predict` differ only in where a source and its out
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,7 +153,7 @@ def write_case(
     )
     report = msgspec.structs.replace(report, fingerprint=fingerprint)
     with stage("write") as remarks:
-        remove_earlier(output)
+        remove_earlier(output, but=(*output.results, *([] if kept is None else [kept])))
         remove_file(output.report)  # an older report must not stand beside a new mask
         try:
             for path in output.results:
@@ -189,10 +190,11 @@ def _write_result(
     write_object(path, found, Making(series, segmentation.mask.grid, report, options))
 
 
-def remove_earlier(output: CaseOutput) -> bool:
-    """Remove the report of an earlier run, and what it names of this case; return whether there was one.
+def remove_earlier(output: CaseOutput, *, but: Collection[Path] = ()) -> bool:
+    """Remove the report of an earlier run, and what it names of this case; return whether there was any of it.
 
-    A mask without a report that names it may be another program's, and stays. Raises OutputError.
+    but: what stays, because it will be replaced. A mask without a report that names it may be another program's, and
+    stays. Raises OutputError.
     """
     folder = output.report.parent
     try:
@@ -207,5 +209,6 @@ def remove_earlier(output: CaseOutput) -> bool:
         if path.parent == folder and path.name.startswith(f"{output.report.stem}.")
     ]
     for path in (output.report, *own):
-        remove_file(path)
+        if path not in but:
+            remove_file(path)
     return bool(own)
