@@ -59,7 +59,7 @@ def assert_same(read: Volume, expected: Volume) -> None:
     assert np.array_equal(read.array, expected.array)
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ["classic", "enhanced", pytest.param("legacy converted", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("order", ["ascending", "descending"])
 def test_reads_the_volume_that_was_written(tmp_path: Path, writer: str, plane: str, order: str) -> None:

@@ -144,9 +144,9 @@ def test_lists_what_is_there_and_what_would_be_taken(study: Path) -> None:
     assert [line[0] for line in lines[1:9]] == [" "] * 5 + ["*"] + [" "] * 2
     assert "1.2.3.1: fewer than 16 slices" in lines
     assert "1.2.3.2: T2 contrast" in lines
-    assert lines[-1] == "1 other file is not DICOM"
+    assert lines[-1] == "files that are not DICOM: 1"
     listed = CliRunner().invoke(main, ["dicom", "list", str(study)]).output.splitlines()
-    assert listed[-1].startswith(f"none is taken: {study}: expected one series, found 7 that may be meant: ")
+    assert listed[-1].startswith(f"none is taken: {study}: expected one series, found 8 that may be meant: ")
     assert not any(line.startswith("*") for line in listed)
 
 

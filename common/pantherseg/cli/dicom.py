@@ -85,9 +85,7 @@ def _remarks(source: Path, found: Survey, choice: SeriesChoice) -> Iterator[str]
     for place, reason in found.scan.damaged:
         yield f"{place}: {reason}"
     if found.scan.others:
-        yield (
-            "1 other file is not DICOM" if found.scan.others == 1 else f"{found.scan.others} other files are not DICOM"
-        )
+        yield f"files that are not DICOM: {found.scan.others}"
     try:
         select(source, choice)
     except InputError as error:

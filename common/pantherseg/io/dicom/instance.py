@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pantherseg.io.dicom.identity import IDENTITY, identifies
 from pantherseg.io.dicom.places import Place
+from pantherseg.io.limits import MAX_ORIGIN_MM
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -196,6 +197,8 @@ def _vector(levels: Sequence[Dataset], key: str, length: int) -> tuple[float, ..
             numbers = tuple(float(value) for value in values)
             if len(numbers) != length:
                 raise HeaderError(f"{len(numbers)} numbers in {key} instead of {length}")
+            if not all(abs(number) <= MAX_ORIGIN_MM for number in numbers):  # also false for NaN
+                raise HeaderError(f"{numbers} in {key}")
             return numbers
     return None
 

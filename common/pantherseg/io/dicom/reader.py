@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
+from pantherseg.errors import InputError
 from pantherseg.events import Event
 from pantherseg.io.dicom.choice import ANY_SERIES, SeriesChoice
 from pantherseg.io.dicom.identity import is_of_many_patients, neutral_name
 from pantherseg.io.dicom.library import quiet_pydicom
 from pantherseg.io.dicom.pixels import read_pixels
-from pantherseg.io.dicom.places import dicom_files, first_dicom
+from pantherseg.io.dicom.places import Place, dicom_files, first_dicom
 from pantherseg.io.dicom.select import select
 from pantherseg.io.dicom.source import DicomSource
 from pantherseg.io.direction import with_orthogonal_axes
-from pantherseg.io.limits import check_origin, check_spacing
+from pantherseg.io.limits import DAMAGED, check_origin, check_spacing
 from pantherseg.volume import Volume
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,20 @@ class DicomReader:
         chosen, _, _ = select(source, self.choice)
         places = list(dict.fromkeys(one.instance.place for one in chosen.stack.slices))
         with quiet_pydicom(source):
-            import pydicom
-
-            headers = {
-                place: pydicom.dcmread(file, force=True, stop_before_pixels=True) for place, file in dicom_files(places)
-            }
+            headers = {place: _whole_header(place, file) for place, file in dicom_files(places)}
         frames = tuple((places.index(one.instance.place), one.frame.number) for one in chosen.stack.slices)
         return DicomSource(chosen.series.uid, tuple(headers[place] for place in places), frames)
+
+
+def _whole_header(place: Place, file: BinaryIO) -> Dataset:
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+        header.decode()  # what is damaged is named now, rather than when a result is written
+    except MemoryError:
+        raise
+    except Exception as error:  # pydicom raises errors of many types for damaged files, and quotes their values
+        found = f"a header that cannot be read ({type(error).__name__})"
+        raise InputError(str(place), expected="a readable DICOM file", found=found, hint=DAMAGED) from error
+    return header

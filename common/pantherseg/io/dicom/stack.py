@@ -159,8 +159,8 @@ def _checked(slices: Sequence[Slice], distances: NDArray[np.float64], label: str
     problem = ""
     if len(slices) < 2:
         problem = "1 slice"
-    elif not np.isfinite(distances).all() or not np.isfinite([*orientation, *spacing]).all() or not (spacing > 0).all():
-        problem = "positions, directions or pixel spacings that are no valid numbers"
+    elif not (spacing > 0).all():
+        problem = f"a pixel spacing of {spacing.tolist()} mm"
     elif not np.linalg.norm(_normal(frame)) > 0.5:
         problem = f"rows and columns that run in directions {tuple(frame.orientation or ())}"
     else:
