@@ -277,6 +277,7 @@ def test_contours_enclose_exactly_the_mask(case: Case, tmp_path: Path) -> None:
                 )
             )
             assert (image.ReferencedSOPInstanceUID, image.get("ReferencedFrameNumber")) == reference(case, z)
+    assert (structures.StructureSetLabel, structures.ApprovalStatus) == ("NOT CLINICAL USE", "UNAPPROVED")
     study = structures.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
     assert study.RTReferencedSeriesSequence[0].SeriesInstanceUID == case.source.series_uid
 

@@ -10,9 +10,7 @@ from pydicom.valuerep import DA, TM, format_number_as_ds
 
 from pantherseg.contours import Point, polygons
 from pantherseg.dicom_results.making import (
-    NOT_CLINICAL,
     PANCREAS_TYPE,
-    SHORT_STRING,
     TUMOUR_TYPE,
     Found,
     Making,
@@ -24,7 +22,7 @@ from pantherseg.labels import TUMOUR_NAME
 from pantherseg.volume import Volume
 
 SERIES = 9003
-LABEL = NOT_CLINICAL[:SHORT_STRING].upper()
+LABEL = "NOT CLINICAL USE"  # as long as it may be
 # The SOP class of a study, which is retired and still what a structure set names it by (PS3.3, C.8.8.5).
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 # Defined terms of the RT ROI Interpreted Type: the gross tumour volume, and an organ.
