@@ -73,7 +73,10 @@ def first_dicom(source: Path) -> Place | None:
 
 
 def places_in(source: Path, *, below: bool = True) -> list[Place]:
-    """Return the files of a folder, or of a zip archive, sorted; below: also those of the folders in it. Raises InputError and OSError."""
+    """Return the files of a folder, or of a zip archive, sorted; below: also those of the folders in it.
+
+    Raises InputError and OSError.
+    """
     if source.is_dir():
         return [_stamped(path) for path in files_below(source, below=below)]
     stamp = _stamped(source).stamp
