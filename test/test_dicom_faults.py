@@ -367,7 +367,7 @@ def test_says_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_slices(VOLUME, tmp_path / "scan")
     monkeypatch.setitem(sys.modules, "pydicom", None)
     expected = "expected the package pydicom, which reads DICOM, found not installed; pip install 'pantherseg[dicom]'"
-    assert refusal(tmp_path / "scan") == expected
+    assert refusal(tmp_path / "scan") == refusal(tmp_path) == expected
     with pytest.raises(InputError, match="pip install"):
         case_name(tmp_path / "scan")
 

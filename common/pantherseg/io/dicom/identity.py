@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pantherseg.errors import InputError
 from pantherseg.io.dicom.library import quiet_pydicom
 from pantherseg.io.dicom.places import DIRECTORY, SUFFIX, ZIP_SUFFIX, dicom_files, first_dicom, is_dicom
 
@@ -36,12 +37,18 @@ def neutral_name(source: Path) -> str:
 
 
 def is_of_many_patients(folder: Path) -> bool:
-    """Return whether a folder has no DICOM files but subfolders that are of several patients."""
+    """Return whether a folder has no DICOM files but subfolders that are of several patients.
+
+    False where pydicom is not installed: reading says so.
+    """
     if not folder.is_dir() or any(is_dicom(child) for child in folder.iterdir()):
         return False
     patients: set[str] = set()
     for child in sorted(child for child in folder.iterdir() if child.is_dir()):
-        header = _first_header(child)
+        try:
+            header = _first_header(child)
+        except InputError:
+            return False
         if header is not None:
             patients.add(str(header.get("PatientID") or header.get("PatientName") or ""))
         if len(patients) > 1:

@@ -75,21 +75,21 @@ def first_dicom(source: Path) -> Place | None:
 def places_in(source: Path, *, below: bool = True) -> list[Place]:
     """Return the files of a folder, or of a zip archive, sorted; below: also those of the folders in it.
 
-    Hidden files are left out. Raises InputError and OSError.
+    Raises InputError and OSError.
     """
     if source.is_dir():
-        paths = files_below(source) if below else (path for path in sorted(source.iterdir()) if path.is_file())
-        return [_stamped(path) for path in paths if not path.name.startswith(".")]
+        return [_stamped(path) for path in files_below(source, below=below)]
     stamp = _stamped(source).stamp
     with _opened(source) as archive:
         return [Place(source, entry.filename, stamp) for entry in _members(archive)]
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and in those below it, each folder sorted by name."""
+def files_below(folder: Path, *, below: bool = True) -> Iterator[Path]:
+    """Yield the files in a folder and in those below it, each folder sorted by name, without what is hidden."""
     for parent, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
+        folders[:] = sorted(name for name in folders if below and not name.startswith("."))
+        shown = sorted(name for name in names if not name.startswith("."))
+        yield from (path for name in shown if (path := Path(parent, name)).is_file())
 
 
 def dicom_files(places: Sequence[Place]) -> Iterator[tuple[Place, BinaryIO]]:

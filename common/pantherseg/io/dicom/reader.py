@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -39,9 +40,11 @@ class DicomReader:
 
     def accepts(self, source: Path) -> bool:
         """Return whether a source has a DICOM file. A folder with subfolders of several patients is many sources."""
-        if source.is_dir() and any(child.name.lower().endswith(self.other_suffixes) for child in source.iterdir()):
-            return False
-        return first_dicom(source) is not None and not is_of_many_patients(source)
+        with suppress(OSError):  # one that cannot be read is no source, so that those beside it are read
+            if source.is_dir() and any(child.name.lower().endswith(self.other_suffixes) for child in source.iterdir()):
+                return False
+            return first_dicom(source) is not None and not is_of_many_patients(source)
+        return False
 
     def case_name(self, source: Path) -> str:
         """Return the name of the file or folder, or one that does not name the patient (`identity.neutral_name`)."""

@@ -32,5 +32,5 @@ class DicomSource:
 
     @property
     def is_multi_frame(self) -> bool:
-        """Whether the instances have frames, such as those of Enhanced MR."""
-        return "NumberOfFrames" in self.datasets[0]
+        """Whether the instances describe their frames, as those of Enhanced MR do."""
+        return "PerFrameFunctionalGroupsSequence" in self.datasets[0]
