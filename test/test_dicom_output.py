@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,13 +114,13 @@ def test_cases_are_resumed_whatever_their_formats(
     source, out = done[0] / "scan", done[0] / "resumed"
     both = ("--output-format", "mha,dcmseg")
     assert not skips(*both)
-    first = written(out, "scan")
+    first, pixels = written(out, "scan"), pydicom.dcmread(out / "scan.seg.dcm").PixelData
     for options in (both, (), ("--output-format", "dcmseg")):
         assert skips(*options)
         assert written(out, "scan") == first
     (out / "scan.seg.dcm").write_bytes(first["seg.dcm"][:-1])
     assert not skips(*both)
-    assert len(written(out, "scan")["seg.dcm"]) == len(first["seg.dcm"])
+    assert pydicom.dcmread(out / "scan.seg.dcm").PixelData == pixels
     assert not skips(*both, "--anonymous")
     assert MARK.encode() not in written(out, "scan")["seg.dcm"]
     # What is not wanted any more would be another run's.
@@ -146,6 +147,27 @@ def test_dicom_results_need_dicom_input(tmp_path: Path, recipe: Path) -> None:
         expected = f"error: {tmp_path}/in/a.mha: expected DICOM input for DICOM results, which refer to it"
         assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
         assert result.stderr.startswith(expected)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.fault("inputs", "DICOM results without the package highdicom", "an error before anything is computed")
+def test_dicom_results_need_their_packages(tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))))
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    result = predict(tmp_path / "scan", tmp_path / "out", recipe, "--output-format", "dcmseg")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert "expected the package highdicom, which DICOM results need, found not installed; pip install" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.fault("outputs", "nobody answers where results are to be sent", "an error before anything is computed")
+def test_a_receiver_is_asked_before_anything_is_computed(tmp_path: Path, recipe: Path, archive: Archive) -> None:
+    archive.stop()
+    write_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))))
+    options = ("--output-format", "dcmseg", "--send", f"ARCHIVE@localhost:{archive.port}")
+    result = predict(tmp_path / "scan", tmp_path / "out", recipe, *options)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert f"error: ARCHIVE@localhost:{archive.port}: no answer within 10 s" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -87,8 +87,9 @@ def run_batch(
     if not is_folder:
         for path in waiting:
             run_case(path, session, outputs[path])
-    if receiver is not None:
-        receiver.send([made for path in sources if path not in failed for made in outputs[path].objects])
+    objects = [made for path in sources if path not in failed for made in outputs[path].objects]
+    if receiver is not None and objects:
+        receiver.send(objects)
     return failed
 
 
