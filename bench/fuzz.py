@@ -37,10 +37,9 @@ MEMORY_MB = 1024
 MAX_BYTES = 8192
 MOST_FAULTS = 20
 # The files whose lines are counted. `volume` and `case` are fuzzed too, but most of them crops, compares and runs
-# networks; `dicom` looks at files with the suffix of no volume, `probabilities` are stored in a form of their own, and
-# `digest` interprets nothing.
+# networks; `probabilities` are stored in a form of their own, and `digest` interprets nothing.
 READERS = sorted(Path(str(reader.__file__)).parent.glob("*.py"))
-FUZZED = [path for path in READERS if path.stem not in ("dicom", "probabilities", "digest")]
+FUZZED = [path for path in READERS if path.stem not in ("probabilities", "digest")]
 
 
 def outcome(path: Path) -> str:

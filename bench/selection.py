@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from bench.processes import machine
-from pantherseg.batch import run_batch
+from pantherseg.batch import Wanted, run_batch
 from pantherseg.case import CaseOutput, run_case
 from pantherseg.files import write_text
 from pantherseg.logs import show_log
@@ -74,7 +74,7 @@ def predict(task: int, cases: int, others: dict[str, Path], work: Path) -> dict[
             continue
         recipe: Recipe = msgspec.structs.replace(base, members=[member])
         session = Session(recipe, models, device="cpu", many_cases=True)
-        if failed := run_batch(data / "imagesTr", folders[name], session, save_probabilities=True):
+        if failed := run_batch(data / "imagesTr", folders[name], session, wanted=Wanted(probabilities=True)):
             raise RuntimeError(f"{name}: {len(failed)} cases failed")
     return folders
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from conftest import run_python, valid_report
 from pantherseg import fingerprint
-from pantherseg.batch import run_batch
+from pantherseg.batch import Wanted, run_batch
 from pantherseg.cli import main as pantherseg
 from pantherseg.errors import InputError
 from pantherseg.fingerprint import finished_report
@@ -79,7 +79,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def is_finished(folder: Path, session: Session, name: str = "a") -> bool:
     out = folder / "out"
     source, mask, report = folder / "in" / f"{name}.mha", out / f"{name}.mha", out / f"{name}.json"
-    return finished_report(source, session, mask=mask, report=report) is not None
+    return finished_report(source, session, results=[mask], report=report) is not None
 
 
 def test_a_report_says_what_the_case_was_made_from(done: Path) -> None:
@@ -221,15 +221,15 @@ def test_other_weights_under_the_same_names_are_other_models(folder: Path, one_f
 
 @pytest.mark.slow
 def test_probabilities_that_are_wanted_and_missing_are_made(folder: Path, session: Session) -> None:
-    run_batch(folder / "in", folder / "out", session, save_probabilities=True)
+    run_batch(folder / "in", folder / "out", session, wanted=Wanted(probabilities=True))
     assert {path.name for path in (folder / "out").glob("*.npz")} == {"a.npz", "b.npz", "c.npz"}
     before = contents(folder)
     for wanted in (True, False):
-        run_batch(folder / "in", folder / "out", session, save_probabilities=wanted)
+        run_batch(folder / "in", folder / "out", session, wanted=Wanted(probabilities=wanted))
         assert contents(folder) == before
     (folder / "out" / "b.npz").unlink()
     (folder / "out" / "c.npz").write_bytes(before["out/c.npz"][:-1])
-    run_batch(folder / "in", folder / "out", session, save_probabilities=True)
+    run_batch(folder / "in", folder / "out", session, wanted=Wanted(probabilities=True))
     assert {name: contents(folder)[name] for name in ("out/b.npz", "out/c.npz")} == {
         name: before[name] for name in ("out/b.npz", "out/c.npz")
     }

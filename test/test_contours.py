@@ -1,4 +1,4 @@
-"""Contours of masks as paths of SVG."""
+"""Contours of masks along the edges of voxels, as paths of SVG and as polygons with keyholes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from pantherseg.contours import Point, polygons
 from pantherseg.report.contours import contour_path
 
 
@@ -50,3 +52,35 @@ def test_an_empty_mask_has_no_contour() -> None:
 def test_voxels_that_touch_at_a_corner_and_holes_have_their_own_contours(rows: list[str], contours: int) -> None:
     mask = np.array([[character == "#" for character in row] for row in rows])
     assert contour_path(mask).count("Z") == contours
+
+
+def winding(polygon: list[Point], shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Return how often a polygon runs around the middle of each voxel, counted along the line to its left."""
+    turns = np.zeros(shape, np.int64)
+    for (row, column), (next_row, next_column) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
+        assert (row == next_row) != (column == next_column), "an edge along voxels, of some length"
+        low, high = sorted((row, next_row))
+        turns[low:high, column:] += 1 if next_row < row else -1
+    return turns
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9)))
+@settings(deadline=None)
+def test_polygons_enclose_each_component_once_and_no_hole(mask: NDArray[np.bool_]) -> None:
+    components, count = ndimage.label(mask)
+    found = polygons(mask)
+    assert len(found) == count
+    for polygon in found:
+        turns = winding(polygon, mask.shape)
+        (number,) = np.unique(components[turns != 0])
+        assert np.array_equal(turns, (components == number).astype(int))
+
+
+def test_a_component_in_the_hole_of_another_is_a_polygon_of_its_own() -> None:
+    mask = np.ones((7, 9), bool)
+    mask[1:6, 1:5] = mask[2:4, 6:8] = False
+    mask[3, 3] = True
+    ring, inner = polygons(mask)
+    assert len(inner) == 4
+    # Twice four corners of holes, of which the first is visited again, and twice both ends of a cut.
+    assert len(ring) == 4 + 2 * (4 + 1) + 2 * 2

@@ -305,7 +305,8 @@ NEAR = '[[postprocess]]\nkind = "near"\nmax_mm = 6.0\n'
         (
             f"{MEMBER}[localiser]\nmodel = 'x'\n",
             "unknown key 'localiser' in `$`, expected one of schema, name, sockets, members, time_budget_s, "
-            "tumour_label, localizer, min_members, fusion, postprocess, allow_bfloat16; did you mean 'localizer'?",
+            "tumour_label, series, localizer, min_members, fusion, postprocess, allow_bfloat16; "
+            "did you mean 'localizer'?",
         ),
     ],
 )

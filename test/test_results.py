@@ -59,8 +59,11 @@ REPORT = CaseReport(
     seconds={"members": 1.25},
 )
 
-# In a report only if it was saved, if the mask was made from a file, or for members only.
-OPTIONAL = {"probability", "fingerprint", "mask_sha256", "name", "tumour_label"}
+# In a report only if it was saved, if the mask was made from a file, for DICOM results, or for members only.
+OPTIONAL = {
+    *("probability", "fingerprint", "mask_sha256", "name", "tumour_label"),
+    *("other_results", "dicom", "anonymous", "stable_uids"),
+}
 
 
 def objects(schema: Any) -> list[dict[str, Any]]:
@@ -79,7 +82,7 @@ def test_every_key_is_described() -> None:
     schema = json.loads(schema_text())
     tables = objects(schema)
     assert {table["title"] for table in tables} == {
-        *("CaseReport", "ModelUse", "Confidence", "VoxelBox", "LocatedPancreas", "Fingerprint", "Event")
+        *("CaseReport", "ModelUse", "Confidence", "VoxelBox", "LocatedPancreas", "Fingerprint", "DicomOptions", "Event")
     }
     for table in tables:
         assert not table["additionalProperties"], table["title"]

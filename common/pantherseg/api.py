@@ -15,6 +15,7 @@ import numpy as np
 from pantherseg import io
 from pantherseg.errors import InputError
 from pantherseg.inference.backends import Mode
+from pantherseg.io.dicom.choice import SeriesChoice
 from pantherseg.io.direction import with_orthogonal_axes
 from pantherseg.io.limits import check_spacing
 from pantherseg.machine.deadline import Deadline
@@ -66,12 +67,13 @@ def segment(volume: Volume, session: Session) -> Segmentation:
     return segment_volume(volume, session, deadline=Deadline.after(session.recipe.time_budget_s))
 
 
-def read_volume(path: str | Path) -> Volume:
-    """Read an MR volume from a .mha, .mhd, .nii, .nii.gz or .nrrd file as float32 (z, y, x).
+def read_volume(path: str | Path, *, series: str = "") -> Volume:
+    """Read an MR volume as float32 (z, y, x): a .mha, .mhd, .nii, .nii.gz or .nrrd file, or a DICOM series.
 
-    Logs a warning for everything that was corrected, such as NaN voxels. Raises InputError.
+    series: the UID of a series, where a folder or archive of DICOM has several. Logs a warning for everything that was
+    corrected, such as NaN voxels. Raises InputError.
     """
-    return io.read_volume(Path(path))
+    return io.read_volume(Path(path), SeriesChoice(uid=series))
 
 
 def _check(volume: Volume) -> None:

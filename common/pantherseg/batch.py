@@ -7,17 +7,21 @@ import logging
 import os
 import zipfile
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pantherseg.case import CaseOutput, remove_earlier, run_case
+from pantherseg.case import CaseOutput, no_series, remove_earlier, run_case
+from pantherseg.dicom_results.formats import SUFFIXES, check_installed
+from pantherseg.dicom_results.send import Receiver
 from pantherseg.errors import InputError, OutputError, PantherSegError, first_few
 from pantherseg.files import prepare_folder
 from pantherseg.fingerprint import finished_report
-from pantherseg.io import case_name, find_sources, mask_name
-from pantherseg.io.dicom import refuse_dicom
+from pantherseg.io import case_name, find_sources, input_name, mask_name
 from pantherseg.io.probabilities import SUFFIX
+from pantherseg.io.reader import VOLUME_SUFFIXES
 from pantherseg.logs import one_line, shown
 from pantherseg.progress import cases_with_progress
+from pantherseg.results import DicomOptions
 from pantherseg.session import Session
 
 logger = logging.getLogger(__name__)
@@ -28,39 +32,74 @@ def has_many_cases(source: Path) -> bool:
     return source.is_dir() and find_sources(source, dangling=True) != [source]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a run is to write about each case.
+
+    formats: suffixes of the mask's files, none for the format of each source; dicom: how DICOM objects are made;
+    probabilities: also the tumour's probability before post-processing, in the form of `io.probabilities`.
+    """
+
+    formats: tuple[str, ...] = ()
+    dicom: DicomOptions = field(default_factory=DicomOptions)
+    probabilities: bool = False
+
+    def output_of(self, source: Path, folder: Path) -> CaseOutput:
+        """Return where the results of a source belong. Raises InputError if no reader accepts it."""
+        name = case_name(source)
+        first, *others = [folder / f"{name}{suffix}" for suffix in self.formats] or [folder / mask_name(source)]
+        probability = folder / f"{name}{SUFFIX}" if self.probabilities else None
+        return CaseOutput(first, folder / f"{name}.json", probability, tuple(others), self.dicom)
+
+
+EACH_ITS_OWN = Wanted()
+
+
 def run_batch(
-    source: Path, output: Path, session: Session, *, save_probabilities: bool = False, redo: bool = False
+    source: Path,
+    output: Path,
+    session: Session,
+    *,
+    wanted: Wanted = EACH_ITS_OWN,
+    redo: bool = False,
+    receiver: Receiver | None = None,
 ) -> list[Path]:
     """Segment a source, or every source in a folder, and return the sources that failed.
 
-    The folder `output` gets a mask in the format of each source and a report <case>.json. A single source that fails
-    raises its error; in a folder the others are still segmented. What an earlier run wrote about a failed one is
-    removed. Finished cases, as `finished_report` tells them, are skipped. Files that would get the same mask fail.
+    The folder `output` gets a mask and a report <case>.json of each source. A single source that fails raises its
+    error; in a folder the others are still segmented. What an earlier run wrote about a failed one is removed. Finished
+    cases, as `finished_report` tells them, are skipped. Files that would get the same mask fail.
 
-    save_probabilities: also write the tumour's probability before post-processing to <case>.npz, in the form of
-    `io.probabilities`; redo: segment finished cases, too. Raises what `run_case` raises for models, devices and outputs
-    that no source could use.
+    redo: segment finished cases, too; receiver: gets the DICOM objects of all cases that did not fail, when they are
+    done. Raises what `run_case` raises for models, devices and outputs that no source could use, and OutputError for a
+    receiver that does not take the objects.
     """
     is_folder = has_many_cases(source)
     if is_folder and os.path.realpath(source) == os.path.realpath(output):
         raise OutputError(output, "the masks would lie among the volumes", hint="write to another folder")
-    sources, ambiguous = _sources(source) if is_folder else ([source], [])
-    _check_targets(sources, output)
+    sources, failed = _sources(source) if is_folder else ([source], [])
+    outputs = {path: wanted.output_of(path, output) for path in sources}
+    _check_targets(outputs)
+    if receiver is not None:
+        receiver.check([suffix for suffix in wanted.formats if suffix in SUFFIXES])
     if is_folder:
         session.load()  # models or a folder that cannot be used end the run, rather than each case
         prepare_folder(output)
-    outputs = {path: _output_of(path, output, save_probabilities) for path in sources}
     waiting = [path for path in sources if redo or not _is_finished(path, outputs[path], session)]
     if skipped := len(sources) - len(waiting):
         logger.info("%d of %d volumes are finished and skipped: %s", skipped, len(sources), _why(source, is_folder))
-    if not is_folder:
+    if is_folder:
+        total = len(failed) + len(waiting)
+        failed += _run_all(waiting, outputs, session)
+        if failed:
+            names = ", ".join(map(input_name, failed))
+            logger.error("error: %d of %d volumes failed: %s", len(failed), total, names)
+    else:
         for path in waiting:
             _run(path, session, outputs[path])
-        return []
-    failed = ambiguous + _run_all(waiting, outputs, session)
-    if failed:
-        names = ", ".join(path.name for path in failed)
-        logger.error("error: %d of %d volumes failed: %s", len(failed), len(ambiguous) + len(waiting), names)
+    objects = [made for path in sources if path not in failed for made in outputs[path].objects]
+    if receiver is not None and objects:
+        receiver.send(objects)
     return failed
 
 
@@ -92,7 +131,9 @@ def _run_all(waiting: list[Path], outputs: dict[Path, CaseOutput], session: Sess
 def _is_finished(source: Path, output: CaseOutput, session: Session) -> bool:
     """Return whether a case need not be segmented. A source that cannot be read is not finished."""
     try:
-        report = finished_report(source, session, mask=output.mask, report=output.report)
+        report = finished_report(
+            source, session, results=output.results, report=output.report, dicom=output.dicom_options
+        )
     except InputError:
         return False
     if report is None:
@@ -102,21 +143,14 @@ def _is_finished(source: Path, output: CaseOutput, session: Session) -> bool:
 
 
 def _why(source: Path, is_folder: bool) -> str:
-    which = "them" if is_folder else source.name
+    which = "them" if is_folder else input_name(source)
     return f"their input, recipe, models and version are the same; to segment {which} again, use --redo"
-
-
-def _output_of(source: Path, output: Path, save_probabilities: bool) -> CaseOutput:
-    name = case_name(source)
-    probability = output / f"{name}{SUFFIX}" if save_probabilities else None
-    return CaseOutput(output / mask_name(source), output / f"{name}.json", probability)
 
 
 def _sources(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the volumes of a folder, and those of which several have the name of one case, with an error for each."""
     sources = find_sources(folder, dangling=True)
     if not sources:
-        refuse_dicom(folder)
         raise InputError(folder, "the folder contains no volume")
     others = sorted(path.name for path in set(folder.iterdir()).difference(sources) if not path.name.startswith("."))
     if others:
@@ -124,15 +158,23 @@ def _sources(folder: Path) -> tuple[list[Path], list[Path]]:
     files = Counter(map(case_name, sources))
     ambiguous = [path for path in sources if files[case_name(path)] > 1]
     for path in ambiguous:
-        others = [other.name for other in ambiguous if other != path and case_name(other) == case_name(path)]
-        found, hint = f"also {', '.join(others)}", "rename or remove one of them"
+        same = [other for other in ambiguous if other != path and case_name(other) == case_name(path)]
+        found, hint = f"also {', '.join(map(input_name, same))}", "rename or remove one of them"
         logger.error("error: %s", InputError(path, expected="one file for this case", found=found, hint=hint))
     return [path for path in sources if path not in ambiguous], ambiguous
 
 
-def _check_targets(sources: list[Path], output: Path) -> None:
-    """Raise OutputError if a mask would overwrite its volume, which has the same name."""
-    for path in sources:
-        if os.path.realpath(output / mask_name(path)) == os.path.realpath(path):  # links may form a loop
-            problem = f"the mask of {path.name} would overwrite the volume itself"
-            raise OutputError(output, problem, hint="write to another folder")
+def _check_targets(outputs: dict[Path, CaseOutput]) -> None:
+    """Check what is to be written before anything is computed.
+
+    Raises OutputError if a mask would overwrite its volume, which has the same name, and for a package that DICOM
+    results need; InputError for a volume file that was to get them.
+    """
+    for source, output in outputs.items():
+        if os.path.realpath(source) in map(os.path.realpath, output.results):
+            problem = f"the mask of {source.name} would overwrite the volume itself"
+            raise OutputError(output.mask.parent, problem, hint="write to another folder")
+        if output.objects and source.name.lower().endswith(VOLUME_SUFFIXES):
+            raise no_series(source)
+    if any(output.objects for output in outputs.values()):
+        check_installed(next(iter(outputs.values())).mask.parent)

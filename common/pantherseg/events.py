@@ -26,6 +26,8 @@ class EventCode(StrEnum):
     """The file gives lengths in metres or microns, which were converted to mm."""
     DIRECTION_CORRECTED = "direction_corrected"
     """The axes are not exactly at right angles; the nearest orthogonal directions were used."""
+    SERIES_CHOSEN = "series_chosen"
+    """The DICOM folder or archive has several series; one was chosen."""
     NON_FINITE_VOXELS = "non_finite_voxels"
     """NaN, infinite or far too large voxels were replaced by the smallest finite value."""
     CONSTANT_IMAGE = "constant_image"

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pantherseg import __version__
 from pantherseg.confidence.estimate import estimate
@@ -44,7 +46,8 @@ class Segmentation:
     case; seconds: for each stage, in their order; recipe: its name; device, precision: where and how the members'
     networks ran; models: the members, then the localizer; confidence: how sure they are, before post-processing;
     peak_memory_mb: the most that the process has taken, since `run_case` began where the kernel can tell; probability:
-    that of the tumour before post-processing (float32, on the input's grid), if it was asked for.
+    that of the tumour before post-processing (float32, on the input's grid), if it was asked for; pancreas_mask: the
+    pancreas without the tumour (uint8, on the input's grid), if it was asked for and the members mark it.
     """
 
     mask: Volume
@@ -59,6 +62,7 @@ class Segmentation:
     confidence: Confidence
     peak_memory_mb: int
     probability: Volume | None = None
+    pancreas_mask: Volume | None = None
 
     @property
     def tumour_ml(self) -> float:
@@ -95,27 +99,32 @@ def segment(
     events: tuple[Event, ...] = (),
     deadline: Deadline = NEVER,
     keep_probability: bool = False,
+    keep_pancreas: bool = False,
 ) -> Segmentation:
     """Segment the tumour in a volume (float32, z, y, x) of any orientation. Raises InputError about "volume".
 
     events: what happened before, such as on reading; the result lists them after those about device and models.
     deadline: when the mask must be written; what does not fit before it is left out. keep_probability: return that of
-    the tumour, too. Where a GPU fails, or its memory or float16 is too small, the case starts again on the CPU; after a
-    failure the session stays there.
+    the tumour, too; keep_pancreas: return the mask of the pancreas, too. Where a GPU fails, or its memory or float16 is
+    too small, the case starts again on the CPU; after a failure the session stays there.
     """
     turn = volume.grid.turn_to(session.load().orientation)
-    options = _Options(events, networks_deadline(deadline, volume.array.size), keep_probability)
+    options = _Options(events, networks_deadline(deadline, volume.array.size), keep_probability, keep_pancreas)
     turned = _segment_on_a_device(volume.turned(turn), session, options)
 
     def back(other: Volume) -> Volume:
         return Volume(np.ascontiguousarray(turn.inverse.view(other.array)), volume.grid)
+
+    def back_if_any(other: Volume | None) -> Volume | None:
+        return None if other is None else back(other)
 
     return replace(
         turned,
         mask=back(turned.mask),
         box=turned.box.turned(turn.inverse, turned.mask.grid.shape),
         pancreas=turned.pancreas and turned.pancreas.turned(turn.inverse, turned.mask.grid.shape),
-        probability=None if turned.probability is None else back(turned.probability),
+        probability=back_if_any(turned.probability),
+        pancreas_mask=back_if_any(turned.pancreas_mask),
     )
 
 
@@ -126,6 +135,7 @@ class _Options:
     events: tuple[Event, ...]
     deadline: Deadline
     keep_probability: bool
+    keep_pancreas: bool
 
 
 def _segment_on_a_device(volume: Volume, session: Session, options: _Options) -> Segmentation:
@@ -183,8 +193,13 @@ def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Optio
     )
     for event in happened:
         logger.warning("%s", event)
+    pancreas = prediction.pancreas() if options.keep_pancreas else None
+
+    def whole(array: NDArray[Any]) -> Volume:
+        return Volume(uncrop(array, box, volume.grid.shape), volume.grid)
+
     return Segmentation(
-        mask=Volume(uncrop(prediction.mask.astype("uint8"), box, volume.grid.shape), volume.grid),
+        mask=whole(prediction.mask.astype("uint8")),
         box=box,
         pancreas=located.pancreas,
         events=happened,
@@ -195,7 +210,8 @@ def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Optio
         models=models,
         confidence=confidence,
         peak_memory_mb=peak_mb(),
-        probability=None if probability is None else Volume(uncrop(probability, box, volume.grid.shape), volume.grid),
+        probability=None if probability is None else whole(probability),
+        pancreas_mask=None if pancreas is None else whole((pancreas & ~prediction.mask).astype("uint8")),
     )
 
 

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from pantherseg.errors import RecipeError
 from pantherseg.fusion import Fusion, MeanLogits
+from pantherseg.io.dicom.choice import ANY_SERIES, SeriesChoice
 from pantherseg.labels import TUMOUR
 from pantherseg.orientation import Orientation
 from pantherseg.postprocess import Rescue, Step
@@ -138,6 +139,8 @@ class Recipe(Table, frozen=True):
     """Seconds for a case, from reading to writing; what does not fit is left out and reported."""
     tumour_label: Label = TUMOUR
     """The tumour in the label maps of members that say nothing else."""
+    series: SeriesChoice = ANY_SERIES
+    """Which series of a DICOM study is taken."""
     localizer: Localizer | None = None
     min_members: Annotated[int, Meta(ge=1)] | None = None
     """At least this many members must be usable, the others are left out and reported; without it all must be."""

@@ -107,6 +107,13 @@ class Confidence(Table, frozen=True):
     ]
 
 
+class DicomOptions(Table, frozen=True):
+    """How DICOM results are made."""
+
+    anonymous: Annotated[bool, Meta(description="Whether they carry nothing over that identifies the patient.")] = False
+    stable_uids: Annotated[bool, Meta(description="Whether the same case always gets the same UIDs and dates.")] = False
+
+
 class Fingerprint(Table, frozen=True):
     """What decides the mask. A case whose fingerprint and version are unchanged need not be segmented again."""
 
@@ -116,6 +123,9 @@ class Fingerprint(Table, frozen=True):
         Sha256, Meta(description="SHA-256 of the weights and settings of all models that the recipe found.")
     ]
     mode: Annotated[Literal["exact", "fast"], Meta(description="The operating point that was asked for.")]
+    dicom: Annotated[
+        DicomOptions | UnsetType, Meta(description="How the DICOM results were made, if there are any.")
+    ] = UNSET
 
 
 class CaseReport(Table, frozen=True):
@@ -123,7 +133,10 @@ class CaseReport(Table, frozen=True):
 
     schema: Annotated[Literal[1], Meta(description="The number of this schema.")]
     input: Annotated[str, Meta(description="The name of the input's file or folder.")]
-    mask: Annotated[str, Meta(description="The mask's path, relative to the folder of this report.")]
+    mask: Annotated[
+        str,
+        Meta(description="The mask's path, relative to the folder of this report, in the first format asked for."),
+    ]
     pantherseg: Annotated[str, Meta(description="The version that wrote the report.")]
     not_for_clinical_use: Annotated[Literal[True], Meta(description="Always true.")]
     recipe: Annotated[str, Meta(description="The recipe's name.")]
@@ -150,6 +163,15 @@ class CaseReport(Table, frozen=True):
     ] = UNSET
     fingerprint: Annotated[Fingerprint | UnsetType, Meta(description="What the case was made from.")] = UNSET
     mask_sha256: Annotated[Sha256 | UnsetType, Meta(description="SHA-256 of the mask's file.")] = UNSET
+    other_results: Annotated[
+        dict[str, Sha256] | UnsetType,
+        Meta(description="SHA-256 of the results in other formats, by their names in the folder of this report."),
+    ] = UNSET
+
+    def results(self, folder: Path) -> dict[Path, str | UnsetType]:
+        """Return the mask in each of its formats with its SHA-256. folder: of this report."""
+        others = {} if self.other_results is UNSET else self.other_results
+        return {folder / self.mask: self.mask_sha256, **{folder / name: sha256 for name, sha256 in others.items()}}
 
     def as_text(self) -> str:
         """Return the file's text, with one key in a line."""

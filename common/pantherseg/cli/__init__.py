@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "Segment a volume, or every volume of a folder.",
     "pack": "Pack a model folder into a bundle.",
     "weights": "List, download and verify published weights.",
+    "dicom": "List the series of a DICOM folder or archive.",
     "evaluate": "Score masks against reference masks.",
     "calibrate": "Calibrate models, so that reports say what Dice to expect.",
     "select": "Choose an ensemble by the challenge's metrics.",

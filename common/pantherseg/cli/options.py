@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from pantherseg.dicom_results.formats import FORMATS as OBJECT_FORMATS
+from pantherseg.dicom_results.send import Receiver
 from pantherseg.errors import OutputError
 from pantherseg.files import check_writable
 from pantherseg.io import case_name, find_sources
@@ -15,6 +17,8 @@ from pantherseg.io.probabilities import SUFFIX as PROBABILITIES
 from pantherseg.paths import find_recipe, task_recipe
 from pantherseg.verdict import Verdict
 
+# Formats of masks that are written as volume files.
+VOLUME_FORMATS = (".mha", ".nii.gz", ".nrrd")
 # Whether a path exists is checked by the library, whose errors say more than click's.
 PATH = click.Path(path_type=Path, readable=False)
 TASK = click.Choice(["1", "2"])
@@ -23,6 +27,11 @@ RECIPE = click.option(
 )
 DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+)
+SERIES = click.option(
+    "--series",
+    metavar="UID",
+    help="Of a DICOM study, take this series; UID/2: the second volume in it.",
 )
 MEMBERS = click.option(
     "--members",
@@ -45,6 +54,25 @@ def chosen_recipe(task: str | None, recipe: Path | None) -> Path:
 def names_in(members: str | None) -> list[str] | None:
     """Return the names in the option --members, None without it."""
     return None if members is None else [name.strip() for name in members.split(",") if name.strip()]
+
+
+def formats_in(names: str | None) -> tuple[str, ...]:
+    """Return the suffixes of the formats in the option --output-format, those of volumes first. Raises UsageError."""
+    known = {suffix[1:]: suffix for suffix in VOLUME_FORMATS} | OBJECT_FORMATS
+    given = [name for part in (names or "").split(",") if (name := part.strip().lower())]
+    if (unknown := [name for name in given if name not in known]) or (names is not None and not given):
+        raise click.UsageError(f"--output-format: expected some of {', '.join(known)}, found {unknown or names!r}")
+    if given and set(given) == {"dcmprob"}:
+        raise click.UsageError("--output-format: dcmprob is the probability, name the format of the mask too")
+    return tuple(suffix for name, suffix in known.items() if name in given)
+
+
+def receiver_at(address: str | None) -> Receiver | None:
+    """Return the receiver that the option --send names, None without it. Raises UsageError."""
+    try:
+        return None if address is None else Receiver.of(address)
+    except ValueError as error:
+        raise click.UsageError(f"--send: {error}") from error
 
 
 def check_outputs(*targets: Path | None, inputs: Sequence[Path | None]) -> None:

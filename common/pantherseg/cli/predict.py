@@ -9,12 +9,27 @@ from pathlib import Path
 import click
 import msgspec
 
-from pantherseg.batch import has_many_cases, run_batch
-from pantherseg.cli.options import DEVICE, MEMBERS, PATH, RECIPE, TASK, chosen_recipe, names_in
+from pantherseg.batch import Wanted, has_many_cases, run_batch
+from pantherseg.cli.options import (
+    DEVICE,
+    MEMBERS,
+    PATH,
+    RECIPE,
+    SERIES,
+    TASK,
+    VOLUME_FORMATS,
+    chosen_recipe,
+    formats_in,
+    names_in,
+    receiver_at,
+)
+from pantherseg.dicom_results.formats import SUFFIXES
 from pantherseg.inference.backends import Mode
 from pantherseg.io import find_sources
+from pantherseg.io.dicom.choice import SeriesChoice
 from pantherseg.paths import DEMO_WEIGHTS
-from pantherseg.recipe import load_recipe
+from pantherseg.recipe import Recipe, load_recipe
+from pantherseg.results import DicomOptions
 from pantherseg.session import Session
 
 logger = logging.getLogger(__name__)
@@ -51,11 +66,21 @@ PAGE = "report.html"
     help="Whether to fill an empty mask with the most probable component  [default: as in the recipe].",
 )
 @MEMBERS
+@SERIES
 @click.option(
     "--save-probabilities",
     is_flag=True,
     help="Also write the tumour's probability before post-processing, <case>.npz, for `pantherseg select`.",
 )
+@click.option(
+    "--output-format",
+    metavar="NAMES",
+    help="Formats of the results, with commas between them: mha, nii.gz, nrrd; of DICOM input also dcmseg, rtstruct and"
+    " dcmprob, the probability as a fractional segmentation  [default: the format of each volume, mha for DICOM].",
+)
+@click.option("--anonymous", is_flag=True, help="Carry nothing that identifies the patient over to DICOM results.")
+@click.option("--stable-uids", is_flag=True, help="Give DICOM results of the same case always the same UIDs.")
+@click.option("--send", metavar="AET@HOST:PORT", help="Send DICOM results to an archive or a viewer (C-STORE).")
 @click.option("--report", is_flag=True, help="Also write a page of all cases, report.html, when they are done.")
 @click.option("--redo", is_flag=True, help="Segment finished cases again.")
 def predict(
@@ -70,26 +95,29 @@ def predict(
     time_budget: float | None,
     rescue: bool | None,
     members: str | None,
+    series: str | None,
     save_probabilities: bool,
+    output_format: str | None,
+    anonymous: bool,
+    stable_uids: bool,
+    send: str | None,
     report: bool,
     redo: bool,
 ) -> None:
     """Segment a volume, or every volume of a folder.
 
-    INPUT is a volume or a folder of volumes. The folder OUTPUT gets a mask in the format of each volume, and a report
-    <case>.json. A volume that cannot be used does not stop the others. Cases that an earlier run has finished, with the
-    same input, recipe, models, mode and version, are skipped.
+    INPUT is a volume, a DICOM series or study (folder, .zip or one of its files), or a folder of such volumes. The
+    folder OUTPUT gets a mask in the format of each volume (.mha for DICOM) or in those of --output-format, and a
+    report <case>.json. A volume that cannot be used does not stop the others. Cases that an earlier run has finished,
+    with the same input, recipe, models, mode and version, are skipped.
     """
-    path = chosen_recipe(task, recipe)
+    settings = _settings(chosen_recipe(task, recipe), time_budget, rescue, series)
     if device_memory and device == "cpu":
         raise click.UsageError("--device-memory applies to GPUs only")
-    if time_budget is not None and not math.isfinite(time_budget):
-        raise click.UsageError("--time-budget: expected a finite number of seconds")
-    settings = load_recipe(path)
-    if time_budget is not None:
-        settings = msgspec.structs.replace(settings, time_budget_s=time_budget)
-    if rescue is not None:
-        settings = settings.with_rescue(rescue=rescue)
+    dicom = DicomOptions(anonymous=anonymous, stable_uids=stable_uids)
+    wanted = Wanted(formats_in(output_format), dicom, save_probabilities)
+    _check_formats(wanted, is_sent=send is not None, report=report)
+    receiver = receiver_at(send)
     session = Session(
         settings,
         model or DEMO_WEIGHTS,
@@ -103,18 +131,42 @@ def predict(
         from pantherseg.report.write import check_can_report  # takes a second to import
 
         check_can_report()
-    failed = bool(run_batch(source, output, session, save_probabilities=save_probabilities, redo=redo))
-    if report and not _write_page(source, output):
+    failed = bool(run_batch(source, output, session, wanted=wanted, redo=redo, receiver=receiver))
+    if report and not _write_page(source, output, settings.series):
         failed = True
     if failed:
         raise SystemExit(1)
 
 
-def _write_page(source: Path, output: Path) -> bool:
+def _settings(path: Path, time_budget: float | None, rescue: bool | None, series: str | None) -> Recipe:
+    """Return a recipe as the options change it. Raises UsageError for a time budget without a number."""
+    if time_budget is not None and not math.isfinite(time_budget):
+        raise click.UsageError("--time-budget: expected a finite number of seconds")
+    settings = load_recipe(path)
+    if time_budget is not None:
+        settings = msgspec.structs.replace(settings, time_budget_s=time_budget)
+    if rescue is not None:
+        settings = settings.with_rescue(rescue=rescue)
+    if series is not None:
+        settings = msgspec.structs.replace(settings, series=SeriesChoice(uid=series))
+    return settings
+
+
+def _check_formats(wanted: Wanted, *, is_sent: bool, report: bool) -> None:
+    """Raise UsageError for options that need other formats."""
+    has_objects = any(suffix in SUFFIXES for suffix in wanted.formats)
+    if (wanted.dicom != DicomOptions() or is_sent) and not has_objects:
+        problem = "--anonymous, --stable-uids and --send need a DICOM format, such as --output-format dcmseg"
+        raise click.UsageError(problem)
+    if report and has_objects and not any(suffix in VOLUME_FORMATS for suffix in wanted.formats):
+        raise click.UsageError("--report needs the mask as a volume file, such as --output-format mha,dcmseg")
+
+
+def _write_page(source: Path, output: Path, series: SeriesChoice) -> bool:
     """Write the page of the cases beside their masks, and return whether all their files could be used."""
     from pantherseg.report.write import write_report
 
     if not find_sources(output):
         logger.error("error: %s: no page was written, because there is no mask", output)
         return False
-    return not write_report(source, output, None, output / PAGE)
+    return not write_report(source, output, None, output / PAGE, series=series)

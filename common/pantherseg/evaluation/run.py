@@ -26,7 +26,6 @@ from pantherseg.evaluation.lesions import (
 )
 from pantherseg.evaluation.metrics import CaseScores, Totals, score_case, totals, totals_interval
 from pantherseg.io import case_name, find_sources, read_labels
-from pantherseg.io.dicom import refuse_dicom
 from pantherseg.io.probabilities import SUFFIX as PROBABILITIES
 from pantherseg.machine.cpus import usable_cpus
 from pantherseg.volume import Volume
@@ -239,7 +238,6 @@ def _files(path: Path) -> list[Path]:
         raise InputError(path, expected="a volume or a folder of volumes", found="no such file or folder")
     files = find_sources(path, dangling=True)
     if not files:
-        refuse_dicom(path)
         found, hint = "a folder without volumes", ""
         if any(path.glob(f"*{PROBABILITIES}")):
             found, hint = f"probabilities ({PROBABILITIES})", "give the folder of the masks"

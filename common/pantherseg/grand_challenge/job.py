@@ -14,7 +14,6 @@ from msgspec import Struct
 from pantherseg.case import CaseOutput
 from pantherseg.errors import JobError, os_reason
 from pantherseg.io import case_name, find_sources
-from pantherseg.io.dicom import refuse_dicom
 from pantherseg.recipe import Sockets
 
 INPUTS = "inputs.json"
@@ -51,8 +50,6 @@ def _find_input(folder: Path, sockets: Sockets) -> Path:
     if expected in holders:
         return _only_volume(expected)
     if len(holders) != 1:
-        if not holders:
-            refuse_dicom(images, JobError)
         found = ", ".join(path.name for path in holders) or "none"
         raise JobError(images, expected=f"one folder with a volume, such as {sockets.input}", found=found)
     return _only_volume(holders[0])
@@ -122,8 +119,6 @@ def _entries(path: Path) -> list[tuple[_Socket, _Image | None]]:
 
 def _only_volume(folder: Path) -> Path:
     volumes = find_sources(folder)
-    if not volumes:
-        refuse_dicom(folder, JobError)
     if len(volumes) != 1:
         found = ", ".join(path.name for path in volumes) or "none"
         raise JobError(folder, expected="exactly one volume (.mha)", found=found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from pantherseg.errors import InputError, os_reason
@@ -18,8 +19,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def source_sha256(source: Path) -> str:
-    """Return the SHA-256 of a source in hexadecimal digits.
+def source_sha256(source: Path, files: Sequence[Path] | None = None) -> str:
+    """Return the SHA-256 of a source in hexadecimal digits. files: those that count, of a source with others in it.
 
     Of a single file it is that of its bytes. Of a folder, and of a header with its voxels in another file, it is that
     of the names and the SHA-256 of all files. The content is read, rather than its size and time compared: another
@@ -27,7 +28,9 @@ def source_sha256(source: Path) -> str:
     InputError.
     """
     try:
-        if source.is_dir():
+        if files is not None:
+            pass
+        elif source.is_dir():
             files = sorted(path for path in source.rglob("*") if path.is_file())
         elif source.suffix.lower() == HEADER_SUFFIX:
             files = [source, voxel_file(source)]

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from pantherseg.errors import InputError, OutputError, os_reason
 from pantherseg.events import Event, EventCode
 from pantherseg.files import written_beside
-from pantherseg.io.dicom import refuse_dicom
+from pantherseg.io.dicom.choice import ANY_SERIES, SeriesChoice
+from pantherseg.io.dicom.reader import DicomReader
+from pantherseg.io.dicom.source import DicomSource
 from pantherseg.io.file_format import FileFormat
 from pantherseg.io.itk import ItkReader
 from pantherseg.io.limits import DAMAGED, LABEL_TOLERANCE, LARGEST_VALUE, MAX_INFINITE_FRACTION, MAX_NAN_FRACTION
@@ -51,7 +53,7 @@ FORMATS: tuple[FileFormat, ...] = (
     ItkReader((".nrrd",), "NrrdImageIO", check_nrrd),
 )
 VOLUME_SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
-READERS: list[Reader] = [*FORMATS]
+READERS: list[Reader] = [*FORMATS, DicomReader(VOLUME_SUFFIXES)]
 
 
 def register_reader(reader: Reader) -> None:
@@ -62,9 +64,10 @@ def register_reader(reader: Reader) -> None:
 def find_sources(path: Path, *, dangling: bool = False) -> list[Path]:
     """Return a path that is a source itself, or else the sources in a folder, sorted by name.
 
-    Hidden files, such as those that are being written, are left out. A path that does not exist has no sources.
-    dangling: also return links to files that do not exist, so that a volume that was moved away is named when it is
-    read. Raises InputError for a folder that cannot be read.
+    Where there are volume files, DICOM beside them is left out: it may be what they were converted from. So are hidden
+    files, such as those that are being written. A path that does not exist has no sources. dangling: also return links
+    to files that do not exist, so that a volume that was moved away is named when it is read. Raises InputError for a
+    folder that cannot be read.
     """
 
     def wanted(child: Path) -> bool:
@@ -74,16 +77,19 @@ def find_sources(path: Path, *, dangling: bool = False) -> list[Path]:
         if _is_source(path):
             return [path]
         children = path.iterdir() if path.is_dir() else ()
-        return sorted(child for child in children if not child.name.startswith(".") and wanted(child))
+        sources = sorted(child for child in children if not child.name.startswith(".") and wanted(child))
+        volumes = [source for source in sources if not isinstance(_reader_of(source), DicomReader)]
+        return volumes or sources
 
 
-def read_image(source: Path) -> tuple[Volume, tuple[Event, ...]]:
+def read_image(source: Path, series: SeriesChoice = ANY_SERIES) -> tuple[Volume, tuple[Event, ...]]:
     """Read an MR volume as float32, with an event for everything that was changed.
 
-    Raises InputError for a source that is missing, damaged, not a 3-D scalar volume, beyond the limits of `io.limits`
-    or of the memory, or has more than 99 % of NaN voxels, or more than 1 % of infinite or too large ones.
+    series: which one is read of a DICOM study. Raises InputError for a source that is missing, damaged, not a 3-D
+    scalar volume, beyond the limits of `io.limits` or of the memory, or has more than 99 % of NaN voxels, or more than
+    1 % of infinite or too large ones.
     """
-    volume, events = _read(source)
+    volume, events = _read(source, series)
     try:
         image, more = _finite(source, volume.array)
     except MemoryError as error:
@@ -97,9 +103,9 @@ def read_grid(source: Path) -> Grid | None:
         return next((file_format.grid(source) for file_format in FORMATS if file_format.accepts(source)), None)
 
 
-def read_volume(source: Path) -> Volume:
+def read_volume(source: Path, series: SeriesChoice = ANY_SERIES) -> Volume:
     """Read an MR volume as `read_image` does, and log its events as warnings, for callers that do not list them."""
-    volume, events = read_image(source)
+    volume, events = read_image(source, series)
     _log_events(source, events)
     return volume
 
@@ -110,7 +116,11 @@ def read_labels(source: Path) -> Volume:
     Logs a warning for everything that was corrected. Raises InputError, also for other values that are not whole
     numbers, such as probabilities.
     """
-    volume, events = _read(source)
+    with _unreadable_as_input_error(source):
+        if isinstance(_reader_of(source), DicomReader):
+            hint = "convert the mask, for example with 3D Slicer"
+            raise InputError(source, expected="a mask in a volume file", found="DICOM", hint=hint)
+    volume, events = _read(source, ANY_SERIES)
     _log_events(source, events)
     array = volume.array
     if array.dtype.kind != "f":
@@ -124,6 +134,32 @@ def read_labels(source: Path) -> Volume:
             found, hint = f"probabilities, such as {array[~whole][0]:.3g}", "give the mask, not the probabilities"
         raise InputError(source, expected="whole numbers as labels", found=found, hint=hint)
     return Volume(labels, volume.grid)
+
+
+def source_datasets(source: Path, series: SeriesChoice = ANY_SERIES) -> DicomSource | None:
+    """Return the headers of the DICOM series that `read_image` reads of a source; None for a source of another format.
+
+    series: the same as for `read_image`. Raises InputError.
+    """
+    with _unreadable_as_input_error(source):
+        reader = _reader_of(source)
+        return reader.choosing(series).datasets(source) if isinstance(reader, DicomReader) else None
+
+
+def source_files(source: Path, series: SeriesChoice = ANY_SERIES) -> list[Path] | None:
+    """Return the files of the DICOM series that `read_image` reads of a source; None for a source of another format.
+
+    Raises InputError.
+    """
+    with _unreadable_as_input_error(source):
+        reader = _reader_of(source)
+        return reader.choosing(series).files(source) if isinstance(reader, DicomReader) else None
+
+
+def input_name(source: Path) -> str:
+    """Return the name by which logs and reports call a source: never one with a patient's name. Raises InputError."""
+    with _unreadable_as_input_error(source):
+        return case_name(source) if isinstance(_reader_of(source), DicomReader) else source.name
 
 
 def write_volume(volume: Volume, path: Path, *, like: Path | None = None) -> None:
@@ -143,13 +179,13 @@ def write_volume(volume: Volume, path: Path, *, like: Path | None = None) -> Non
 
 def case_name(source: Path) -> str:
     """Return the name of a source's case. Raises InputError if no reader accepts the source."""
-    return _reader_of(source).case_name(source)
+    with _unreadable_as_input_error(source):
+        return _reader_of(source).case_name(source)
 
 
 def mask_name(source: Path) -> str:
     """Return the file name of a source's mask. Raises InputError if no reader accepts the source."""
-    reader = _reader_of(source)
-    return reader.case_name(source) + reader.mask_suffix(source)
+    return case_name(source) + _reader_of(source).mask_suffix(source)
 
 
 def _is_source(path: Path) -> bool:
@@ -168,13 +204,14 @@ def _reader_of(source: Path) -> Reader:
         found = "a folder" if source.is_dir() else f"the suffix {source.suffix}" if source.suffix else "no suffix"
         if not source.exists():
             found = "no such file or folder"
-        refuse_dicom(source)
-    raise InputError(source, expected=f"a volume in one of the formats {' '.join(VOLUME_SUFFIXES)}", found=found)
+    formats = f"a volume in one of the formats {' '.join(VOLUME_SUFFIXES)}, or DICOM"
+    raise InputError(source, expected=formats, found=found)
 
 
-def _read(source: Path) -> tuple[Volume, tuple[Event, ...]]:
+def _read(source: Path, series: SeriesChoice) -> tuple[Volume, tuple[Event, ...]]:
     with _unreadable_as_input_error(source):
-        return _reader_of(source).read(source)
+        reader = _reader_of(source)
+        return (reader.choosing(series) if isinstance(reader, DicomReader) else reader).read(source)
 
 
 @contextmanager

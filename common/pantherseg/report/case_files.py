@@ -10,7 +10,6 @@ from pathlib import Path
 from pantherseg.errors import InputError, first_few
 from pantherseg.evaluation.run import CHANNEL_SUFFIX
 from pantherseg.io import case_name, find_sources
-from pantherseg.io.dicom import refuse_dicom
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,6 @@ def _by_case(path: Path) -> dict[str, Path]:
         raise InputError(path, expected="a volume or a folder of volumes", found="no such file or folder")
     files = [path] if path.is_file() else _volumes(path)
     if not files:
-        refuse_dicom(path)
         raise InputError(path, expected="at least one volume", found="a folder without volumes")
     cases: dict[str, Path] = {}
     for file in files:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from pantherseg.errors import InputError, printable
 from pantherseg.evaluation.metrics import CaseScores, score_case
 from pantherseg.io import read_labels, read_volume
+from pantherseg.io.dicom.choice import ANY_SERIES, SeriesChoice
 from pantherseg.labels import tumour_of
 from pantherseg.logs import one_line
 from pantherseg.report.case_files import CaseFiles
@@ -69,10 +70,10 @@ class Case:
         return group, known[0] if known else 0.0, self.number
 
 
-def read_case(files: CaseFiles, number: int) -> tuple[Case, Scene | None]:
+def read_case(files: CaseFiles, number: int, series: SeriesChoice = ANY_SERIES) -> tuple[Case, Scene | None]:
     """Return a case and what to draw of it, None where the volume or the mask is missing or cannot be used.
 
-    A file that cannot be used becomes a problem of the case, and the others are used.
+    series: of a DICOM study. A file that cannot be used becomes a problem of the case, and the others are used.
     """
     case = Case(number, printable(files.name), missing=files.mask is None)
     problems: list[str] = []
@@ -86,7 +87,7 @@ def read_case(files: CaseFiles, number: int) -> tuple[Case, Scene | None]:
             lambda _: score_case(mask, reference, name=name, reference_name=of_reference), of_reference, problems
         )
     scene = None
-    if mask and (image := _attempt(read_volume, files.image, problems)):
+    if mask and (image := _attempt(lambda path: read_volume(path, series), files.image, problems)):
         scene = _scene(image, mask, reference, case.name, problems)
     case = replace(
         case,

@@ -21,6 +21,7 @@ from pantherseg import __version__
 from pantherseg.errors import OutputError, PantherSegError, first_few, os_reason
 from pantherseg.evaluation.tables import HEADINGS
 from pantherseg.files import written_beside
+from pantherseg.io.dicom.choice import ANY_SERIES, SeriesChoice
 from pantherseg.report.case_files import CaseFiles, find_cases
 from pantherseg.report.cases import Case, read_case
 from pantherseg.report.planes import Scene
@@ -51,12 +52,14 @@ class Part:
     stop: int
 
 
-def write_report(images: Path, masks: Path, references: Path | None, output: Path) -> list[str]:
+def write_report(
+    images: Path, masks: Path, references: Path | None, output: Path, *, series: SeriesChoice = ANY_SERIES
+) -> list[str]:
     """Write the report (HTML) of the cases in files or folders, and return the names of those with problems.
 
-    Which files belong together: see `case_files.find_cases`. A file that cannot be used is named on the page and in the
-    log, and the rest is done. Cases with the lowest Dice come first, or else with the lowest expected Dice, or else
-    with the folds that agree least. The same files give the same bytes.
+    series: which one is shown of a DICOM study. Which files belong together: see `case_files.find_cases`. A file that
+    cannot be used is named on the page and in the log, and the rest is done. Cases with the lowest Dice come first, or
+    else with the lowest expected Dice, or else with the folds that agree least. The same files give the same bytes.
 
     Raises InputError if there is nothing to report, OutputError for a file that cannot be written, PantherSegError if
     jinja2 is not installed.
@@ -67,7 +70,7 @@ def write_report(images: Path, masks: Path, references: Path | None, output: Pat
         cases: list[Case] = []
         parts: dict[int, Part] = {}
         for number, case_files in enumerate(files, start=1):
-            case, scene = _logged(case_files, number, len(files))
+            case, scene = _logged(case_files, number, len(files), series)
             parts[number] = _write_part(page, parts_file, case, scene, room=case_room(len(files)))
             cases.append(case)
         cases.sort(key=lambda case: case.urgency)
@@ -86,8 +89,8 @@ def case_room(cases: int) -> float:
     return MB * min(CASE_MB, FILE_MB / cases)
 
 
-def _logged(files: CaseFiles, number: int, count: int) -> tuple[Case, Scene | None]:
-    case, scene = read_case(files, number)
+def _logged(files: CaseFiles, number: int, count: int, series: SeriesChoice) -> tuple[Case, Scene | None]:
+    case, scene = read_case(files, number, series)
     for problem in case.problems:
         logger.error("error: %s", problem)
     state = "no mask" if case.missing else "" if case.dice is None else f"Dice {case.dice:.3f}"

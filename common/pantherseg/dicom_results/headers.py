@@ -1,0 +1,133 @@
+"""The headers of a series as objects about it refer to them: complete where input lacks values, and of one geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.valuerep import DA, TM, DSfloat
+
+from pantherseg.errors import InputError
+from pantherseg.io.dicom.source import DicomSource
+from pantherseg.volume import Grid
+
+# What an object about a series needs of it. Where the patient's identity is removed, nothing else is carried over: all
+# other attributes, listed in PS3.15, table E.1-1 or not. The UIDs stay (its Retain UIDs Option), as otherwise
+# the object would not refer to the series any more.
+NEEDED = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"),
+    *("Rows", "Columns", "NumberOfFrames", "ImageType", "SliceThickness"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+)
+# Attributes that must be there, if empty (type 2 in PS3.3), and that anonymised images often lack.
+MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
+    *("StudyTime", "ReferringPhysicianName"),
+)
+SEXES = ("M", "F", "O")
+# Frames of a multi-frame object that were not read are put here, so that nothing refers to them.
+FAR_AWAY_MM = 1e6
+
+
+@dataclass(frozen=True)
+class Headers:
+    """datasets: of the instances; positions: of the first pixel of each slice in mm, (z, 3), as they are stored."""
+
+    datasets: tuple[Dataset, ...]
+    positions: NDArray[np.float64]
+
+    @property
+    def first(self) -> Dataset:
+        """The first instance, in which all agree about patient and study."""
+        return self.datasets[0]
+
+
+def headers_of(source: DicomSource, grid: Grid, *, anonymous: bool) -> Headers:
+    """Return the headers of a series whose slices are those of a grid.
+
+    Raises InputError for a series without a frame of reference.
+    """
+    orientation = _decimals(np.array(grid.direction)[:, :2].T.ravel())
+    spacing = _decimals(grid.spacing[1:])
+    positions = [_position(source.datasets[instance], frame) for instance, frame in source.frames]
+    headers = []
+    for number, dataset in enumerate(source.datasets):
+        if not dataset.get("FrameOfReferenceUID"):
+            hint = "choose another output format, such as mha"
+            expected, found = "a frame of reference (UID), to which DICOM results refer", "none"
+            raise InputError(f"series {source.series_uid}", expected=expected, found=found, hint=hint)
+        header = _only(dataset, NEEDED) if anonymous else copy(dataset)
+        header.file_meta = dataset.file_meta
+        _complete(header)
+        if source.is_multi_frame:
+            read = {frame: positions[z] for z, (instance, frame) in enumerate(source.frames) if instance == number}
+            _set_groups(header, orientation, spacing, grid, read)
+        else:
+            header.ImageOrientationPatient, header.PixelSpacing = orientation, spacing
+            header.ImagePositionPatient = dataset.ImagePositionPatient
+        headers.append(header)
+    return Headers(tuple(headers), np.array(positions, float))
+
+
+def _position(dataset: Dataset, frame: int) -> Sequence[Any]:
+    """Return the position of a frame as it is stored."""
+    if "NumberOfFrames" not in dataset:
+        return list(dataset.ImagePositionPatient)
+    groups = dataset.PerFrameFunctionalGroupsSequence[frame]
+    if "PlanePositionSequence" not in groups:
+        groups = dataset.SharedFunctionalGroupsSequence[0]
+    return list(groups.PlanePositionSequence[0].ImagePositionPatient)
+
+
+def _only(dataset: Dataset, keywords: Sequence[str]) -> Dataset:
+    """Return a dataset with some of the attributes."""
+    kept = Dataset()
+    for keyword in keywords:
+        if keyword in dataset:
+            kept.add(dataset[keyword])
+    return kept
+
+
+def _complete(header: Dataset) -> None:
+    """Empty what must be there and is not, or has a value that DICOM does not allow."""
+    for keyword in MAY_BE_EMPTY:
+        if keyword not in header or header[keyword].value is None:
+            setattr(header, keyword, "")
+    if header.PatientSex not in SEXES:
+        header.PatientSex = ""
+    for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+        valid = False
+        with suppress(ValueError, TypeError):
+            valid = isinstance(kind(str(header[keyword].value)), kind)
+        if not valid:
+            setattr(header, keyword, "")
+
+
+def _set_groups(
+    header: Dataset, orientation: list[DSfloat], spacing: list[DSfloat], grid: Grid, read: dict[int, Sequence[Any]]
+) -> None:
+    """Replace the functional groups by those of the grid. read: the positions of the frames that were read."""
+    shared = Dataset()
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [Dataset()], [Dataset()]
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = orientation
+    shared.PixelMeasuresSequence[0].PixelSpacing = spacing
+    shared.PixelMeasuresSequence[0].SliceThickness = _decimals(grid.spacing[:1])[0]
+    header.SharedFunctionalGroupsSequence = [shared]
+    frames = []
+    for number in range(int(header.NumberOfFrames)):
+        group = Dataset()
+        group.PlanePositionSequence = [Dataset()]
+        group.PlanePositionSequence[0].ImagePositionPatient = read.get(number, [FAR_AWAY_MM] * 3)
+        frames.append(group)
+    header.PerFrameFunctionalGroupsSequence = frames
+
+
+def _decimals(values: Sequence[float] | NDArray[np.float64]) -> list[DSfloat]:
+    """Return numbers as decimal strings of at most 16 characters."""
+    return [DSfloat(float(value), auto_format=True) for value in values]
