@@ -67,7 +67,9 @@ def _first_header(source: Path) -> Dataset | None:
         for _, file in dicom_files([place]):
             try:
                 tags = [*IDENTITY, "StudyInstanceUID"]
-                return pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=tags)
+                header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=tags)
+                header.decode()  # values are converted only now
+                return header
             except Exception:  # of many types; reading the source says what is wrong with the file
                 return None
     return None
