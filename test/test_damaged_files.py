@@ -32,7 +32,7 @@ def test_refuses_a_missing_file_a_folder_and_an_empty_file(tmp_path: Path) -> No
     assert refusal(tmp_path / "missing.mha") == "expected a volume, found no such file"
     assert refusal(tmp_path / "missing").endswith("found no such file or folder")
     (tmp_path / "folder.mha").mkdir()
-    formats = "expected a volume in one of the formats .mha .mhd .nii .nii.gz .nrrd"
+    formats = "expected a volume in one of the formats .mha .mhd .nii .nii.gz .nrrd, or DICOM"
     assert refusal(tmp_path / "folder.mha") == f"{formats}, found a folder"
     for suffix in (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd"):
         empty = tmp_path / f"empty{suffix}"

@@ -199,7 +199,7 @@ def preprocessing_data(**changes: object) -> dict[str, object]:
         ({"spacing": [1]}, r"\$.spacing"),
         ({"spacing": [1, 0, 1]}, r"\$.spacing"),
         ({"normalization": {"scheme": "MyNormalization"}}, "Unknown intensity scheme 'MyNormalization'"),
-        ({"normalization": {"use_mask": True}}, "key 'scheme' is one of ZScoreNormalization, CT"),
+        ({"normalization": {"use_mask": True}}, "key 'scheme' is one of ZScoreNormalization, NonZ"),
         ({"normalization": {"scheme": "CTNormalization", "mean": 1.0}}, "missing required field `std`"),
         ({"normalization": {"scheme": "NoNormalization", "mean": 1.0}}, "unknown key 'mean', expected one of scheme"),
     ],

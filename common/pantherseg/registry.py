@@ -66,7 +66,8 @@ class Registry(Generic[T]):
         name = table.get(self.tag) if isinstance(table, dict) else None
         known = ", ".join(self.names())
         if not isinstance(name, str):
-            raise ValueError(f"Expected a {self.what}: a table whose key '{self.tag}' is one of {known}")
+            article = "an" if self.what[0] in "aeiou" else "a"
+            raise ValueError(f"Expected {article} {self.what}: a table whose key '{self.tag}' is one of {known}")
         if name not in self._variants:
             near = did_you_mean(name, self.names())
             raise ValueError(f"Unknown {self.what} '{name}', expected one of {known}{near}")
