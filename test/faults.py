@@ -17,6 +17,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 # The subjects of marks, in the page's order.
 SUBJECTS = {
     "inputs": "Volumes",
+    "dicom": "DICOM series and objects",
     "data": "Data sets for training",
     "training": "Training",
     "jobs": "Jobs",

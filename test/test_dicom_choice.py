@@ -84,13 +84,13 @@ def test_says_why_none_can_be_meant(study: Path) -> None:
     )
 
 
-@pytest.mark.fault("DICOM", "a study without the recipe's phase, but with two others", "an error that names them")
+@pytest.mark.fault("dicom", "a study without the recipe's phase, but with two others", "an error that names them")
 def test_guesses_no_phase(tmp_path: Path) -> None:
     write_study(tmp_path, [STUDY[4], STUDY[6]])
     assert taken(tmp_path, load_recipe(task_recipe(1)).series) is None
 
 
-@pytest.mark.fault("DICOM", "the recipe's series has missing slices, beside another", "an error; no other is taken")
+@pytest.mark.fault("dicom", "the recipe's series has missing slices, beside another", "an error; no other is taken")
 def test_takes_no_other_series_for_an_incomplete_one(tmp_path: Path) -> None:
     write_study(tmp_path, [STUDY[5], STUDY[6]])
     next(iter(sorted((tmp_path / "1").iterdir())[10:])).unlink()
@@ -153,7 +153,7 @@ def test_lists_what_is_there_and_what_would_be_taken(study: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["Musterfrau", "MUSTERFRAU_ERIKA", "erika musterfrau", "export_PID4711007", "pid-4711-007", "19430226 MR"]
 )
-@pytest.mark.fault("DICOM", "a folder that is named after the patient", "a case with a neutral name")
+@pytest.mark.fault("dicom", "a folder that is named after the patient", "a case with a neutral name")
 def test_a_case_is_not_named_after_the_patient(tmp_path: Path, name: str) -> None:
     write_slices(some_volume(), tmp_path / name)
     assert case_name(tmp_path / name) == input_name(tmp_path / name) == "study-c47f5b18"
@@ -170,7 +170,7 @@ def marked(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("DICOM", "a study with a marked name, through predict with a page", "the mark is in no output")
+@pytest.mark.fault("dicom", "a study with a marked name, through predict with a page", "the mark is in no output")
 def test_no_output_says_who_the_patient_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, labelled_pancreas: tuple[Volume, Volume], one_fold: Recipe
 ) -> None:

@@ -62,7 +62,7 @@ def move(steps: dict[int, float]) -> Callable[[Dataset, int], None]:
     return change
 
 
-@pytest.mark.fault("DICOM", "slices of two patients in a folder", "an error that names a file of each")
+@pytest.mark.fault("dicom", "slices of two patients in a folder", "an error that names a file of each")
 def test_refuses_two_patients(tmp_path: Path) -> None:
     write_slices(VOLUME, tmp_path, shuffled=False)
     write_slices(some_volume((3, 9, 7)), tmp_path, PatientID="other", SeriesInstanceUID="1.2.8")
@@ -75,7 +75,7 @@ def test_refuses_two_patients(tmp_path: Path) -> None:
     assert read_image(tmp_path, SeriesChoice(uid="1.2.8"))[0].array.shape == (3, 9, 7)
 
 
-@pytest.mark.fault("DICOM", "a series with missing slices", "an error that says how many and between which files")
+@pytest.mark.fault("dicom", "a series with missing slices", "an error that says how many and between which files")
 def test_names_missing_slices(tmp_path: Path) -> None:
     paths = write_slices(some_volume((10, 4, 4)), tmp_path, shuffled=False)
     for z in (3, 6, 7):
@@ -87,14 +87,14 @@ def test_names_missing_slices(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.fault("DICOM", "an Enhanced MR object with a missing frame", "an error that names the frames beside it")
+@pytest.mark.fault("dicom", "an Enhanced MR object with a missing frame", "an error that names the frames beside it")
 def test_names_missing_frames(tmp_path: Path) -> None:
     write_enhanced(VOLUME, tmp_path / "a", order=[5, 4, 2, 1, 0])
     found = refusal(tmp_path)
     assert "found 5 slices 3 mm apart and 1 missing, 1 between a frame 3 and a frame 2 (series 1.2.3.4)" in found
 
 
-@pytest.mark.fault("DICOM", "slices at uneven distances", "an error that says from where to where they reach")
+@pytest.mark.fault("dicom", "slices at uneven distances", "an error that says from where to where they reach")
 def test_refuses_uneven_distances(tmp_path: Path) -> None:
     write_slices(VOLUME, tmp_path, change=move({3: 0.4, 4: 1.2}))
     assert "found slices that are 1.8 to 3.8 mm apart (series 1.2.3.4)" in refusal(tmp_path)
@@ -107,7 +107,7 @@ def test_accepts_a_slice_that_is_off_by_less_than_a_twentieth_of_the_distance(tm
     assert "mm apart" in refusal(tmp_path / "b")
 
 
-@pytest.mark.fault("DICOM", "slices that are shifted sideways, as of a tilted gantry", "an error that says by how much")
+@pytest.mark.fault("dicom", "slices that are shifted sideways, as of a tilted gantry", "an error that says by how much")
 def test_refuses_sheared_slices(tmp_path: Path) -> None:
     def tilt(data: Dataset, z: int) -> None:
         data.ImagePositionPatient[1] = float(data.ImagePositionPatient[1]) + 0.5 * z
@@ -116,7 +116,7 @@ def test_refuses_sheared_slices(tmp_path: Path) -> None:
     assert "found slices that are shifted sideways by up to 2.5 mm (series 1.2.3.4)" in refusal(tmp_path)
 
 
-@pytest.mark.fault("DICOM", "slices at the same positions that no tag tells apart", "an error that names two of them")
+@pytest.mark.fault("dicom", "slices at the same positions that no tag tells apart", "an error that names two of them")
 def test_refuses_positions_that_repeat(tmp_path: Path) -> None:
     write_slices(VOLUME, tmp_path / "a", shuffled=False)
     write_slices(VOLUME, tmp_path / "b", shuffled=False)
@@ -131,7 +131,7 @@ PHASES = [
 ]
 
 
-@pytest.mark.fault("DICOM", "phases, told apart by the {key}, in one series", "an error that names them")
+@pytest.mark.fault("dicom", "phases, told apart by the {key}, in one series", "an error that names them")
 @pytest.mark.parametrize(("key", "name", "values"), PHASES, ids=[key for key, *_ in PHASES])
 def test_asks_for_one_of_several_phases(tmp_path: Path, key: str, name: str, values: list[object]) -> None:
     for number, value in enumerate(values):
@@ -146,7 +146,7 @@ def test_asks_for_one_of_several_phases(tmp_path: Path, key: str, name: str, val
     assert "3 that may be meant" in refusal(tmp_path, choice=SeriesChoice(uid="1.2.3.4"))
 
 
-@pytest.mark.fault("DICOM", "echoes and phases in one series", "an error that names them")
+@pytest.mark.fault("dicom", "echoes and phases in one series", "an error that names them")
 def test_tells_echoes_and_phases_apart(tmp_path: Path) -> None:
     for echo in (1.2, 2.4):
         for phase in (1, 2):
@@ -155,7 +155,7 @@ def test_tells_echoes_and_phases_apart(tmp_path: Path) -> None:
     assert "1.2.3.4/2 (t1_vibe_tra, temporal position 1, echo time 2.4, 6 slices)" in refusal(tmp_path)
 
 
-@pytest.mark.fault("DICOM", "a slice missing in one of two phases", "an error that names its neighbours")
+@pytest.mark.fault("dicom", "a slice missing in one of two phases", "an error that names its neighbours")
 def test_names_a_slice_that_one_phase_lacks(tmp_path: Path) -> None:
     for phase in (1, 2):
         write_slices(VOLUME, tmp_path / str(phase), shuffled=False, TemporalPositionIdentifier=phase)
@@ -176,7 +176,7 @@ def test_takes_the_slices_beside_localizers_of_another_orientation_or_size(tmp_p
     assert "3 that may be meant" in refusal(tmp_path)
 
 
-@pytest.mark.fault("DICOM", "{what} instead of MR images", "an error that says what they are")
+@pytest.mark.fault("dicom", "{what} instead of MR images", "an error that says what they are")
 @pytest.mark.parametrize(
     ("what", "tags", "reason"),
     [
@@ -198,14 +198,14 @@ def test_refuses_other_images(tmp_path: Path, what: str, tags: dict[str, str], r
     assert chosen.startswith(f"expected an MR series, found {reason}")
 
 
-@pytest.mark.fault("DICOM", "objects without pixels, such as a report", "an error that says what they are")
+@pytest.mark.fault("dicom", "objects without pixels, such as a report", "an error that says what they are")
 def test_refuses_objects_without_pixels(tmp_path: Path) -> None:
     save(header(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR"), tmp_path / "a.dcm")
     assert refusal(tmp_path) == "expected MR images, found an object without pixels (Basic Text SR Storage)"
     assert refusal(tmp_path / "a.dcm") == "expected MR images, found an object without pixels (Basic Text SR Storage)"
 
 
-@pytest.mark.fault("DICOM", "a series of one slice, in a folder or a file", "an error that says so")
+@pytest.mark.fault("dicom", "a series of one slice, in a folder or a file", "an error that says so")
 def test_refuses_one_slice(tmp_path: Path) -> None:
     path = write_slices(some_volume((1, 4, 4)), tmp_path)[0]
     expected = "expected an MR series (at least 2 slices), found none but 1.2.3.4 (t1_vibe_tra, 1 slice): fewer than 2"
@@ -214,7 +214,7 @@ def test_refuses_one_slice(tmp_path: Path) -> None:
     assert "found 1 slice (series 1.2.3.4)" in refusal(tmp_path, choice=SeriesChoice(uid="1.2.3.4"))
 
 
-@pytest.mark.fault("DICOM", "slices without {key}", "an error that says in how many slices")
+@pytest.mark.fault("dicom", "slices without {key}", "an error that says in how many slices")
 @pytest.mark.parametrize("key", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
 def test_refuses_slices_without_geometry(tmp_path: Path, key: str) -> None:
     def remove(data: Dataset, z: int) -> None:
@@ -226,7 +226,7 @@ def test_refuses_slices_without_geometry(tmp_path: Path, key: str) -> None:
     assert f"found no {name} in 2 of 6 slices (IM0002, IM0003) (series 1.2.3.4)" in refusal(tmp_path)
 
 
-@pytest.mark.fault("DICOM", "directions or spacings that are no valid numbers: {value}", "an error that says so")
+@pytest.mark.fault("dicom", "directions or spacings that are no valid numbers: {value}", "an error that says so")
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -244,7 +244,7 @@ def test_refuses_an_impossible_geometry(tmp_path: Path, key: str, value: list[fl
     one_line_about(tmp_path, caught.value)
 
 
-@pytest.mark.fault("DICOM", "a DICOM file that is {damage} among the slices", "an error that names it")
+@pytest.mark.fault("dicom", "a DICOM file that is {damage} among the slices", "an error that names it")
 @pytest.mark.parametrize("damage", ["empty", "cut in the header", "of random bytes", "without a series"])
 def test_names_a_damaged_file(tmp_path: Path, damage: str) -> None:
     path = write_slices(VOLUME, tmp_path, shuffled=False)[2].rename(tmp_path / "IM0002.dcm")
@@ -265,7 +265,7 @@ def test_names_a_damaged_file(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("DICOM", "a slice with any bytes changed", "a valid volume, or an error of one line")
+@pytest.mark.fault("dicom", "a slice with any bytes changed", "a valid volume, or an error of one line")
 def test_handles_a_slice_with_any_bytes_changed(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for name, paths in {"classic": write_slices(VOLUME, tmp_path / "classic"), "enhanced": []}.items():
@@ -284,7 +284,7 @@ def test_handles_a_slice_with_any_bytes_changed(tmp_path: Path) -> None:
         assert outcomes == {read_image, source_datasets, case_name}
 
 
-@pytest.mark.fault("DICOM", "a slice whose pixels are {damage}", "an error that names it")
+@pytest.mark.fault("dicom", "a slice whose pixels are {damage}", "an error that names it")
 @pytest.mark.parametrize("damage", ["cut off", "missing", "of another size", "in a private transfer syntax"])
 def test_names_a_slice_with_damaged_pixels(tmp_path: Path, damage: str) -> None:
     path = write_slices(VOLUME, tmp_path)[2]
@@ -306,7 +306,7 @@ def test_names_a_slice_with_damaged_pixels(tmp_path: Path, damage: str) -> None:
         assert text.endswith("found the transfer syntax 1.3.12.2.1107.5.9.1, for which there is no decoder")
 
 
-@pytest.mark.fault("DICOM", "a rescale slope of {slope}", "an error that names the file")
+@pytest.mark.fault("dicom", "a rescale slope of {slope}", "an error that names the file")
 @pytest.mark.parametrize("slope", ["0", "inf", "nan"])
 def test_refuses_a_rescale_slope_that_loses_the_values(tmp_path: Path, slope: str) -> None:
     def scale(data: Dataset, z: int) -> None:
@@ -317,7 +317,7 @@ def test_refuses_a_rescale_slope_that_loses_the_values(tmp_path: Path, slope: st
     assert f"the rescale slope {slope}" in pixel_refusal(tmp_path, paths[1])
 
 
-@pytest.mark.fault("DICOM", "a zip archive that is {damage}", "an error that says so")
+@pytest.mark.fault("dicom", "a zip archive that is {damage}", "an error that says so")
 @pytest.mark.parametrize(
     "damage", ["cut off", "damaged", pytest.param("made to fill the memory", marks=pytest.mark.slow)]
 )
@@ -345,14 +345,14 @@ def test_refuses_a_damaged_archive(tmp_path: Path, damage: str) -> None:
     assert text.endswith("; copy it again, or unpack it and give the folder")
 
 
-@pytest.mark.fault("DICOM", "a series that is asked for and not there", "an error that names those that are")
+@pytest.mark.fault("dicom", "a series that is asked for and not there", "an error that names those that are")
 def test_names_the_series_that_are_there(tmp_path: Path) -> None:
     write_slices(VOLUME, tmp_path)
     assert refusal(tmp_path, choice=SeriesChoice(uid="1.2")) == "expected the series 1.2, found only 1.2.3.4"
     assert "only 1.2.3.4" in refusal(tmp_path, choice=SeriesChoice(uid="1.2.3.4/2"))
 
 
-@pytest.mark.fault("DICOM", "DICOM in the place of masks", "an error that says what to do")
+@pytest.mark.fault("dicom", "DICOM in the place of masks", "an error that says what to do")
 def test_refuses_dicom_as_masks(tmp_path: Path) -> None:
     write_slices(VOLUME, tmp_path / "scan")
     for read in (lambda: read_labels(tmp_path / "scan"), lambda: evaluate(tmp_path / "scan", tmp_path / "scan")):
@@ -362,7 +362,7 @@ def test_refuses_dicom_as_masks(tmp_path: Path) -> None:
         assert one_line_about(tmp_path / "scan", caught.value).endswith(expected)
 
 
-@pytest.mark.fault("DICOM", "pydicom is not installed", "an error that says how to install it")
+@pytest.mark.fault("dicom", "pydicom is not installed", "an error that says how to install it")
 def test_says_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_slices(VOLUME, tmp_path / "scan")
     monkeypatch.setitem(sys.modules, "pydicom", None)
@@ -372,7 +372,7 @@ def test_says_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         case_name(tmp_path / "scan")
 
 
-@pytest.mark.fault("DICOM", "a series that cannot be read, given to predict", "nothing is written")
+@pytest.mark.fault("dicom", "a series that cannot be read, given to predict", "nothing is written")
 def test_writes_nothing_for_a_bad_series(tmp_path: Path) -> None:
     write_slices(VOLUME, tmp_path / "scan", Modality="CT", SOPClassUID=CTImageStorage)
     with pytest.raises(InputError, match="the modality CT"):
@@ -381,7 +381,7 @@ def test_writes_nothing_for_a_bad_series(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("DICOM", "5,000 files of other studies beside the series", "the series is found within a minute")
+@pytest.mark.fault("dicom", "5,000 files of other studies beside the series", "the series is found within a minute")
 def test_finds_a_series_among_thousands_of_other_files(tmp_path: Path) -> None:
     template = header(SOPClassUID=CTImageStorage, Modality="CT", Rows=64, Columns=64)
     template.ImagePositionPatient, template.PixelData = position(VOLUME.grid, 0), bytes(2 * 64 * 64)

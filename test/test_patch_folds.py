@@ -141,8 +141,7 @@ def test_the_learning_rate_falls_on_a_plateau_and_the_training_ends_early(traine
     assert len(epochs) == 6 or waited == 2
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 3])
-@pytest.mark.parametrize("schedule", ["poly", "plateau"])
+@pytest.mark.parametrize(("schedule", "epoch"), [("poly", 0), ("poly", 1), ("poly", 3), ("plateau", 0), ("plateau", 1)])
 @pytest.mark.fault(
     "training", "training by Lightning is interrupted in an epoch", "the weights and figures of an uninterrupted one"
 )
@@ -150,8 +149,6 @@ def test_an_interrupted_training_ends_like_another(
     site: Site, trained: dict[str, Path], schedule: str, epoch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = {"poly": POLY, "plateau": PLATEAU}[schedule]
-    if epoch >= len(rows(trained[schedule])):
-        pytest.skip("the training ends before this epoch")
     site.interrupt(monkeypatch, epoch, wanted)
     assert not (site.fold / FINAL).exists()
     assert_same(site.train(wanted), trained[schedule])
