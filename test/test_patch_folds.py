@@ -319,11 +319,14 @@ def test_ctrl_c_ends_the_training_as_elsewhere(site: Site, monkeypatch: pytest.M
     def interrupt(*arguments: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
+    # A shell lets what it starts in the background ignore Ctrl-C, and so would this process.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(site.patches.callbacks.History, "on_train_epoch_start", interrupt)
     with pytest.raises(KeyboardInterrupt):
         site.train()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    signal.signal(signal.SIGINT, ignored)
 
 
 def test_worker_processes_change_nothing(site: Site, trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
