@@ -434,3 +434,8 @@ def test_slices_that_are_not_quite_even_keep_their_own_planes(tmp_path: Path) ->
         float(z) for contour in structures.ROIContourSequence[0].ContourSequence for z in points_of(contour)[:, 2]
     }
     assert planes <= {round(z, 6) for z in moved}
+
+
+def test_a_classic_image_may_say_that_it_has_one_frame(tmp_path: Path) -> None:
+    case = case_in(tmp_path, NumberOfFrames=1)
+    assert len(case.write(tmp_path / "scan.seg.dcm").PerFrameFunctionalGroupsSequence) == 2 * SHAPE[0]

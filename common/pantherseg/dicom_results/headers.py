@@ -77,7 +77,7 @@ def headers_of(source: DicomSource, grid: Grid, *, anonymous: bool) -> Headers:
 
 def _position(dataset: Dataset, frame: int) -> Sequence[Any]:
     """Return the position of a frame as it is stored."""
-    if "NumberOfFrames" not in dataset:
+    if "PerFrameFunctionalGroupsSequence" not in dataset:  # a classic image may say that it has 1 frame
         return list(dataset.ImagePositionPatient)
     groups = dataset.PerFrameFunctionalGroupsSequence[frame]
     if "PlanePositionSequence" not in groups:
