@@ -171,6 +171,28 @@ def test_a_receiver_is_asked_before_anything_is_computed(tmp_path: Path, recipe:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"FrameOfReferenceUID": None}, "expected a frame of reference"),
+        ({"SpecificCharacterSet": "ISO_IR 999"}, "expected texts in a character set of DICOM"),
+        ({"StudyInstanceUID": None}, "the headers of the series do not allow"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Unknown encoding:UserWarning")  # of pydicom, when the test writes such headers
+def test_headers_are_checked_before_anything_is_computed(
+    tmp_path: Path, recipe: Path, changes: dict[str, object], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))), **changes)
+    monkeypatch.setitem(sys.modules, "pantherseg.pipeline", None)  # nothing can be segmented
+    for name in ("dcmseg", "rtstruct"):
+        result = predict(tmp_path / "scan", tmp_path / "out", recipe, "--output-format", name)
+        assert (result.exit_code, len(result.stderr.splitlines()[-1:])) == (1, 1)
+        assert problem in result.stderr
+        assert MARK not in result.stderr
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_mask_is_written_in_the_formats_that_are_asked_for(tmp_path: Path, recipe: Path) -> None:
     grid = Grid((12, 24, 24), (4.0, 3.0, 3.0))
     image = np.random.default_rng(0).normal(100, 20, grid.shape).astype(np.float32)
