@@ -38,3 +38,16 @@ def test_a_slice_of_two_classes_is_damaged(tmp_path: Path) -> None:
     data.SOPClassUID = CTImageStorage
     data.save_as(path)
     assert "found two different SOP classes" in refusal(tmp_path, path)
+
+
+@pytest.mark.parametrize("differs", ["position", "pixels"])
+def test_refuses_several_images_with_one_uid(tmp_path: Path, differs: str) -> None:
+    paths = write_slices(VOLUME, tmp_path, shuffled=False)
+    data = pydicom.dcmread(paths[-2])
+    if differs == "position":
+        data.ImagePositionPatient = pydicom.dcmread(paths[-1]).ImagePositionPatient
+        paths[-1].unlink()
+    else:
+        data.PixelData = bytes(len(data.PixelData))
+    data.save_as(tmp_path / "IM9999")
+    assert "found several images with the same UID, also in IM0018" in refusal(tmp_path, tmp_path / "IM9999")
