@@ -62,10 +62,17 @@ def is_of_many_patients(folder: Path) -> bool:
         except InputError:
             return False
         if header is not None:
-            patients.add(str(header.get("PatientID") or header.get("PatientName") or ""))
+            patients.add(patient_of(header))
         if len(patients) > 1:
             return True
     return False
+
+
+def patient_of(header: Dataset) -> str:
+    """Return a hash of number, name and birth date, by which patients are told apart."""
+    values = [str(header.get(key) or "") for key in ("PatientID", "PatientName", "PatientBirthDate")]
+    # The same name may be written in capitals, and with empty parts at its end.
+    return hashlib.sha256("\0".join(value.casefold().rstrip("^= ") for value in values).encode()).hexdigest()
 
 
 def _first_header(source: Path) -> Dataset | None:

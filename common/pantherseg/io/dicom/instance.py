@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pantherseg.io.dicom.identity import IDENTITY, identifies
+from pantherseg.io.dicom.identity import IDENTITY, identifies, patient_of
 from pantherseg.io.dicom.places import Place
 from pantherseg.io.limits import MAX_ORIGIN_MM
 
@@ -125,7 +124,6 @@ def _instance(place: Place, header: Dataset) -> Instance:
     size = (int(header.Rows), int(header.Columns)) if header.get("Rows") and header.get("Columns") else None
     if str(sop_class) in MR_IMAGES and size is None:
         raise HeaderError("an MR image without rows and columns, as in a truncated file")
-    identity = str(header.get("PatientID") or header.get("PatientName") or "")
     number = header.get("SeriesNumber")
     description = _text(header, "SeriesDescription") or _text(header, "ProtocolName")
     problem = _problem(header, sop_class, size)
@@ -135,7 +133,7 @@ def _instance(place: Place, header: Dataset) -> Instance:
         sop_class=str(sop_class),
         uid=_text(header, "SOPInstanceUID"),
         modality=_text(header, "Modality"),
-        patient=hashlib.sha256(identity.encode()).hexdigest(),
+        patient=patient_of(header),
         study_uid=_text(header, "StudyInstanceUID"),
         series_uid=_text(header, "SeriesInstanceUID"),
         series_number=None if number is None else int(number),

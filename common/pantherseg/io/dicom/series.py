@@ -96,10 +96,10 @@ class Scan:
     damaged: tuple[tuple[Place, str], ...]
     others: int
 
-    @property
-    def patients(self) -> list[Instance]:
-        """An image of each patient."""
-        images = [one for series in self.series for one in series.instances if one.size is not None]
+    def patients(self, uid: str = "") -> list[Instance]:
+        """Return an image of each patient. uid: only of this series, or of the series of this volume."""
+        chosen = [series for series in self.series if not uid or uid.partition("/")[0] == series.uid]
+        images = [one for series in chosen for one in series.instances if one.size is not None]
         return list({one.patient: one for one in reversed(images)}.values())[::-1]
 
 
@@ -157,6 +157,6 @@ def refuse_without_images(source: Path, found: Scan) -> None:
         more = f", as in {len(found.damaged) - 1} other files" if len(found.damaged) > 1 else ""
         hint = "copy it again, or move it away if it does not belong to the series"
         raise InputError(str(place), expected="a readable DICOM file", found=reason + more, hint=hint)
-    if not found.patients:
+    if not found.patients():
         kinds = ", ".join(sorted({one.problem for series in found.series for one in series.instances}))
         raise InputError(source, expected="MR images", found=kinds or "no DICOM files")
