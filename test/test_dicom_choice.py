@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 from pydicom import DataElement, Dataset
 from pydicom.config import IGNORE
+from pydicom.uid import BasicTextSRStorage, MediaStorageDirectoryStorage
 
 from conftest import valid_report
-from dicom_files import PATIENT, some_volume, write_enhanced, write_slices
+from dicom_files import PATIENT, header, save, some_volume, write_enhanced, write_slices
 from pantherseg.batch import run_batch
 from pantherseg.cli import main
 from pantherseg.errors import InputError
@@ -157,6 +158,23 @@ def test_lists_what_is_there_and_what_would_be_taken(study: Path) -> None:
 def test_a_case_is_not_named_after_the_patient(tmp_path: Path, name: str) -> None:
     write_slices(some_volume(), tmp_path / name)
     assert case_name(tmp_path / name) == input_name(tmp_path / name) == "study-c47f5b18"
+
+
+@pytest.mark.parametrize("before", ["DICOMDIR", "a report without a patient", "a damaged file"])
+def test_what_lies_before_the_images_does_not_hide_the_patient(tmp_path: Path, before: str) -> None:
+    folder = tmp_path / "Musterfrau_Erika_1943"
+    write_slices(some_volume(), folder / "IMAGES")
+    if before == "DICOMDIR":
+        data = Dataset()
+        data.SOPClassUID, data.DirectoryRecordSequence = MediaStorageDirectoryStorage, []
+        save(data, folder / "DICOMDIR")
+        assert case_name(folder / "DICOMDIR") == "study-c47f5b18"
+    elif before == "a damaged file":
+        (folder / "a.dcm").write_bytes(b"\x08\x00")
+    else:
+        empty = dict.fromkeys(PATIENT, "")
+        save(header(SOPClassUID=BasicTextSRStorage, Modality="SR", **empty), folder / "A")
+    assert case_name(folder) == input_name(folder) == "study-c47f5b18"
 
 
 def marked(folder: Path) -> list[str]:

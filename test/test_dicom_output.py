@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, SegmentationStorage
 from pynetdicom import AE, evt
 
-from conftest import run_python, valid_report
+from conftest import one_line_about, run_python, valid_report
 from mr_series import MARK, write_series
 from pantherseg.cli import main as pantherseg
 from pantherseg.dicom_results.send import Receiver
@@ -171,6 +171,28 @@ def test_a_receiver_is_asked_before_anything_is_computed(tmp_path: Path, recipe:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"FrameOfReferenceUID": None}, "expected a frame of reference"),
+        ({"SpecificCharacterSet": "ISO_IR 999"}, "expected texts in a character set of DICOM"),
+        ({"StudyInstanceUID": None}, "the headers of the series do not allow"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Unknown encoding:UserWarning")  # of pydicom, when the test writes such headers
+def test_headers_are_checked_before_anything_is_computed(
+    tmp_path: Path, recipe: Path, changes: dict[str, object], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))), **changes)
+    monkeypatch.setitem(sys.modules, "pantherseg.pipeline", None)  # nothing can be segmented
+    for name in ("dcmseg", "rtstruct"):
+        result = predict(tmp_path / "scan", tmp_path / "out", recipe, "--output-format", name)
+        assert (result.exit_code, len(result.stderr.splitlines()[-1:])) == (1, 1)
+        assert problem in result.stderr
+        assert MARK not in result.stderr
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_mask_is_written_in_the_formats_that_are_asked_for(tmp_path: Path, recipe: Path) -> None:
     grid = Grid((12, 24, 24), (4.0, 3.0, 3.0))
     image = np.random.default_rng(0).normal(100, 20, grid.shape).astype(np.float32)
@@ -195,6 +217,7 @@ def test_a_mask_is_written_in_the_formats_that_are_asked_for(tmp_path: Path, rec
         (["--output-format", "dcmseg", "--send", "localhost:104"], "expected AET@host:port"),
         (["--output-format", "dcmseg", "--send", "A@b:99999"], "expected AET@host:port"),
         (["--output-format", "dcmseg", "--send", "SEVENTEEN_LETTERS@b:1"], "expected AET@host:port"),
+        (["--output-format", "dcmseg", "--send", "ÄÖ@localhost:104"], "expected a title of plain letters"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(tmp_path: Path, recipe: Path, options: list[str], problem: str) -> None:
@@ -277,6 +300,14 @@ def test_names_a_receiver_that_does_not_answer(
     archive.stop()
     assert "no answer within 10 s" in refusal(Receiver("ARCHIVE", "127.0.0.1", archive.port), objects)
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 64, "a..b"])
+def test_names_a_host_that_is_not_known(host: str) -> None:
+    with pytest.raises(OutputError) as caught:
+        Receiver.of(f"A@{host}:104").check([".seg.dcm"])
+    one_line_about(f"A@{host}:104", caught.value)
+    assert f"the host {host} is not known" in str(caught.value)
 
 
 @pytest.mark.fault("outputs", "the receiver of results refuses the connection", "an error that gives its reason")

@@ -434,3 +434,32 @@ def test_slices_that_are_not_quite_even_keep_their_own_planes(tmp_path: Path) ->
         float(z) for contour in structures.ROIContourSequence[0].ContourSequence for z in points_of(contour)[:, 2]
     }
     assert planes <= {round(z, 6) for z in moved}
+
+
+def test_a_classic_image_may_say_that_it_has_one_frame(tmp_path: Path) -> None:
+    case = case_in(tmp_path, NumberOfFrames=1)
+    assert len(case.write(tmp_path / "scan.seg.dcm").PerFrameFunctionalGroupsSequence) == 2 * SHAPE[0]
+
+
+@pytest.mark.parametrize(
+    ("sets", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        (["ISO 2022 IR 6", "ISO 2022 IR 100"], "Äneas^Ñandú"),
+    ],
+)
+def test_names_in_any_character_set_are_kept(tmp_path: Path, sets: list[str], name: str) -> None:
+    case = case_in(tmp_path, SpecificCharacterSet=sets, PatientName=name)
+    for suffix in FORMATS.values():
+        made = case.write(tmp_path / f"scan{suffix}")
+        assert (made.PatientName, made.SpecificCharacterSet) == (name, "ISO_IR 192")
+
+
+@pytest.mark.filterwarnings("ignore:Unknown encoding:UserWarning")  # of pydicom, when the test writes such headers
+def test_an_unknown_character_set_is_refused(tmp_path: Path) -> None:
+    case = case_in(tmp_path, SpecificCharacterSet="ISO_IR 999")
+    with pytest.raises(InputError, match="expected texts in a character set of DICOM, found an unknown one") as caught:
+        case.write(tmp_path / "scan.seg.dcm")
+    one_line_about(f"series {case.source.series_uid}", caught.value)
+    assert case.write(tmp_path / "scan.seg.dcm", anonymous=True).PatientName == ""

@@ -154,7 +154,10 @@ def _sources(folder: Path) -> tuple[list[Path], list[Path]]:
         raise InputError(folder, "the folder contains no volume")
     others = sorted(path.name for path in set(folder.iterdir()).difference(sources) if not path.name.startswith("."))
     if others:
-        logger.warning("%s: not read, because they are not volumes: %s", folder, first_few(others))
+        # What lies beside DICOM may be named after patients, too.
+        named = all(path.name.lower().endswith(VOLUME_SUFFIXES) for path in sources)
+        which = first_few(others) if named else f"{len(others)} files or folders"
+        logger.warning("%s: not read, because they are not volumes: %s", folder, which)
     files = Counter(map(case_name, sources))
     ambiguous = [path for path in sources if files[case_name(path)] > 1]
     for path in ambiguous:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from pantherseg.dicom_results.formats import check_installed, is_object, is_probability, write_object
+from pantherseg.dicom_results.formats import check_headers, check_installed, is_object, is_probability, write_object
 from pantherseg.errors import InputError, first_few
 from pantherseg.events import Event
 from pantherseg.files import prepare_folder, remove_file, write_text
@@ -32,7 +32,7 @@ from pantherseg.machine.deadline import Deadline
 from pantherseg.machine.memory import forget_peak
 from pantherseg.results import CaseReport, DicomOptions, Fingerprint, read_report
 from pantherseg.session import Session
-from pantherseg.volume import Volume
+from pantherseg.volume import Grid, Volume
 
 if TYPE_CHECKING:
     from pantherseg.pipeline import Segmentation
@@ -85,7 +85,7 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
     deadline = Deadline.after(session.recipe.time_budget_s)
     forget_peak()
     volume, events = read_case(source, session.recipe.series)
-    series = _series_of(source, session, output)
+    series = _series_of(source, volume.grid, session, output)
     # Loads models after reading, so that a bad input is named at once.
     fingerprint = fingerprint_of(source, session, output.dicom_options)
     for path in (output.mask, output.report):
@@ -107,14 +107,18 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
     return CaseResult(segmentation, output)
 
 
-def _series_of(source: Path, session: Session, output: CaseOutput) -> DicomSource | None:
-    """Return the DICOM series that objects are about, None where there are none. Raises InputError for no DICOM."""
+def _series_of(source: Path, grid: Grid, session: Session, output: CaseOutput) -> DicomSource | None:
+    """Return the DICOM series that objects are about, None where there are none.
+
+    Raises InputError for no DICOM, and for a series whose headers do not allow the objects.
+    """
     if not output.objects:
         return None
     check_installed(output.mask)
     series = source_datasets(source, session.recipe.series)
     if series is None:
         raise no_series(source)
+    check_headers(output.objects, series, grid, output.dicom, session.recipe.name)
     return series
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,12 @@ from pantherseg.files import written_beside
 from pantherseg.io.dicom.library import quiet_pydicom
 
 if TYPE_CHECKING:
+    from pydicom import Dataset
+
     from pantherseg.dicom_results.making import Found, Making
+    from pantherseg.io.dicom.source import DicomSource
+    from pantherseg.results import DicomOptions
+    from pantherseg.volume import Grid
 
 # By the suffix of a file: the module below `dicom_results`, and the function in it that makes the object.
 SUFFIXES = {
@@ -54,22 +59,39 @@ def write_object(path: Path, found: Found, making: Making) -> None:
 
     Raises OutputError, and InputError for a series whose headers do not allow the object.
     """
-    module, function = next(entry for suffix, entry in SUFFIXES.items() if path.name.endswith(suffix))
     with quiet_dicom(path):
-        make = getattr(import_module(f"pantherseg.dicom_results.{module}"), function)
-        try:
-            made = make(found, making)
-        except PantherSegError:
-            raise
-        except Exception as error:
-            # The message may quote a header, and so name the patient.
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
-            problem = f"the headers of the series do not allow {path.name} ({reason})"
-            hint = "choose another output format, such as mha"
-            raise InputError(f"series {making.source.series_uid}", problem, hint=hint) from None
+        made = _made(path, found, making)
         with written_beside(path) as beside:
             made.save_as(beside, enforce_file_format=True)
+
+
+def check_headers(paths: Sequence[Path], source: DicomSource, grid: Grid, options: DicomOptions, recipe: str) -> None:
+    """Make the objects of files as if nothing had been found, so that headers that do not allow them are named early.
+
+    grid: of the volume that was read from the series. Raises InputError.
+    """
+    from pantherseg.dicom_results.making import nothing_found
+
+    for path in paths:
+        with quiet_dicom(path):
+            _made(path, *nothing_found(source, grid, options, recipe))
+
+
+def _made(path: Path, found: Found, making: Making) -> Dataset:
+    """Return what a file is to hold by its suffix. Within `quiet_dicom`. Raises InputError."""
+    module, function = next(entry for suffix, entry in SUFFIXES.items() if path.name.endswith(suffix))
+    make: Callable[[Found, Making], Dataset] = getattr(import_module(f"pantherseg.dicom_results.{module}"), function)
+    try:
+        return make(found, making)
+    except PantherSegError:
+        raise
+    except Exception as error:
+        # The message may quote a header, and so name the patient.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+        problem = f"the headers of the series do not allow {path.name} ({reason})"
+        hint = "choose another output format, such as mha"
+        raise InputError(f"series {making.source.series_uid}", problem, hint=hint) from None
 
 
 def check_installed(where: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.charset import convert_encodings
+from pydicom.config import RAISE, settings
 from pydicom.valuerep import DA, TM, DSfloat
 
 from pantherseg.errors import InputError
@@ -31,6 +33,7 @@ MAY_BE_EMPTY = (
     *("StudyTime", "ReferringPhysicianName"),
 )
 SEXES = ("M", "F", "O")
+UTF_8 = "ISO_IR 192"
 # Frames of a multi-frame object that were not read are put here, so that nothing refers to them.
 FAR_AWAY_MM = 1e6
 
@@ -51,7 +54,8 @@ class Headers:
 def headers_of(source: DicomSource, grid: Grid, *, anonymous: bool) -> Headers:
     """Return the headers of a series whose slices are those of a grid.
 
-    Raises InputError for a series without a frame of reference.
+    Texts are in UTF-8, whatever the series has: highdicom does not take all character sets that DICOM allows. Raises
+    InputError for a series without a frame of reference, and for texts in an unknown character set.
     """
     orientation = _decimals(np.array(grid.direction)[:, :2].T.ravel())
     spacing = _decimals(grid.spacing[1:])
@@ -64,6 +68,9 @@ def headers_of(source: DicomSource, grid: Grid, *, anonymous: bool) -> Headers:
             raise InputError(f"series {source.series_uid}", expected=expected, found=found, hint=hint)
         header = _only(dataset, NEEDED) if anonymous else copy(dataset)
         header.file_meta = dataset.file_meta
+        if not anonymous:
+            _check_character_set(source, header)
+            _set_utf_8(header)
         _complete(header)
         if source.is_multi_frame:
             read = {frame: positions[z] for z, (instance, frame) in enumerate(source.frames) if instance == number}
@@ -75,9 +82,34 @@ def headers_of(source: DicomSource, grid: Grid, *, anonymous: bool) -> Headers:
     return Headers(tuple(headers), np.array(positions, float))
 
 
+def _check_character_set(source: DicomSource, header: Dataset) -> None:
+    values = header.get("SpecificCharacterSet") or []
+    mode = settings.reading_validation_mode
+    settings.reading_validation_mode = RAISE  # else an unknown one is taken for another
+    try:
+        convert_encodings([values] if isinstance(values, str) else list(values))
+    except (LookupError, ValueError) as error:
+        expected, hint = (
+            "texts in a character set of DICOM",
+            "choose another output format, such as mha, or --anonymous",
+        )
+        where = f"series {source.series_uid}"
+        raise InputError(where, expected=expected, found="an unknown one", hint=hint) from error
+    finally:
+        settings.reading_validation_mode = mode
+
+
+def _set_utf_8(header: Dataset) -> None:
+    header.decode()
+    for element in [one for one in header if one.VR == "PN" and one.value]:
+        names = [str(name) for name in (element.value if element.VM > 1 else [element.value])]
+        header[element.tag] = DataElement(element.tag, "PN", names)  # pydicom keeps the bytes of those that were read
+    header.SpecificCharacterSet = UTF_8
+
+
 def _position(dataset: Dataset, frame: int) -> Sequence[Any]:
     """Return the position of a frame as it is stored."""
-    if "NumberOfFrames" not in dataset:
+    if "PerFrameFunctionalGroupsSequence" not in dataset:  # a classic image may say that it has 1 frame
         return list(dataset.ImagePositionPatient)
     groups = dataset.PerFrameFunctionalGroupsSequence[frame]
     if "PlanePositionSequence" not in groups:

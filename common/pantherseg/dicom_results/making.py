@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, time
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
@@ -16,10 +17,11 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID
 from pydicom.valuerep import DA, TM
 
+from pantherseg import __version__
 from pantherseg.dicom_results.headers import Headers, headers_of
 from pantherseg.io.dicom.source import DicomSource
 from pantherseg.labels import PANCREAS_NAME, TUMOUR_NAME
-from pantherseg.results import CaseReport, DicomOptions
+from pantherseg.results import SCHEMA, CaseReport, Confidence, DicomOptions, VoxelBox
 from pantherseg.volume import Grid, Volume
 
 NOT_CLINICAL = "not for clinical use"
@@ -141,6 +143,30 @@ class Making:
             made.DeidentificationMethodCodeSequence = [as_item(code) for code in DEIDENTIFICATION]
             made.LongitudinalTemporalInformationModified = "REMOVED"
         return made
+
+
+def nothing_found(source: DicomSource, grid: Grid, options: DicomOptions, recipe: str) -> tuple[Found, Making]:
+    """Return a case before its volume was segmented, with empty masks."""
+    report = CaseReport(
+        schema=SCHEMA,
+        input="",
+        mask="",
+        pantherseg=__version__,
+        not_for_clinical_use=True,
+        recipe=recipe,
+        device="",
+        precision="",
+        models=(),
+        tumour_ml=0,
+        confidence=Confidence(pairwise_dice=None, mean_entropy=None, fold_volumes_ml=(), expected_dice=None),
+        box=VoxelBox(start_zyx=(0, 0, 0), stop_zyx=grid.shape),
+        pancreas=None,
+        events=(),
+        peak_memory_mb=0,
+        seconds={},
+    )
+    empty = Volume(np.zeros(grid.shape, np.uint8), grid)
+    return Found(empty, empty, empty), Making(source, grid, report, options)
 
 
 def as_item(code: Code) -> Dataset:

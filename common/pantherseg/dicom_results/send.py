@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class Receiver:
         found = ADDRESS.fullmatch(address.strip())
         if found is None or not found["title"].strip() or not 0 < int(found["port"]) < 2**16:
             raise ValueError(f"expected AET@host:port, such as ORTHANC@localhost:4242, found {address!r}")
+        if not (found["title"].isascii() and found["title"].isprintable()):
+            raise ValueError(f"expected a title of plain letters (ASCII), found {found['title']!r}")
         return cls(found["title"].strip(), found["host"].strip("[]"), int(found["port"]))
 
     def __str__(self) -> str:
@@ -73,6 +76,7 @@ class Receiver:
             from pydicom.uid import UID, ExplicitVRLittleEndian
             from pynetdicom import AE
 
+            self._check_address()
             entity = AE(OUR_TITLE)
             entity.connection_timeout = CONNECT_S
             entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = ANSWER_S
@@ -85,6 +89,13 @@ class Receiver:
             finally:
                 if association.is_established:
                     association.release()
+
+    def _check_address(self) -> None:
+        try:
+            socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            hint = "check the address, or give the number of the host"
+            raise OutputError(str(self), f"the host {self.host} is not known", hint=hint) from error
 
     def _check_established(self, association: Association, classes: Sequence[str]) -> None:
         if association.is_rejected:

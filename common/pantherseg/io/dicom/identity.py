@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import re
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from pantherseg.errors import InputError
 from pantherseg.io.dicom.library import quiet_pydicom
-from pantherseg.io.dicom.places import DIRECTORY, SUFFIX, ZIP_SUFFIX, dicom_files, first_dicom, is_dicom
+from pantherseg.io.dicom.places import (
+    DIRECTORY,
+    MAX_FILES,
+    SUFFIX,
+    ZIP_SUFFIX,
+    Place,
+    dicom_files,
+    first_dicom,
+    is_dicom,
+    is_zip,
+    places_in,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -50,29 +62,51 @@ def is_of_many_patients(folder: Path) -> bool:
         except InputError:
             return False
         if header is not None:
-            patients.add(str(header.get("PatientID") or header.get("PatientName") or ""))
+            patients.add(patient_of(header))
         if len(patients) > 1:
             return True
     return False
 
 
-def _first_header(source: Path) -> Dataset | None:
-    """Return what identifies the patient and the study in the first DICOM file of a source; None if it is damaged."""
-    place = first_dicom(source)
-    if place is None:
-        return None
-    with quiet_pydicom(source):
-        import pydicom
+def patient_of(header: Dataset) -> str:
+    """Return a hash of number, name and birth date, by which patients are told apart."""
+    values = [str(header.get(key) or "") for key in ("PatientID", "PatientName", "PatientBirthDate")]
+    # The same name may be written in capitals, and with empty parts at its end.
+    return hashlib.sha256("\0".join(value.casefold().rstrip("^= ") for value in values).encode()).hexdigest()
 
-        for _, file in dicom_files([place]):
-            try:
-                tags = [*IDENTITY, "StudyInstanceUID"]
-                header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=tags)
-                header.decode()  # values are converted only now
+
+def _first_header(source: Path) -> Dataset | None:
+    """Return what identifies the patient and the study in the first DICOM file of a source that names a patient.
+
+    A DICOMDIR, and objects such as reports, may name none: where all are so, it is the first with a study. None if
+    none can be read. At most MAX_FILES DICOM files are looked at.
+    """
+    folder = source.parent if source.name.upper() == DIRECTORY else source
+    if first_dicom(folder) is None:
+        return None
+    places = places_in(folder) if folder.is_dir() or is_zip(folder) else [Place(folder)]
+    without = None
+    with quiet_pydicom(source):
+        for _, file in islice(dicom_files(places), MAX_FILES):
+            header = _header(file)
+            if header is not None and any(header.get(key) for key in IDENTITY):
                 return header
-            except Exception:  # of many types; reading the source says what is wrong with the file
-                return None
-    return None
+            if header is not None and header.get("StudyInstanceUID"):
+                without = without or header
+    return without
+
+
+def _header(file: BinaryIO) -> Dataset | None:
+    """Return what identifies the patient and the study in a file; None if it is damaged, which reading it says."""
+    import pydicom
+
+    try:
+        tags = [*IDENTITY, "StudyInstanceUID"]
+        header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=tags)
+        header.decode()  # values are converted only now
+    except Exception:  # of many types
+        return None
+    return header
 
 
 def identifies(name: str, header: Dataset) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pantherseg.io.dicom.identity import IDENTITY, identifies
+from pantherseg.io.dicom.identity import IDENTITY, identifies, patient_of
 from pantherseg.io.dicom.places import Place
 from pantherseg.io.limits import MAX_ORIGIN_MM
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 MR_IMAGES = frozenset(
     ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4"),
 )
+DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 # Tags by which frames at the same position differ, the most telling first, and what they are called.
 DISCRIMINATORS = {
     "TemporalPositionIndex": "temporal position",
@@ -112,15 +112,18 @@ def read_instance(place: Place, file: BinaryIO) -> Instance:
 
 
 def _instance(place: Place, header: Dataset) -> Instance:
+    stated = getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
     # A DICOMDIR has its class only in the information about the file.
-    meta = getattr(header, "file_meta", {})
-    sop_class = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID")
+    sop_class = header.get("SOPClassUID") or (stated if stated == DIRECTORY_CLASS else None)
     if sop_class is None:
         raise HeaderError("no SOP class, as in a truncated file or one of another format")
     if str(sop_class) in MR_IMAGES and not header.get("SeriesInstanceUID"):
         raise HeaderError("an MR image without a series, as in a truncated file")
+    if str(stated or sop_class) != str(sop_class):
+        raise HeaderError("two different SOP classes, as in a damaged file")
     size = (int(header.Rows), int(header.Columns)) if header.get("Rows") and header.get("Columns") else None
-    identity = str(header.get("PatientID") or header.get("PatientName") or "")
+    if str(sop_class) in MR_IMAGES and size is None:
+        raise HeaderError("an MR image without rows and columns, as in a truncated file")
     number = header.get("SeriesNumber")
     description = _text(header, "SeriesDescription") or _text(header, "ProtocolName")
     problem = _problem(header, sop_class, size)
@@ -130,7 +133,7 @@ def _instance(place: Place, header: Dataset) -> Instance:
         sop_class=str(sop_class),
         uid=_text(header, "SOPInstanceUID"),
         modality=_text(header, "Modality"),
-        patient=hashlib.sha256(identity.encode()).hexdigest(),
+        patient=patient_of(header),
         study_uid=_text(header, "StudyInstanceUID"),
         series_uid=_text(header, "SeriesInstanceUID"),
         series_number=None if number is None else int(number),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,19 @@ def read_pixels(source: Path, stack: Stack) -> NDArray[Any]:
                 hint = "" if known else DAMAGED
                 raise InputError(str(place), expected=expected, found=last_line(error), hint=hint) from error
     return np.stack(frames)
+
+
+def stored_pixels(file: BinaryIO) -> bytes | None:
+    """Return the pixels of a file as they are stored; None if they cannot be read. Within `library.quiet_pydicom`."""
+    import pydicom
+
+    try:
+        data = pydicom.dcmread(file, force=True)
+        return next((bytes(data[key].value) for key in PIXELS if key in data), None)
+    except MemoryError:
+        raise
+    except Exception:  # pydicom raises errors of many types for damaged files
+        return None
 
 
 class PixelError(Exception):

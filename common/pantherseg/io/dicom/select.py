@@ -46,7 +46,7 @@ def survey(source: Path, choice: SeriesChoice) -> Survey:
     found = scan(source)
     candidates = tuple(candidate for one in found.series for candidate in _candidates(one, choice))
     plausible = _plausible(candidates, choice)
-    one_patient = len(found.patients) == 1 or bool(choice.uid)
+    one_patient = len(found.patients(choice.uid)) < 2
     taken = plausible[0] if len(plausible) == 1 and one_patient and not found.damaged else None
     return Survey(found, candidates, taken)
 
@@ -58,10 +58,13 @@ def select(source: Path, choice: SeriesChoice) -> tuple[Candidate, Grid, tuple[E
     """
     result = survey(source, choice)
     refuse_without_images(source, result.scan)
-    if len(result.scan.patients) > 1 and not choice.uid:
-        one, other = result.scan.patients[:2]
-        found = f"{len(result.scan.patients)} patients, such as those of {one.place.name} and {other.place.name}"
-        hint = "give the folder of one of them, or choose a series with --series UID"
+    patients = result.scan.patients(choice.uid)
+    if len(patients) > 1:
+        one, other = patients[:2]
+        found = f"{len(patients)} patients, such as those of {one.place.name} and {other.place.name}"
+        hint = "give the folder of one of them" + (
+            ", with their files alone" if choice.uid else ", or choose a series with --series UID"
+        )
         raise InputError(source, expected="the series of one patient", found=found, hint=hint)
     if result.taken is None:
         raise _undecided(source, result, choice)

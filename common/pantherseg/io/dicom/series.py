@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pantherseg.errors import InputError
 from pantherseg.io.dicom.choice import Plane, Weighting
 from pantherseg.io.dicom.instance import HeaderError, Instance, read_instance
 from pantherseg.io.dicom.library import quiet_pydicom
+from pantherseg.io.dicom.pixels import stored_pixels
 from pantherseg.io.dicom.places import DIRECTORY, Place, dicom_files, is_zip, places_in
 from pantherseg.io.dicom.stack import Stack, stacks_of
 
@@ -94,10 +96,10 @@ class Scan:
     damaged: tuple[tuple[Place, str], ...]
     others: int
 
-    @property
-    def patients(self) -> list[Instance]:
-        """An image of each patient."""
-        images = [one for series in self.series for one in series.instances if one.size is not None]
+    def patients(self, uid: str = "") -> list[Instance]:
+        """Return an image of each patient. uid: only of this series, or of the series of this volume."""
+        chosen = [series for series in self.series if not uid or uid.partition("/")[0] == series.uid]
+        images = [one for series in chosen for one in series.instances if one.size is not None]
         return list({one.patient: one for one in reversed(images)}.values())[::-1]
 
 
@@ -131,11 +133,21 @@ def _scan(source: Path, places: tuple[Place, ...]) -> Scan:
             except HeaderError as error:
                 damaged.append((place, str(error)))
                 continue
+            known = by_uid.setdefault(instance.series_uid, {}).setdefault(instance.uid or str(place), instance)
             # A copy of a file counts once.
-            by_uid.setdefault(instance.series_uid, {}).setdefault(instance.uid or str(place), instance)
+            if known is not instance and not (instance.problem or known.problem) and not _is_copy(known, instance):
+                damaged.append((place, f"several images with the same UID, also in {known.place.name}"))
     series = [Series(tuple(instances.values())) for instances in by_uid.values()]
     series.sort(key=lambda one: (one.instances[0].study_uid, one.number is None, one.number or 0, one.uid))
     return Scan(tuple(series), tuple(damaged), len(places) - found)
+
+
+def _is_copy(one: Instance, other: Instance) -> bool:
+    """Return whether two images lie at the same place, and have the same pixels. Within `quiet_pydicom`."""
+    if [frame.position for frame in one.frames] != [frame.position for frame in other.frames]:
+        return False
+    contents = [stored_pixels(file) for _, file in chain(dicom_files([one.place]), dicom_files([other.place]))]
+    return contents[0] == contents[1]
 
 
 def refuse_without_images(source: Path, found: Scan) -> None:
@@ -145,6 +157,6 @@ def refuse_without_images(source: Path, found: Scan) -> None:
         more = f", as in {len(found.damaged) - 1} other files" if len(found.damaged) > 1 else ""
         hint = "copy it again, or move it away if it does not belong to the series"
         raise InputError(str(place), expected="a readable DICOM file", found=reason + more, hint=hint)
-    if not found.patients:
+    if not found.patients():
         kinds = ", ".join(sorted({one.problem for series in found.series for one in series.instances}))
         raise InputError(source, expected="MR images", found=kinds or "no DICOM files")
