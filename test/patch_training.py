@@ -1,4 +1,4 @@
-"""A small data set and settings for the trainer `lightning`, which several test modules use."""
+"""A small data set for training, and settings for the trainer `lightning`, which several test modules use."""
 
 from __future__ import annotations
 

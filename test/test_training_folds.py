@@ -32,7 +32,6 @@ from pantherseg.errors import InputError, OutputError, RecipeError
 from pantherseg.inference.predictor import Logits
 from pantherseg.io import read_labels
 from pantherseg.model_sources.checkpoint import read_checkpoint
-from pantherseg.phantom import write_dataset
 from pantherseg.training.folders import TrainingFolders
 from pantherseg.training.folds import train_fold
 from pantherseg.training.nnunet_trainers.pantherseg_trainer import LATEST, PantherTrainer, read_settings
@@ -41,6 +40,7 @@ from pantherseg.training.seeds import reseed
 from pantherseg.training.training_recipe import PlanSettings, ScheduleSettings, TrainingSettings
 from pantherseg.training.validation import validate_fold
 from pantherseg.volume import Volume
+from patch_training import write_raw
 
 # The filters are for warnings that nnU-Net causes.
 pytestmark = [
@@ -64,23 +64,6 @@ FINAL, BEST = "checkpoint_final.pth", "checkpoint_best.pth"
 def settings(**schedule: Any) -> TrainingSettings:
     defaults = {"epochs": 3, "iterations": 1, "validation_iterations": 1}
     return TrainingSettings(schedule=msgspec.convert(defaults | schedule, ScheduleSettings), seed=7)
-
-
-def write_raw(folder: Path) -> Path:
-    """Write four phantoms as a raw nnU-Net data set with two folds."""
-    raw = folder / "Dataset990_tiny"
-    cases = write_dataset(raw, task=1, cases=4, seed=70, size="small")
-    description = {
-        "channel_names": {"0": "MR"},
-        "labels": {"background": 0, "tumour": 1, "pancreas": 2},
-        "numTraining": len(cases),
-        "file_ending": ".mha",
-        "orientation": "LPS",
-    }
-    (raw / "dataset.json").write_text(json.dumps(description))
-    splits = [{"train": cases[2:], "val": cases[:2]}, {"train": cases[:2], "val": cases[2:]}]
-    (raw / SPLITS).write_text(json.dumps(splits))
-    return raw
 
 
 @pytest.fixture(scope="module")

@@ -158,10 +158,11 @@ def _sources(folder: Path) -> tuple[list[Path], list[Path]]:
         named = all(path.name.lower().endswith(VOLUME_SUFFIXES) for path in sources)
         which = first_few(others) if named else f"{len(others)} files or folders"
         logger.warning("%s: not read, because they are not volumes: %s", folder, which)
-    files = Counter(map(case_name, sources))
-    ambiguous = [path for path in sources if files[case_name(path)] > 1]
+    names = {path: case_name(path) for path in sources}  # of DICOM, read from headers
+    files = Counter(names.values())
+    ambiguous = [path for path in sources if files[names[path]] > 1]
     for path in ambiguous:
-        same = [other for other in ambiguous if other != path and case_name(other) == case_name(path)]
+        same = [other for other in ambiguous if other != path and names[other] == names[path]]
         found, hint = f"also {', '.join(map(input_name, same))}", "rename or remove one of them"
         logger.error("error: %s", InputError(path, expected="one file for this case", found=found, hint=hint))
     return [path for path in sources if path not in ambiguous], ambiguous

@@ -156,12 +156,12 @@ def write_case(
         probability_path=None if kept is None else os.path.relpath(kept, folder),
     )
     report = msgspec.structs.replace(report, fingerprint=fingerprint)
+    files = output.results if kept is None else (*output.results, kept)
     with stage("write") as remarks:
-        remove_earlier(output, but=(*output.results, *([] if kept is None else [kept])))
+        remove_earlier(output, but=files)
         remove_file(output.report)  # an older report must not stand beside a new mask
         try:
-            for path in output.results:
-                _write_result(path, source, segmentation, report, output.dicom, series)
+            _write_results(source, segmentation, report, output, series)
             if kept is not None and probability is not None:
                 write_probability(probability, kept)
             sha256 = {path: source_sha256(path) for path in output.results}
@@ -169,29 +169,28 @@ def write_case(
             made = msgspec.structs.replace(report, mask_sha256=sha256[output.mask], other_results=others or UNSET)
             write_text(output.report, made.as_text())
         except BaseException:
-            for path in (*output.results, *([] if kept is None else [kept])):
+            for path in files:
                 remove_file(path)
             raise
         remarks.append(first_few(map(shown, output.results)))
 
 
-def _write_result(
-    path: Path,
-    source: Path,
-    segmentation: Segmentation,
-    report: CaseReport,
-    options: DicomOptions,
-    series: DicomSource | None,
+def _write_results(
+    source: Path, segmentation: Segmentation, report: CaseReport, output: CaseOutput, series: DicomSource | None
 ) -> None:
-    """Write the mask in the format of a path's suffix."""
-    if not is_object(path):
-        write_volume(segmentation.mask, path, like=source)
+    """Write the mask in all its formats."""
+    for path in output.results:
+        if not is_object(path):
+            write_volume(segmentation.mask, path, like=source)
+    if not output.objects:
         return
     from pantherseg.dicom_results.making import Found, Making  # imports highdicom, which only DICOM results need
 
     assert series is not None  # `run_case` has looked for it
     found = Found(segmentation.mask, segmentation.pancreas_mask, segmentation.probability)
-    write_object(path, found, Making(series, segmentation.mask.grid, report, options))
+    making = Making(series, segmentation.mask.grid, report, output.dicom)
+    for path in output.objects:
+        write_object(path, found, making)
 
 
 def remove_earlier(output: CaseOutput, *, but: Collection[Path] = ()) -> bool:

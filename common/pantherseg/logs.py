@@ -123,6 +123,18 @@ def shown(path: Path) -> str:
 
 
 @contextmanager
+def silenced(library: str, *, below: int = logging.CRITICAL + 1) -> Iterator[None]:
+    """Keep the log of a library from what is below a level within the block, by default from everything."""
+    log = logging.getLogger(library)
+    level = log.level
+    log.setLevel(below)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
 def stage(name: str, seconds: dict[str, float] | None = None) -> Iterator[list[str]]:
     """Time a stage and log it in one line, with the remarks that the block appends to the yielded list.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.files import written_beside
 from pantherseg.io.dicom.library import quiet_pydicom
+from pantherseg.logs import silenced
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -72,9 +71,10 @@ def check_headers(paths: Sequence[Path], source: DicomSource, grid: Grid, option
     """
     from pantherseg.dicom_results.making import nothing_found
 
+    found, making = nothing_found(source, grid, options, recipe)
     for path in paths:
         with quiet_dicom(path):
-            _made(path, *nothing_found(source, grid, options, recipe))
+            _made(path, found, making)
 
 
 def _made(path: Path, found: Found, making: Making) -> Dataset:
@@ -107,12 +107,5 @@ def check_installed(where: Path) -> None:
 @contextmanager
 def quiet_dicom(where: Path) -> Iterator[None]:
     """Keep highdicom and pydicom from logging and warning within the block: they quote names."""
-    library = logging.getLogger("highdicom")
-    level = library.level
-    library.setLevel(logging.CRITICAL + 1)
-    try:
-        with quiet_pydicom(where), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        library.setLevel(level)
+    with silenced("highdicom"), quiet_pydicom(where):
+        yield

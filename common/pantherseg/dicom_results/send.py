@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import socket
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pantherseg.dicom_results.formats import SOP_CLASSES, quiet_dicom, sop_class
 from pantherseg.errors import OutputError
-from pantherseg.logs import stage
+from pantherseg.logs import silenced, stage
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -72,7 +71,8 @@ class Receiver:
     @contextmanager
     def _associated(self, classes: Sequence[str]) -> Iterator[Association]:
         """Yield a connection on which objects of some SOP classes are accepted. Raises OutputError."""
-        with quiet_dicom(Path("--send")), _quiet_network():
+        # pynetdicom logs several lines for what is an error in one line here.
+        with quiet_dicom(Path("--send")), silenced("pynetdicom"):
             from pydicom.uid import UID, ExplicitVRLittleEndian
             from pynetdicom import AE
 
@@ -109,15 +109,3 @@ class Receiver:
                 raise OutputError(str(self), f"no answer within {CONNECT_S} s, or no DICOM", hint=SAY_ECHO)
             names = " and ".join(getattr(one, "name", one) for one in refused)
             raise OutputError(str(self), f"does not accept {names}", hint="choose other output formats, or a receiver")
-
-
-@contextmanager
-def _quiet_network() -> Iterator[None]:
-    """Keep pynetdicom, which logs several lines for what is an error in one line here, from logging."""
-    library = logging.getLogger("pynetdicom")
-    level = library.level
-    library.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        library.setLevel(level)

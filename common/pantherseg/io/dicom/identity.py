@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, BinaryIO
 from pantherseg.errors import InputError
 from pantherseg.io.dicom.library import quiet_pydicom
 from pantherseg.io.dicom.places import (
-    DIRECTORY,
     MAX_FILES,
     SUFFIX,
     ZIP_SUFFIX,
@@ -21,6 +20,7 @@ from pantherseg.io.dicom.places import (
     is_dicom,
     is_zip,
     places_in,
+    without_directory,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def neutral_name(source: Path) -> str:
     In place of such a name it is `study-` and eight digits of the SHA-256 of the study's UID. Raises InputError and
     OSError.
     """
-    folder = source.parent if source.name.upper() == DIRECTORY else source
+    folder = without_directory(source)
     name = folder.resolve().name
     for suffix in (ZIP_SUFFIX, SUFFIX):
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
@@ -81,7 +81,7 @@ def _first_header(source: Path) -> Dataset | None:
     A DICOMDIR, and objects such as reports, may name none: where all are so, it is the first with a study. None if
     none can be read. At most MAX_FILES DICOM files are looked at.
     """
-    folder = source.parent if source.name.upper() == DIRECTORY else source
+    folder = without_directory(source)
     if first_dicom(folder) is None:
         return None
     places = places_in(folder) if folder.is_dir() or is_zip(folder) else [Place(folder)]

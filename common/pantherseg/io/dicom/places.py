@@ -45,6 +45,11 @@ def is_zip(path: Path) -> bool:
     return path.suffix.lower() == ZIP_SUFFIX and path.is_file()
 
 
+def without_directory(source: Path) -> Path:
+    """Return the folder of a DICOMDIR, which stands for it, and any other source itself."""
+    return source.parent if source.name.upper() == DIRECTORY and not source.is_dir() else source
+
+
 def is_dicom(path: Path) -> bool:
     """Return whether a path is a DICOM file, as told by the suffix .dcm or by its content."""
     with suppress(OSError):
@@ -78,8 +83,8 @@ def places_in(source: Path, *, below: bool = True) -> list[Place]:
     Raises InputError and OSError.
     """
     if source.is_dir():
-        return [_stamped(path) for path in files_below(source, below=below)]
-    stamp = _stamped(source).stamp
+        return [stamped(path) for path in files_below(source, below=below)]
+    stamp = stamped(source).stamp
     with _opened(source) as archive:
         return [Place(source, entry.filename, stamp) for entry in _members(archive)]
 
@@ -122,7 +127,8 @@ def _is_dicom(name: str, head: bytes) -> bool:
     return name.lower().endswith(SUFFIX) or head[MARK_OFFSET:] == MARK
 
 
-def _stamped(path: Path) -> Place:
+def stamped(path: Path) -> Place:
+    """Return a file with its stamp. Raises OSError."""
     state = path.stat()
     return Place(path, stamp=(state.st_size, state.st_mtime_ns, state.st_ino))
 

@@ -16,7 +16,7 @@ from pantherseg.io.dicom.choice import Plane, Weighting
 from pantherseg.io.dicom.instance import HeaderError, Instance, read_instance
 from pantherseg.io.dicom.library import quiet_pydicom
 from pantherseg.io.dicom.pixels import stored_pixels
-from pantherseg.io.dicom.places import DIRECTORY, Place, dicom_files, is_zip, places_in
+from pantherseg.io.dicom.places import Place, dicom_files, is_zip, places_in, stamped, without_directory
 from pantherseg.io.dicom.stack import Stack, stacks_of
 
 # Words in descriptions by which series are T1- or T2-weighted, or neither. `T1` and `T2` themselves count too.
@@ -109,11 +109,10 @@ def scan(source: Path) -> Scan:
     A file stands for its series: that of a classic series is looked for in the file's own folder. The headers of
     unchanged files are kept from call to call. Raises InputError and OSError.
     """
-    if source.is_dir() or is_zip(source):
-        return _scan(source, tuple(places_in(source)))
-    if source.name.upper() == DIRECTORY:
-        return _scan(source, tuple(places_in(source.parent)))
-    alone = _scan(source, (Place(source, stamp=(source.stat().st_mtime_ns, source.stat().st_size)),))
+    folder = without_directory(source)
+    if folder.is_dir() or is_zip(folder):
+        return _scan(source, tuple(places_in(folder)))
+    alone = _scan(source, (stamped(source),))
     if not alone.series or len(alone.series[0].instances[0].frames) != 1:
         return alone
     beside = _scan(source, tuple(places_in(source.parent, below=False)))

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from pantherseg.datasets.splits import SPLITS, read_splits
 from pantherseg.files import write_text
+from pantherseg.logs import silenced
 from pantherseg.model_sources.lightning import BEST, FINAL, read_checkpoint, write_checkpoint
 from pantherseg.model_sources.lightning_plans import LightningPlans, write_plans
 from pantherseg.training.lightning_recipe import LightningSchedule, LightningSettings
@@ -201,10 +202,8 @@ def _precision(one: Fold) -> Any:
 def _quietly() -> Iterator[None]:
     """Keep Lightning's notes and advice from the log, and let Ctrl-C and SIGTERM be what they are elsewhere."""
     monai.data.set_track_meta(False)  # patches have no place in the world
-    lightning, level = logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.pytorch").level
-    lightning.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with silenced("lightning.pytorch", below=logging.ERROR), warnings.catch_warnings():
             for advice in ADVICE:
                 warnings.filterwarnings("ignore", advice)
             yield
@@ -213,5 +212,3 @@ def _quietly() -> Iterator[None]:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
-    finally:
-        lightning.setLevel(level)
