@@ -12,12 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import flip_a_bit, one_line_about
+from conftest import flip_a_bit, one_line_about, run_python
 from pantherseg.errors import InputError, ModelError, OutputError, PantherSegError
 from pantherseg.model_sources.lightning_plans import PLANS
 from pantherseg.training.workers import WORKERS
@@ -153,6 +154,67 @@ def test_an_interrupted_training_ends_like_another(
     assert not (site.fold / FINAL).exists()
     assert_same(site.train(wanted), trained[schedule])
     assert not (site.fold / LATEST).exists()
+
+
+# Runs in another process, with the folders and the settings as arguments: dies in the third epoch, or with half of the
+# second checkpoint on the disk.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import msgspec
+from fsspec.implementations.local import LocalFileOpener
+from pantherseg.tables import decode_registered
+from pantherseg.training.lightning_recipe import LightningSettings
+from pantherseg.training.patches.fold import train_fold
+from pantherseg.training.patches.folders import PatchFolders
+from pantherseg.training.patches.module import PatchModule
+
+raw, root, settings, moment = sys.argv[1:]
+settings = msgspec.convert(msgspec.json.decode(settings), LightningSettings, dec_hook=decode_registered)
+steps = files = 0
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def training_step(self, *batch, inner=PatchModule.training_step):
+    global steps
+    steps += 1
+    if moment == "step" and steps == 2 * settings.schedule.iterations + 2:
+        die()
+    return inner(self, *batch)
+
+def write(self, content, inner=LocalFileOpener.write):
+    global files
+    files += 1
+    if moment == "save" and files == 2:
+        inner(self, content[: len(content) // 2])
+        self.f.flush()
+        die()
+    return inner(self, content)
+
+PatchModule.training_step, LocalFileOpener.write = training_step, write
+train_fold(PatchFolders(Path(raw), Path(root)), settings, seed=7, fold=0)
+"""
+
+
+@pytest.mark.fault(
+    "training",
+    "the process of a training by Lightning is killed in an epoch or in writing a checkpoint",
+    "the same weights after resuming",
+)
+@pytest.mark.parametrize(("moment", "epochs"), [("step", 2), ("save", 1)])
+def test_a_killed_training_ends_like_another(
+    site: Site, trained: dict[str, Path], moment: str, epochs: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoded = msgspec.json.encode(POLY).decode()
+    killed = run_python("-c", KILLED, site.folders.dataset, site.folders.root, encoded, moment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (site.fold / FINAL).exists()
+    with caplog.at_level(logging.INFO):
+        assert_same(site.train(), trained["poly"])
+    lines = [record.getMessage() for record in caplog.records]
+    assert len([line for line in lines if ", loss " in line]) == POLY.schedule.epochs - epochs
+    assert {path.name for path in site.fold.iterdir()} == {FINAL, BEST, "history.json", "tensorboard"}
 
 
 @pytest.mark.fault(

@@ -79,7 +79,7 @@ LARGE = PlanSettings(
 )
 SIZES = {
     "smoke": Size(cases=4, unlabelled=2, held_out=2, epochs=3, iterations=6, plan=SMALL, folds=2),
-    "cpu": Size(cases=20, unlabelled=30, held_out=24, epochs=10, iterations=25, plan=SMALL),
+    "cpu": Size(cases=20, unlabelled=30, held_out=16, epochs=10, iterations=25, plan=SMALL),
     "large": Size(cases=20, unlabelled=80, held_out=40, epochs=60, iterations=50, plan=LARGE),
 }
 
