@@ -6,18 +6,26 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench import planned
 from bench.processes import run
+from bench.small_networks import BINARY, THREE, VERSIONS
 from pantherseg.io import write_volume
 from pantherseg.machine.memory import MB
+from pantherseg.model_sources.lightning import FINAL, write_checkpoint
+from pantherseg.model_sources.lightning_plans import LightningPlans, write_plans
+from pantherseg.models.find import ModelFolder, open_model_folder
+from pantherseg.networks import build_network
 from pantherseg.packing.pack import pack
-from pantherseg.paths import DEMO_WEIGHTS
+from pantherseg.paths import DEMO_WEIGHTS, ROOT
 from pantherseg.phantom import make_phantom
+from pantherseg.training.graph import load_training_file
 from pantherseg.volume import Grid, Volume
 
 NETWORKS = {
@@ -26,6 +34,8 @@ NETWORKS = {
     "residual M, T1 at 1 mm": ("ResEncM", planned.T1_1MM),
     "residual L, T1 at 1 mm": ("ResEncL", planned.T1_1MM),
 }
+# Networks that are not nnU-Net's, by their training file.
+OWN_NETWORKS = {"attention U-Net, system B": "system_b", "SegFormer3D, system D": "system_d"}
 SHORT_NETWORKS = ("plain, T2",)
 LARGE_NETWORK = "residual L, T1 at 1 mm"
 # Prints the precision, the estimated memory of a network in MB, and the memory used, as limited by RLIMIT_DATA.
@@ -71,11 +81,7 @@ def measure(work: Path, *, full: bool) -> dict[str, Any]:
     """Return the estimated and the used memory of each network in each mode, and the run of the large case."""
     work.mkdir(parents=True)
     results: dict[str, Any] = {"networks": {"demo, T1": _probe(DEMO_WEIGHTS / "task1")}}
-    for name, (planner, data) in NETWORKS.items():
-        if not full and name not in SHORT_NETWORKS:
-            continue
-        folds = 5 if name == LARGE_NETWORK else 1
-        folder = planned.make_folder(planned.make_plans(planner, data, work / "plans"), work / "folder", folds=folds)
+    for name, folder in _folders(work, full=full):
         pack(folder, work / "models" / "model")
         shutil.rmtree(folder.path)  # several GB
         results["networks"][name] = _probe(work / "models" / "model")
@@ -83,6 +89,40 @@ def measure(work: Path, *, full: bool) -> dict[str, Any]:
             results["large"] = _large(work)
         shutil.rmtree(work / "models")
     return results
+
+
+def _folders(work: Path, *, full: bool) -> Iterator[tuple[str, ModelFolder]]:
+    """Yield untrained models by the name of their network."""
+    for name, (planner, data) in NETWORKS.items():
+        if full or name in SHORT_NETWORKS:
+            folds = 5 if name == LARGE_NETWORK else 1
+            plans = planned.make_plans(planner, data, work / "plans")
+            yield name, planned.make_folder(plans, work / "folder", folds=folds)
+    if full:
+        for name, system in OWN_NETWORKS.items():
+            yield name, _own(system, work / "folder")
+
+
+def _own(system: str, folder: Path) -> ModelFolder:
+    """Write a results folder of our own trainer with the untrained network of a training file."""
+    stage = load_training_file(ROOT / "Task1" / "training" / f"{system}.toml").stage["task1"]
+    assert stage.lightning is not None
+    plan, labels = stage.lightning.plan, BINARY if stage.labels == "tumour" else THREE
+    plans = LightningPlans(
+        task="task1",
+        architecture=plan.network,
+        labels=labels,
+        spacing_zyx=plan.spacing,
+        patch_size_zyx=plan.patch_size,
+        normalization=plan.normalization,
+        orientation="LPS",
+        trained_with=VERSIONS,
+    )
+    write_plans(folder, plans)
+    torch.manual_seed(0)
+    network = build_network(folder, plans.network, classes=len(labels), trainable=True)
+    write_checkpoint(folder / "fold_0" / FINAL, network.state_dict(), plans, "0")
+    return open_model_folder(folder, checkpoint=FINAL)
 
 
 def _probe(bundle: Path) -> list[dict[str, Any]]:

@@ -404,7 +404,6 @@ def test_trains_on_a_gpu_in_float16(site: Site) -> None:
     assert np.isfinite([row["loss"] for row in rows(fold)]).all()
 
 
-def test_mixed_precision_trains_to_nearly_the_same(site: Site, trained: dict[str, Path]) -> None:
+def test_mixed_precision_is_for_gpus(site: Site, trained: dict[str, Path]) -> None:
     wanted = settings(warm_up_steps=2, clip_gradient=1.0, learning_rate=1e-2, mixed_precision=True)
-    losses = [row["loss"] for row in rows(site.train(wanted))]
-    assert losses == pytest.approx([row["loss"] for row in rows(trained["poly"])], rel=0.05)
+    assert_same(site.train(wanted), trained["poly"])

@@ -86,7 +86,7 @@ class LightningSchedule(Table, frozen=True):
     mirroring: bool = True
     """Mirror patches along each axis, which also allows mirroring at inference."""
     mixed_precision: bool = True
-    """Compute in float16 on GPUs, and in bfloat16 on CPUs that support it; otherwise in float32."""
+    """Compute in float16 on GPUs; CPUs compute in float32."""
     checkpoint_every: Count = 1
     """Epochs between the checkpoints from which an interrupted training is resumed."""
 
