@@ -151,8 +151,8 @@ def vote_against_mean(cases: int, timed: int, size: Size, work: Path) -> dict[st
         alone.parent.mkdir(exist_ok=True)
         alone.symlink_to(image)
         for name, models in ((PACKED, packed), (UNPACKED, root)):
-            options = ["--recipe", system.recipe, "--model", models, "--device", "cpu", "--redo"]
-            seconds[name].append(our_command("predict", alone, work / "timed", *options, work=work))
+            words = ("predict", alone, work / "timed", "--recipe", system.recipe, "--model", models, "--device", "cpu")
+            seconds[name].append(our_command(*words, "--redo", work=work))
         five = [nnunet_command(root / C_TASK1, alone.parent, work / f"fold{fold}", fold, work) for fold in FOLDS]
         seconds[FIVE].append(sum(five))
         alone.unlink()

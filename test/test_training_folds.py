@@ -33,7 +33,7 @@ from pantherseg.inference.predictor import Logits
 from pantherseg.io import read_labels
 from pantherseg.model_sources.checkpoint import read_checkpoint
 from pantherseg.training.folders import TrainingFolders
-from pantherseg.training.folds import train_fold
+from pantherseg.training.folds import make_trainer, train_fold
 from pantherseg.training.nnunet_trainers.pantherseg_trainer import LATEST, PantherTrainer, read_settings
 from pantherseg.training.planning import plan_and_preprocess, with_sizes
 from pantherseg.training.seeds import reseed
@@ -217,7 +217,7 @@ import os, signal, sys
 from pathlib import Path
 import msgspec, torch
 from pantherseg.training.folders import TrainingFolders
-from pantherseg.training.folds import train_fold
+from pantherseg.training.folds import make_trainer, train_fold
 from pantherseg.training.nnunet_trainers.pantherseg_trainer import PantherTrainer
 from pantherseg.training.training_recipe import TrainingSettings
 
@@ -282,6 +282,21 @@ def test_starts_from_the_weights_of_another_model(folders: TrainingFolders, unin
     for name, value in weights.items():
         assert name in skipped or torch.allclose(value, others[name], atol=1e-6), name
         assert name not in skipped or value.ndim == 1 or not torch.allclose(value, others[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("depth", "schedule", "expected"), [(32, True, True), (24, True, True), (16, True, False), (32, False, False)]
+)
+def test_computes_in_bfloat16_where_no_stage_is_two_voxels_deep(
+    folders: TrainingFolders, depth: int, schedule: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    plans = json.loads(folders.plans.read_text()) | {"pantherseg": msgspec.to_builtins(settings(bfloat16=schedule))}
+    configuration = plans["configurations"]["3d_fullres"]
+    assert [stride[0] for stride in configuration["architecture"]["arch_kwargs"]["strides"]] == [1, 2, 2, 2]
+    configuration["patch_size"] = [depth, 32, 32]
+    with folders.environment():
+        assert make_trainer(folders, plans, fold=0, device="cpu").in_bfloat16 == expected
 
 
 def test_leaves_a_finished_fold_as_it_is(uninterrupted: Uninterrupted) -> None:

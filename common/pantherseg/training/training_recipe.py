@@ -64,7 +64,8 @@ class ScheduleSettings(Table, frozen=True):
     checkpoint_every: Count = 1
     """Epochs between the checkpoints from which an interrupted training is resumed."""
     bfloat16: bool = False
-    """Compute in bfloat16 on CPUs that support it, where nnU-Net computes in float32."""
+    """Compute in bfloat16 on CPUs that support it, where nnU-Net computes in float32; not where a stage of the network
+    is two voxels deep, as the gradients of these are not reliable."""
 
     def __post_init__(self) -> None:
         if self.warm_up >= self.epochs:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -115,10 +117,19 @@ class PantherTrainer(nnUNetTrainer):  # type: ignore[misc]
         super().on_epoch_start()
         reseed(self.seed, self.fold, self.current_epoch)
 
+    @cached_property
+    def in_bfloat16(self) -> bool:
+        """Whether steps compute in bfloat16."""
+        wanted = self.schedule.bfloat16 and self.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        # Where a convolution sees two voxels in depth, oneDNN's gradient of its weights in bfloat16 contains memory
+        # that was never written, at times NaN (torch 2.10).
+        strides = [stride[0] for stride in self.configuration_manager.pool_op_kernel_sizes]
+        depths = self.configuration_manager.patch_size[0] // np.cumprod(strides)
+        return bool(wanted and 2 not in depths)
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do as nnU-Net does, but in bfloat16 on CPUs that support it if the schedule says so."""
-        supported = self.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.schedule.bfloat16 and supported):
+        """Do as nnU-Net does, but in bfloat16 on CPUs if the schedule says so."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.in_bfloat16):
             result: dict[str, Any] = super().train_step(batch)
         return result
 
