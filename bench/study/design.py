@@ -56,14 +56,14 @@ DOMAINS = {
     "test_t2": Domain(2, 800, "held_out"),
 }
 SMALL = PlanSettings(
-    network="ResidualEncoderUNet",
+    network="PlainConvUNet",
     spacing=(6.0, 4.0, 4.0),
     patch_size=(16, 48, 48),
     batch_size=2,
     memory_gb=0.1,
     base_features=8,
     max_features=32,
-    blocks_encoder=[1, 1, 2, 2, 1, 1, 1],
+    blocks_encoder=[1] * 7,
     blocks_decoder=[1] * 6,
 )
 LARGE = PlanSettings(
@@ -79,7 +79,7 @@ LARGE = PlanSettings(
 )
 SIZES = {
     "smoke": Size(cases=4, unlabelled=2, held_out=2, epochs=3, iterations=6, plan=SMALL, folds=2),
-    "cpu": Size(cases=20, unlabelled=30, held_out=16, epochs=10, iterations=25, plan=SMALL),
+    "cpu": Size(cases=20, unlabelled=30, held_out=16, epochs=16, iterations=25, plan=SMALL),
     "large": Size(cases=20, unlabelled=80, held_out=40, epochs=60, iterations=50, plan=LARGE),
 }
 
