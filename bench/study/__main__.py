@@ -25,6 +25,8 @@ from pantherseg.logs import show_log
 from pantherseg.model_sources.nnunet import read_json
 
 RESULTS = Path(__file__).parents[1] / "results"
+# With fewer, nothing is kept.
+FEWEST = 5
 
 
 def run(question: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -50,14 +52,24 @@ def run(question: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _count(text: str) -> int:
+    """Return a number of repetitions or jobs; from PILOT on, repetitions are those of pilots."""
+    number = int(text)
+    if not 1 <= number <= PILOT:
+        raise argparse.ArgumentTypeError(f"expected 1 to {PILOT}, found {number}")
+    return number
+
+
 def main() -> None:
     """Run a question, or write the tables of all results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("question", choices=[*QUESTIONS, "tables"])
     parser.add_argument("--size", choices=list(SIZES), default="cpu")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=_count, default=FEWEST, help="fewer than 5 keep no result (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--jobs", type=int, help="repetitions beside each other; by default one for each core, or one")
+    parser.add_argument(
+        "--jobs", type=_count, help="repetitions beside each other; by default one for each core, or one"
+    )
     parser.add_argument("--pilot", action="store_true", help="use other phantoms, print the tables and keep no result")
     parser.add_argument("--work", type=Path, default=Path("study"), help="folder in which everything is kept")
     options = parser.parse_args()
@@ -65,7 +77,7 @@ def main() -> None:
     if options.question != "tables":
         result = run(options.question, options)
         print(tables(options.question, result))
-        if options.pilot or options.size == "smoke":
+        if options.pilot or options.size == "smoke" or options.repeats < FEWEST:
             return
         write_text(RESULTS / f"study-{options.question}.json", json.dumps(result, indent=2) + "\n")
     for question in QUESTIONS:

@@ -1,12 +1,11 @@
 """The five questions: what one repetition says about each, and which arms are compared in which metric.
 
-Masks are made as the recipes of the challenge make them: the tumour where its probability is at least one half, and an
-empty mask rescued, except where a question says otherwise. Metrics are those of the leaderboards (`official`).
+Masks have the tumour where its mean probability is at least one half, and an empty mask is rescued, except where a
+question says otherwise. Metrics are those of the leaderboards (`official`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +17,7 @@ import numpy as np
 
 from bench.study.repetition import Network, Repetition
 from pantherseg.evaluation.metrics import METRICS
-from pantherseg.files import write_text
 from pantherseg.logs import show_log
-from pantherseg.model_sources.nnunet import read_json
 from pantherseg.postprocess import Rescue
 from pantherseg.selection.candidates import Candidate
 from pantherseg.selection.cases import Case, Scorer, Scores
@@ -155,8 +152,10 @@ def rescue(repetition: Repetition) -> dict[str, Any]:
         without, rescued = (Scorer(cases, steps).scores(candidates) for steps in ((), RESCUE))
         counted = {"masks": float(empty.size), "empty masks": float(empty.sum())}
         arms[f"{name}, as they are"] = _arm(without.reshape(-1, len(METRICS))) | counted
-        # A rescued mask that touches no tumour is a false mark in a case that has a tumour elsewhere.
-        false = int((empty & (rescued[..., 0] == 0)).sum())
+        # A rescued component that touches no tumour is a false mark in a case that has a tumour elsewhere. Where
+        # nothing was marked, all metrics are as before.
+        marked = (rescued != without).any(-1)
+        false = int((marked & (rescued[..., 0] == 0)).sum())
         arms[f"{name}, rescued"] = _arm(rescued.reshape(-1, len(METRICS))) | counted | {"false marks": float(false)}
     return {"arms": arms}
 
@@ -218,17 +217,13 @@ QUESTIONS = {
 
 
 def measured(question: str, work: Path, size: str, number: int, device: str) -> dict[str, Any]:
-    """Return the figures of one repetition; those that are kept in its folder if it is finished."""
+    """Return the figures of one repetition."""
     show_log()
     repetition = Repetition(work, size, number, device)
-    kept = repetition.folder / f"{question}.json"
-    if kept.is_file():
-        return read_json(kept)
     before = _cpu_seconds()
     wanted = QUESTIONS[question]
     seconds = repetition.train(wanted.needs)
     figures = {"repetition": number, "minutes": round(seconds / 60, 1), **wanted.measure(repetition)}
-    write_text(kept, json.dumps(figures, indent=2) + "\n")
     minutes = (_cpu_seconds() - before) / 60
     logger.info("%s: repetition %d finished, %.1f CPU minutes in this run", question, number, minutes)
     return figures

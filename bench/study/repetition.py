@@ -51,7 +51,8 @@ class Repetition:
     def __init__(self, work: Path, size_name: str, number: int, device: str) -> None:
         self.size: Size = SIZES[size_name]
         self.number, self.device = number, device
-        self.folder = work / size_name / key_of(self.size, number)
+        kind = size_name if device == "cpu" else f"{size_name}-{device}"
+        self.folder = work / kind / key_of(self.size, number)
         data = {name: self.folder / "data" / name for name in DOMAINS if not name.startswith("test")}
         self.training = Workspace(training_file(self.size, number), self.folder / "training", Inputs(data=data))
 
