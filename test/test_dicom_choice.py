@@ -177,6 +177,42 @@ def test_what_lies_before_the_images_does_not_hide_the_patient(tmp_path: Path, b
     assert case_name(folder) == input_name(folder) == "study-c47f5b18"
 
 
+def test_a_description_that_names_the_patient_still_chooses(tmp_path: Path) -> None:
+    write_study(tmp_path, [(f"{description} Erika", *rest) for description, *rest in STUDY])  # type: ignore[misc]
+    for task, number in ((1, 6), (2, 3)):
+        found = survey(tmp_path, load_recipe(task_recipe(task)).series)
+        assert found.taken is not None
+        assert (found.taken.series.number, found.taken.series.description) == (number, "(names the patient)")
+        assert "Erika" not in repr(found)
+
+
+def test_lists_what_is_there_and_takes_nothing_that_cannot_be_read(tmp_path: Path) -> None:
+    description = "t1_vibe_fs_tra_dynamic_pre_and_post_contrast_breathhold_iso_ART"
+    paths = write_slices(some_volume((20, 4, 4)), tmp_path / "disc", SeriesDescription=description)
+    data = Dataset()
+    data.SOPClassUID, data.DirectoryRecordSequence = MediaStorageDirectoryStorage, []
+    save(data, tmp_path / "disc" / "DICOMDIR")
+    listed = CliRunner().invoke(main, ["dicom", "list", str(tmp_path), "--task", "1"]).output.splitlines()
+    assert len(listed) == 2
+    assert listed[1].split()[:2] == ["*", "4"]
+    assert " t1_vibe_fs_tra_dy ... reathhold_iso_ART  " in listed[1]
+    assert listed[1].endswith(" 1.2.3.4")
+    assert max(map(len, listed)) < 120
+    assert read_image(tmp_path)[1] == ()  # the DICOMDIR is not another series
+    paths[7].unlink()
+    listed = CliRunner().invoke(main, ["dicom", "list", str(tmp_path), "--task", "1"]).output.splitlines()
+    assert not any(line.startswith("*") for line in listed)
+    assert listed[-1].startswith(f"none is taken: {tmp_path}: expected MR slices of one volume at even distances")
+
+
+def test_a_disc_without_its_files_is_named(tmp_path: Path) -> None:
+    data = Dataset()
+    data.SOPClassUID, data.DirectoryRecordSequence = MediaStorageDirectoryStorage, []
+    save(data, tmp_path / "DICOMDIR")
+    with pytest.raises(InputError, match="expected MR images, found no other DICOM file than a DICOMDIR"):
+        read_image(tmp_path)
+
+
 def marked(folder: Path) -> list[str]:
     """Return the files in a folder that contain, or are named after, what identifies the patient."""
     words = {word.casefold() for value in PATIENT.values() for word in value.split("^")}

@@ -59,8 +59,8 @@ class Frame:
     """A frame of a file, counted from 0, and where it lies.
 
     position: of its first pixel's centre, mm (x, y, z). orientation: the directions of its rows and of its columns.
-    spacing: mm between rows and between columns. distance, thickness: from slice to slice, and of a slice, in mm, as the
-    header says. None where it lacks it. tags: those of DISCRIMINATORS.
+    spacing: mm between rows and between columns. distance, thickness: mm from slice to slice, and of a slice, as the
+    header says. None where it lacks one. tags: those of DISCRIMINATORS.
     """
 
     number: int

@@ -22,7 +22,7 @@ STUDY_NUMBER = "AccessionNumber"  # of the patient's visit, and looked for as we
 # two characters; two Latin letters count where they stand alone, or beside another part of the name.
 MIN_LETTERS, MIN_OTHER_SCRIPT, MIN_PAIR = 3, 2, 4
 # Letters that are not a plain one with an accent, and what is written for others in German and the Nordic languages.
-LETTERS = str.maketrans({"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"})
+LETTERS = str.maketrans({"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th"})
 UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe"})
 # How names of months begin in English, German, French and Spanish, without accents.
 MONTHS = (
@@ -101,7 +101,7 @@ def _has_number(text: str, number: str) -> bool:
 
 
 def _has_date(text: str, date: str) -> bool:
-    """Return whether a text has a date (YYYYMMDD) in any order, with a year of two or four digits, or a month by name."""
+    """Return whether a text has a date (YYYYMMDD) in any order, also with a year of two digits or a month by name."""
     found = re.fullmatch(r"(\d{4})\W?(\d{2})\W?(\d{2})", date.strip())
     if found is None:
         return bool(date.strip()) and _has_number(text, date)

@@ -31,8 +31,8 @@ FAR_APART = 1.9
 # How far a direction cosine of two decimals may be off.
 ROUNDING = 0.005
 ROUNDED = (
-    "the directions of rows and columns are rounded to two decimals, by which slices would be shifted sideways by up to "
-    "{shift:.3g} mm; the nearest ones at right angles to the line of the slices were used"
+    "the directions of rows and columns are rounded to two decimals, by which slices would be shifted sideways by up "
+    "to {shift:.3g} mm; the nearest ones at right angles to the line of the slices were used"
 )
 
 
