@@ -194,6 +194,39 @@ def test_headers_are_checked_before_anything_is_computed(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"FrameOfReferenceUID": None}, ["--output-format", "dcmseg"]),
+        ({"SpecificCharacterSet": "ISO_IR 999"}, ["--output-format", "rtstruct"]),
+        ({}, ["--output-format", "mha", "--series", "1.2.3.5"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Unknown encoding:UserWarning")  # of pydicom, when the test writes such headers
+@pytest.mark.fault(
+    "inputs", "options that a series does not allow, after a first run", "an error, and its results stay"
+)
+def test_options_that_do_not_fit_lose_no_earlier_result(
+    tmp_path: Path, recipe: Path, changes: dict[str, object], options: list[str]
+) -> None:
+    from test_dicom_results import REPORT
+
+    marked_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))), **changes)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "scan.seg.dcm").write_bytes(b"an earlier result")
+    (out / "scan.json").write_text(REPORT.as_text())
+    earlier = written(out, "scan")
+    for source in (tmp_path / "scan", tmp_path):
+        result = predict(source, out, recipe, *options)
+        assert result.exit_code == 1
+        assert "expected " in result.stderr
+        assert written(out, "scan") == earlier
+    next((tmp_path / "scan").iterdir()).write_bytes(bytes(128) + b"DICM")  # of a damaged series nothing is kept
+    assert predict(tmp_path / "scan", out, recipe, *options).exit_code == 1
+    assert written(out, "scan") == {}
+
+
 def test_a_mask_is_written_in_the_formats_that_are_asked_for(tmp_path: Path, recipe: Path) -> None:
     grid = Grid((12, 24, 24), (4.0, 3.0, 3.0))
     image = np.random.default_rng(0).normal(100, 20, grid.shape).astype(np.float32)

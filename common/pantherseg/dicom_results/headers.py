@@ -71,11 +71,10 @@ def headers_of(source: DicomSource, grid: Grid, *, anonymous: bool) -> Headers:
             hint = "choose another output format, such as mha"
             expected, found = "a frame of reference (UID), to which DICOM results refer", "none"
             raise OptionError(f"series {source.series_uid}", expected=expected, found=found, hint=hint)
-        header = _only(dataset, NEEDED) if anonymous else copy(dataset)
+        header = _without_invalid(_only(dataset, NEEDED) if anonymous else dataset)
         if not anonymous:
-            _check_character_set(source, header)
+            _check_character_set(source, dataset)
             _set_utf_8(header)
-        header = _without_invalid(header)
         header.file_meta = dataset.file_meta
         _complete(header)
         if source.is_multi_frame:
@@ -106,7 +105,6 @@ def _check_character_set(source: DicomSource, header: Dataset) -> None:
 
 
 def _set_utf_8(header: Dataset) -> None:
-    header.decode()
     for element in [one for one in header if one.VR == "PN" and one.value]:
         names = [str(name) for name in (element.value if element.VM > 1 else [element.value])]
         header[element.tag] = DataElement(element.tag, "PN", names)  # pydicom keeps the bytes of those that were read
@@ -133,17 +131,20 @@ def _only(dataset: Dataset, keywords: Sequence[str]) -> Dataset:
 
 
 def _without_invalid(dataset: Dataset) -> Dataset:
-    """Return a data set without the values that DICOM does not allow for their type, also in sequences."""
+    """Return a copy of a data set without values that DICOM does not allow for their type, and items that have such."""
     kept = Dataset()
     for element in dataset:
-        if element.VR == "SQ":
-            kept.add(DataElement(element.tag, "SQ", [_without_invalid(item) for item in element.value or ()]))
+        if element.VR == "SQ" and element.value:
+            if items := [item for item in element.value if all(map(_is_valid, item))]:
+                kept.add(DataElement(element.tag, "SQ", items))
         elif element.keyword in (*NEEDED, *WHOSE) or _is_valid(element):
-            kept.add(element)
+            kept.add(copy(element))  # whose value will be set, here only
     return kept
 
 
 def _is_valid(element: DataElement) -> bool:
+    if element.VR == "SQ":
+        return all(_is_valid(one) for item in element.value or () for one in item)
     values = element.value if element.VM > 1 else [element.value]
     try:
         for text in [str(value) for value in values if value is not None and element.VR in TEXTS]:

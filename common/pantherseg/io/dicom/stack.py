@@ -178,7 +178,8 @@ def _checked(slices: Sequence[Slice], distances: NDArray[np.float64], label: str
             return Stack(tuple(slices), label, problem=f"slices that are shifted sideways by up to {shift:.3g} mm")
         columns = along
         events = (Event(EventCode.DIRECTION_CORRECTED, ROUNDED.format(shift=shift)),)
-    step = float(distances[-1] - distances[0]) / (len(slices) - 1)
+    unit = columns[:, 2] / np.linalg.norm(columns[:, 2])
+    step = float((positions[-1] - positions[0]) @ unit) / (len(slices) - 1)
     thinned = _thinned(slices, step)
     if isinstance(thinned, str):
         return Stack(tuple(slices), label, problem=thinned)
