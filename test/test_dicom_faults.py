@@ -92,7 +92,7 @@ def test_names_missing_slices(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("dicom", "every second slice is missing", "an error that says so, as the header has the distance")
-@pytest.mark.parametrize(("every", "missing"), [(2, "1 of every 2"), (3, "2 of every 3")])
+@pytest.mark.parametrize(("every", "missing"), [(2, "1 of every 2 is"), (3, "2 of every 3 are")])
 def test_names_slices_that_are_missing_all_along(tmp_path: Path, every: int, missing: str) -> None:
     for z, path in enumerate(write_slices(some_volume((12, 4, 4)), tmp_path, SpacingBetweenSlices=3)):
         if z % every:

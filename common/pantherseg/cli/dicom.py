@@ -24,9 +24,10 @@ HEADINGS = (
     "contrast",
     "description",
     "series UID",
+    "left out because of",
 )
 # Longer descriptions lose their middle, so that a row fits into a line.
-DESCRIPTION = 40
+DESCRIPTION = 44
 
 
 @click.group()
@@ -86,15 +87,16 @@ def _row(candidate: Candidate, found: Survey, *, is_taken: bool) -> tuple[str, .
         plane_of(stack) or "",
         series.weighting or ("" if first.modality == "MR" else first.modality),
         ", ".join(printable(text, DESCRIPTION) for text in (series.description, stack.label) if text),
-        candidate.uid,
+        candidate.uid or "(none)",
+        printable(candidate.left_out),
     )
 
 
 def _remarks(found: Survey) -> Iterator[str]:
-    """Yield what is wrong with or odd about some series, which files are damaged, and how many are not DICOM."""
-    for candidate in found.candidates:
-        if reason := candidate.left_out or candidate.stack.problem:
-            yield f"{candidate.uid}: {reason}"
+    """Yield what is wrong with or odd about the others, which files are damaged, and how many are not DICOM."""
+    for candidate in (one for one in found.candidates if not one.left_out):
+        if candidate.stack.problem:
+            yield f"{candidate.uid}: {candidate.stack.problem}"
         yield from (f"{candidate.uid}: {event.message}" for event in candidate.stack.events)
     for place, reason in found.scan.damaged:
         yield f"{place}: {reason}"

@@ -261,7 +261,7 @@ def _thinned(slices: Sequence[Slice], step: float) -> str | tuple[Event, ...]:
             return ()
         said = f"the header says {stated:.4g} mm (SpacingBetweenSlices)"
         if frame.tags.get("ImageType", "").startswith("ORIGINAL"):
-            missing = f"{times - 1} of every {times} missing"
+            missing = f"{times - 1} of every {times} {'is' if times == 2 else 'are'} missing"
             return f"{len(slices)} slices {step:.4g} mm apart where {said}, so that {missing}"
     elif 0 < thickness * FAR_APART <= step:
         said = f"they are {thickness:.4g} mm thick (SliceThickness)"
