@@ -99,6 +99,12 @@ def test_takes_no_other_series_for_an_incomplete_one(tmp_path: Path) -> None:
         read_image(tmp_path, load_recipe(task_recipe(1)).series)
 
 
+def test_an_incomplete_series_in_another_plane_cannot_be_meant(tmp_path: Path) -> None:
+    write_study(tmp_path, [STUDY[5], ("t1_vibe_fs_cor_ART", CORONAL, 20, {})])
+    next(iter(sorted((tmp_path / "2").iterdir())[10:])).unlink()
+    assert taken(tmp_path, load_recipe(task_recipe(1)).series) == "t1_vibe_fs_tra_ART1"
+
+
 @pytest.mark.parametrize(
     ("description", "tags", "weighting"),
     [

@@ -131,7 +131,8 @@ def test_says_where_slices_may_be_missing_all_along(tmp_path: Path, tags: dict[s
         {"SliceThickness": 6, "SpacingBetweenSlices": 3},  # slices that overlap
         {"SliceThickness": 2.4, "SpacingBetweenSlices": 0.6},  # some scanners write the gap alone
         {"SliceThickness": 2.4, "SpacingBetweenSlices": ""},
-        {"SliceThickness": 0},
+        {"SliceThickness": 0, "SpacingBetweenSlices": "1e-300"},
+        {"SliceThickness": -3, "SpacingBetweenSlices": -3},
     ],
 )
 def test_takes_any_distance_that_the_header_explains(tmp_path: Path, tags: dict[str, object]) -> None:

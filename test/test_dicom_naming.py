@@ -60,6 +60,7 @@ NOT_FOUND = [
     ({"PatientBirthDate": "19430226"}, "1.2.826.0.1.3680043.2.26"),
     ({"PatientBirthDate": "19010203"}, "series 1 2 3"),
     ({"PatientBirthDate": "unknown 1"}, "scan"),
+    ({"PatientBirthDate": "19430226"}, f"1943 {'2' * 5000} 26 𐄇"),
     ({}, "scan"),
 ]
 

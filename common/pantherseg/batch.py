@@ -68,8 +68,8 @@ def run_batch(
 
     The folder `output` gets a mask and a report <case>.json of each source. A single source that fails raises its
     error; in a folder the others are still segmented. What an earlier run wrote about a failed one is removed, unless
-    it is only the options that the volume does not allow. Finished
-    cases, as `finished_report` tells them, are skipped. Files that would get the same mask fail.
+    it is only the options that the volume does not allow. Finished cases, as `finished_report` tells them, are skipped.
+    Files that would get the same mask fail.
 
     redo: segment finished cases, too; receiver: gets the DICOM objects of all cases that did not fail, when they are
     done. Raises what `run_case` raises for models, devices and outputs that no source could use, and OutputError for a

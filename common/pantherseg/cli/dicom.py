@@ -93,7 +93,7 @@ def _row(candidate: Candidate, found: Survey, *, is_taken: bool) -> tuple[str, .
 
 
 def _remarks(found: Survey) -> Iterator[str]:
-    """Yield what is wrong with or odd about the others, which files are damaged, and how many are not DICOM."""
+    """Yield what is wrong with or odd about series that may be meant, damaged files, and how many are not DICOM."""
     for candidate in (one for one in found.candidates if not one.left_out):
         if candidate.stack.problem:
             yield f"{candidate.uid}: {candidate.stack.problem}"

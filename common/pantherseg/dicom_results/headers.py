@@ -147,7 +147,7 @@ def _is_valid(element: DataElement) -> bool:
         return all(_is_valid(one) for item in element.value or () for one in item)
     values = element.value if element.VM > 1 else [element.value]
     try:
-        for text in [str(value) for value in values if value is not None and element.VR in TEXTS]:
+        for text in [str(value) for value in values if value not in (None, "") and element.VR in TEXTS]:
             validate_value(element.VR, text, RAISE)
             MOMENTS.get(element.VR, str)(text)  # an impossible date may look like one
     except (ValueError, TypeError):

@@ -120,7 +120,7 @@ def _orders(year: str, month: str, day: str) -> tuple[tuple[str, str, str], ...]
 
 
 def _is_date(parts: tuple[str, str, str], year: str, month: int, day: int) -> bool:
-    numbers = [_month(part) if part.isalpha() else int(part) for part in parts]
+    numbers = [int(part) if part.isdecimal() and len(part) <= len(year) else _month(part) for part in parts]
     return any(
         parts[first] in (year, year[2:]) and (numbers[1], numbers[last]) in ((month, day), (day, month))
         for first, last in ((0, 2), (2, 0))

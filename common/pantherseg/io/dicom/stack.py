@@ -26,6 +26,8 @@ SAME_POSITION_MM = 0.01
 EVENNESS = 0.05
 # Distances that are whole multiples of the usual one, by this share of it, mean that slices are missing.
 MULTIPLE_TOLERANCE = 0.1
+# A stated distance that is smaller than the actual one by more than this is no distance.
+MAX_TIMES = 10
 # Slices that are so many times as far apart as they are thick may be every second one.
 FAR_APART = 1.9
 # How far a direction cosine of two decimals may be off.
@@ -180,16 +182,16 @@ def _checked(slices: Sequence[Slice], distances: NDArray[np.float64], label: str
         events = (Event(EventCode.DIRECTION_CORRECTED, ROUNDED.format(shift=shift)),)
     unit = columns[:, 2] / np.linalg.norm(columns[:, 2])
     step = float((positions[-1] - positions[0]) @ unit) / (len(slices) - 1)
-    thinned = _thinned(slices, step)
-    if isinstance(thinned, str):
-        return Stack(tuple(slices), label, problem=thinned)
+    problem, more = _thinned(slices, step)
+    if problem:
+        return Stack(tuple(slices), label, problem=problem)
     grid = Grid(
         shape=(len(slices), *size),
         spacing=as_triple([step, *spacing]),
         origin=as_triple(frame.position or (0, 0, 0)),
         direction=as_matrix(columns),
     )
-    return Stack(tuple(slices), label, grid, events=events + thinned)
+    return Stack(tuple(slices), label, grid, events=events + more)
 
 
 def _impossible(slices: Sequence[Slice]) -> str:
@@ -247,25 +249,25 @@ def _along(
     return np.column_stack([nearest, line])
 
 
-def _thinned(slices: Sequence[Slice], step: float) -> str | tuple[Event, ...]:
+def _thinned(slices: Sequence[Slice], step: float) -> tuple[str, tuple[Event, ...]]:
     """Return what is wrong where slices are missing in a regular way, which leaves all distances even.
 
-    A phrase where the header of original images says so, and an event where it may be so. step: their distance in mm.
+    A problem where the header of original images says so, and an event where it may be so. step: their distance in mm.
     """
     frame = slices[0].frame
     stated, thickness = frame.distance or 0.0, frame.thickness or 0.0
-    times = round(step / stated) if stated > 0 else 0
+    times = round(step / stated) if stated * MAX_TIMES > step else 0
     is_gap = stated < thickness and abs(stated + thickness - step) <= MULTIPLE_TOLERANCE * step  # as some write there
     if times and not is_gap and abs(step / stated - times) <= MULTIPLE_TOLERANCE:
         if times == 1:
-            return ()
+            return "", ()
         said = f"the header says {stated:.4g} mm (SpacingBetweenSlices)"
         if frame.tags.get("ImageType", "").startswith("ORIGINAL"):
             missing = f"{times - 1} of every {times} {'is' if times == 2 else 'are'} missing"
-            return f"{len(slices)} slices {step:.4g} mm apart where {said}, so that {missing}"
+            return f"{len(slices)} slices {step:.4g} mm apart where {said}, so that {missing}", ()
     elif 0 < thickness * FAR_APART <= step:
         said = f"they are {thickness:.4g} mm thick (SliceThickness)"
     else:
-        return ()
+        return "", ()
     message = f"the slices are {step:.4g} mm apart, and {said}; see whether slices between them are missing"
-    return (Event(EventCode.SLICES_FAR_APART, message),)
+    return "", (Event(EventCode.SLICES_FAR_APART, message),)
