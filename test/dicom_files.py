@@ -37,6 +37,20 @@ IDENTITY = {
     **{"SeriesDescription": f"{MARK} series", "ImageComments": f"{MARK} image"},
 }
 
+CORONAL = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+SPIN_ECHO = {"ScanningSequence": "SE", "EchoTime": 90.0}
+# A liver protocol: description, the slices' axes, how many, and other tags.
+STUDY: list[tuple[str, object, int, dict[str, object]]] = [
+    ("localizer", None, 5, {}),
+    ("t2_haste_cor", CORONAL, 20, SPIN_ECHO),
+    ("t2_tse_fs_tra", None, 20, SPIN_ECHO),
+    ("ep2d_diff_b50_400_800_ADC", None, 20, SPIN_ECHO),
+    ("t1_vibe_fs_tra_nativ", None, 20, {}),
+    ("t1_vibe_fs_tra_ART1", None, 20, {}),
+    ("t1_vibe_fs_tra_portalvenous", None, 20, {}),
+    ("t1_vibe_fs_cor_late", CORONAL, 20, {}),
+]
+
 
 def some_volume(shape: tuple[int, int, int] = (6, 9, 7), direction: NDArray[np.float64] | None = None) -> Volume:
     """Return a volume of different voxels. direction: by default that of axial slices from feet to head."""
@@ -179,3 +193,12 @@ def write_legacy_enhanced(volume: Volume, path: Path) -> Path:
         one.unlink()
     (path.parent / "slices").rmdir()
     return path
+
+
+def write_study(folder: Path, study: list[tuple[str, object, int, dict[str, object]]]) -> Path:
+    """Write a study, a folder for each series, and return its folder."""
+    for number, (description, direction, count, tags) in enumerate(study, start=1):
+        volume = some_volume((count, 4, 4), direction)  # type: ignore[arg-type]
+        own = {"SeriesInstanceUID": f"1.2.3.{number}", "SeriesNumber": number, "SeriesDescription": description}
+        write_slices(volume, folder / str(number), **own, **tags)
+    return folder

@@ -1,14 +1,14 @@
-"""Writes what a scanner's export might hold, for docs/clinic.md: phantoms of one patient as two series of a study.
+"""Writes what a scanner's exports might hold, for docs/clinic.md.
 
-Run as `python test/make_stick.py FOLDER`.
+Run as `python test/make_stick.py`: phantoms of one patient as two series in `usb/export`, and in `stick/study` a study
+of many series that are too small to be segmented.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from dicom_files import write_slices
+from dicom_files import STUDY, write_slices, write_study
 from pantherseg.phantom import make_phantom
 from pantherseg.volume import Volume
 
@@ -19,14 +19,15 @@ SERIES = {
 }
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     for name, (task, seed, tags) in SERIES.items():
         image = make_phantom(seed, task=task, size="small").image
         stored = Volume(image.array.round().astype(np.uint16), image.grid)
         uids = {"StudyInstanceUID": "2.25.5000", "SeriesInstanceUID": f"2.25.5000.{tags['SeriesNumber']}"}
         patient = {"PatientName": "Phantom^Petra", "PatientID": "P5000", "FrameOfReferenceUID": "2.25.5000.1"}
-        write_slices(stored, folder / name, SliceThickness=image.grid.spacing[0], **uids, **patient, **tags)
+        write_slices(stored, Path("usb/export", name), SliceThickness=image.grid.spacing[0], **uids, **patient, **tags)
+    write_study(Path("stick/study"), STUDY)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -13,7 +13,18 @@ from pydicom.config import IGNORE
 from pydicom.uid import BasicTextSRStorage, MediaStorageDirectoryStorage
 
 from conftest import valid_report
-from dicom_files import PATIENT, header, save, some_volume, write_enhanced, write_slices
+from dicom_files import (
+    CORONAL,
+    PATIENT,
+    SPIN_ECHO,
+    STUDY,
+    header,
+    save,
+    some_volume,
+    write_enhanced,
+    write_slices,
+    write_study,
+)
 from pantherseg.batch import run_batch
 from pantherseg.cli import main
 from pantherseg.errors import InputError
@@ -26,28 +37,6 @@ from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.recipe import Recipe, load_recipe
 from pantherseg.session import Session
 from pantherseg.volume import Volume
-
-CORONAL = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
-SPIN_ECHO = {"ScanningSequence": "SE", "EchoTime": 90.0}
-# A liver protocol: description, the slices' axes, how many, and other tags.
-STUDY: list[tuple[str, object, int, dict[str, object]]] = [
-    ("localizer", None, 5, {}),
-    ("t2_haste_cor", CORONAL, 20, SPIN_ECHO),
-    ("t2_tse_fs_tra", None, 20, SPIN_ECHO),
-    ("ep2d_diff_b50_400_800_ADC", None, 20, SPIN_ECHO),
-    ("t1_vibe_fs_tra_nativ", None, 20, {}),
-    ("t1_vibe_fs_tra_ART1", None, 20, {}),
-    ("t1_vibe_fs_tra_portalvenous", None, 20, {}),
-    ("t1_vibe_fs_cor_late", CORONAL, 20, {}),
-]
-
-
-def write_study(folder: Path, study: list[tuple[str, object, int, dict[str, object]]]) -> Path:
-    for number, (description, direction, count, tags) in enumerate(study, start=1):
-        volume = some_volume((count, 4, 4), direction)  # type: ignore[arg-type]
-        own = {"SeriesInstanceUID": f"1.2.3.{number}", "SeriesNumber": number, "SeriesDescription": description}
-        write_slices(volume, folder / str(number), **own, **tags)
-    return folder
 
 
 @pytest.fixture(scope="module")
