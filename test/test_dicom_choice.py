@@ -193,7 +193,7 @@ def test_lists_what_is_there_and_takes_nothing_that_cannot_be_read(tmp_path: Pat
     assert listed[1].split()[:2] == ["*", "4"]
     assert " t1_vibe_fs_tra_dyna ... _breathhold_iso_ART  " in listed[1]
     assert listed[1].endswith(" 1.2.3.4")
-    assert max(map(len, listed)) < 120
+    assert len(listed[1]) < 120
     assert read_image(tmp_path)[1] == ()  # the DICOMDIR is not another series
     paths[7].unlink()
     listed = CliRunner().invoke(main, ["dicom", "list", str(tmp_path), "--task", "1"]).output.splitlines()
