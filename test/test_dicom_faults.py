@@ -22,7 +22,7 @@ from conftest import one_line_about
 from dicom_files import PATIENT, header, position, save, some_volume, write_enhanced, write_slices
 from pantherseg.batch import run_batch
 from pantherseg.cli import main
-from pantherseg.errors import InputError
+from pantherseg.errors import InputError, OutputError
 from pantherseg.evaluation import evaluate
 from pantherseg.events import EventCode
 from pantherseg.io import case_name, read_image, read_labels, source_datasets, source_files
@@ -476,6 +476,14 @@ def test_writes_nothing_for_a_bad_series(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the modality CT"):
         run_batch(tmp_path / "scan", tmp_path / "out", Session(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.fault("dicom", "results are to lie in the folder of the series", "an error before anything is computed")
+def test_writes_nothing_among_the_slices(tmp_path: Path) -> None:
+    paths = write_slices(VOLUME, tmp_path)
+    with pytest.raises(OutputError, match="the masks would lie among the volumes"):
+        run_batch(tmp_path, tmp_path, Session(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu"))
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def run_batch(
     receiver that does not take the objects.
     """
     is_folder = has_many_cases(source)
-    if is_folder and os.path.realpath(source) == os.path.realpath(output):
+    if source.is_dir() and os.path.realpath(source) == os.path.realpath(output):
         raise OutputError(output, "the masks would lie among the volumes", hint="write to another folder")
     sources, failed = _sources(source) if is_folder else ([source], [])
     outputs = {path: wanted.output_of(path, output) for path in sources}
