@@ -18,10 +18,38 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from pantherseg.io import source_datasets
+from pantherseg.io.dicom.source import DicomSource
 from pantherseg.volume import Grid, Volume
 
 # Marks that must not be found in anything but DICOM objects.
 PATIENT = {"PatientName": "Musterfrau^Erika", "PatientID": "PID4711007", "PatientBirthDate": "19430226"}
+# What identifies another patient in all that images say: every value but the dates has the mark.
+MARK = "ZORRO"
+IDENTITY = {
+    **{"PatientName": f"{MARK}^DIEGO", "PatientID": f"{MARK}-7", "OtherPatientNames": f"{MARK}^ALIAS"},
+    **{"PatientBirthDate": "19450304", "StudyDate": "20240229", "StudyTime": "101112", "SeriesDate": "20240229"},
+    **{"PatientAddress": f"{MARK} STREET 1", "PatientComments": f"{MARK} comments", "EthnicGroup": f"{MARK} group"},
+    **{"AccessionNumber": f"{MARK}1", "StudyID": f"{MARK}2", "StudyDescription": f"{MARK} study"},
+    **{"ReferringPhysicianName": f"{MARK}^DOCTOR", "OperatorsName": f"{MARK}^OPERATOR", "AdmissionID": f"{MARK}5"},
+    **{"InstitutionName": f"{MARK} hospital", "InstitutionAddress": f"{MARK} road", "StationName": f"{MARK}3"},
+    **{"DeviceSerialNumber": f"{MARK}4", "ProtocolName": f"{MARK} protocol"},
+    **{"SeriesDescription": f"{MARK} series", "ImageComments": f"{MARK} image"},
+}
+
+CORONAL = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+SPIN_ECHO = {"ScanningSequence": "SE", "EchoTime": 90.0}
+# A liver protocol: description, the slices' axes, how many, and other tags.
+STUDY: list[tuple[str, object, int, dict[str, object]]] = [
+    ("localizer", None, 5, {}),
+    ("t2_haste_cor", CORONAL, 20, SPIN_ECHO),
+    ("t2_tse_fs_tra", None, 20, SPIN_ECHO),
+    ("ep2d_diff_b50_400_800_ADC", None, 20, SPIN_ECHO),
+    ("t1_vibe_fs_tra_nativ", None, 20, {}),
+    ("t1_vibe_fs_tra_ART1", None, 20, {}),
+    ("t1_vibe_fs_tra_portalvenous", None, 20, {}),
+    ("t1_vibe_fs_cor_late", CORONAL, 20, {}),
+]
 
 
 def some_volume(shape: tuple[int, int, int] = (6, 9, 7), direction: NDArray[np.float64] | None = None) -> Volume:
@@ -33,7 +61,7 @@ def some_volume(shape: tuple[int, int, int] = (6, 9, 7), direction: NDArray[np.f
 
 
 def header(**tags: Any) -> Dataset:
-    """Return what every image of a patient has."""
+    """Return what every image of a patient has. tags: in the place of these, or None to leave one out."""
     data = Dataset()
     values = {
         **PATIENT,
@@ -55,7 +83,8 @@ def header(**tags: Any) -> Dataset:
         **tags,
     }
     for key, value in values.items():
-        setattr(data, key, value)
+        if value is not None:
+            setattr(data, key, value)
     return data
 
 
@@ -140,6 +169,21 @@ def write_enhanced(volume: Volume, path: Path, *, order: Sequence[int] | None = 
     return save(data, path)
 
 
+def marked_series(path: Path, volume: Volume, *, enhanced: bool = False, **tags: Any) -> DicomSource:
+    """Write a series of the patient of IDENTITY with 16-bit pixels, and return its headers.
+
+    path: of the folder of slices, or of an Enhanced MR object whose frames are in the opposite order.
+    """
+    stored = Volume(np.asarray(volume.array, np.uint16), volume.grid)
+    if enhanced:
+        write_enhanced(stored, path, order=range(len(stored.array))[::-1], **{**IDENTITY, **tags})
+    else:
+        write_slices(stored, path, shuffled=False, **{**IDENTITY, "SliceThickness": volume.grid.spacing[0], **tags})
+    found = source_datasets(path)
+    assert found is not None
+    return found
+
+
 def write_legacy_enhanced(volume: Volume, path: Path) -> Path:
     """Write a Legacy Converted Enhanced MR object, which highdicom makes of the slices."""
     slices = [dcmread(one) for one in write_slices(volume, path.parent / "slices")]
@@ -149,3 +193,12 @@ def write_legacy_enhanced(volume: Volume, path: Path) -> Path:
         one.unlink()
     (path.parent / "slices").rmdir()
     return path
+
+
+def write_study(folder: Path, study: list[tuple[str, object, int, dict[str, object]]]) -> Path:
+    """Write a study, a folder for each series, and return its folder."""
+    for number, (description, direction, count, tags) in enumerate(study, start=1):
+        volume = some_volume((count, 4, 4), direction)  # type: ignore[arg-type]
+        own = {"SeriesInstanceUID": f"1.2.3.{number}", "SeriesNumber": number, "SeriesDescription": description}
+        write_slices(volume, folder / str(number), **own, **tags)
+    return folder

@@ -170,7 +170,31 @@ def test_each_patient_below_a_folder_is_a_case(tmp_path: Path) -> None:
     assert find_sources(tmp_path / "a") == [tmp_path / "a"]
 
 
-@pytest.mark.parametrize("slopes", [[2.5] * 6, [1, 2, 1, 3, 1, 1]])
+def test_each_patient_with_a_disc_of_its_own_is_a_case(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        paths = write_slices(some_volume(), tmp_path / "images" / name, PatientID=name)
+        write_disc(paths, tmp_path / "discs" / name)
+    assert find_sources(tmp_path / "discs") == [tmp_path / "discs" / "a", tmp_path / "discs" / "b"]
+    assert_same(read_image(tmp_path / "discs" / "b")[0], some_volume())
+
+
+@pytest.mark.parametrize("form", ["folder", "folder above", "zip"])
+def test_finds_slices_behind_thousands_of_other_files(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "study" / "scan"
+    paths = write_slices(some_volume(), folder)
+    others = [folder / f"A{number:04}.txt" for number in range(1500)]
+    for other in others:
+        other.touch()
+    given = {"folder": folder, "folder above": folder.parent}.get(form, tmp_path / "scan.zip")
+    if form == "zip":
+        with zipfile.ZipFile(given, "w") as archive:
+            for path in (*others, *paths):
+                archive.write(path, path.name)
+    assert find_sources(given) == [given]
+    assert_same(read_image(given)[0], some_volume())
+
+
+@pytest.mark.parametrize("slopes", [[2.5] * 6, [1, 2, 1, 3, 1, 1], [0.123456789] * 6])
 def test_applies_the_rescale_slope_of_each_slice(tmp_path: Path, slopes: list[float]) -> None:
     def scale(data: Dataset, z: int) -> None:
         data.RescaleSlope, data.RescaleIntercept, data.RescaleType = slopes[z], -7, "US"
@@ -178,10 +202,10 @@ def test_applies_the_rescale_slope_of_each_slice(tmp_path: Path, slopes: list[fl
     volume = some_volume()
     write_slices(volume, tmp_path, change=scale)
     expected = volume.array * np.array(slopes)[:, None, None] - 7
-    assert_same(read_image(tmp_path)[0], Volume(expected, volume.grid))
+    assert_same(read_image(tmp_path)[0], Volume(expected.astype(np.float32), volume.grid))
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path))
     one_by_one = [sitk.GetArrayFromImage(sitk.ReadImage(name))[0] for name in names]
-    assert np.array_equal(one_by_one, expected)
+    assert np.allclose(one_by_one, expected, rtol=1e-6, atol=0)
 
 
 def test_applies_the_rescale_slope_of_each_frame(tmp_path: Path) -> None:

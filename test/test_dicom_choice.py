@@ -13,7 +13,18 @@ from pydicom.config import IGNORE
 from pydicom.uid import BasicTextSRStorage, MediaStorageDirectoryStorage
 
 from conftest import valid_report
-from dicom_files import PATIENT, header, save, some_volume, write_enhanced, write_slices
+from dicom_files import (
+    CORONAL,
+    PATIENT,
+    SPIN_ECHO,
+    STUDY,
+    header,
+    save,
+    some_volume,
+    write_enhanced,
+    write_slices,
+    write_study,
+)
 from pantherseg.batch import run_batch
 from pantherseg.cli import main
 from pantherseg.errors import InputError
@@ -26,28 +37,6 @@ from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.recipe import Recipe, load_recipe
 from pantherseg.session import Session
 from pantherseg.volume import Volume
-
-CORONAL = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
-SPIN_ECHO = {"ScanningSequence": "SE", "EchoTime": 90.0}
-# A liver protocol: description, the slices' axes, how many, and other tags.
-STUDY: list[tuple[str, object, int, dict[str, object]]] = [
-    ("localizer", None, 5, {}),
-    ("t2_haste_cor", CORONAL, 20, SPIN_ECHO),
-    ("t2_tse_fs_tra", None, 20, SPIN_ECHO),
-    ("ep2d_diff_b50_400_800_ADC", None, 20, SPIN_ECHO),
-    ("t1_vibe_fs_tra_nativ", None, 20, {}),
-    ("t1_vibe_fs_tra_ART1", None, 20, {}),
-    ("t1_vibe_fs_tra_portalvenous", None, 20, {}),
-    ("t1_vibe_fs_cor_late", CORONAL, 20, {}),
-]
-
-
-def write_study(folder: Path, study: list[tuple[str, object, int, dict[str, object]]]) -> Path:
-    for number, (description, direction, count, tags) in enumerate(study, start=1):
-        volume = some_volume((count, 4, 4), direction)  # type: ignore[arg-type]
-        own = {"SeriesInstanceUID": f"1.2.3.{number}", "SeriesNumber": number, "SeriesDescription": description}
-        write_slices(volume, folder / str(number), **own, **tags)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +88,12 @@ def test_takes_no_other_series_for_an_incomplete_one(tmp_path: Path) -> None:
         read_image(tmp_path, load_recipe(task_recipe(1)).series)
 
 
+def test_an_incomplete_series_in_another_plane_cannot_be_meant(tmp_path: Path) -> None:
+    write_study(tmp_path, [STUDY[5], ("t1_vibe_fs_cor_ART", CORONAL, 20, {})])
+    next(iter(sorted((tmp_path / "2").iterdir())[10:])).unlink()
+    assert taken(tmp_path, load_recipe(task_recipe(1)).series) == "t1_vibe_fs_tra_ART1"
+
+
 @pytest.mark.parametrize(
     ("description", "tags", "weighting"),
     [
@@ -143,8 +138,9 @@ def test_lists_what_is_there_and_what_would_be_taken(study: Path) -> None:
         *("*", "6", "20", "4", "x", "4", "3", "1.25", "1.5", "axial", "T1", "t1_vibe_fs_tra_ART1", "1.2.3.6"),
     ]
     assert [line[0] for line in lines[1:9]] == [" "] * 5 + ["*"] + [" "] * 2
-    assert "1.2.3.1: fewer than 16 slices" in lines
-    assert "1.2.3.2: T2 contrast" in lines
+    assert lines[0].endswith("  left out because of")
+    assert lines[1].endswith("  1.2.3.1     fewer than 16 slices")
+    assert lines[2].endswith("  1.2.3.2     T2 contrast")
     assert lines[-1] == "files that are not DICOM: 1"
     listed = CliRunner().invoke(main, ["dicom", "list", str(study)]).output.splitlines()
     assert listed[-1].startswith(f"none is taken: {study}: expected one series, found 8 that may be meant: ")
@@ -175,6 +171,42 @@ def test_what_lies_before_the_images_does_not_hide_the_patient(tmp_path: Path, b
         empty = dict.fromkeys(PATIENT, "")
         save(header(SOPClassUID=BasicTextSRStorage, Modality="SR", **empty), folder / "A")
     assert case_name(folder) == input_name(folder) == "study-c47f5b18"
+
+
+def test_a_description_that_names_the_patient_still_chooses(tmp_path: Path) -> None:
+    write_study(tmp_path, [(f"{description} Erika", *rest) for description, *rest in STUDY])  # type: ignore[misc]
+    for task, number in ((1, 6), (2, 3)):
+        found = survey(tmp_path, load_recipe(task_recipe(task)).series)
+        assert found.taken is not None
+        assert (found.taken.series.number, found.taken.series.description) == (number, "(names the patient)")
+        assert "Erika" not in repr(found)
+
+
+def test_lists_what_is_there_and_takes_nothing_that_cannot_be_read(tmp_path: Path) -> None:
+    description = "t1_vibe_fs_tra_dynamic_pre_and_post_contrast_breathhold_iso_ART"
+    paths = write_slices(some_volume((20, 4, 4)), tmp_path / "disc", SeriesDescription=description)
+    data = Dataset()
+    data.SOPClassUID, data.DirectoryRecordSequence = MediaStorageDirectoryStorage, []
+    save(data, tmp_path / "disc" / "DICOMDIR")
+    listed = CliRunner().invoke(main, ["dicom", "list", str(tmp_path), "--task", "1"]).output.splitlines()
+    assert len(listed) == 2
+    assert listed[1].split()[:2] == ["*", "4"]
+    assert " t1_vibe_fs_tra_dyna ... _breathhold_iso_ART  " in listed[1]
+    assert listed[1].endswith(" 1.2.3.4")
+    assert len(listed[1]) < 120
+    assert read_image(tmp_path)[1] == ()  # the DICOMDIR is not another series
+    paths[7].unlink()
+    listed = CliRunner().invoke(main, ["dicom", "list", str(tmp_path), "--task", "1"]).output.splitlines()
+    assert not any(line.startswith("*") for line in listed)
+    assert listed[-1].startswith(f"none is taken: {tmp_path}: expected MR slices of one volume at even distances")
+
+
+def test_a_disc_without_its_files_is_named(tmp_path: Path) -> None:
+    data = Dataset()
+    data.SOPClassUID, data.DirectoryRecordSequence = MediaStorageDirectoryStorage, []
+    save(data, tmp_path / "DICOMDIR")
+    with pytest.raises(InputError, match="expected MR images, found no other DICOM file than a DICOMDIR"):
+        read_image(tmp_path)
 
 
 def marked(folder: Path) -> list[str]:

@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from click.testing import CliRunner
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 from pydicom.valuerep import DSfloat
+from scipy.spatial.transform import Rotation
 
 from conftest import one_line_about
 from dicom_files import PATIENT, header, position, save, some_volume, write_enhanced, write_slices
 from pantherseg.batch import run_batch
-from pantherseg.errors import InputError
+from pantherseg.cli import main
+from pantherseg.errors import InputError, OutputError
 from pantherseg.evaluation import evaluate
+from pantherseg.events import EventCode
 from pantherseg.io import case_name, read_image, read_labels, source_datasets, source_files
 from pantherseg.io.dicom.choice import SeriesChoice
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
@@ -87,6 +91,55 @@ def test_names_missing_slices(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.fault("dicom", "every second slice is missing", "an error that says so, as the header has the distance")
+@pytest.mark.parametrize(("every", "missing"), [(2, "1 of every 2 is"), (3, "2 of every 3 are")])
+def test_names_slices_that_are_missing_all_along(tmp_path: Path, every: int, missing: str) -> None:
+    for z, path in enumerate(write_slices(some_volume((12, 4, 4)), tmp_path, SpacingBetweenSlices=3)):
+        if z % every:
+            path.unlink()
+    assert (
+        f"found {12 // every} slices {3 * every} mm apart where the header says 3 mm (SpacingBetweenSlices), so that "
+        f"{missing} missing (series 1.2.3.4); export the complete series again" in refusal(tmp_path)
+    )
+
+
+@pytest.mark.fault("dicom", "slices far apart, and the header has no distance, or images are derived", "an event")
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"SliceThickness": 1.5}, "they are 1.5 mm thick (SliceThickness)"),
+        (
+            {"SpacingBetweenSlices": 1, "ImageType": ["DERIVED", "PRIMARY", "MPR"]},
+            "the header says 1 mm (SpacingBetweenSlices)",
+        ),
+    ],
+)
+def test_says_where_slices_may_be_missing_all_along(tmp_path: Path, tags: dict[str, object], said: str) -> None:
+    write_slices(VOLUME, tmp_path, **tags)
+    assert [str(event) for event in read_image(tmp_path)[1]] == [
+        f"slices_far_apart: the slices are 3 mm apart, and {said}; see whether slices between them are missing"
+    ]
+    listed = CliRunner().invoke(main, ["dicom", "list", str(tmp_path)]).output.splitlines()
+    assert listed[-1].startswith("1.2.3.4: the slices are 3 mm apart, and ")
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SliceThickness": 2.5, "SpacingBetweenSlices": 3},
+        {"SliceThickness": 1, "SpacingBetweenSlices": 3},  # a gap that the scanner meant
+        {"SliceThickness": 6, "SpacingBetweenSlices": 3},  # slices that overlap
+        {"SliceThickness": 2.4, "SpacingBetweenSlices": 0.6},  # some scanners write the gap alone
+        {"SliceThickness": 2.4, "SpacingBetweenSlices": ""},
+        {"SliceThickness": 0, "SpacingBetweenSlices": "1e-300"},
+        {"SliceThickness": -3, "SpacingBetweenSlices": -3},
+    ],
+)
+def test_takes_any_distance_that_the_header_explains(tmp_path: Path, tags: dict[str, object]) -> None:
+    write_slices(VOLUME, tmp_path, **tags)
+    assert read_image(tmp_path)[1] == ()
+
+
 @pytest.mark.fault("dicom", "an Enhanced MR object with a missing frame", "an error that names the frames beside it")
 def test_names_missing_frames(tmp_path: Path) -> None:
     write_enhanced(VOLUME, tmp_path / "a", order=[5, 4, 2, 1, 0])
@@ -116,6 +169,43 @@ def test_refuses_sheared_slices(tmp_path: Path) -> None:
     assert "found slices that are shifted sideways by up to 2.5 mm (series 1.2.3.4)" in refusal(tmp_path)
 
 
+def rounded(decimals: int) -> Callable[[Dataset, int], None]:
+    def change(data: Dataset, z: int) -> None:
+        data.ImageOrientationPatient = [round(cosine, decimals) for cosine in data.ImageOrientationPatient]
+
+    return change
+
+
+@pytest.mark.parametrize("angles", [(8, 0, 0), (20, -35, 10), (-7, 12, 85)])
+def test_takes_directions_that_are_rounded_to_two_decimals(tmp_path: Path, angles: tuple[int, int, int]) -> None:
+    turned = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    volume = some_volume((60, 16, 16), turned)
+    write_slices(volume, tmp_path, change=rounded(2))
+    read, events = read_image(tmp_path)
+    assert [event.code for event in events] == [EventCode.DIRECTION_CORRECTED]
+    assert np.array_equal(read.array, volume.array)
+    assert np.allclose(read.grid.direction, turned, rtol=0, atol=0.01)
+    assert np.allclose(np.array(read.grid.direction)[:, 2], turned[:, 2], rtol=0, atol=1e-6)
+
+
+@pytest.mark.fault(
+    "dicom", "slices that are shifted sideways, with directions of two decimals", "an error that says so"
+)
+@pytest.mark.parametrize(("angles", "decimals"), [((20, -35, 10), 1), ((0, 0, 0), 2)])
+def test_refuses_a_shift_that_rounding_does_not_explain(
+    tmp_path: Path, angles: tuple[int, int, int], decimals: int
+) -> None:
+    def change(data: Dataset, z: int) -> None:
+        rounded(decimals)(data, z)
+        if decimals == 2:
+            data.ImagePositionPatient[1] = float(data.ImagePositionPatient[1]) + 0.06 * z
+
+    turned = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    write_slices(some_volume((60, 16, 16), turned), tmp_path, change=change)
+    with pytest.raises(InputError, match="shifted sideways"):
+        read_image(tmp_path)
+
+
 @pytest.mark.fault("dicom", "slices at the same positions that no tag tells apart", "an error that names two of them")
 def test_refuses_positions_that_repeat(tmp_path: Path) -> None:
     write_slices(VOLUME, tmp_path / "a", shuffled=False)
@@ -126,6 +216,7 @@ def test_refuses_positions_that_repeat(tmp_path: Path) -> None:
 PHASES = [
     ("TemporalPositionIdentifier", "temporal position", [1, 2, 3]),
     ("EchoTime", "echo time", [1.2, 2.4, 3.6]),
+    ("TriggerTime", "trigger time", [1234567.1, 1234567.2, 1234567.3]),
     ("ImageType", "image type", [["ORIGINAL", "PRIMARY", kind] for kind in ("FAT", "OPP", "WATER")]),
     ("AcquisitionTime", "acquisition time", ["120001", "120031", "120111"]),
 ]
@@ -345,6 +436,13 @@ def test_refuses_a_damaged_archive(tmp_path: Path, damage: str) -> None:
     assert text.endswith("; copy it again, or unpack it and give the folder")
 
 
+@pytest.mark.fault("dicom", "a zip archive without DICOM files", "an error that says so")
+def test_refuses_an_archive_of_other_files(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        archive.writestr("notes.txt", "no image")
+    assert refusal(tmp_path / "scan.zip").endswith("found a zip archive that is damaged or has no DICOM file")
+
+
 @pytest.mark.fault("dicom", "a series that is asked for and not there", "an error that names those that are")
 def test_names_the_series_that_are_there(tmp_path: Path) -> None:
     write_slices(VOLUME, tmp_path)
@@ -378,6 +476,14 @@ def test_writes_nothing_for_a_bad_series(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the modality CT"):
         run_batch(tmp_path / "scan", tmp_path / "out", Session(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.fault("dicom", "results are to lie in the folder of the series", "an error before anything is computed")
+def test_writes_nothing_among_the_slices(tmp_path: Path) -> None:
+    paths = write_slices(VOLUME, tmp_path)
+    with pytest.raises(OutputError, match="the masks would lie among the volumes"):
+        run_batch(tmp_path, tmp_path, Session(load_recipe(task_recipe(1)), DEMO_WEIGHTS, device="cpu"))
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, Segmentat
 from pynetdicom import AE, evt
 
 from conftest import one_line_about, run_python, valid_report
-from mr_series import MARK, write_series
+from dicom_files import MARK, marked_series
 from pantherseg.cli import main as pantherseg
+from pantherseg.dicom_results.formats import FORMATS
 from pantherseg.dicom_results.send import Receiver
 from pantherseg.errors import OutputError
 from pantherseg.io import read_labels, write_volume
@@ -52,7 +53,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> tuple[Path, 
     image = make_phantom(5001, task=1, size="small").image
     assert image.grid.turn_to("LPS") == NO_TURN
     volume = Volume(np.clip(image.array, 0, 4095).astype(np.uint16), image.grid)
-    write_series(folder / "scan", volume)
+    marked_series(folder / "scan", volume)
     write_volume(volume, folder / "volume" / "scan.mha")
     options = ("--output-format", "rtstruct,dcmseg,mha,dcmprob", "--save-probabilities", "--report", "--device", "cpu")
     arguments = ("predict", folder / "scan", folder / "out", "--recipe", recipe)
@@ -152,7 +153,7 @@ def test_dicom_results_need_dicom_input(tmp_path: Path, recipe: Path) -> None:
 
 @pytest.mark.fault("inputs", "DICOM results without the package highdicom", "an error before anything is computed")
 def test_dicom_results_need_their_packages(tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))))
+    marked_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))))
     monkeypatch.setitem(sys.modules, "highdicom", None)
     result = predict(tmp_path / "scan", tmp_path / "out", recipe, "--output-format", "dcmseg")
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
@@ -163,7 +164,7 @@ def test_dicom_results_need_their_packages(tmp_path: Path, recipe: Path, monkeyp
 @pytest.mark.fault("outputs", "nobody answers where results are to be sent", "an error before anything is computed")
 def test_a_receiver_is_asked_before_anything_is_computed(tmp_path: Path, recipe: Path, archive: Archive) -> None:
     archive.stop()
-    write_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))))
+    marked_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))))
     options = ("--output-format", "dcmseg", "--send", f"ARCHIVE@localhost:{archive.port}")
     result = predict(tmp_path / "scan", tmp_path / "out", recipe, *options)
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
@@ -183,7 +184,7 @@ def test_a_receiver_is_asked_before_anything_is_computed(tmp_path: Path, recipe:
 def test_headers_are_checked_before_anything_is_computed(
     tmp_path: Path, recipe: Path, changes: dict[str, object], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))), **changes)
+    marked_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))), **changes)
     monkeypatch.setitem(sys.modules, "pantherseg.pipeline", None)  # nothing can be segmented
     for name in ("dcmseg", "rtstruct"):
         result = predict(tmp_path / "scan", tmp_path / "out", recipe, "--output-format", name)
@@ -191,6 +192,39 @@ def test_headers_are_checked_before_anything_is_computed(
         assert problem in result.stderr
         assert MARK not in result.stderr
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"FrameOfReferenceUID": None}, ["--output-format", "dcmseg"]),
+        ({"SpecificCharacterSet": "ISO_IR 999"}, ["--output-format", "rtstruct"]),
+        ({}, ["--output-format", "mha", "--series", "1.2.3.5"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Unknown encoding:UserWarning")  # of pydicom, when the test writes such headers
+@pytest.mark.fault(
+    "inputs", "options that a series does not allow, after a first run", "an error, and its results stay"
+)
+def test_options_that_do_not_fit_lose_no_earlier_result(
+    tmp_path: Path, recipe: Path, changes: dict[str, object], options: list[str]
+) -> None:
+    from test_dicom_results import REPORT
+
+    marked_series(tmp_path / "scan", Volume(np.ones((20, 8, 9)), Grid((20, 8, 9), (3.0, 2.0, 2.0))), **changes)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "scan.seg.dcm").write_bytes(b"an earlier result")
+    (out / "scan.json").write_text(REPORT.as_text())
+    earlier = written(out, "scan")
+    for source in (tmp_path / "scan", tmp_path):
+        result = predict(source, out, recipe, *options)
+        assert result.exit_code == 1
+        assert "expected " in result.stderr
+        assert written(out, "scan") == earlier
+    next((tmp_path / "scan").iterdir()).write_bytes(bytes(128) + b"DICM")  # of a damaged series nothing is kept
+    assert predict(tmp_path / "scan", out, recipe, *options).exit_code == 1
+    assert written(out, "scan") == {}
 
 
 def test_a_mask_is_written_in_the_formats_that_are_asked_for(tmp_path: Path, recipe: Path) -> None:
@@ -271,7 +305,7 @@ def objects(tmp_path: Path) -> list[Path]:
 
 def test_sends_objects_to_an_archive(objects: list[Path], archive: Archive) -> None:
     receiver = Receiver.of(f"ARCHIVE@127.0.0.1:{archive.port}")
-    receiver.check([".seg.dcm", ".rtstruct.dcm"])
+    receiver.check([FORMATS["dcmseg"], FORMATS["rtstruct"]])
     receiver.send(objects)
     assert archive.stored == [pydicom.dcmread(path).SOPInstanceUID for path in objects]
 
@@ -305,7 +339,7 @@ def test_names_a_receiver_that_does_not_answer(
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 64, "a..b"])
 def test_names_a_host_that_is_not_known(host: str) -> None:
     with pytest.raises(OutputError) as caught:
-        Receiver.of(f"A@{host}:104").check([".seg.dcm"])
+        Receiver.of(f"A@{host}:104").check([FORMATS["dcmseg"]])
     one_line_about(f"A@{host}:104", caught.value)
     assert f"the host {host} is not known" in str(caught.value)
 

@@ -21,12 +21,14 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from pydicom import Dataset
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from conftest import dice, one_line_about
-from mr_series import IDENTITY, MARK, write_enhanced, write_series
-from pantherseg.dicom_results.formats import FORMATS, write_object
+from dicom_files import IDENTITY, MARK, marked_series, some_volume, write_enhanced, write_slices
+from pantherseg.dicom_results.formats import FORMATS, make_object, save_object
 from pantherseg.dicom_results.making import Found, Making
-from pantherseg.errors import InputError
+from pantherseg.errors import InputError, OptionError
+from pantherseg.io import find_sources, read_image, source_datasets
 from pantherseg.io.dicom.source import DicomSource
 from pantherseg.io.itk import to_itk
 from pantherseg.labels import PANCREAS, TUMOUR
@@ -34,6 +36,7 @@ from pantherseg.phantom import make_phantom
 from pantherseg.results import CaseReport, Confidence, DicomOptions, Fingerprint, ModelUse, VoxelBox
 from pantherseg.volume import Grid, Volume
 
+SUFFIXES = [one.suffix for one in FORMATS.values()]
 SHA = "a1" * 32
 REPORT = CaseReport(
     schema=1,
@@ -86,7 +89,8 @@ class Case:
     grid: Grid
 
     def write(self, path: Path, report: CaseReport = REPORT, **options: bool) -> Dataset:
-        write_object(path, self.found, Making(self.source, self.grid, report, DicomOptions(**options)))
+        making = Making(self.source, self.grid, report, DicomOptions(**options))
+        save_object(path, make_object(path, self.found, making))
         return pydicom.dcmread(path)
 
 
@@ -108,7 +112,7 @@ def case_in(folder: Path, name: str = "axial", *, enhanced: bool = False, **chan
     grid = Grid(SHAPE, (3.0, 1.25, 1.1), (-31.5, 40.25, 12.125), DIRECTIONS[name])
     image = Volume(np.random.default_rng(1).integers(0, 1000, SHAPE).astype(np.float32), grid)
     files = folder / ("enhanced.dcm" if enhanced else "series")
-    source = write_enhanced(files, image, **changes) if enhanced else write_series(files, image, **changes)
+    source = marked_series(files, image, enhanced=enhanced, **changes)
     return Case(files, source, masks(grid), grid)
 
 
@@ -174,7 +178,7 @@ def rasterised(roi: Dataset, grid: Grid) -> NDArray[np.bool_]:
 
 def test_objects_follow_the_standard(case: Case, tmp_path: Path) -> None:
     for options in ({}, {"anonymous": True}):
-        for suffix in FORMATS.values():
+        for suffix in SUFFIXES:
             path = tmp_path / f"scan{suffix}"
             case.write(path, **options)
             check_standard(path)
@@ -286,7 +290,7 @@ def full_size(folder: Path) -> Case:
     """Return a full-size phantom's series with its tumour and pancreas, and a component of one voxel."""
     phantom = make_phantom(5002, task=2, size="full")
     grid = replace(phantom.image.grid, direction=DIRECTIONS["axial"])
-    source = write_series(folder / "series", Volume(np.clip(phantom.image.array, 0, 4095), grid))
+    source = marked_series(folder / "series", Volume(np.clip(phantom.image.array, 0, 4095), grid))
     tumour, pancreas = (phantom.labels.array == label for label in (TUMOUR, PANCREAS))
     tumour[0, 5, 5] = True
     found = Found(Volume(tumour.astype(np.uint8), grid), Volume(pancreas.astype(np.uint8), grid))
@@ -317,7 +321,7 @@ def test_plastimatch_reads_the_mask_from_contours(tmp_path: Path, made: Callable
 def test_an_empty_tumour_is_an_answer(tmp_path: Path, name: str) -> None:
     case = case_in(tmp_path)
     empty = Found(Volume(np.zeros(SHAPE, np.uint8), case.grid))
-    path = tmp_path / f"scan{FORMATS[name]}"
+    path = tmp_path / f"scan{FORMATS[name].suffix}"
     made = Case(case.files, case.source, empty, case.grid).write(path)
     check_standard(path)
     if name == "dcmseg":
@@ -333,7 +337,7 @@ def test_an_empty_tumour_is_an_answer(tmp_path: Path, name: str) -> None:
 
 def test_uids_are_new_unless_stable_ones_are_asked_for(tmp_path: Path) -> None:
     case = case_in(tmp_path)
-    for suffix in FORMATS.values():
+    for suffix in SUFFIXES:
         paths = [tmp_path / f"{number}{suffix}" for number in range(2)]
         first, second = (case.write(path) for path in paths)
         assert first.SOPInstanceUID != second.SOPInstanceUID
@@ -346,7 +350,7 @@ def test_uids_are_new_unless_stable_ones_are_asked_for(tmp_path: Path) -> None:
 
 def test_stable_objects_have_the_same_bytes(tmp_path: Path) -> None:
     case = case_in(tmp_path)
-    for suffix in FORMATS.values():
+    for suffix in SUFFIXES:
         contents = []
         for _ in range(2):
             case.write(tmp_path / f"scan{suffix}", stable_uids=True)
@@ -355,8 +359,8 @@ def test_stable_objects_have_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_anonymous_objects_keep_nothing_that_identifies_the_patient(case: Case, tmp_path: Path) -> None:
-    values = {*IDENTITY.values(), "19450304", "20240229"}
-    for suffix in FORMATS.values():
+    values = set(IDENTITY.values())
+    for suffix in SUFFIXES:
         path = tmp_path / f"scan{suffix}"
         case.write(path)
         assert MARK.encode() in path.read_bytes(), "the mark is in an object that may name the patient"
@@ -368,6 +372,32 @@ def test_anonymous_objects_keep_nothing_that_identifies_the_patient(case: Case, 
         assert made.StudyInstanceUID == case.source.datasets[0].StudyInstanceUID
 
 
+def other_id(**tags: str) -> Dataset:
+    """Return an item of a sequence with values that DICOM may not allow."""
+    item = Dataset()
+    with pydicom.config.disable_value_validation():
+        item.PatientID, item.TypeOfPatientID = f"{MARK}-8", "TEXT"
+        for key, value in tags.items():
+            setattr(item, key, value)
+    return item
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of pydicom, when the test reads such headers
+def test_values_that_dicom_does_not_allow_are_left_out_and_others_kept(tmp_path: Path) -> None:
+    with pydicom.config.disable_value_validation():
+        broken = {"PatientAge": "45", "PatientBirthDate": "20240231", "StudyTime": "25", "PatientWeight": "70"}
+        ids = [other_id(IssuerOfPatientID=MARK * 20), other_id()]
+        case = case_in(tmp_path, OtherPatientIDsSequence=ids, PatientID=MARK * 20, PatientName="ÖZ^Ñ", **broken)
+    before = [str(header) for header in case.source.datasets]
+    for suffix in SUFFIXES:
+        made = case.write(tmp_path / f"scan{suffix}")
+        assert "PatientAge" not in made
+        assert (made.PatientBirthDate, made.StudyTime, made.PatientWeight) == ("", "", 70)
+        assert [item.PatientID for item in made.OtherPatientIDsSequence] == [f"{MARK}-8"]
+        assert (made.PatientID, made.PatientName) == (MARK * 20, "ÖZ^Ñ")  # by these the archive finds the patient
+    assert [str(header) for header in case.source.datasets] == before
+
+
 ODD_HEADERS: dict[str, dict[str, Any]] = {
     "lacks what anonymised images lack": dict.fromkeys(
         ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate")
@@ -377,6 +407,10 @@ ODD_HEADERS: dict[str, dict[str, Any]] = {
     "has an unknown sex": {"PatientSex": MARK},
     "has impossible dates": {"PatientBirthDate": MARK, "StudyDate": "2024-2-9", "StudyTime": "noon"},
     "has an impossible age": {"PatientAge": MARK},
+    "has a time of birth that is none": {"PatientBirthTime": MARK},
+    "has a broken value in a sequence": {"OtherPatientIDsSequence": [other_id(IssuerOfPatientID=MARK * 20)]},
+    "has too long a number of the visit": {"AccessionNumber": MARK * 4, "StudyID": MARK * 4},
+    "has a UID with letters": {"ReferencedStudySequence": [other_id(ReferencedSOPInstanceUID=MARK)]},
 }
 
 
@@ -390,9 +424,10 @@ def test_odd_headers_allow_objects_and_are_not_quoted(
     capfd.readouterr()
     caplog.clear()
     caplog.set_level(logging.DEBUG)
-    for suffix in FORMATS.values():
-        write_object(tmp_path / f"scan{suffix}", case.found, Making(case.source, case.grid, REPORT))
+    for suffix in SUFFIXES:
+        case.write(tmp_path / f"scan{suffix}")
         assert pydicom.dcmread(tmp_path / f"scan{suffix}").StudyInstanceUID
+        check_standard(tmp_path / f"scan{suffix}")
     printed = capfd.readouterr()
     assert MARK not in caplog.text + printed.out + printed.err
 
@@ -400,7 +435,7 @@ def test_odd_headers_allow_objects_and_are_not_quoted(
 @pytest.mark.fault("inputs", "a DICOM series without a frame of reference, and DICOM results", "an error that says so")
 def test_a_series_without_a_frame_of_reference_is_refused(tmp_path: Path) -> None:
     case = case_in(tmp_path, FrameOfReferenceUID=None)
-    for suffix in FORMATS.values():
+    for suffix in SUFFIXES:
         with pytest.raises(InputError, match="expected a frame of reference") as caught:
             case.write(tmp_path / f"scan{suffix}")
         one_line_about(f"series {case.source.series_uid}", caught.value)
@@ -413,7 +448,7 @@ def test_an_unexpected_failure_quotes_no_header(tmp_path: Path) -> None:
     with pydicom.config.disable_value_validation():
         case.source.datasets[0].SOPClassUID = MARK
     with pytest.raises(InputError, match=r"do not allow scan\.seg\.dcm") as caught:
-        write_object(tmp_path / "scan.seg.dcm", case.found, Making(case.source, case.grid, REPORT))
+        case.write(tmp_path / "scan.seg.dcm")
     assert MARK not in one_line_about(f"series {case.source.series_uid}", caught.value)
     assert not (tmp_path / "scan.seg.dcm").exists()
 
@@ -436,6 +471,54 @@ def test_slices_that_are_not_quite_even_keep_their_own_planes(tmp_path: Path) ->
     assert planes <= {round(z, 6) for z in moved}
 
 
+@pytest.mark.fault("inputs", "Enhanced MR in several files, and a segmentation", "an error that names what can be made")
+def test_enhanced_mr_in_several_files_gets_contours_but_no_segmentation(tmp_path: Path) -> None:
+    grid = Grid((6, 20, 24), (3.0, 1.25, 1.1))
+    array = np.random.default_rng(1).integers(0, 1000, grid.shape).astype(np.uint16)
+    halves = ((range(3), tmp_path / "scan" / "a"), (range(3, 6), tmp_path / "scan" / "b"))
+    for order, path in halves:
+        write_enhanced(Volume(array, grid), path, order=order)
+    source = source_datasets(tmp_path / "scan")
+    assert source is not None
+    case = Case(tmp_path / "scan", source, masks(grid), grid)
+    for suffix in SUFFIXES[:2]:
+        with pytest.raises(OptionError, match="expected a series in one Enhanced MR file for a segmentation, found 2"):
+            case.write(tmp_path / f"scan{suffix}")
+    structures = case.write(tmp_path / "scan.rtstruct.dcm")
+    check_standard(tmp_path / "scan.rtstruct.dcm")
+    for roi, mask in zip(structures.ROIContourSequence, case.found.masks.values(), strict=True):
+        assert np.array_equal(rasterised(roi, grid), mask.array > 0)
+
+
+def test_objects_about_rounded_directions_hold_the_very_mask(tmp_path: Path) -> None:
+    def rounded(data: Dataset, z: int) -> None:
+        data.ImageOrientationPatient = [round(cosine, 2) for cosine in data.ImageOrientationPatient]
+
+    turned = Rotation.from_euler("xyz", (20, -35, 10), degrees=True).as_matrix()
+    write_slices(some_volume((40, 20, 24), turned), tmp_path / "scan", change=rounded)
+    volume, source = read_image(tmp_path / "scan")[0], source_datasets(tmp_path / "scan")
+    assert source is not None
+    case = Case(tmp_path / "scan", source, masks(volume.grid), volume.grid)
+    structures = case.write(tmp_path / "scan.rtstruct.dcm")
+    assert np.array_equal(rasterised(structures.ROIContourSequence[0], volume.grid), case.found.tumour.array > 0)
+    case.write(tmp_path / "scan.seg.dcm")
+    check_standard(tmp_path / "scan.seg.dcm")
+    options = ("--outputDirectory", tmp_path, "--prefix", "read", "-t", "nrrd")
+    run("segimage2itkimage", "--inputDICOM", tmp_path / "scan.seg.dcm", *options)
+    assert int((on_grid(tmp_path / "read-1.nrrd", volume.grid) != case.found.tumour.array).sum()) == 0
+
+
+@pytest.mark.parametrize("where", ["scan/out", "out"])
+def test_anonymous_results_inside_the_input_are_no_other_patient(tmp_path: Path, where: str) -> None:
+    case, study = case_in(tmp_path / "study" / "scan"), tmp_path / "study"
+    (study / where).mkdir()
+    for suffix in SUFFIXES:
+        case.write(study / where / f"scan{suffix}", anonymous=True)
+    assert find_sources(study) == [study]
+    read, _ = read_image(study)
+    assert read.grid.difference(case.grid) == ""
+
+
 def test_a_classic_image_may_say_that_it_has_one_frame(tmp_path: Path) -> None:
     case = case_in(tmp_path, NumberOfFrames=1)
     assert len(case.write(tmp_path / "scan.seg.dcm").PerFrameFunctionalGroupsSequence) == 2 * SHAPE[0]
@@ -451,7 +534,7 @@ def test_a_classic_image_may_say_that_it_has_one_frame(tmp_path: Path) -> None:
 )
 def test_names_in_any_character_set_are_kept(tmp_path: Path, sets: list[str], name: str) -> None:
     case = case_in(tmp_path, SpecificCharacterSet=sets, PatientName=name)
-    for suffix in FORMATS.values():
+    for suffix in SUFFIXES:
         made = case.write(tmp_path / f"scan{suffix}")
         assert (made.PatientName, made.SpecificCharacterSet) == (name, "ISO_IR 192")
 

@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
-from mr_series import MARK, write_series
+from dicom_files import MARK, marked_series
 from pantherseg.paths import ROOT, task_recipe
 from pantherseg.phantom import make_phantom
 from pantherseg.volume import Volume
@@ -63,7 +63,7 @@ def test_a_received_series_is_answered_with_a_segmentation(tmp_path: Path) -> No
         pytest.skip("Orthanc is not installed (Debian's package orthanc)")
     image = make_phantom(5001, task=1, size="small").image
     volume = Volume(np.clip(image.array, 0, 4095).astype(np.uint16), image.grid)
-    header = write_series(tmp_path / "scan", volume).datasets[0]
+    header = marked_series(tmp_path / "scan", volume).datasets[0]
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(task_recipe(1).read_text().replace('folds = "all"', "folds = [0]"))
     dicom_port, http_port = free_port(), free_port()

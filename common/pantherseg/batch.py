@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pantherseg.case import CaseOutput, no_series, remove_earlier, run_case
-from pantherseg.dicom_results.formats import SUFFIXES, check_installed
+from pantherseg.dicom_results.formats import check_installed, format_of
 from pantherseg.dicom_results.send import Receiver
-from pantherseg.errors import InputError, OutputError, PantherSegError, first_few
+from pantherseg.errors import InputError, OptionError, OutputError, PantherSegError, first_few
 from pantherseg.files import prepare_folder
 from pantherseg.fingerprint import finished_report
 from pantherseg.io import case_name, find_sources, input_name, mask_name
@@ -67,21 +67,22 @@ def run_batch(
     """Segment a source, or every source in a folder, and return the sources that failed.
 
     The folder `output` gets a mask and a report <case>.json of each source. A single source that fails raises its
-    error; in a folder the others are still segmented. What an earlier run wrote about a failed one is removed. Finished
-    cases, as `finished_report` tells them, are skipped. Files that would get the same mask fail.
+    error; in a folder the others are still segmented. What an earlier run wrote about a failed one is removed, unless
+    it is only the options that the volume does not allow. Finished cases, as `finished_report` tells them, are skipped.
+    Files that would get the same mask fail.
 
     redo: segment finished cases, too; receiver: gets the DICOM objects of all cases that did not fail, when they are
     done. Raises what `run_case` raises for models, devices and outputs that no source could use, and OutputError for a
     receiver that does not take the objects.
     """
     is_folder = has_many_cases(source)
-    if is_folder and os.path.realpath(source) == os.path.realpath(output):
+    if source.is_dir() and os.path.realpath(source) == os.path.realpath(output):
         raise OutputError(output, "the masks would lie among the volumes", hint="write to another folder")
     sources, failed = _sources(source) if is_folder else ([source], [])
     outputs = {path: wanted.output_of(path, output) for path in sources}
     _check_targets(outputs)
     if receiver is not None:
-        receiver.check([suffix for suffix in wanted.formats if suffix in SUFFIXES])
+        receiver.check([one for one in map(format_of, wanted.formats) if one is not None])
     if is_folder:
         session.load()  # models or a folder that cannot be used end the run, rather than each case
         prepare_folder(output)
@@ -104,9 +105,14 @@ def run_batch(
 
 
 def _run(source: Path, session: Session, output: CaseOutput) -> None:
-    """Segment a volume; where that fails, nobody may take what an earlier run wrote for the result of this one."""
+    """Segment a volume; where that fails, nobody may take what an earlier run wrote for the result of this one.
+
+    It stays where the volume itself is not the reason, but what was asked for.
+    """
     try:
         run_case(source, session, output)
+    except OptionError:
+        raise
     except BaseException:
         with contextlib.suppress(OutputError):
             if remove_earlier(output):

@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from pantherseg.dicom_results.formats import check_headers, check_installed, is_object, is_probability, write_object
-from pantherseg.errors import InputError, first_few
+from pantherseg.dicom_results.formats import (
+    check_headers,
+    check_installed,
+    format_of,
+    is_probability,
+    make_object,
+    save_object,
+)
+from pantherseg.errors import InputError, OptionError, first_few
 from pantherseg.events import Event
 from pantherseg.files import prepare_folder, remove_file, write_text
 from pantherseg.fingerprint import fingerprint_of
@@ -35,6 +42,8 @@ from pantherseg.session import Session
 from pantherseg.volume import Grid, Volume
 
 if TYPE_CHECKING:
+    from pydicom import Dataset
+
     from pantherseg.pipeline import Segmentation
 
 
@@ -60,7 +69,7 @@ class CaseOutput:
     @property
     def objects(self) -> tuple[Path, ...]:
         """Those of the results that are DICOM objects."""
-        return tuple(path for path in self.results if is_object(path))
+        return tuple(path for path in self.results if format_of(path.name))
 
     @property
     def dicom_options(self) -> DicomOptions | UnsetType:
@@ -110,7 +119,7 @@ def run_case(source: Path, session: Session, output: CaseOutput) -> CaseResult:
 def _series_of(source: Path, grid: Grid, session: Session, output: CaseOutput) -> DicomSource | None:
     """Return the DICOM series that objects are about, None where there are none.
 
-    Raises InputError for no DICOM, and for a series whose headers do not allow the objects.
+    Raises OptionError for no DICOM, and for a series whose headers do not allow the objects.
     """
     if not output.objects:
         return None
@@ -122,10 +131,10 @@ def _series_of(source: Path, grid: Grid, session: Session, output: CaseOutput) -
     return series
 
 
-def no_series(source: Path) -> InputError:
+def no_series(source: Path) -> OptionError:
     """Return the error about a source that is no DICOM and was to get DICOM results."""
     expected, hint = "DICOM input for DICOM results, which refer to it", "choose another --output-format, such as mha"
-    return InputError(source, expected=expected, found="a volume file", hint=hint)
+    return OptionError(source, expected=expected, found="a volume file", hint=hint)
 
 
 def read_case(source: Path, series: SeriesChoice = ANY_SERIES) -> tuple[Volume, tuple[Event, ...]]:
@@ -146,7 +155,8 @@ def write_case(
     """Write the mask, the probability if it is wanted, and last the report of a case; where one fails, none is left.
 
     What an earlier run wrote about the case in formats that are not wanted now is removed. series: which DICOM objects
-    are about. Raises OutputError, and InputError for a series about which they cannot be made.
+    are about. Raises OutputError, and OptionError for a series about which they cannot be made, before anything is
+    removed.
     """
     folder, probability = output.report.parent, segmentation.probability
     kept = None if probability is None or output.probability is None else output.probability
@@ -157,11 +167,16 @@ def write_case(
     )
     report = msgspec.structs.replace(report, fingerprint=fingerprint)
     files = output.results if kept is None else (*output.results, kept)
+    objects = _objects(segmentation, report, output, series)
     with stage("write") as remarks:
         remove_earlier(output, but=files)
         remove_file(output.report)  # an older report must not stand beside a new mask
         try:
-            _write_results(source, segmentation, report, output, series)
+            for path in output.results:
+                if path in objects:
+                    save_object(path, objects[path])
+                else:
+                    write_volume(segmentation.mask, path, like=source)
             if kept is not None and probability is not None:
                 write_probability(probability, kept)
             sha256 = {path: source_sha256(path) for path in output.results}
@@ -175,22 +190,18 @@ def write_case(
         remarks.append(first_few(map(shown, output.results)))
 
 
-def _write_results(
-    source: Path, segmentation: Segmentation, report: CaseReport, output: CaseOutput, series: DicomSource | None
-) -> None:
-    """Write the mask in all its formats."""
-    for path in output.results:
-        if not is_object(path):
-            write_volume(segmentation.mask, path, like=source)
+def _objects(
+    segmentation: Segmentation, report: CaseReport, output: CaseOutput, series: DicomSource | None
+) -> dict[Path, Dataset]:
+    """Return the results that are DICOM objects by their files."""
     if not output.objects:
-        return
+        return {}
     from pantherseg.dicom_results.making import Found, Making  # imports highdicom, which only DICOM results need
 
     assert series is not None  # `run_case` has looked for it
     found = Found(segmentation.mask, segmentation.pancreas_mask, segmentation.probability)
     making = Making(series, segmentation.mask.grid, report, output.dicom)
-    for path in output.objects:
-        write_object(path, found, making)
+    return {path: make_object(path, found, making) for path in output.objects}
 
 
 def remove_earlier(output: CaseOutput, *, but: Collection[Path] = ()) -> bool:

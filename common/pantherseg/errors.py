@@ -2,6 +2,7 @@
 
 PantherSegError          any error that a user can act on, in one line
 ├── InputError           a volume or mask that cannot be processed
+│   └── OptionError      one that can, but not as the options or the recipe ask for
 ├── JobError             a job folder that does not hold what the task needs
 ├── UploadError          an image or a model archive that cannot be checked
 ├── RecipeError          a recipe with a missing, unknown or impossible key
@@ -83,6 +84,10 @@ class PantherSegError(Exception):
 
 class InputError(PantherSegError):
     """A volume or mask that cannot be processed."""
+
+
+class OptionError(InputError):
+    """A volume that does not allow what the options or the recipe ask for; what an earlier run made of it is valid."""
 
 
 class JobError(PantherSegError):

@@ -28,6 +28,8 @@ class EventCode(StrEnum):
     """The axes are not exactly at right angles; the nearest orthogonal directions were used."""
     SERIES_CHOSEN = "series_chosen"
     """The DICOM folder or archive has several series; one was chosen."""
+    SLICES_FAR_APART = "slices_far_apart"
+    """The slices of the DICOM series are further apart than its header says; some may be missing all along."""
     NON_FINITE_VOXELS = "non_finite_voxels"
     """NaN, infinite or far too large voxels were replaced by the smallest finite value."""
     CONSTANT_IMAGE = "constant_image"

@@ -24,7 +24,10 @@ HEADINGS = (
     "contrast",
     "description",
     "series UID",
+    "left out because of",
 )
+# Longer descriptions lose their middle, so that a row fits into a line.
+DESCRIPTION = 44
 
 
 @click.group()
@@ -50,43 +53,52 @@ def list_series(source: Path, task: str | None, recipe: Path | None, series: str
         choice = load_recipe(chosen_recipe(task, recipe)).series
     try:
         found = survey(source, choice)
-        rows = [HEADINGS, *(_row(candidate, found) for candidate in found.candidates)]
+        refusal = _refusal(source, choice)
+        rows = [HEADINGS, *(_row(candidate, found, is_taken=not refusal) for candidate in found.candidates)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
         for row in rows:
             click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-        for line in _remarks(source, found, choice):
-            click.echo(printable(line))
+        for line in (*_remarks(found), refusal):
+            if line:
+                click.echo(printable(line))
     except OSError as error:
         raise InputError(source, expected="a folder or file that can be read", found=os_reason(error)) from error
 
 
-def _row(candidate: Candidate, found: Survey) -> tuple[str, ...]:
+def _refusal(source: Path, choice: SeriesChoice) -> str:
+    """Return why no series is taken, or an empty text."""
+    try:
+        select(source, choice)
+    except InputError as error:
+        return f"none is taken: {error}"
+    return ""
+
+
+def _row(candidate: Candidate, found: Survey, *, is_taken: bool) -> tuple[str, ...]:
     series, stack = candidate.series, candidate.stack
     first = series.instances[0]
     size = next((one.size for one in series.instances if one.size is not None), None)
     return (
-        "*" if candidate is found.taken else "",
+        "*" if is_taken and candidate is found.taken else "",
         "" if series.number is None else str(series.number),
         str(len(stack.slices) or len(series.instances)),
         "" if size is None else f"{size[0]} x {size[1]}",
         "" if stack.grid is None else " ".join(f"{mm:.4g}" for mm in stack.grid.spacing),
         plane_of(stack) or "",
         series.weighting or ("" if first.modality == "MR" else first.modality),
-        printable(", ".join(filter(None, (series.description, stack.label)))),
-        candidate.uid,
+        ", ".join(printable(text, DESCRIPTION) for text in (series.description, stack.label) if text),
+        candidate.uid or "(none)",
+        printable(candidate.left_out),
     )
 
 
-def _remarks(source: Path, found: Survey, choice: SeriesChoice) -> Iterator[str]:
-    """Yield what is wrong with some series, which files are damaged, and why none is taken."""
-    for candidate in found.candidates:
-        if reason := candidate.left_out or candidate.stack.problem:
-            yield f"{candidate.uid}: {reason}"
+def _remarks(found: Survey) -> Iterator[str]:
+    """Yield what is wrong with or odd about series that may be meant, damaged files, and how many are not DICOM."""
+    for candidate in (one for one in found.candidates if not one.left_out):
+        if candidate.stack.problem:
+            yield f"{candidate.uid}: {candidate.stack.problem}"
+        yield from (f"{candidate.uid}: {event.message}" for event in candidate.stack.events)
     for place, reason in found.scan.damaged:
         yield f"{place}: {reason}"
     if found.scan.others:
         yield f"files that are not DICOM: {found.scan.others}"
-    try:
-        select(source, choice)
-    except InputError as error:
-        yield f"none is taken: {error}"

@@ -58,7 +58,9 @@ def names_in(members: str | None) -> list[str] | None:
 
 def formats_in(names: str | None) -> tuple[str, ...]:
     """Return the suffixes of the formats in the option --output-format, those of volumes first. Raises UsageError."""
-    known = {suffix[1:]: suffix for suffix in VOLUME_FORMATS} | OBJECT_FORMATS
+    known = {suffix[1:]: suffix for suffix in VOLUME_FORMATS} | {
+        name: one.suffix for name, one in OBJECT_FORMATS.items()
+    }
     given = [name for part in (names or "").split(",") if (name := part.strip().lower())]
     if (unknown := [name for name in given if name not in known]) or (names is not None and not given):
         raise click.UsageError(f"--output-format: expected some of {', '.join(known)}, found {unknown or names!r}")

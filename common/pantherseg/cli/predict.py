@@ -23,7 +23,7 @@ from pantherseg.cli.options import (
     names_in,
     receiver_at,
 )
-from pantherseg.dicom_results.formats import SUFFIXES
+from pantherseg.dicom_results.formats import format_of
 from pantherseg.inference.backends import Mode
 from pantherseg.io import find_sources
 from pantherseg.io.dicom.choice import SeriesChoice
@@ -154,7 +154,7 @@ def _settings(path: Path, time_budget: float | None, rescue: bool | None, series
 
 def _check_formats(wanted: Wanted, *, is_sent: bool, report: bool) -> None:
     """Raise UsageError for options that need other formats."""
-    has_objects = any(suffix in SUFFIXES for suffix in wanted.formats)
+    has_objects = any(map(format_of, wanted.formats))
     if (wanted.dicom != DicomOptions() or is_sent) and not has_objects:
         problem = "--anonymous, --stable-uids and --send need a DICOM format, such as --output-format dcmseg"
         raise click.UsageError(problem)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pantherseg.errors import InputError, OutputError, PantherSegError
+from pantherseg.errors import OptionError, OutputError, PantherSegError
 from pantherseg.files import written_beside
 from pantherseg.io.dicom.library import quiet_pydicom
 from pantherseg.logs import silenced
@@ -22,67 +23,49 @@ if TYPE_CHECKING:
     from pantherseg.results import DicomOptions
     from pantherseg.volume import Grid
 
-# By the suffix of a file: the module below `dicom_results`, and the function in it that makes the object.
-SUFFIXES = {
-    ".seg.dcm": ("segmentation", "segmentation"),
-    ".probability.dcm": ("segmentation", "probability"),
-    ".rtstruct.dcm": ("structure_set", "structure_set"),
-}
-# By the name of a format in `--output-format`.
-FORMATS = {"dcmseg": ".seg.dcm", "dcmprob": ".probability.dcm", "rtstruct": ".rtstruct.dcm"}
-# The SOP classes of the objects: Segmentation Storage and RT Structure Set Storage (PS3.4, B.5).
-SOP_CLASSES = {
-    ".seg.dcm": "1.2.840.10008.5.1.4.1.1.66.4",
-    ".probability.dcm": "1.2.840.10008.5.1.4.1.1.66.4",
-    ".rtstruct.dcm": "1.2.840.10008.5.1.4.1.1.481.3",
+
+@dataclass(frozen=True)
+class ObjectFormat:
+    """A kind of DICOM results.
+
+    suffix: of its files. sop_class: Segmentation Storage or RT Structure Set Storage (PS3.4, B.5). module, function:
+    what makes the object, below `dicom_results`, whose packages are imported only when it is wanted.
+    """
+
+    suffix: str
+    sop_class: str
+    module: str
+    function: str
+
+
+SEGMENTATION_CLASS, STRUCTURES_CLASS = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"
+# By their names in `--output-format`.
+FORMATS = {
+    "dcmseg": ObjectFormat(".seg.dcm", SEGMENTATION_CLASS, "segmentation", "segmentation"),
+    "dcmprob": ObjectFormat(".probability.dcm", SEGMENTATION_CLASS, "segmentation", "probability"),
+    "rtstruct": ObjectFormat(".rtstruct.dcm", STRUCTURES_CLASS, "structure_set", "structure_set"),
 }
 
 
-def is_object(path: Path) -> bool:
-    """Return whether a result is a DICOM object by its name."""
-    return path.name.endswith(tuple(SUFFIXES))
+def format_of(name: str) -> ObjectFormat | None:
+    """Return the format of a DICOM result by the name of its file or by its suffix; None for another result."""
+    return next((one for one in FORMATS.values() if name.endswith(one.suffix)), None)
 
 
 def is_probability(path: Path) -> bool:
     """Return whether a result is the tumour's probability as a DICOM object."""
-    return path.name.endswith(FORMATS["dcmprob"])
+    return format_of(path.name) is FORMATS["dcmprob"]
 
 
-def sop_class(path: Path) -> str:
-    """Return the SOP class of a DICOM object by the name of its file."""
-    return next(uid for suffix, uid in SOP_CLASSES.items() if path.name.endswith(suffix))
-
-
-def write_object(path: Path, found: Found, making: Making) -> None:
-    """Write what a file is to hold by its suffix; it is complete or absent.
-
-    Raises OutputError, and InputError for a series whose headers do not allow the object.
-    """
-    with quiet_dicom(path):
-        made = _made(path, found, making)
-        with written_beside(path) as beside:
-            made.save_as(beside, enforce_file_format=True)
-
-
-def check_headers(paths: Sequence[Path], source: DicomSource, grid: Grid, options: DicomOptions, recipe: str) -> None:
-    """Make the objects of files as if nothing had been found, so that headers that do not allow them are named early.
-
-    grid: of the volume that was read from the series. Raises InputError.
-    """
-    from pantherseg.dicom_results.making import nothing_found
-
-    found, making = nothing_found(source, grid, options, recipe)
-    for path in paths:
-        with quiet_dicom(path):
-            _made(path, found, making)
-
-
-def _made(path: Path, found: Found, making: Making) -> Dataset:
-    """Return what a file is to hold by its suffix. Within `quiet_dicom`. Raises InputError."""
-    module, function = next(entry for suffix, entry in SUFFIXES.items() if path.name.endswith(suffix))
-    make: Callable[[Found, Making], Dataset] = getattr(import_module(f"pantherseg.dicom_results.{module}"), function)
+def make_object(path: Path, found: Found, making: Making) -> Dataset:
+    """Return what a file is to hold by its suffix. Raises OptionError for a series that does not allow the object."""
+    made_as = format_of(path.name)
+    assert made_as is not None  # whoever asks for an object names it so
+    module = import_module(f"pantherseg.dicom_results.{made_as.module}")
+    make: Callable[[Found, Making], Dataset] = getattr(module, made_as.function)
     try:
-        return make(found, making)
+        with quiet_dicom(path):
+            return make(found, making)
     except PantherSegError:
         raise
     except Exception as error:
@@ -91,7 +74,25 @@ def _made(path: Path, found: Found, making: Making) -> Dataset:
         reason = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
         problem = f"the headers of the series do not allow {path.name} ({reason})"
         hint = "choose another output format, such as mha"
-        raise InputError(f"series {making.source.series_uid}", problem, hint=hint) from None
+        raise OptionError(f"series {making.source.series_uid}", problem, hint=hint) from None
+
+
+def save_object(path: Path, made: Dataset) -> None:
+    """Write an object; the file is complete or absent. Raises OutputError."""
+    with quiet_dicom(path), written_beside(path) as beside:
+        made.save_as(beside, enforce_file_format=True)
+
+
+def check_headers(paths: Sequence[Path], source: DicomSource, grid: Grid, options: DicomOptions, recipe: str) -> None:
+    """Make the objects of files as if nothing had been found, so that headers that do not allow them are named early.
+
+    grid: of the volume that was read from the series. Raises OptionError.
+    """
+    from pantherseg.dicom_results.making import nothing_found
+
+    found, making = nothing_found(source, grid, options, recipe)
+    for path in paths:
+        make_object(path, found, making)
 
 
 def check_installed(where: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 from pydicom import DataElement, Dataset
 from pydicom.charset import convert_encodings
 from pydicom.config import RAISE, settings
-from pydicom.valuerep import DA, TM, DSfloat
+from pydicom.valuerep import DA, DT, TM, DSfloat, validate_value
 
-from pantherseg.errors import InputError
+from pantherseg.errors import OptionError
 from pantherseg.io.dicom.source import DicomSource
 from pantherseg.volume import Grid
 
@@ -32,7 +31,12 @@ MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName"),
 )
+# By these an archive finds the patient: they stay as they are, even where DICOM does not allow them.
+WHOSE = ("PatientID", "PatientName")
 SEXES = ("M", "F", "O")
+# Value representations of text, of which pydicom checks the form; and those that also have to be a moment.
+TEXTS = ("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UI", "UR")
+MOMENTS: dict[str, Callable[[str], object]] = {"DA": DA, "TM": TM, "DT": DT}
 UTF_8 = "ISO_IR 192"
 # Frames of a multi-frame object that were not read are put here, so that nothing refers to them.
 FAR_AWAY_MM = 1e6
@@ -54,8 +58,9 @@ class Headers:
 def headers_of(source: DicomSource, grid: Grid, *, anonymous: bool) -> Headers:
     """Return the headers of a series whose slices are those of a grid.
 
-    Texts are in UTF-8, whatever the series has: highdicom does not take all character sets that DICOM allows. Raises
-    InputError for a series without a frame of reference, and for texts in an unknown character set.
+    Texts are in UTF-8, whatever the series has: highdicom does not take all character sets that DICOM allows. Values
+    that DICOM does not allow are left out. Raises OptionError for a series without a frame of reference, and for texts
+    in an unknown character set.
     """
     orientation = _decimals(np.array(grid.direction)[:, :2].T.ravel())
     spacing = _decimals(grid.spacing[1:])
@@ -65,12 +70,12 @@ def headers_of(source: DicomSource, grid: Grid, *, anonymous: bool) -> Headers:
         if not dataset.get("FrameOfReferenceUID"):
             hint = "choose another output format, such as mha"
             expected, found = "a frame of reference (UID), to which DICOM results refer", "none"
-            raise InputError(f"series {source.series_uid}", expected=expected, found=found, hint=hint)
-        header = _only(dataset, NEEDED) if anonymous else copy(dataset)
-        header.file_meta = dataset.file_meta
+            raise OptionError(f"series {source.series_uid}", expected=expected, found=found, hint=hint)
+        header = _without_invalid(_only(dataset, NEEDED) if anonymous else dataset)
         if not anonymous:
-            _check_character_set(source, header)
+            _check_character_set(source, dataset)
             _set_utf_8(header)
+        header.file_meta = dataset.file_meta
         _complete(header)
         if source.is_multi_frame:
             read = {frame: positions[z] for z, (instance, frame) in enumerate(source.frames) if instance == number}
@@ -94,13 +99,12 @@ def _check_character_set(source: DicomSource, header: Dataset) -> None:
             "choose another output format, such as mha, or --anonymous",
         )
         where = f"series {source.series_uid}"
-        raise InputError(where, expected=expected, found="an unknown one", hint=hint) from error
+        raise OptionError(where, expected=expected, found="an unknown one", hint=hint) from error
     finally:
         settings.reading_validation_mode = mode
 
 
 def _set_utf_8(header: Dataset) -> None:
-    header.decode()
     for element in [one for one in header if one.VR == "PN" and one.value]:
         names = [str(name) for name in (element.value if element.VM > 1 else [element.value])]
         header[element.tag] = DataElement(element.tag, "PN", names)  # pydicom keeps the bytes of those that were read
@@ -126,19 +130,38 @@ def _only(dataset: Dataset, keywords: Sequence[str]) -> Dataset:
     return kept
 
 
+def _without_invalid(dataset: Dataset) -> Dataset:
+    """Return a copy of a data set without values that DICOM does not allow for their type, and items that have such."""
+    kept = Dataset()
+    for element in dataset:
+        if element.VR == "SQ" and element.value:
+            if items := [item for item in element.value if all(map(_is_valid, item))]:
+                kept.add(DataElement(element.tag, "SQ", items))
+        elif element.keyword in (*NEEDED, *WHOSE) or _is_valid(element):
+            kept.add(copy(element))  # whose value will be set, here only
+    return kept
+
+
+def _is_valid(element: DataElement) -> bool:
+    if element.VR == "SQ":
+        return all(_is_valid(one) for item in element.value or () for one in item)
+    values = element.value if element.VM > 1 else [element.value]
+    try:
+        for text in [str(value) for value in values if value not in (None, "") and element.VR in TEXTS]:
+            validate_value(element.VR, text, RAISE)
+            MOMENTS.get(element.VR, str)(text)  # an impossible date may look like one
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
 def _complete(header: Dataset) -> None:
-    """Empty what must be there and is not, or has a value that DICOM does not allow."""
+    """Empty what must be there and is not, and an unknown sex."""
     for keyword in MAY_BE_EMPTY:
         if keyword not in header or header[keyword].value is None:
             setattr(header, keyword, "")
     if header.PatientSex not in SEXES:
         header.PatientSex = ""
-    for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
-        valid = False
-        with suppress(ValueError, TypeError):
-            valid = isinstance(kind(str(header[keyword].value)), kind)
-        if not valid:
-            setattr(header, keyword, "")
 
 
 def _set_groups(

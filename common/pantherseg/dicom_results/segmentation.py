@@ -23,6 +23,7 @@ from pantherseg.dicom_results.making import (
     Making,
     stated,
 )
+from pantherseg.errors import OptionError
 from pantherseg.labels import PANCREAS_NAME, TUMOUR_NAME
 
 # Higher than the series of a scanner, so that results are listed behind them.
@@ -80,8 +81,15 @@ def _made(
     series_number: int,
     said: str,
 ) -> Dataset:
-    """Return the SEG of an array (z, y, x, segment)."""
+    """Return the SEG of an array (z, y, x, segment).
+
+    Raises OptionError for Enhanced MR in several files: highdicom makes segmentations about one multi-frame object.
+    """
     headers = making.headers
+    if making.source.is_multi_frame and len(headers.datasets) > 1:
+        expected, found = "a series in one Enhanced MR file for a segmentation", f"{len(headers.datasets)} files"
+        hint = "choose another output format, such as rtstruct or mha"
+        raise OptionError(f"series {making.source.series_uid}", expected=expected, found=found, hint=hint)
     made = Segmentation(
         source_images=list(headers.datasets),
         pixel_array=array,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pantherseg.dicom_results.formats import SOP_CLASSES, quiet_dicom, sop_class
+from pantherseg.dicom_results.formats import ObjectFormat, format_of, quiet_dicom
 from pantherseg.errors import OutputError
 from pantherseg.logs import silenced, stage
 
@@ -49,14 +49,14 @@ class Receiver:
         """Return the address."""
         return f"{self.title}@{self.host}:{self.port}"
 
-    def check(self, suffixes: Sequence[str]) -> None:
-        """Connect and ask whether objects with these suffixes of files are accepted. Raises OutputError."""
-        with self._associated([SOP_CLASSES[suffix] for suffix in suffixes]):
+    def check(self, formats: Sequence[ObjectFormat]) -> None:
+        """Connect and ask whether objects of these formats are accepted. Raises OutputError."""
+        with self._associated([one.sop_class for one in formats]):
             pass
 
     def send(self, paths: Sequence[Path]) -> None:
         """Send objects, and wait for the answer to each. Raises OutputError for the first that is not stored."""
-        classes = dict.fromkeys(sop_class(path) for path in paths)
+        classes = dict.fromkeys(one.sop_class for path in paths if (one := format_of(path.name)) is not None)
         with stage("send") as remarks, self._associated(list(classes)) as association:
             for path in paths:
                 status = association.send_c_store(path).get("Status")

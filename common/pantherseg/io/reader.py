@@ -18,6 +18,7 @@ from pantherseg.errors import InputError, OutputError, os_reason
 from pantherseg.events import Event, EventCode
 from pantherseg.files import written_beside
 from pantherseg.io.dicom.choice import ANY_SERIES, SeriesChoice
+from pantherseg.io.dicom.places import is_zip
 from pantherseg.io.dicom.reader import DicomReader
 from pantherseg.io.dicom.source import DicomSource
 from pantherseg.io.file_format import FileFormat
@@ -204,6 +205,8 @@ def _reader_of(source: Path) -> Reader:
         found = "a folder" if source.is_dir() else f"the suffix {source.suffix}" if source.suffix else "no suffix"
         if not source.exists():
             found = "no such file or folder"
+        elif is_zip(source):
+            found = "a zip archive that is damaged or has no DICOM file"
     formats = f"a volume in one of the formats {' '.join(VOLUME_SUFFIXES)}, or DICOM"
     raise InputError(source, expected=formats, found=found)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pantherseg.errors import InputError
 from pantherseg.io.dicom.library import quiet_pydicom
+from pantherseg.io.dicom.naming import IDENTITY, STUDY_NUMBER, identifies
 from pantherseg.io.dicom.places import (
-    MAX_FILES,
     SUFFIX,
     ZIP_SUFFIX,
     Place,
@@ -26,10 +25,10 @@ from pantherseg.io.dicom.places import (
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# What identifies the patient, and is looked for in the names of files and folders.
-IDENTITY = ("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate", "PatientBirthName")
-# Shorter parts of names are found in other words by chance.
-_MIN_LETTERS = 3
+# Modalities of results about a series, which may be anonymous ones of the same patient.
+RESULTS = ("SEG", "RTSTRUCT")
+# How many DICOM files are looked at for one that names the patient.
+_MAX_HEADERS = 1000
 
 
 def neutral_name(source: Path) -> str:
@@ -78,8 +77,8 @@ def patient_of(header: Dataset) -> str:
 def _first_header(source: Path) -> Dataset | None:
     """Return what identifies the patient and the study in the first DICOM file of a source that names a patient.
 
-    A DICOMDIR, and objects such as reports, may name none: where all are so, it is the first with a study. None if
-    none can be read. At most MAX_FILES DICOM files are looked at.
+    A DICOMDIR, and objects such as reports, may name none: where all are so, it is the first with a study, apart from
+    RESULTS. None if none can be read. At most _MAX_HEADERS DICOM files are looked at.
     """
     folder = without_directory(source)
     if first_dicom(folder) is None:
@@ -87,11 +86,11 @@ def _first_header(source: Path) -> Dataset | None:
     places = places_in(folder) if folder.is_dir() or is_zip(folder) else [Place(folder)]
     without = None
     with quiet_pydicom(source):
-        for _, file in islice(dicom_files(places), MAX_FILES):
+        for _, file in islice(dicom_files(places), _MAX_HEADERS):
             header = _header(file)
             if header is not None and any(header.get(key) for key in IDENTITY):
                 return header
-            if header is not None and header.get("StudyInstanceUID"):
+            if header is not None and header.get("StudyInstanceUID") and header.get("Modality") not in RESULTS:
                 without = without or header
     return without
 
@@ -101,20 +100,9 @@ def _header(file: BinaryIO) -> Dataset | None:
     import pydicom
 
     try:
-        tags = [*IDENTITY, "StudyInstanceUID"]
+        tags = [*IDENTITY, STUDY_NUMBER, "StudyInstanceUID", "Modality"]
         header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=tags)
         header.decode()  # values are converted only now
     except Exception:  # of many types
         return None
     return header
-
-
-def identifies(name: str, header: Dataset) -> bool:
-    """Return whether a name or a description contains what a header has about the patient's identity."""
-    values = [str(header.get(key) or "") for key in IDENTITY]
-    words = {word for value in values for word in re.findall(r"\w+", value.casefold().replace("_", " "))}
-    whole = {re.sub(r"\W|_", "", value.casefold()) for value in values}
-    plain, letters = name.casefold(), re.sub(r"\W|_", "", name.casefold())
-    return any(len(word) >= _MIN_LETTERS and word in plain for word in words) or any(
-        len(value) >= _MIN_LETTERS and value in letters for value in whole
-    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pantherseg.io.dicom.identity import IDENTITY, identifies, patient_of
+from pantherseg.io.dicom.identity import patient_of
+from pantherseg.io.dicom.naming import IDENTITY, STUDY_NUMBER, identifies
 from pantherseg.io.dicom.places import Place
 from pantherseg.io.limits import MAX_ORIGIN_MM
 
@@ -41,10 +43,11 @@ DISCRIMINATORS = {
 # In the place of a description that contains the patient's name or number.
 NAMED = "(names the patient)"
 _TAGS = (
-    *("SOPClassUID", "SOPInstanceUID", "Modality", "StudyInstanceUID", *IDENTITY),
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "StudyInstanceUID", *IDENTITY, STUDY_NUMBER),
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "InstanceNumber"),
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "BitsAllocated"),
     *("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("SpacingBetweenSlices", "SliceThickness"),
     *("RepetitionTime", "ScanningSequence", "AcquisitionContrast"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *DISCRIMINATORS,
@@ -56,13 +59,16 @@ class Frame:
     """A frame of a file, counted from 0, and where it lies.
 
     position: of its first pixel's centre, mm (x, y, z). orientation: the directions of its rows and of its columns.
-    spacing: mm between rows and between columns. None where the header lacks it. tags: those of DISCRIMINATORS.
+    spacing: mm between rows and between columns. distance, thickness: mm from slice to slice, and of a slice, as the
+    header says. None where it lacks one. tags: those of DISCRIMINATORS.
     """
 
     number: int
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     spacing: tuple[float, ...] | None
+    distance: float | None
+    thickness: float | None
     tags: dict[str, str] = field(repr=False)
 
 
@@ -79,6 +85,9 @@ class Instance:
     series_uid: str
     series_number: int | None
     description: str = field(repr=False)
+    """What the scanner or its operator called the series, by which one is chosen. It may name the patient."""
+    shown: str = field(repr=False)
+    """The description, or NAMED in the place of one that names the patient."""
     frame_of_reference: str
     size: tuple[int, int] | None
     """Rows and columns; None for an object that is not an image."""
@@ -137,7 +146,8 @@ def _instance(place: Place, header: Dataset) -> Instance:
         study_uid=_text(header, "StudyInstanceUID"),
         series_uid=_text(header, "SeriesInstanceUID"),
         series_number=None if number is None else int(number),
-        description=NAMED if identifies(description, header) else description,
+        description=description,
+        shown=NAMED if identifies(description, header) else description,
         frame_of_reference=_text(header, "FrameOfReferenceUID"),
         size=size,
         problem=problem,
@@ -189,6 +199,8 @@ def _frame(number: int, levels: Sequence[Dataset]) -> Frame:
         position=_vector(levels, "ImagePositionPatient", 3),
         orientation=_vector(levels, "ImageOrientationPatient", 6),
         spacing=_vector(levels, "PixelSpacing", 2),
+        distance=_number(levels, "SpacingBetweenSlices"),
+        thickness=_number(levels, "SliceThickness"),
         tags=tags,
     )
 
@@ -207,19 +219,22 @@ def _vector(levels: Sequence[Dataset], key: str, length: int) -> tuple[float, ..
 
 
 def first_text(levels: Sequence[Dataset], key: str) -> str | None:
-    """Return the first value of a tag as text, None where there is none."""
+    """Return the first value of a tag as text, None where there is none. Numbers keep all their digits."""
     value: Any = next((level.get(key) for level in levels if level.get(key) not in (None, "")), None)
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float):
-        return f"{value:g}"
+        return repr(float(value)).removesuffix(".0")
     return "\\".join(map(str, value)) if not isinstance(value, int) and hasattr(value, "__iter__") else str(value)
 
 
 def _number(levels: Sequence[Dataset], *keys: str) -> float | None:
-    texts = (first_text(levels, key) for key in keys)
-    text = next((text for text in texts if text and re.fullmatch(r"[-+.\deE]+", text)), None)
-    return None if text is None else float(text)
+    """Return the first of some tags that is a finite number, None where none is."""
+    for text in (first_text(levels, key) for key in keys):
+        with suppress(ValueError):
+            if text and math.isfinite(number := float(text)):
+                return number
+    return None
 
 
 def _text(header: Dataset, key: str) -> str:

@@ -18,8 +18,8 @@ from pantherseg.errors import InputError
 MARK, MARK_OFFSET = b"DICM", 128
 SUFFIX, ZIP_SUFFIX = ".dcm", ".zip"
 DIRECTORY = "DICOMDIR"
-# How many files are looked at to tell whether there is any DICOM file.
-MAX_FILES = 1000
+# How many files are looked at to tell whether there is any DICOM file: seconds on a local disk.
+MAX_FILES = MAX_MEMBERS
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pantherseg.errors import InputError, first_few
+from pantherseg.errors import InputError, OptionError, first_few
 from pantherseg.events import Event, EventCode
 from pantherseg.io.dicom.choice import SeriesChoice
 from pantherseg.io.dicom.series import Scan, Series, plane_of, refuse_without_images, scan
@@ -34,10 +34,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Survey:
-    """All volumes of a source, and the one that is taken; None where none is or several may be meant."""
+    """All volumes of a source. plausible: those that may be meant; taken: the only one, or None."""
 
     scan: Scan
     candidates: tuple[Candidate, ...]
+    plausible: tuple[Candidate, ...]
     taken: Candidate | None
 
 
@@ -48,11 +49,11 @@ def survey(source: Path, choice: SeriesChoice) -> Survey:
     plausible = _plausible(candidates, choice)
     one_patient = len(found.patients(choice.uid)) < 2
     taken = plausible[0] if len(plausible) == 1 and one_patient and not found.damaged else None
-    return Survey(found, candidates, taken)
+    return Survey(found, candidates, plausible, taken)
 
 
 def select(source: Path, choice: SeriesChoice) -> tuple[Candidate, Grid, tuple[Event, ...]]:
-    """Return the one volume that a choice means, its grid, and an event if there were others.
+    """Return the one volume that a choice means, its grid, and events: if there were others, and what is odd about it.
 
     Raises InputError and OSError.
     """
@@ -76,24 +77,25 @@ def select(source: Path, choice: SeriesChoice) -> tuple[Candidate, Grid, tuple[E
         raise InputError(source, expected=expected, found=found, hint=hint)
     others = len(result.candidates) - 1
     if not others:
-        return result.taken, stack.grid, ()
+        return result.taken, stack.grid, stack.events
     number = result.taken.series.number
     which = "without a number" if number is None else f"with the number {number}"
-    message = f"the series {which}, of {len(stack.slices)} slices, was taken; {others} others were not"
-    return result.taken, stack.grid, (Event(EventCode.SERIES_CHOSEN, message),)
+    left = "1 other was not" if others == 1 else f"{others} others were not"
+    message = f"the series {which}, of {len(stack.slices)} slices, was taken; {left}"
+    return result.taken, stack.grid, (Event(EventCode.SERIES_CHOSEN, message), *stack.events)
 
 
 def _undecided(source: Path, result: Survey, choice: SeriesChoice) -> InputError:
-    plausible = _plausible(result.candidates, choice)
-    if plausible:
-        found = f"{len(plausible)} that may be meant: {first_few(map(str, plausible), NAMES_SHOWN)}"
-        return InputError(source, expected="one series", found=found, hint=HINT)
+    if result.plausible:
+        found = f"{len(result.plausible)} that may be meant: {first_few(map(str, result.plausible), NAMES_SHOWN)}"
+        return OptionError(source, expected="one series", found=found, hint=HINT)
     if choice.uid:
         uids = first_few((candidate.uid for candidate in result.candidates), NAMES_SHOWN)
-        return InputError(source, expected=f"the series {choice.uid}", found=f"only {uids}")
+        return OptionError(source, expected=f"the series {choice.uid}", found=f"only {uids}")
     reasons = first_few((f"{one}: {one.left_out}" for one in result.candidates), NAMES_SHOWN)
-    hint = HINT if any(one.stack.grid is not None for one in result.candidates) else ""
-    return InputError(source, expected=_wanted(choice), found=f"none but {reasons}", hint=hint)
+    is_there = any(one.stack.grid is not None for one in result.candidates)
+    kind, hint = (OptionError, HINT) if is_there else (InputError, "")
+    return kind(source, expected=_wanted(choice), found=f"none but {reasons}", hint=hint)
 
 
 def _wanted(choice: SeriesChoice) -> str:
@@ -101,11 +103,11 @@ def _wanted(choice: SeriesChoice) -> str:
     return f"an MR series ({', '.join(wanted)})"
 
 
-def _plausible(candidates: tuple[Candidate, ...], choice: SeriesChoice) -> list[Candidate]:
-    left = [candidate for candidate in candidates if not candidate.left_out]
+def _plausible(candidates: tuple[Candidate, ...], choice: SeriesChoice) -> tuple[Candidate, ...]:
+    left = tuple(candidate for candidate in candidates if not candidate.left_out)
     if choice.uid or len(left) < 2:
         return left
-    named = [candidate for candidate in left if candidate.series.has_word(choice.words)]
+    named = tuple(candidate for candidate in left if candidate.series.has_word(choice.words))
     return named or left
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from pantherseg.errors import InputError
 from pantherseg.io.dicom.choice import Plane, Weighting
-from pantherseg.io.dicom.instance import HeaderError, Instance, read_instance
+from pantherseg.io.dicom.identity import RESULTS
+from pantherseg.io.dicom.instance import DIRECTORY_CLASS, HeaderError, Instance, read_instance
 from pantherseg.io.dicom.library import quiet_pydicom
 from pantherseg.io.dicom.pixels import stored_pixels
 from pantherseg.io.dicom.places import Place, dicom_files, is_zip, places_in, stamped, without_directory
@@ -48,8 +49,8 @@ class Series:
 
     @property
     def description(self) -> str:
-        """What the scanner or its operator called the series."""
-        return self.instances[0].description
+        """What the scanner or its operator called the series, as it may be shown."""
+        return self.instances[0].shown
 
     @cached_property
     def stacks(self) -> tuple[Stack, ...]:
@@ -63,7 +64,7 @@ class Series:
         first = self.instances[0]
         if first.contrast in ("T1", "T2"):
             return first.contrast
-        words = re.findall(r"t[12](?![\d])|[^\W\d_]+\d?d?", self.description.casefold())
+        words = re.findall(r"t[12](?![\d])|[^\W\d_]+\d?d?", first.description.casefold())
         if any(word in WEIGHTING_WORDS and WEIGHTING_WORDS[word] is None for word in words):
             return "other"
         if named := {word.upper() for word in words if word in ("t1", "t2")}:
@@ -77,29 +78,37 @@ class Series:
 
     def has_word(self, wanted: Sequence[str]) -> bool:
         """Return whether the description has one of some words, apart from digits and capitals."""
-        words = re.findall(r"[^\W\d_]+", self.description.casefold())
+        words = re.findall(r"[^\W\d_]+", self.instances[0].description.casefold())
         return any(word.casefold() in words for word in wanted)
 
 
 def plane_of(stack: Stack) -> Plane | None:
-    """Return the plane that is nearest to a stack's slices; None for one without a grid."""
-    if stack.grid is None:
+    """Return the plane that is nearest to a stack's slices; None where they state no directions."""
+    orientation = stack.slices[0].frame.orientation if stack.slices else None
+    if orientation is None:
         return None
-    return PLANES[int(np.abs(np.array(stack.grid.direction)[:, 2]).argmax())]
+    return PLANES[int(np.abs(np.cross(orientation[:3], orientation[3:])).argmax())]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a source contains. damaged: DICOM files that cannot be read, and why; others: how many other files."""
+    """What a source contains. damaged: DICOM files that cannot be read, and why; others: how many other files.
+
+    A DICOMDIR, which lists the files, is none of them.
+    """
 
     series: tuple[Series, ...]
     damaged: tuple[tuple[Place, str], ...]
     others: int
 
     def patients(self, uid: str = "") -> list[Instance]:
-        """Return an image of each patient. uid: only of this series, or of the series of this volume."""
+        """Return an image of each patient. uid: only of this series, or of the series of this volume.
+
+        Segmentations do not count: an anonymous one of the same patient may lie beside the series.
+        """
         chosen = [series for series in self.series if not uid or uid.partition("/")[0] == series.uid]
-        images = [one for series in chosen for one in series.instances if one.size is not None]
+        every = (one for series in chosen for one in series.instances)
+        images = [one for one in every if one.size is not None and one.modality not in RESULTS]
         return list({one.patient: one for one in reversed(images)}.values())[::-1]
 
 
@@ -132,6 +141,8 @@ def _scan(source: Path, places: tuple[Place, ...]) -> Scan:
             except HeaderError as error:
                 damaged.append((place, str(error)))
                 continue
+            if instance.sop_class == DIRECTORY_CLASS:
+                continue
             known = by_uid.setdefault(instance.series_uid, {}).setdefault(instance.uid or str(place), instance)
             # A copy of a file counts once.
             if known is not instance and not (instance.problem or known.problem) and not _is_copy(known, instance):
@@ -158,4 +169,4 @@ def refuse_without_images(source: Path, found: Scan) -> None:
         raise InputError(str(place), expected="a readable DICOM file", found=reason + more, hint=hint)
     if not found.patients():
         kinds = ", ".join(sorted({one.problem for series in found.series for one in series.instances}))
-        raise InputError(source, expected="MR images", found=kinds or "no DICOM files")
+        raise InputError(source, expected="MR images", found=kinds or "no other DICOM file than a DICOMDIR")

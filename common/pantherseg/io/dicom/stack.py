@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pantherseg.errors import first_few
+from pantherseg.events import Event, EventCode
 from pantherseg.io.dicom.instance import DISCRIMINATORS, Frame, Instance
 from pantherseg.io.direction import as_matrix
 from pantherseg.volume import Grid, as_triple
@@ -25,6 +26,16 @@ SAME_POSITION_MM = 0.01
 EVENNESS = 0.05
 # Distances that are whole multiples of the usual one, by this share of it, mean that slices are missing.
 MULTIPLE_TOLERANCE = 0.1
+# A stated distance that is smaller than the actual one by more than this is no distance.
+MAX_TIMES = 10
+# Slices that are so many times as far apart as they are thick may be every second one.
+FAR_APART = 1.9
+# How far a direction cosine of two decimals may be off.
+ROUNDING = 0.005
+ROUNDED = (
+    "the directions of rows and columns are rounded to two decimals, by which slices would be shifted sideways by up "
+    "to {shift:.3g} mm; the nearest ones at right angles to the line of the slices were used"
+)
 
 
 @dataclass(frozen=True)
@@ -45,13 +56,14 @@ class Stack:
     """Slices of a series that may be a volume, in their order along the normal.
 
     label: what tells them from other slices at the same positions, such as `temporal position 2`. grid: None where
-    there is a problem, which is a phrase that may follow "found".
+    there is a problem, which is a phrase that may follow "found". events: what is odd about a stack with a grid.
     """
 
     slices: tuple[Slice, ...] = field(repr=False)
     label: str = ""
     grid: Grid | None = None
     problem: str = ""
+    events: tuple[Event, ...] = ()
 
 
 def stacks_of(instances: Sequence[Instance]) -> tuple[Stack, ...]:
@@ -155,26 +167,43 @@ def _sorted(slices: Sequence[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
 def _checked(slices: Sequence[Slice], distances: NDArray[np.float64], label: str) -> Stack:
     """Return slices as a stack with its grid, or with what is wrong about their positions."""
     frame, size = slices[0].frame, slices[0].instance.size
-    orientation, spacing = np.array(frame.orientation), np.array(frame.spacing)
-    problem = ""
-    if len(slices) < 2:
-        problem = "1 slice"
-    elif not (spacing > 0).all():
-        problem = f"a pixel spacing of {spacing.tolist()} mm"
-    elif not np.linalg.norm(_normal(frame)) > 0.5:
-        problem = f"rows and columns that run in directions {tuple(frame.orientation or ())}"
-    else:
-        problem = _unevenness(slices, distances) or _shift(slices, distances, float(spacing.min()))
+    problem = _impossible(slices) or _unevenness(slices, distances)
     if problem or size is None:
         return Stack(tuple(slices), label, problem=problem)
+    orientation, spacing = np.array(frame.orientation), np.array(frame.spacing)
+    positions = np.array([one.frame.position for one in slices])
     columns = np.stack([orientation[:3], orientation[3:], _normal(frame)], axis=1)
+    events: tuple[Event, ...] = ()
+    if (shift := _shift(positions, columns[:, 2])) > EVENNESS * spacing.min():
+        along = _along(positions, columns, EVENNESS * spacing.min())
+        if along is None:
+            return Stack(tuple(slices), label, problem=f"slices that are shifted sideways by up to {shift:.3g} mm")
+        columns = along
+        events = (Event(EventCode.DIRECTION_CORRECTED, ROUNDED.format(shift=shift)),)
+    unit = columns[:, 2] / np.linalg.norm(columns[:, 2])
+    step = float((positions[-1] - positions[0]) @ unit) / (len(slices) - 1)
+    problem, more = _thinned(slices, step)
+    if problem:
+        return Stack(tuple(slices), label, problem=problem)
     grid = Grid(
         shape=(len(slices), *size),
-        spacing=as_triple([(distances[-1] - distances[0]) / (len(slices) - 1), *spacing]),
+        spacing=as_triple([step, *spacing]),
         origin=as_triple(frame.position or (0, 0, 0)),
         direction=as_matrix(columns),
     )
-    return Stack(tuple(slices), label, grid)
+    return Stack(tuple(slices), label, grid, events=events + more)
+
+
+def _impossible(slices: Sequence[Slice]) -> str:
+    """Return why slices cannot be a volume wherever they lie."""
+    frame = slices[0].frame
+    if len(slices) < 2:
+        return "1 slice"
+    if not min(frame.spacing or (0,)) > 0:
+        return f"a pixel spacing of {list(frame.spacing or ())} mm"
+    if not np.linalg.norm(_normal(frame)) > 0.5:
+        return f"rows and columns that run in directions {tuple(frame.orientation or ())}"
+    return ""
 
 
 def _unevenness(slices: Sequence[Slice], distances: NDArray[np.float64]) -> str:
@@ -194,10 +223,51 @@ def _unevenness(slices: Sequence[Slice], distances: NDArray[np.float64]) -> str:
     return f"slices that are {steps.min():.4g} to {steps.max():.4g} mm apart"
 
 
-def _shift(slices: Sequence[Slice], distances: NDArray[np.float64], pixel: float) -> str:
-    """Return what is wrong where slices do not lie exactly above each other, such as with a tilted gantry."""
-    positions = np.array([one.frame.position for one in slices])
-    normal = _normal(slices[0].frame)
-    straight = positions[0] + np.outer(distances - distances[0], normal / np.linalg.norm(normal))
-    shift = float(np.linalg.norm(positions - straight, axis=1).max())
-    return f"slices that are shifted sideways by up to {shift:.3g} mm" if shift > EVENNESS * pixel else ""
+def _shift(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
+    """Return by how many mm slices do not lie exactly above each other, such as with a tilted gantry."""
+    unit = normal / np.linalg.norm(normal)
+    sideways = positions - positions[0] - np.outer((positions - positions[0]) @ unit, unit)
+    return float(np.linalg.norm(sideways, axis=1).max())
+
+
+def _along(
+    positions: NDArray[np.float64], columns: NDArray[np.float64], tolerance: float
+) -> NDArray[np.float64] | None:
+    """Return directions whose normal is the line on which slices lie, and whose rows and columns are the nearest ones.
+
+    None where rounding to two decimals does not explain that the stated directions differ from them, or where the
+    positions are not on a line.
+    """
+    line = (positions[-1] - positions[0]) / np.linalg.norm(positions[-1] - positions[0])
+    stated = columns[:, :2]
+    left, _, right = np.linalg.svd(stated - np.outer(line, line @ stated), full_matrices=False)
+    nearest = left @ right
+    is_rounded = np.allclose(stated, np.round(stated, 2), rtol=0, atol=1e-6)
+    explained = np.linalg.norm(nearest - stated) <= ROUNDING * np.sqrt(stated.size)
+    if not (is_rounded and explained and _shift(positions, line) <= tolerance):
+        return None
+    return np.column_stack([nearest, line])
+
+
+def _thinned(slices: Sequence[Slice], step: float) -> tuple[str, tuple[Event, ...]]:
+    """Return what is wrong where slices are missing in a regular way, which leaves all distances even.
+
+    A problem where the header of original images says so, and an event where it may be so. step: their distance in mm.
+    """
+    frame = slices[0].frame
+    stated, thickness = frame.distance or 0.0, frame.thickness or 0.0
+    times = round(step / stated) if stated * MAX_TIMES > step else 0
+    is_gap = stated < thickness and abs(stated + thickness - step) <= MULTIPLE_TOLERANCE * step  # as some write there
+    if times and not is_gap and abs(step / stated - times) <= MULTIPLE_TOLERANCE:
+        if times == 1:
+            return "", ()
+        said = f"the header says {stated:.4g} mm (SpacingBetweenSlices)"
+        if frame.tags.get("ImageType", "").startswith("ORIGINAL"):
+            missing = f"{times - 1} of every {times} {'is' if times == 2 else 'are'} missing"
+            return f"{len(slices)} slices {step:.4g} mm apart where {said}, so that {missing}", ()
+    elif 0 < thickness * FAR_APART <= step:
+        said = f"they are {thickness:.4g} mm thick (SliceThickness)"
+    else:
+        return "", ()
+    message = f"the slices are {step:.4g} mm apart, and {said}; see whether slices between them are missing"
+    return "", (Event(EventCode.SLICES_FAR_APART, message),)
