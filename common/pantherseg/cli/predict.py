@@ -13,6 +13,7 @@ from pantherseg.batch import Wanted, has_many_cases, run_batch
 from pantherseg.cli.options import (
     DEVICE,
     MEMBERS,
+    MODE,
     PATH,
     RECIPE,
     SERIES,
@@ -45,13 +46,7 @@ PAGE = "report.html"
 @click.option(
     "--model", type=PATH, help="Folder of models  [default: the demo models, which were trained on phantoms only]."
 )
-@click.option(
-    "--mode",
-    type=click.Choice(["exact", "fast"]),
-    default="exact",
-    show_default=True,
-    help="exact: the masks of nnU-Net's own predictor; fast: in bfloat16 if the CPU supports it, on a GPU as exact.",
-)
+@MODE
 @DEVICE
 @click.option("--device-memory", metavar="MB", type=click.IntRange(min=1), help="Use at most this much GPU memory.")
 @click.option(
