@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pantherseg import __version__
 from pantherseg.cohort.crew import LostWorker
 from pantherseg.cohort.manifest import CohortCase
 from pantherseg.cohort.worker import Identity, Job, Result, Worker
-from pantherseg.errors import PantherSegError, last_line
+from pantherseg.errors import PantherSegError, last_line, os_reason
 from pantherseg.machine.cpus import usable_cpus
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOCAL = "local"
+LOCAL, AUTO = "local", "auto"
+# For the first answer of a machine.
+KNOCK_S = 10.0
 # Of a worker, unless the machines have less.
 DEFAULT_CPUS = 4
 # No volumes lie in Ray's store. It is part of the memory that is left for cases.
@@ -76,12 +79,22 @@ def ray_crew(job: Job, cluster: Cluster) -> Iterator[RayCrew]:
 def _connect(ray: ModuleType, address: str) -> None:
     starting = {"num_cpus": usable_cpus(), "object_store_memory": STORE_BYTES} if address == LOCAL else {}
     try:
+        _knock(os.environ.get("RAY_ADDRESS", address) if address == AUTO else address)
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **starting)
     except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+        expected, XX
         hint = "start one with `ray start --head`, or leave out --address"
-        raise PantherSegError(
-            f"--address {address}", expected="a Ray cluster", found=f"none that answers ({last_line(error)})", hint=hint
-        ) from error
+        raise PantherSegError(f"--address {address}", expected=expected, found=found, hint=hint) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens: Ray itself would try for minutes. address: HOST:PORT, with or without ray://.
+
+    Other addresses are left to Ray.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 class RayCrew:
