@@ -82,7 +82,8 @@ def _connect(ray: ModuleType, address: str) -> None:
         _knock(os.environ.get("RAY_ADDRESS", address) if address == AUTO else address)
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **starting)
     except (OSError, RuntimeError, ValueError, TimeoutError) as error:
-        expected, XX
+        reason = os_reason(error) if isinstance(error, OSError) else last_line(error)
+        expected, found = "the address of a Ray cluster", f"none that answers ({reason})"
         hint = "start one with `ray start --head`, or leave out --address"
         raise PantherSegError(f"--address {address}", expected=expected, found=found, hint=hint) from error
 
