@@ -2,7 +2,7 @@
 
 Runs `pantherseg cohort run` with the demo models of Task 1, in one process and on Ray on this machine, on phantoms of
 full size, whose cases take seconds, and on many small ones, and takes the figures from the tables of the cohorts.
-Prints the tables of docs/cohort.md: what a case costs beside `segment`, cases an hour with one and two cores, the memory
+Prints the tables of docs/cohort.md: what a case costs beside `segment`, cases an hour with one and two cores, memory
 over many cases, and a simulation of 10,000 volumes on other machines, for these figures and for those of a network of
 nnU-Net's own size in bench/results/speed.json. Writes bench/results/cohort.json. --simulate: from that file, without
 running anything.

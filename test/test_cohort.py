@@ -25,7 +25,7 @@ from pantherseg.cohort.page import write_cohort_page
 from pantherseg.cohort.ray_crew import Cluster
 from pantherseg.cohort.run import run_cohort
 from pantherseg.cohort.status import status_of
-from pantherseg.cohort.table import RESULTS, Row, read_rows
+from pantherseg.cohort.table import RESULTS, read_rows
 from pantherseg.cohort.worker import Job
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.files import lock_folder
@@ -331,8 +331,3 @@ def test_uncertain_cases_come_before_certain_ones(done: Path) -> None:
     failed = msgspec.structs.replace(row, case="failed", status="failed")
     ordered = sorted([unknown, *known, failed], key=lambda row: row.urgency)
     assert [row.case for row in ordered] == ["failed", "0.1", "0.5", "0.9", "unknown"]
-
-
-def test_every_column_of_the_table_is_documented() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "cohort.md").read_text()
-    assert [name for name in Row.__struct_fields__ if f"`{name}`" not in page] == []
