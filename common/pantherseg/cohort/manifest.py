@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Meta
 
-from pantherseg.cohort.storage import absolute, exists, filesystem, join, on_disk, read_bytes, write_bytes
+from pantherseg.cohort.storage import absolute, exists, join, matching, on_disk, read_bytes, write_bytes
 from pantherseg.errors import InputError, OutputError, first_few, last_line
 from pantherseg.io import case_name, find_sources
 from pantherseg.io.reader import VOLUME_SUFFIXES
@@ -51,7 +51,7 @@ def find_cases(source: str) -> list[CohortCase]:
     if source.lower().endswith(MANIFEST_SUFFIXES):
         cases = read_manifest(source)
     elif any(character in source for character in WILDCARDS):
-        cases = _named(source, _matching(source))
+        cases = _named(source, _that_match(source))
     else:
         cases = _named(source, _in_folder(source))
     if not cases:
@@ -143,16 +143,14 @@ def _in_folder(source: str) -> list[str]:
             expected = f"a manifest ({' or '.join(MANIFEST_SUFFIXES)}), a folder or a pattern"
             raise InputError(source, expected=expected, found="a file" if folder.exists() else "no such file or folder")
         return [str(path) for path in find_sources(folder, dangling=True)]
-    return _matching(f"{source.rstrip('/')}/*")
+    return [path for path in matching(source, "/*") if path.lower().endswith(REMOTE_SUFFIXES)]
 
 
-def _matching(pattern: str) -> list[str]:
-    """Return the volumes that a pattern means; of several files of one name all."""
-    files, path = filesystem(pattern)
-    found: list[str] = sorted(files.glob(path))
-    if on_disk(pattern):
-        return [name for name in found if find_sources(Path(name)) == [Path(name)]]
-    return [f"{pattern.partition('://')[0]}://{name}" for name in found if name.lower().endswith(REMOTE_SUFFIXES)]
+def _that_match(pattern: str) -> list[str]:
+    found = matching(pattern)
+    if on_disk(pattern) is None:
+        return [path for path in found if path.lower().endswith(REMOTE_SUFFIXES)]
+    return [path for path in found if find_sources(Path(path)) == [Path(path)]]
 
 
 def _check_inputs(source: str, cases: Sequence[CohortCase]) -> None:

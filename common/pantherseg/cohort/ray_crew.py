@@ -19,7 +19,7 @@ import msgspec
 from pantherseg import __version__
 from pantherseg.cohort.crew import LostWorker
 from pantherseg.cohort.manifest import CohortCase
-from pantherseg.cohort.worker import Identity, Job, Result, Worker
+from pantherseg.cohort.worker import Identity, Job, RayWorker, Result
 from pantherseg.errors import PantherSegError, last_line, os_reason
 from pantherseg.machine.cpus import usable_cpus
 
@@ -35,6 +35,8 @@ KNOCK_S = 10.0
 DEFAULT_CPUS = 4
 # No volumes lie in Ray's store. It is part of the memory that is left for cases.
 STORE_BYTES = 100_000_000
+# How often a worker may end while it starts, before it is given up.
+MAX_STARTS = 3
 # Workers that have not started by then join later.
 PATIENCE_S = 120.0
 
@@ -81,7 +83,7 @@ def _connect(ray: ModuleType, address: str) -> None:
     try:
         _knock(os.environ.get("RAY_ADDRESS", address) if address == AUTO else address)
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **starting)
-    except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # of many kinds: Ray raises plain ones, too
         reason = os_reason(error) if isinstance(error, OSError) else last_line(error)
         expected, found = "the address of a Ray cluster", f"none that answers ({reason})"
         hint = "start one with `ray start --head`, or leave out --address"
@@ -109,7 +111,7 @@ class RayCrew:
         self._ray = ray
         cpus, gpus, count = _shares(ray.nodes(), cluster, job.device)
         job = msgspec.structs.replace(job, cpus=cpus, device=job.device if gpus else "cpu")
-        kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1)(Worker)
+        kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1)(RayWorker)
         workers = [kind.remote(__version__, msgspec.json.encode(job)) for _ in range(count)]
         self._checking = {self._asked(worker): worker for worker in workers}
         self._idle: list[Any] = []
@@ -123,6 +125,8 @@ class RayCrew:
         case = next(waiting, None)
         running: dict[Any, tuple[Any, CohortCase]] = {}
         while case is not None or running:
+            if not (running or self._idle or self._checking):
+                raise PantherSegError("workers", "none is left that can segment", hint="see the errors above")
             while case is not None and self._idle:
                 worker = self._idle.pop()
                 running[worker.run.options(name=case.case).remote(case, tries)] = worker, case
@@ -143,8 +147,8 @@ class RayCrew:
                 yield its_case, result
 
     def _asked(self, worker: Any) -> Any:
-        """Ask a worker what it is, which it answers when it has started, and again where it was lost on the way."""
-        return worker.identity.options(max_task_retries=-1).remote()
+        """Ask a worker what it is, which it answers when it has started."""
+        return worker.identity.options(max_task_retries=MAX_STARTS).remote()
 
     def _check_first(self) -> None:
         """Wait for the workers that start now, and check them. Raises PantherSegError for the first that is unlike."""
@@ -163,17 +167,15 @@ class RayCrew:
         worker = self._checking.pop(answer)
         if problem := self._problem(answer):
             logger.error("error: %s; this worker gets no cases", problem)
-            if not self._idle and not self._checking:
-                raise PantherSegError("workers", "none is left that can segment")
-            return
-        self._idle.append(worker)
+        else:
+            self._idle.append(worker)
 
     def _problem(self, answer: Any) -> PantherSegError | None:
         """Return what is wrong with a worker, None for one that is like the others."""
         try:
             found: Identity = self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
-            return PantherSegError("worker", f"it cannot be started: {_why(error)}")
+            return PantherSegError("worker", f"it cannot be started: {last_line(error)}")
         where = f"worker on {found.machine}"
         if found.pantherseg != __version__:
             hint = "install one version everywhere"

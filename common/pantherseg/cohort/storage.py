@@ -65,6 +65,15 @@ def exists(url: str) -> bool:
         return bool(files.exists(path))
 
 
+def matching(url: str, more: str = "") -> list[str]:
+    """Return the paths that a pattern means, sorted. more: of the pattern, behind the path. Raises InputError."""
+    files, path = filesystem(url)
+    with _unreadable(url):
+        found: list[str] = sorted(files.glob(path.rstrip("/") + more))
+    store = "" if on_disk(url) else url.partition("://")[0] + "://"
+    return [name if "://" in name else store + name for name in found]  # those of the web are complete
+
+
 def read_bytes(url: str) -> bytes:
     """Return the content of a file. Raises InputError."""
     files, path = filesystem(url)

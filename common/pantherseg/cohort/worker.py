@@ -19,7 +19,7 @@ from pantherseg.cohort.storage import join, local_results, local_source
 from pantherseg.cohort.table import CASES, Row
 from pantherseg.errors import PantherSegError
 from pantherseg.fingerprint import models_sha256
-from pantherseg.logs import one_line
+from pantherseg.logs import one_line, show_log
 from pantherseg.machine.cpus import limit_cpus
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.recipe import Recipe
@@ -125,3 +125,11 @@ class Worker:
             )
         self._session.load()
         return self._session
+
+
+class RayWorker(Worker):
+    """A worker in a process of its own, whose log Ray keeps."""
+
+    def __init__(self, version: str, job: bytes) -> None:
+        super().__init__(version, job)
+        show_log()
