@@ -10,13 +10,13 @@ from pathlib import Path
 
 import duckdb
 import msgspec
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from cohorts import fast_recipe, job_of, kill_and_start_again, small_volume, write_volumes
 from conftest import one_line_about, run_python, valid_report
 from pantherseg.batch import run_batch
 from pantherseg.cli import main as pantherseg
@@ -26,34 +26,26 @@ from pantherseg.cohort.ray_crew import Cluster
 from pantherseg.cohort.run import run_cohort
 from pantherseg.cohort.status import status_of
 from pantherseg.cohort.table import RESULTS, read_rows
-from pantherseg.cohort.worker import Job
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.files import lock_folder
 from pantherseg.io import write_volume
 from pantherseg.io.digest import sha256_of
 from pantherseg.paths import DEMO_WEIGHTS
-from pantherseg.recipe import Recipe
 from pantherseg.session import Session
-from pantherseg.volume import Grid, Volume
 
-GRID = Grid((12, 24, 24), (4.0, 3.0, 3.0))
 GOOD = ("a", "b")
 DAMAGED = "damaged"
 
 
-def volume(seed: int) -> Volume:
-    return Volume(np.random.default_rng(seed).normal(100, 20, GRID.shape).astype(np.float32), GRID)
-
-
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, one_fold: Recipe) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two good volumes and a damaged one in `in`, and what a run made of them in `out`."""
     folder = tmp_path_factory.mktemp("cohort")
     for seed, name in enumerate(GOOD):
-        write_volume(volume(seed), folder / "in" / f"{name}.mha")
+        write_volume(small_volume(seed), folder / "in" / f"{name}.mha")
     whole = (folder / "in" / "a.mha").read_bytes()
     (folder / "in" / f"{DAMAGED}.mha").write_bytes(whole[: len(whole) // 2])
-    failed = run_cohort(str(folder / "in"), job_of(folder, one_fold))
+    failed = run_cohort(str(folder / "in"), job_of(folder / "out"))
     assert [row.case for row in failed] == [DAMAGED]
     return folder
 
@@ -65,16 +57,12 @@ def folder(done: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def job_of(folder: Path, recipe: Recipe) -> Job:
-    return Job(recipe=recipe, output=str(folder / "out"), device="cpu")
-
-
 def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / "out" / "cases").iterdir()}
 
 
-def test_masks_are_those_of_predict(done: Path, tmp_path: Path, one_fold: Recipe) -> None:
-    session = Session(one_fold, DEMO_WEIGHTS, device="cpu", many_cases=True)
+def test_masks_are_those_of_predict(done: Path, tmp_path: Path) -> None:
+    session = Session(fast_recipe(1), DEMO_WEIGHTS, device="cpu", many_cases=True)
     run_batch(done / "in", tmp_path, session)
     assert {path.name for path in tmp_path.iterdir()} == set(times(done))
     for name in GOOD:
@@ -107,8 +95,8 @@ def test_duckdb_reads_the_table(done: Path) -> None:
     assert duckdb.sql(query).fetchall()[1][:2] == ("failed", 1)
 
 
-def test_skips_finished_cases_and_tries_failed_ones_again(folder: Path, done: Path, one_fold: Recipe) -> None:
-    job = job_of(folder, one_fold)
+def test_skips_finished_cases_and_tries_failed_ones_again(folder: Path) -> None:
+    job = job_of(folder / "out")
     before, rows = times(folder), read_rows(job.output)
     shutil.copy(folder / "in" / "a.mha", folder / "in" / f"{DAMAGED}.mha")
     assert run_cohort(str(folder / "in"), job) == []
@@ -121,36 +109,37 @@ def test_skips_finished_cases_and_tries_failed_ones_again(folder: Path, done: Pa
     assert read_rows(job.output) == after
 
 
-def test_a_changed_case_is_done_again(folder: Path, one_fold: Recipe) -> None:
+def test_a_changed_case_is_done_again(folder: Path) -> None:
     before = times(folder)
-    write_volume(volume(9), folder / "in" / "a.mha")
-    run_cohort(str(folder / "in"), job_of(folder, one_fold))
+    write_volume(small_volume(9), folder / "in" / "a.mha")
+    run_cohort(str(folder / "in"), job_of(folder / "out"))
     changed = {name for name, time in times(folder).items() if before[name] != time}
     assert changed == {"a.mha", "a.json"}
     assert read_rows(str(folder / "out"))["a"].input_sha256 == sha256_of(folder / "in" / "a.mha")
 
 
-def test_a_lost_table_is_made_of_the_reports(folder: Path, one_fold: Recipe) -> None:
+def test_a_lost_table_is_made_of_the_reports(folder: Path) -> None:
     (folder / "out" / RESULTS).unlink()
     before = times(folder)
-    run_cohort(str(folder / "in"), job_of(folder, one_fold))
+    run_cohort(str(folder / "in"), job_of(folder / "out"))
     assert times(folder) == before
     row = read_rows(str(folder / "out"))["a"]
     assert (row.status, row.total_seconds) == ("done", None)
 
 
-def test_a_manifest_names_its_cases(folder: Path, tmp_path: Path, one_fold: Recipe) -> None:
+@pytest.mark.slow
+@pytest.mark.fault("cohorts", "the command is killed, and started again", "no case lost, and none done twice")
+def test_goes_on_after_a_kill(tmp_path: Path) -> None:
+    kill_and_start_again(write_volumes(tmp_path / "in", 12), tmp_path)
+
+
+def test_a_manifest_names_its_cases(folder: Path, tmp_path: Path) -> None:
     """Volumes in folders of patients have one name; paths are relative to the manifest."""
     for name in GOOD:
         (folder / name).mkdir()
         shutil.copy(folder / "in" / f"{name}.mha", folder / name / "t1.mha")
     (folder / "cohort.csv").write_text("\ufeffcase,input\nsecond,b/t1.mha\n001,a/t1.mha\n")
-    assert (
-        run_cohort(
-            str(folder / "cohort.csv"), msgspec.structs.replace(job_of(folder, one_fold), output=str(tmp_path / "new"))
-        )
-        == []
-    )
+    assert run_cohort(str(folder / "cohort.csv"), job_of(tmp_path / "new")) == []
     assert sorted(path.name for path in (tmp_path / "new" / "cases").iterdir()) == [
         *("001.json", "001.mha", "second.json", "second.mha")
     ]
@@ -249,43 +238,44 @@ def test_reads_names_that_are_numbers_in_parquet(done: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.fault("cohorts", "the table is that of another recipe", "an error, before any case runs")
-def test_refuses_the_table_of_another_recipe(folder: Path, one_fold: Recipe) -> None:
+def test_refuses_the_table_of_another_recipe(folder: Path) -> None:
+    job = job_of(folder / "out")
+    other = msgspec.structs.replace(job.recipe, name="other")
     before = times(folder)
     with pytest.raises(InputError, match="expected results of the recipe other, found task1"):
-        run_cohort(str(folder / "in"), job_of(folder, msgspec.structs.replace(one_fold, name="other")))
+        run_cohort(str(folder / "in"), msgspec.structs.replace(job, recipe=other))
     assert times(folder) == before
 
 
 @pytest.mark.fault("cohorts", "the table is damaged", "an error that says how it can be made again")
-def test_refuses_a_damaged_table(folder: Path, one_fold: Recipe) -> None:
+def test_refuses_a_damaged_table(folder: Path) -> None:
     table = folder / "out" / RESULTS
     table.write_bytes(table.read_bytes()[:-100])
     with pytest.raises(InputError, match="move it away") as error:
-        run_cohort(str(folder / "in"), job_of(folder, one_fold))
+        run_cohort(str(folder / "in"), job_of(folder / "out"))
     one_line_about(table, error.value)
 
 
 @pytest.mark.fault("cohorts", "two runs write to one folder", "an error of the second")
-def test_refuses_a_second_run_in_a_folder(folder: Path, one_fold: Recipe) -> None:
+def test_refuses_a_second_run_in_a_folder(folder: Path) -> None:
     lock_folder(folder / "out")
     with pytest.raises(OutputError, match="another run writes to this folder"):
-        run_cohort(str(folder / "in"), job_of(folder, one_fold))
+        run_cohort(str(folder / "in"), job_of(folder / "out"))
 
 
 @pytest.mark.fault("cohorts", "the masks would overwrite their volumes", "failed cases, whose volumes are as before")
-def test_never_overwrites_a_volume(folder: Path, one_fold: Recipe) -> None:
+def test_never_overwrites_a_volume(folder: Path) -> None:
     inside = folder / "other" / "cases"
     shutil.copytree(folder / "in", inside)
-    job = msgspec.structs.replace(job_of(folder, one_fold), output=str(inside.parent))
-    assert len(run_cohort(str(inside), job)) == 3
+    assert len(run_cohort(str(inside), job_of(inside.parent))) == 3
     assert sha256_of(inside / "a.mha") == sha256_of(folder / "in" / "a.mha")
 
 
 @pytest.mark.fault("cohorts", "Ray is not installed and an address is given", "an error that says how to install it")
-def test_names_the_extra_that_ray_needs(folder: Path, one_fold: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_the_extra_that_ray_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PantherSegError, match="the package ray, found not installed; pip install"):
-        run_cohort(str(folder / "in"), job_of(folder, one_fold), Cluster("local"))
+        run_cohort(str(folder / "in"), job_of(folder / "out"), Cluster("local"))
 
 
 def test_needs_no_ray_without_an_address() -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pantherseg.case import CaseOutput, remove_earlier
 from pantherseg.cohort.crew import Crew, LostWorker, ThisProcess
 from pantherseg.cohort.manifest import CohortCase, find_cases, write_manifest
 from pantherseg.cohort.ray_crew import Cluster, ray_crew
-from pantherseg.cohort.storage import join, on_disk
+from pantherseg.cohort.storage import join, local_results, on_disk
 from pantherseg.cohort.table import CASES, MANIFEST, RESULTS, ResultsTable, Row
 from pantherseg.cohort.worker import Job, Result
-from pantherseg.errors import InputError, OutputError, first_few
+from pantherseg.errors import InputError, OutputError, PantherSegError, first_few
 from pantherseg.files import lock_folder, prepare_folder
 from pantherseg.progress import cases_with_progress
 
@@ -76,12 +77,14 @@ def _outcomes(cases: list[CohortCase], crew: Crew, job: Job) -> Iterator[Result]
     for case in lost:
         for _, outcome in crew.run([case], tries=2):
             if isinstance(outcome, LostWorker):
-                outcome = Result(row=_lost(case, outcome.reason, job.recipe.name))
+                outcome = Result(row=_lost(case, outcome.reason, job))
             yield outcome
 
 
-def _lost(case: CohortCase, reason: str, recipe: str) -> Row:
-    """Return the row of a case that ended its worker when nothing else ran."""
+def _lost(case: CohortCase, reason: str, job: Job) -> Row:
+    """Return the row of a case that ended its worker when nothing else ran; earlier results of it are removed."""
+    with suppress(PantherSegError), local_results(join(job.output, CASES), case.case) as folder:
+        remove_earlier(CaseOutput(folder / case.case, folder / f"{case.case}.json"))
     problem = f"{case.input}: its worker was lost twice, the second time without other cases beside it: {reason}"
     return Row(
         case=case.case,
@@ -89,7 +92,7 @@ def _lost(case: CohortCase, reason: str, recipe: str) -> Row:
         status="failed",
         error=problem,
         tries=2,
-        recipe=recipe,
+        recipe=job.recipe.name,
         finished=datetime.now(UTC),
     )
 
