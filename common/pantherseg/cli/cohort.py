@@ -10,13 +10,16 @@ import click
 
 from pantherseg.batch import Wanted
 from pantherseg.cli.options import (
+    ANONYMOUS,
     AS_JSON,
     DEVICE,
     MEMBERS,
     MODE,
     PATH,
     RECIPE,
+    STABLE_UIDS,
     TASK,
+    check_dicom_options,
     chosen_recipe,
     formats_in,
     names_in,
@@ -24,6 +27,7 @@ from pantherseg.cli.options import (
 from pantherseg.errors import PantherSegError
 from pantherseg.inference.backends import Mode
 from pantherseg.recipe import load_recipe
+from pantherseg.results import DicomOptions
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +67,8 @@ def cohort() -> None:
 @click.option(
     "--save-probabilities", is_flag=True, help="Also write the tumour's probability before post-processing, <case>.npz."
 )
+@ANONYMOUS
+@STABLE_UIDS
 @click.option(
     "--address",
     metavar="local|auto|ADDRESS",
@@ -88,6 +94,8 @@ def run(
     members: str | None,
     output_format: str | None,
     save_probabilities: bool,
+    anonymous: bool,
+    stable_uids: bool,
     address: str | None,
     workers: int | None,
     cpus: int | None,
@@ -108,6 +116,9 @@ def run(
 
     if address is None and (workers or cpus or gpus is not None):
         raise click.UsageError("--workers, --cpus and --gpus are for workers on Ray: give --address too")
+    dicom = DicomOptions(anonymous=anonymous, stable_uids=stable_uids)
+    wanted = Wanted(formats_in(output_format), dicom, save_probabilities)
+    check_dicom_options(wanted)
     names = names_in(members)
     job = Job(
         recipe=load_recipe(chosen_recipe(task, recipe)),
@@ -116,7 +127,7 @@ def run(
         device=device,
         mode=mode,
         members=None if names is None else tuple(names),
-        wanted=Wanted(formats_in(output_format), probabilities=save_probabilities),
+        wanted=wanted,
         redo=redo,
     )
     if run_cohort(source, job, None if address is None else Cluster(address, workers, cpus, gpus)):

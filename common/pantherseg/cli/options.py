@@ -8,13 +8,16 @@ from pathlib import Path
 
 import click
 
+from pantherseg.batch import Wanted
 from pantherseg.dicom_results.formats import FORMATS as OBJECT_FORMATS
+from pantherseg.dicom_results.formats import SUFFIXES
 from pantherseg.dicom_results.send import Receiver
 from pantherseg.errors import OutputError
 from pantherseg.files import check_writable
 from pantherseg.io import case_name, find_sources
 from pantherseg.io.probabilities import SUFFIX as PROBABILITIES
 from pantherseg.paths import find_recipe, task_recipe
+from pantherseg.results import DicomOptions
 from pantherseg.verdict import Verdict
 
 # Formats of masks that are written as volume files.
@@ -46,6 +49,12 @@ MEMBERS = click.option(
     help="Use only these members of the recipe, with commas between their names; with a minus in front of each, all"
     " but these (--members=-a,-b).",
 )
+ANONYMOUS = click.option(
+    "--anonymous", is_flag=True, help="Carry nothing that identifies the patient over to DICOM results."
+)
+STABLE_UIDS = click.option(
+    "--stable-uids", is_flag=True, help="Give DICOM results of the same case always the same UIDs."
+)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 
 
@@ -72,6 +81,13 @@ def formats_in(names: str | None) -> tuple[str, ...]:
     if given and set(given) == {"dcmprob"}:
         raise click.UsageError("--output-format: dcmprob is the probability, name the format of the mask too")
     return tuple(suffix for name, suffix in known.items() if name in given)
+
+
+def check_dicom_options(wanted: Wanted, *, is_sent: bool = False) -> None:
+    """Raise UsageError for options about DICOM results where there are none."""
+    if (wanted.dicom != DicomOptions() or is_sent) and not any(suffix in SUFFIXES for suffix in wanted.formats):
+        problem = "options about DICOM results, such as --anonymous, need a DICOM format: --output-format dcmseg"
+        raise click.UsageError(problem)
 
 
 def receiver_at(address: str | None) -> Receiver | None:
