@@ -47,7 +47,6 @@ def cluster() -> Iterator[Any]:
     """Three nodes of one CPU on this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         from ray.cluster_utils import Cluster as Nodes
 
         nodes = Nodes()

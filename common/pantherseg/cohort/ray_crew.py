@@ -64,8 +64,6 @@ def ray_crew(job: Job, cluster: Cluster) -> Iterator[RayCrew]:
     workers have other versions or models than each other.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A worker without a GPU gets the device `cpu`, so that nothing need be hidden from it.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:
