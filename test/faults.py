@@ -32,6 +32,7 @@ SUBJECTS = {
     "downloads": "Published weights",
     "evaluation": "Predictions, references and reports",
     "selection": "Choosing an ensemble",
+    "cohorts": "Cohorts",
 }
 HEAD = """\
 # Faults that were tried

@@ -323,9 +323,12 @@ def test_durations_in_words(seconds: float, words: str) -> None:
 
 def test_progress_is_a_line_for_each_case_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pantherseg")
-    with cases_with_progress(["x", "y"], unit="volume") as cases:
-        assert list(cases) == ["x", "y"]
-    assert caplog.messages == ["1 of 2 volumes done, about 0 s left", "2 of 2 volumes done"]
+    failed: list[str] = []
+    with cases_with_progress(["x", "y"], unit="volume", total=2, failed=failed) as cases:
+        assert next(cases) == "x"
+        failed.append("y")
+        assert list(cases) == ["y"]
+    assert caplog.messages == ["1 of 2 volumes done, 1 failed, about 0 s left", "2 of 2 volumes done, 1 failed"]
 
 
 TERMINAL = """
@@ -333,7 +336,7 @@ import logging
 from pantherseg.logs import show_log
 from pantherseg.progress import cases_with_progress
 show_log()
-with cases_with_progress(["x", "y"], unit="volume") as cases:
+with cases_with_progress(["x", "y"], unit="volume", total=2) as cases:
     for case in cases:
         logging.getLogger("pantherseg").info("case %s", case)
 """

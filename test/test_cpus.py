@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pantherseg.machine import cpus
-from pantherseg.machine.cpus import usable_cpus
+from pantherseg.machine.cpus import limit_cpus, usable_cpus
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,12 @@ def test_rounds_up_the_lowest_limit(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
     for name, content in files.items():
         (tmp_path / name).write_text(content)
+    assert usable_cpus() == expected
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1, 1), (3, 3), (9, 4), (0, 4)])
+def test_a_worker_leaves_cpus_to_others(monkeypatch: pytest.MonkeyPatch, limit: int, expected: int) -> None:
+    monkeypatch.setattr(cpus, "_limit", 0)  # and what it was, after the test
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    limit_cpus(limit)
     assert usable_cpus() == expected

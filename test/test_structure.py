@@ -35,7 +35,7 @@ LAYERS = (
     *("networks", "model_sources", "models", "packing"),
     *("inference", "localize"),
     *("phantom", "evaluation", "confidence", "report", "sbom", "weights", "datasets", "training", "selection"),
-    *("ensemble", "session", "fingerprint", "pipeline", "case", "batch"),
+    *("ensemble", "session", "fingerprint", "pipeline", "case", "batch", "cohort"),
     *("grand_challenge", "api", "cli"),
 )
 # The package itself (its version) and the entry points that only call another module.

@@ -44,10 +44,13 @@ class Wanted:
     dicom: DicomOptions = field(default_factory=DicomOptions)
     probabilities: bool = False
 
-    def output_of(self, source: Path, folder: Path) -> CaseOutput:
-        """Return where the results of a source belong. Raises InputError if no reader accepts it."""
-        name = case_name(source)
-        first, *others = [folder / f"{name}{suffix}" for suffix in self.formats] or [folder / mask_name(source)]
+    def output_of(self, source: Path, folder: Path, name: str = "") -> CaseOutput:
+        """Return where the results of a source belong. Raises InputError if no reader accepts it.
+
+        name: of the case, by default that of its source.
+        """
+        name = name or case_name(source)
+        first, *others = [folder / f"{name}{suffix}" for suffix in self.formats] or [folder / mask_name(source, name)]
         probability = folder / f"{name}{SUFFIX}" if self.probabilities else None
         return CaseOutput(first, folder / f"{name}.json", probability, tuple(others), self.dicom)
 
@@ -80,13 +83,13 @@ def run_batch(
         raise OutputError(output, "the masks would lie among the volumes", hint="write to another folder")
     sources, failed = _sources(source) if is_folder else ([source], [])
     outputs = {path: wanted.output_of(path, output) for path in sources}
-    _check_targets(outputs)
+    check_targets(outputs)
     if receiver is not None:
         receiver.check([one for one in map(format_of, wanted.formats) if one is not None])
     if is_folder:
         session.load()  # models or a folder that cannot be used end the run, rather than each case
         prepare_folder(output)
-    waiting = [path for path in sources if redo or not _is_finished(path, outputs[path], session)]
+    waiting = [path for path in sources if redo or not is_finished(path, outputs[path], session)]
     if skipped := len(sources) - len(waiting):
         logger.info("%d of %d volumes are finished and skipped: %s", skipped, len(sources), _why(source, is_folder))
     if is_folder:
@@ -97,17 +100,18 @@ def run_batch(
             logger.error("error: %d of %d volumes failed: %s", len(failed), total, names)
     else:
         for path in waiting:
-            _run(path, session, outputs[path])
+            segment_case(path, session, outputs[path])
     objects = [made for path in sources if path not in failed for made in outputs[path].objects]
     if receiver is not None and objects:
         receiver.send(objects)
     return failed
 
 
-def _run(source: Path, session: Session, output: CaseOutput) -> None:
-    """Segment a volume; where that fails, nobody may take what an earlier run wrote for the result of this one.
+def segment_case(source: Path, session: Session, output: CaseOutput) -> None:
+    """Segment one of many cases; where that fails, what an earlier run wrote about it is removed.
 
-    It stays where the volume itself is not the reason, but what was asked for.
+    Nobody may take that for the result of this run. It stays where the volume itself is not the reason, but what was
+    asked for. Raises what `run_case` raises.
     """
     try:
         run_case(source, session, output)
@@ -122,11 +126,11 @@ def _run(source: Path, session: Session, output: CaseOutput) -> None:
 
 def _run_all(waiting: list[Path], outputs: dict[Path, CaseOutput], session: Session) -> list[Path]:
     """Segment the volumes of a folder, and return those that failed."""
-    failed = []
-    with cases_with_progress(waiting, unit="volume") as paths:
+    failed: list[Path] = []
+    with cases_with_progress(waiting, unit="volume", total=len(waiting), failed=failed) as paths:
         for path in paths:
             try:
-                _run(path, session, outputs[path])
+                segment_case(path, session, outputs[path])
             except Exception as error:  # whatever is wrong with one volume, the others are segmented
                 logger.debug("%s", path, exc_info=not isinstance(error, PantherSegError))
                 logger.error("error: %s", one_line(error, path))
@@ -134,8 +138,11 @@ def _run_all(waiting: list[Path], outputs: dict[Path, CaseOutput], session: Sess
     return failed
 
 
-def _is_finished(source: Path, output: CaseOutput, session: Session) -> bool:
-    """Return whether a case need not be segmented. A source that cannot be read is not finished."""
+def is_finished(source: Path, output: CaseOutput, session: Session) -> bool:
+    """Return whether a case need not be segmented. A source that cannot be read is not finished.
+
+    Raises what `Session.load` raises.
+    """
     try:
         report = finished_report(
             source, session, results=output.results, report=output.report, dicom=output.dicom_options
@@ -174,7 +181,7 @@ def _sources(folder: Path) -> tuple[list[Path], list[Path]]:
     return [path for path in sources if path not in ambiguous], ambiguous
 
 
-def _check_targets(outputs: dict[Path, CaseOutput]) -> None:
+def check_targets(outputs: dict[Path, CaseOutput]) -> None:
     """Check what is to be written before anything is computed.
 
     Raises OutputError if a mask would overwrite its volume, which has the same name, and for a package that DICOM

@@ -148,7 +148,7 @@ def _locked_folder(prefix: str, parent: Path) -> tuple[Path, int | None]:
     for _ in range(ATTEMPTS):
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
-            file = _lock(folder)
+            file = lock_folder(folder)
         except (BlockingIOError, FileNotFoundError):
             continue  # another process is removing it, because it was not locked yet
         except OSError:
@@ -163,12 +163,12 @@ def _remove_unlocked(parent: Path, prefix: str) -> None:
     """Remove the folders with names that begin with `prefix` whose processes have ended. Raises OSError."""
     for other in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
         with suppress(OSError):
-            file = _lock(other)
+            file = lock_folder(other)
             shutil.rmtree(other, ignore_errors=True)
             os.close(file)
 
 
-def _lock(folder: Path) -> int:
+def lock_folder(folder: Path) -> int:
     """Lock a folder and return a file descriptor; the lock is held until that is closed or the process ends.
 
     Raises OSError where another process holds the lock.

@@ -37,10 +37,15 @@ def fingerprint_of(source: Path, session: Session, dicom: DicomOptions | UnsetTy
     return Fingerprint(
         input_sha256=source_sha256(source, source_files(source, session.recipe.series)),
         recipe_sha256=_sha256(session.recipe),
-        models_sha256=_sha256([_identity(one) for one in ensemble.predictors]),
+        models_sha256=models_sha256(session),
         mode=ensemble.backend.mode,
         dicom=dicom,
     )
+
+
+def models_sha256(session: Session) -> str:
+    """Return the SHA-256 of the weights and settings of all models of a session. Raises what `Session.load` raises."""
+    return _sha256([_identity(one) for one in session.load().predictors])
 
 
 def finished_report(

@@ -34,7 +34,12 @@ def missing() -> str:
     result = subprocess.run(probe, capture_output=True, text=True, check=False)
     if result.returncode:
         return f"no namespaces with separate mounts: {result.stderr.strip()}"
-    return "" if next(_interpreters(), None) else "no Python 3.12"
+    return "" if has_python() else "no Python 3.12"
+
+
+def has_python() -> bool:
+    """Return whether there is a Python for the runner's environment, which also has moto, a local S3."""
+    return next(_interpreters(), None) is not None
 
 
 def runner() -> Path:

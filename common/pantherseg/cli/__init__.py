@@ -13,6 +13,7 @@ from pantherseg.logs import say_error, show_log
 # The function `predict` of the module `pantherseg.cli.predict` and so on, with its line in `pantherseg --help`.
 COMMANDS = {
     "predict": "Segment a volume, or every volume of a folder.",
+    "cohort": "Segment thousands of volumes, on one machine or on a Ray cluster.",
     "pack": "Pack a model folder into a bundle.",
     "weights": "List, download and verify published weights.",
     "dicom": "List the series of a DICOM folder or archive.",

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import click
 
+from pantherseg.batch import Wanted
 from pantherseg.dicom_results.formats import FORMATS as OBJECT_FORMATS
+from pantherseg.dicom_results.formats import format_of
 from pantherseg.dicom_results.send import Receiver
 from pantherseg.errors import OutputError
 from pantherseg.files import check_writable
 from pantherseg.io import case_name, find_sources
 from pantherseg.io.probabilities import SUFFIX as PROBABILITIES
 from pantherseg.paths import find_recipe, task_recipe
+from pantherseg.results import DicomOptions
 from pantherseg.verdict import Verdict
 
 # Formats of masks that are written as volume files.
@@ -28,6 +31,13 @@ RECIPE = click.option(
 DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
+MODE = click.option(
+    "--mode",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="exact: the masks of nnU-Net's own predictor; fast: in bfloat16 if the CPU supports it, on a GPU as exact.",
+)
 SERIES = click.option(
     "--series",
     metavar="UID",
@@ -38,6 +48,12 @@ MEMBERS = click.option(
     metavar="NAMES",
     help="Use only these members of the recipe, with commas between their names; with a minus in front of each, all"
     " but these (--members=-a,-b).",
+)
+ANONYMOUS = click.option(
+    "--anonymous", is_flag=True, help="Carry nothing that identifies the patient over to DICOM results."
+)
+STABLE_UIDS = click.option(
+    "--stable-uids", is_flag=True, help="Give DICOM results of the same case always the same UIDs."
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 
@@ -67,6 +83,13 @@ def formats_in(names: str | None) -> tuple[str, ...]:
     if given and set(given) == {"dcmprob"}:
         raise click.UsageError("--output-format: dcmprob is the probability, name the format of the mask too")
     return tuple(suffix for name, suffix in known.items() if name in given)
+
+
+def check_dicom_options(wanted: Wanted, *, is_sent: bool = False) -> None:
+    """Raise UsageError for options about DICOM results where there are none."""
+    if (wanted.dicom != DicomOptions() or is_sent) and not any(map(format_of, wanted.formats)):
+        problem = "options about DICOM results, such as --anonymous, need a DICOM format: --output-format dcmseg"
+        raise click.UsageError(problem)
 
 
 def receiver_at(address: str | None) -> Receiver | None:

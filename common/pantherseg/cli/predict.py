@@ -11,13 +11,17 @@ import msgspec
 
 from pantherseg.batch import Wanted, has_many_cases, run_batch
 from pantherseg.cli.options import (
+    ANONYMOUS,
     DEVICE,
     MEMBERS,
+    MODE,
     PATH,
     RECIPE,
     SERIES,
+    STABLE_UIDS,
     TASK,
     VOLUME_FORMATS,
+    check_dicom_options,
     chosen_recipe,
     formats_in,
     names_in,
@@ -45,13 +49,7 @@ PAGE = "report.html"
 @click.option(
     "--model", type=PATH, help="Folder of models  [default: the demo models, which were trained on phantoms only]."
 )
-@click.option(
-    "--mode",
-    type=click.Choice(["exact", "fast"]),
-    default="exact",
-    show_default=True,
-    help="exact: the masks of nnU-Net's own predictor; fast: in bfloat16 if the CPU supports it, on a GPU as exact.",
-)
+@MODE
 @DEVICE
 @click.option("--device-memory", metavar="MB", type=click.IntRange(min=1), help="Use at most this much GPU memory.")
 @click.option(
@@ -78,8 +76,8 @@ PAGE = "report.html"
     help="Formats of the results, with commas between them: mha, nii.gz, nrrd; of DICOM input also dcmseg, rtstruct and"
     " dcmprob, the probability as a fractional segmentation  [default: the format of each volume, mha for DICOM].",
 )
-@click.option("--anonymous", is_flag=True, help="Carry nothing that identifies the patient over to DICOM results.")
-@click.option("--stable-uids", is_flag=True, help="Give DICOM results of the same case always the same UIDs.")
+@ANONYMOUS
+@STABLE_UIDS
 @click.option("--send", metavar="AET@HOST:PORT", help="Send DICOM results to an archive or a viewer (C-STORE).")
 @click.option("--report", is_flag=True, help="Also write a page of all cases, report.html, when they are done.")
 @click.option("--redo", is_flag=True, help="Segment finished cases again.")
@@ -154,10 +152,8 @@ def _settings(path: Path, time_budget: float | None, rescue: bool | None, series
 
 def _check_formats(wanted: Wanted, *, is_sent: bool, report: bool) -> None:
     """Raise UsageError for options that need other formats."""
+    check_dicom_options(wanted, is_sent=is_sent)
     has_objects = any(map(format_of, wanted.formats))
-    if (wanted.dicom != DicomOptions() or is_sent) and not has_objects:
-        problem = "--anonymous, --stable-uids and --send need a DICOM format, such as --output-format dcmseg"
-        raise click.UsageError(problem)
     if report and has_objects and not any(suffix in VOLUME_FORMATS for suffix in wanted.formats):
         raise click.UsageError("--report needs the mask as a volume file, such as --output-format mha,dcmseg")
 

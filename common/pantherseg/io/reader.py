@@ -184,9 +184,12 @@ def case_name(source: Path) -> str:
         return _reader_of(source).case_name(source)
 
 
-def mask_name(source: Path) -> str:
-    """Return the file name of a source's mask. Raises InputError if no reader accepts the source."""
-    return case_name(source) + _reader_of(source).mask_suffix(source)
+def mask_name(source: Path, case: str = "") -> str:
+    """Return the file name of a source's mask. Raises InputError if no reader accepts the source.
+
+    case: the name of the case, by default that of the source.
+    """
+    return (case or case_name(source)) + _reader_of(source).mask_suffix(source)
 
 
 def _is_source(path: Path) -> bool:

@@ -16,12 +16,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """A case: its name without a channel number, its volume, and its mask and reference where there are any."""
+    """A case: its name without a channel number, its volume, and its mask and reference where there are any.
+
+    problem: why it has no mask, if that is known.
+    """
 
     name: str
     image: Path
     mask: Path | None
     reference: Path | None
+    problem: str = ""
 
 
 def find_cases(images: Path, masks: Path, references: Path | None) -> list[CaseFiles]:

@@ -76,7 +76,7 @@ def read_case(files: CaseFiles, number: int, series: SeriesChoice = ANY_SERIES) 
     series: of a DICOM study. A file that cannot be used becomes a problem of the case, and the others are used.
     """
     case = Case(number, printable(files.name), missing=files.mask is None)
-    problems: list[str] = []
+    problems = [files.problem] if files.problem else []
     reference = _attempt(read_labels, files.reference, problems)
     mask = _attempt(read_labels, files.mask, problems)
     run = _attempt(read_run_report, files.mask, problems)

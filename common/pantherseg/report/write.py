@@ -57,15 +57,23 @@ def write_report(
 ) -> list[str]:
     """Write the report (HTML) of the cases in files or folders, and return the names of those with problems.
 
-    series: which one is shown of a DICOM study. Which files belong together: see `case_files.find_cases`. A file that
-    cannot be used is named on the page and in the log, and the rest is done. Cases with the lowest Dice come first, or
-    else with the lowest expected Dice, or else with the folds that agree least. The same files give the same bytes.
+    series: which one is shown of a DICOM study. Which files belong together: see `case_files.find_cases`. Raises
+    InputError if there is nothing to report, and what `write_page` raises.
+    """
+    check_can_report()
+    return write_page(find_cases(images, masks, references), output, series=series)
 
-    Raises InputError if there is nothing to report, OutputError for a file that cannot be written, PantherSegError if
-    jinja2 is not installed.
+
+def write_page(files: Sequence[CaseFiles], output: Path, *, series: SeriesChoice = ANY_SERIES) -> list[str]:
+    """Write the report (HTML) of cases, and return the names of those with problems.
+
+    A file that cannot be used is named on the page and in the log, and the rest is done. Cases with the lowest Dice
+    come first, or else with the lowest expected Dice, or else with the folds that agree least. The same files give the
+    same bytes.
+
+    Raises OutputError for a file that cannot be written, PantherSegError if jinja2 is not installed.
     """
     page = _environment()
-    files = find_cases(images, masks, references)
     with written_beside(output) as beside, _temporary(output) as parts_file:
         cases: list[Case] = []
         parts: dict[int, Part] = {}

@@ -1,0 +1,162 @@
+"""Which cases a cohort has: a manifest (CSV or Parquet), or a folder or a pattern of volumes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from msgspec import Meta
+
+from pantherseg.cohort.storage import absolute, exists, join, matching, on_disk, read_bytes, write_bytes
+from pantherseg.errors import InputError, OutputError, first_few, last_line
+from pantherseg.io import case_name, find_sources
+from pantherseg.io.reader import VOLUME_SUFFIXES
+from pantherseg.tables import Table, did_you_mean
+
+CSV, PARQUET = ".csv", ".parquet"
+MANIFEST_SUFFIXES = (CSV, PARQUET)
+WILDCARDS = "*?["
+# Files of a store that are taken for volumes, where there is no reader to ask.
+REMOTE_SUFFIXES = (*VOLUME_SUFFIXES, ".zip")
+# A store answers slowly, but many questions at once.
+QUESTIONS_AT_ONCE = 32
+Name = Annotated[str, Meta(pattern=r"^[^./\x00][^/\x00]*$", max_length=200)]
+
+
+class CohortCase(Table, frozen=True):
+    """A case: its name, which its results are called by, and the path of its volume on a disk or in a store."""
+
+    case: Name
+    input: Annotated[str, Meta(min_length=1)]
+
+
+COLUMNS = tuple(field.name for field in msgspec.structs.fields(CohortCase))
+
+
+def find_cases(source: str) -> list[CohortCase]:
+    """Return the cases of a manifest, of a folder, or of a pattern such as `scans/*/t1.nii.gz`, sorted by name.
+
+    A manifest has the columns of `COLUMNS`; without `case`, and in folders, cases are called by their files. Paths in
+    it are relative to its folder. Raises InputError, also for two cases of one name and for volumes that do not exist.
+    """
+    if source.lower().endswith(MANIFEST_SUFFIXES):
+        cases = read_manifest(source)
+    elif any(character in source for character in WILDCARDS):
+        cases = _named(source, _that_match(source))
+    else:
+        cases = _named(source, _in_folder(source))
+    if not cases:
+        raise InputError(source, expected="at least one case", found="none")
+    names = Counter(case.case for case in cases)
+    if double := [name for name, count in names.items() if count > 1]:
+        hint = "give each case a name of its own, in the column `case` of a manifest"
+        raise InputError(source, expected="each case once", found=f"several of {first_few(double)}", hint=hint)
+    _check_inputs(source, cases)
+    return sorted(cases, key=lambda case: case.case)
+
+
+def write_manifest(cases: Sequence[CohortCase], target: str) -> None:
+    """Write a manifest that `find_cases` reads, CSV or Parquet by its suffix. Raises OutputError."""
+    rows = [msgspec.structs.asdict(case) for case in cases]
+    if target.lower().endswith(CSV):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        content = text.getvalue().encode()
+    elif target.lower().endswith(PARQUET):
+        file = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in COLUMNS])), file)
+        content = file.getvalue().to_pybytes()
+    else:
+        raise OutputError(target, expected=f"a name that ends with {' or '.join(MANIFEST_SUFFIXES)}", found="another")
+    write_bytes(target, content)
+
+
+def read_manifest(source: str) -> list[CohortCase]:
+    """Return the cases of a manifest, whether or not their volumes exist. Raises InputError."""
+    content = read_bytes(source)
+    columns, rows = (_csv_rows if source.lower().endswith(CSV) else _parquet_rows)(source, content)
+    for name in columns:
+        if name not in COLUMNS:
+            known = " and ".join(COLUMNS)
+            raise InputError(source, f"unknown column '{name}', expected {known}{did_you_mean(name, COLUMNS)}")
+    if "input" not in columns:
+        raise InputError(source, expected="a column `input` with the path of each volume", found=first_few(columns))
+    folder = posixpath.dirname(source)
+    return [_case(f"{source}, case {number}", row, folder) for number, row in enumerate(rows, start=1)]
+
+
+def _csv_rows(source: str, content: bytes) -> tuple[Sequence[str], list[dict[str, str]]]:
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(source, expected="a CSV file in UTF-8", found=last_line(error)) from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            expected = f"{len(reader.fieldnames or ())} values in case {number}"
+            raise InputError(source, expected=expected, found="more" if None in row else "fewer")
+    return [*(reader.fieldnames or ())], rows
+
+
+def _parquet_rows(source: str, content: bytes) -> tuple[Sequence[str], list[dict[str, str]]]:
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(source, expected="a Parquet file", found=last_line(error)) from error
+    rows = [{key: "" if value is None else str(value) for key, value in row.items()} for row in table.to_pylist()]
+    return table.column_names, rows
+
+
+def _case(where: str, row: dict[str, str], folder: str) -> CohortCase:
+    path = row["input"].strip()
+    name = row["case"].strip() if "case" in row else _name_of(path)
+    try:
+        return msgspec.convert({"case": name, "input": path and absolute(join(folder, path))}, CohortCase)
+    except msgspec.ValidationError as error:
+        expected = "the path of a volume, and a name that a file can have"
+        raise InputError(where, expected=expected, found=f"input '{path}', case '{name}'") from error
+
+
+def _named(source: str, paths: Iterable[str]) -> list[CohortCase]:
+    return [_case(source, {"input": path}, "") for path in paths]
+
+
+def _name_of(path: str) -> str:
+    """Return the name of a volume's case; of one in a store by its path alone."""
+    return case_name(on_disk(path) or Path(posixpath.basename(path.rstrip("/")))) if path else ""
+
+
+def _in_folder(source: str) -> list[str]:
+    if folder := on_disk(source):
+        if not folder.is_dir():
+            expected = f"a manifest ({' or '.join(MANIFEST_SUFFIXES)}), a folder or a pattern"
+            raise InputError(source, expected=expected, found="a file" if folder.exists() else "no such file or folder")
+        return [str(path) for path in find_sources(folder, dangling=True)]
+    return [path for path in matching(source, "/*") if path.lower().endswith(REMOTE_SUFFIXES)]
+
+
+def _that_match(pattern: str) -> list[str]:
+    found = matching(pattern)
+    if on_disk(pattern) is None:
+        return [path for path in found if path.lower().endswith(REMOTE_SUFFIXES)]
+    return [path for path in found if find_sources(Path(path)) == [Path(path)]]
+
+
+def _check_inputs(source: str, cases: Sequence[CohortCase]) -> None:
+    """Raise InputError for volumes that do not exist."""
+    with ThreadPoolExecutor(QUESTIONS_AT_ONCE) as pool:
+        found = list(pool.map(lambda case: exists(case.input), cases))
+    if missing := [case.input for case, there in zip(cases, found, strict=True) if not there]:
+        what = f"{len(missing)} of {len(cases)} volumes do not exist: {first_few(missing)}"
+        raise InputError(source, what, hint="mend their paths, or leave them out")

@@ -1,0 +1,323 @@
+"""Cohorts in one process: manifests, the table, finished cases, cases that fail, status and page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import msgspec
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from cohorts import fast_recipe, job_of, kill_and_start_again, small_volume, write_volumes
+from conftest import one_line_about, run_python, valid_report
+from pantherseg.batch import run_batch
+from pantherseg.cli import main as pantherseg
+from pantherseg.cohort.manifest import CohortCase, find_cases, write_manifest
+from pantherseg.cohort.page import write_cohort_page
+from pantherseg.cohort.ray_crew import Cluster
+from pantherseg.cohort.run import run_cohort
+from pantherseg.cohort.status import status_of
+from pantherseg.cohort.table import RESULTS, read_rows
+from pantherseg.errors import InputError, OutputError, PantherSegError
+from pantherseg.files import lock_folder
+from pantherseg.io import write_volume
+from pantherseg.io.digest import sha256_of
+from pantherseg.paths import DEMO_WEIGHTS
+from pantherseg.session import Session
+
+GOOD = ("a", "b")
+DAMAGED = "damaged"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two good volumes and a damaged one in `in`, and what a run made of them in `out`."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for seed, name in enumerate(GOOD):
+        write_volume(small_volume(seed), folder / "in" / f"{name}.mha")
+    whole = (folder / "in" / "a.mha").read_bytes()
+    (folder / "in" / f"{DAMAGED}.mha").write_bytes(whole[: len(whole) // 2])
+    failed = run_cohort(str(folder / "in"), job_of(folder / "out"))
+    assert [row.case for row in failed] == [DAMAGED]
+    return folder
+
+
+@pytest.fixture
+def folder(done: Path, tmp_path: Path) -> Path:
+    """A copy of `done` that a test may change."""
+    shutil.copytree(done, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "out" / "cases").iterdir()}
+
+
+def test_masks_are_those_of_predict(done: Path, tmp_path: Path) -> None:
+    session = Session(fast_recipe(1), DEMO_WEIGHTS, device="cpu", many_cases=True)
+    run_batch(done / "in", tmp_path, session)
+    assert {path.name for path in tmp_path.iterdir()} == set(times(done))
+    for name in GOOD:
+        assert (tmp_path / f"{name}.mha").read_bytes() == (done / "out" / "cases" / f"{name}.mha").read_bytes()
+
+
+def test_the_table_says_what_the_reports_say(done: Path) -> None:
+    table = pd.read_parquet(done / "out" / RESULTS).set_index("case")
+    assert list(table.index) == [*GOOD, DAMAGED]
+    for name in GOOD:
+        report, row = valid_report(done / "out" / "cases" / f"{name}.json"), table.loc[name]
+        assert (row.status, row.error, row.tries) == ("done", "", 1)
+        assert row.input == str(done / "in" / f"{name}.mha")
+        assert list(row.events) == [event["code"] for event in report["events"]]
+        assert row.tumour_ml == report["tumour_ml"]
+        assert row.peak_memory_mb == report["peak_memory_mb"]
+        assert row.input_sha256 == sha256_of(done / "in" / f"{name}.mha")
+        assert row.mask_sha256 == sha256_of(done / "out" / row["mask"])
+        assert row.models_sha256 == report["fingerprint"]["models_sha256"]
+        assert row.total_seconds >= row.seconds > 0
+    damaged = table.loc[DAMAGED]
+    assert damaged.status == "failed"
+    assert damaged.error.startswith(f"{done / 'in' / 'damaged.mha'}: ")
+    assert pd.isna(damaged["mask"])
+    assert not (done / "out" / "cases" / "damaged.json").exists()
+
+
+def test_duckdb_reads_the_table(done: Path) -> None:
+    query = f"select status, count(*), sum(len(events)) from '{done / 'out' / RESULTS}' group by status order by status"
+    assert duckdb.sql(query).fetchall()[1][:2] == ("failed", 1)
+
+
+def test_skips_finished_cases_and_tries_failed_ones_again(folder: Path) -> None:
+    job = job_of(folder / "out")
+    before, rows = times(folder), read_rows(job.output)
+    shutil.copy(folder / "in" / "a.mha", folder / "in" / f"{DAMAGED}.mha")
+    assert run_cohort(str(folder / "in"), job) == []
+    assert {name: time for name, time in times(folder).items() if not name.startswith(DAMAGED)} == before
+    after = read_rows(job.output)
+    assert (after[DAMAGED].status, after[DAMAGED].error) == ("done", "")
+    # The inputs moved, so their rows are new; what was found is the same.
+    assert [after[name].mask_sha256 for name in GOOD] == [rows[name].mask_sha256 for name in GOOD]
+    assert run_cohort(str(folder / "in"), job) == []
+    assert read_rows(job.output) == after
+
+
+def test_a_changed_case_is_done_again(folder: Path) -> None:
+    before = times(folder)
+    write_volume(small_volume(9), folder / "in" / "a.mha")
+    run_cohort(str(folder / "in"), job_of(folder / "out"))
+    changed = {name for name, time in times(folder).items() if before[name] != time}
+    assert changed == {"a.mha", "a.json"}
+    assert read_rows(str(folder / "out"))["a"].input_sha256 == sha256_of(folder / "in" / "a.mha")
+
+
+def test_a_lost_table_is_made_of_the_reports(folder: Path) -> None:
+    (folder / "out" / RESULTS).unlink()
+    before = times(folder)
+    run_cohort(str(folder / "in"), job_of(folder / "out"))
+    assert times(folder) == before
+    row = read_rows(str(folder / "out"))["a"]
+    assert (row.status, row.total_seconds) == ("done", None)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("cohorts", "the command is killed, and started again", "no case lost, and none done twice")
+def test_goes_on_after_a_kill(tmp_path: Path) -> None:
+    kill_and_start_again(write_volumes(tmp_path / "in", 12), tmp_path)
+
+
+def test_a_manifest_names_its_cases(folder: Path, tmp_path: Path) -> None:
+    """Volumes in folders of patients have one name; paths are relative to the manifest."""
+    for name in GOOD:
+        (folder / name).mkdir()
+        shutil.copy(folder / "in" / f"{name}.mha", folder / name / "t1.mha")
+    (folder / "cohort.csv").write_text("\ufeffcase,input\nsecond,b/t1.mha\n001,a/t1.mha\n")
+    assert run_cohort(str(folder / "cohort.csv"), job_of(tmp_path / "new")) == []
+    assert sorted(path.name for path in (tmp_path / "new" / "cases").iterdir()) == [
+        *("001.json", "001.mha", "second.json", "second.mha")
+    ]
+    mask = (folder / "out" / "cases" / "a.mha").read_bytes()
+    assert (tmp_path / "new" / "cases" / "001.mha").read_bytes() == mask
+
+
+@pytest.mark.parametrize("name", ["cases.csv", "cases.parquet"])
+def test_a_folder_or_a_pattern_makes_a_manifest(done: Path, tmp_path: Path, name: str) -> None:
+    cases = find_cases(str(done / "in"))
+    assert cases == find_cases(str(done / "i*" / "*.mha"))
+    assert [case.case for case in cases] == [*GOOD, DAMAGED]
+    result = CliRunner().invoke(pantherseg, ["cohort", "manifest", str(done / "in"), str(tmp_path / name)])
+    assert result.exit_code == 0
+    assert find_cases(str(tmp_path / name)) == cases
+
+
+def missing_file(folder: Path) -> str:
+    return "a,in/a.mha\nx,in/x.mha\n"
+
+
+def double_id(folder: Path) -> str:
+    return "a,in/a.mha\na,in/b.mha\n"
+
+
+def no_value(folder: Path) -> str:
+    return "a,in/a.mha\nb\n"
+
+
+def name_of_a_folder(folder: Path) -> str:
+    return "../a,in/a.mha\n"
+
+
+def no_path(folder: Path) -> str:
+    return "a,\n"
+
+
+def no_case(folder: Path) -> str:
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "must"),
+    [
+        (missing_file, "1 of 2 volumes do not exist: {folder}/in/x.mha"),
+        (double_id, "expected each case once, found several of a"),
+        (no_value, "expected 2 values in case 2, found fewer"),
+        (name_of_a_folder, "found input 'in/a.mha', case '../a'"),
+        (no_path, "found input '', case 'a'"),
+        (no_case, "expected at least one case, found none"),
+    ],
+)
+@pytest.mark.fault("cohorts", "a manifest has a {rows}", "an error that names it, before any case runs")
+def test_refuses_rows_of_a_manifest(folder: Path, rows: Callable[[Path], str], must: str) -> None:
+    refused(folder, "case,input\n" + rows(folder), must.format(folder=folder))
+
+
+@pytest.mark.parametrize(
+    ("columns", "must"),
+    [
+        ("case,input,age", "unknown column 'age', expected case and input"),
+        ("case,inputs", "unknown column 'inputs', expected case and input; did you mean 'input'?"),
+        ("case", "expected a column `input` with the path of each volume, found case"),
+    ],
+)
+@pytest.mark.fault("cohorts", "a manifest has the columns {columns}", "an error that names the columns it should have")
+def test_refuses_columns_of_a_manifest(folder: Path, columns: str, must: str) -> None:
+    refused(folder, f"{columns}\n", must)
+
+
+def refused(folder: Path, text: str, must: str) -> None:
+    """Check that a manifest is refused before anything is done, in one line."""
+    manifest = folder / "cohort.csv"
+    manifest.write_text(text)
+    result = CliRunner().invoke(pantherseg, ["cohort", "run", str(manifest), str(folder / "new"), "--task", "1"])
+    assert result.exit_code == 1
+    assert must in result.stderr
+    assert result.stderr.startswith(f"error: {manifest}")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b'case,input\n"a', b"PAR1 and more"])
+@pytest.mark.fault("cohorts", "a manifest is damaged", "an error that names it")
+def test_refuses_a_damaged_manifest(tmp_path: Path, content: bytes) -> None:
+    manifest = tmp_path / ("a.parquet" if content.startswith(b"PAR1") else "a.csv")
+    manifest.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        find_cases(str(manifest))
+    one_line_about(manifest, error.value)
+
+
+def test_reads_names_that_are_numbers_in_parquet(done: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"case": [7], "input": [str(done / "in" / "a.mha")]}), tmp_path / "a.parquet")
+    assert find_cases(str(tmp_path / "a.parquet")) == [CohortCase(case="7", input=str(done / "in" / "a.mha"))]
+
+
+@pytest.mark.fault("cohorts", "the table is that of another recipe", "an error, before any case runs")
+def test_refuses_the_table_of_another_recipe(folder: Path) -> None:
+    job = job_of(folder / "out")
+    other = msgspec.structs.replace(job.recipe, name="other")
+    before = times(folder)
+    with pytest.raises(InputError, match="expected results of the recipe other, found task1"):
+        run_cohort(str(folder / "in"), msgspec.structs.replace(job, recipe=other))
+    assert times(folder) == before
+
+
+@pytest.mark.fault("cohorts", "the table is damaged", "an error that says how it can be made again")
+def test_refuses_a_damaged_table(folder: Path) -> None:
+    table = folder / "out" / RESULTS
+    table.write_bytes(table.read_bytes()[:-100])
+    with pytest.raises(InputError, match="move it away") as error:
+        run_cohort(str(folder / "in"), job_of(folder / "out"))
+    one_line_about(table, error.value)
+
+
+@pytest.mark.fault("cohorts", "two runs write to one folder", "an error of the second")
+def test_refuses_a_second_run_in_a_folder(folder: Path) -> None:
+    lock_folder(folder / "out")
+    with pytest.raises(OutputError, match="another run writes to this folder"):
+        run_cohort(str(folder / "in"), job_of(folder / "out"))
+
+
+@pytest.mark.fault("cohorts", "the masks would overwrite their volumes", "failed cases, whose volumes are as before")
+def test_never_overwrites_a_volume(folder: Path) -> None:
+    inside = folder / "other" / "cases"
+    shutil.copytree(folder / "in", inside)
+    assert len(run_cohort(str(inside), job_of(inside.parent))) == 3
+    assert sha256_of(inside / "a.mha") == sha256_of(folder / "in" / "a.mha")
+
+
+@pytest.mark.fault("cohorts", "Ray is not installed and an address is given", "an error that says how to install it")
+def test_names_the_extra_that_ray_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(PantherSegError, match="the package ray, found not installed; pip install"):
+        run_cohort(str(folder / "in"), job_of(folder / "out"), Cluster("local"))
+
+
+def test_needs_no_ray_without_an_address() -> None:
+    code = "import sys; import pantherseg.cohort.run; assert 'ray' not in sys.modules"
+    assert run_python("-c", code).returncode == 0
+
+
+def test_says_how_far_a_cohort_is(folder: Path) -> None:
+    write_manifest(
+        [*find_cases(str(folder / "in")), CohortCase(case="z", input="z.mha")], str(folder / "out" / "manifest.parquet")
+    )
+    result = CliRunner().invoke(pantherseg, ["cohort", "status", str(folder / "out")])
+    lines = result.stdout.splitlines()
+    assert lines[0] == "4 cases: 2 done, 1 failed, 1 waiting"
+    assert lines[1].startswith("recipe task1, ")
+    assert " cases an hour, about " in lines[1]
+    assert lines[2].startswith("failed: damaged: ")
+    found = json.loads(CliRunner().invoke(pantherseg, ["cohort", "status", str(folder / "out"), "--json"]).stdout)
+    assert (found["done"], found["waiting"], list(found["failures"])) == (2, 1, [DAMAGED])
+
+
+@pytest.mark.fault("cohorts", "`status` of a folder without a cohort", "an error that says how to begin one")
+def test_names_a_folder_without_a_cohort(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="begin one with") as error:
+        status_of(str(tmp_path))
+    one_line_about(tmp_path, error.value)
+
+
+def test_the_page_shows_what_needs_a_look_first(done: Path, tmp_path: Path) -> None:
+    rows = sorted(read_rows(str(done / "out")).values(), key=lambda row: row.urgency)
+    assert rows[0].case == DAMAGED
+    write_cohort_page(str(done / "out"), tmp_path / "page.html", cases=2)
+    page = (tmp_path / "page.html").read_text()
+    assert page.index(f">{DAMAGED}<") < page.index(f">{rows[1].case}<")
+    assert rows[0].error.partition(": ")[2][:30] in page
+    assert f">{rows[2].case}<" not in page
+
+
+def test_uncertain_cases_come_before_certain_ones(done: Path) -> None:
+    row = read_rows(str(done / "out"))["a"]
+    known = [msgspec.structs.replace(row, case=str(dice), expected_dice=dice) for dice in (0.9, 0.1, 0.5)]
+    unknown = msgspec.structs.replace(row, case="unknown", expected_dice=None, pairwise_dice=None)
+    failed = msgspec.structs.replace(row, case="failed", status="failed")
+    ordered = sorted([unknown, *known, failed], key=lambda row: row.urgency)
+    assert [row.case for row in ordered] == ["failed", "0.1", "0.5", "0.9", "unknown"]
