@@ -96,7 +96,7 @@ def test_the_small_forms_have_the_loss_and_the_kind_of_schedule_of_the_systems(s
         ({}, {"sampling": {"tumour": 0.0}}, "at least one label of sampling"),
         ({}, {"loss": {"dice": 0.0}}, "at least one part of the loss"),
         ({}, {"loss": {"focal_alpha": 1.5}}, r"\$.schedule.loss.focal_alpha"),
-        ({"patch_size": [8, 16, 15]}, {}, "must be multiples of 2 for this network, got 8, 16, 15"),
+        ({"patch_size": [8, 16, 15]}, {}, "must be a multiple of 2 along each axis for this network, got 8, 16, 15"),
         ({"network": {"family": "unet"}}, {}, "Unknown network family 'unet'"),
         ({"network": {"family": "attention_unet", "deep": 1}}, {}, "unknown key 'deep'"),
         ({"normalization": {"scheme": "Z"}}, {}, "Unknown intensity scheme 'Z'"),
@@ -129,13 +129,18 @@ def test_refuses_invalid_settings(plan: dict[str, Any], schedule: dict[str, Any]
             'start = "first"',
             "has the trainer nnunet, but 'first' has lightning",
         ),
-        ("depth = 1", "depth = 5", r"must be multiples of 32 for this network.*at `\$.stage"),
+        ("depth = 1", "depth = 5", r"the patch must be a multiple of 32 along .*at `\$.stage.first.lightning.plan`"),
+        ("epochs = 2", "epoch = 2", r"unknown key 'epoch' in `\$.stage.first.lightning.schedule`.*mean 'epochs'\?"),
+        ("spacing = ", "spacings = ", r"unknown key 'spacings' in `\$.stage.first.lightning.plan`.*mean 'spacing'\?"),
+        ("epochs = 2", "epochs = 0", r"Expected `int` >= 1 - at `\$.stage.first.lightning.schedule.epochs`"),
+        ("epochs = 2", "", r"missing required field `epochs` - at `\$.stage.first.lightning.schedule`"),
     ],
     ids=[
         *("settings of a trainer that was not chosen", "a trainer without its settings"),
         *("settings of two trainers", "a checkpoint that the trainer does not write"),
         *("patches around a label that there is not", "a start that the trainer cannot read"),
         *("a start of another trainer", "a patch that the network cannot divide"),
+        *("an unknown key of a schedule", "an unknown key of a plan", "a value out of range", "a missing key"),
     ],
 )
 @pytest.mark.fault("training", "a training file with the trainer `lightning`: {id}", "an error that names the key")
@@ -146,6 +151,28 @@ def test_refuses_a_file_that_cannot_be_run(tmp_path: Path, old: str, new: str, m
     with pytest.raises(RecipeError, match=message) as caught:
         load(tmp_path, text)
     assert str(caught.value).startswith(str(tmp_path / "training.toml"))
+
+
+@pytest.mark.fault(
+    "training", "a stage of the trainer `lightning` starts from one with another network", "an error before any step"
+)
+def test_a_stage_has_the_network_of_the_one_that_it_starts_from(tmp_path: Path) -> None:
+    second = (
+        STAGE[STAGE.index("[stage.first]") :].replace("first", "second").replace("dataset_id = 2", "dataset_id = 3")
+    )
+    second = second.replace("[stage.second]", '[stage.second]\nstart = "first"\nlabels = "tumour"')
+    assert load(tmp_path, STAGE + second).stage["second"].start_stage == "first"
+    for old, new, message in (
+        ("depth = 1", "depth = 2", "it has depth 2, but 'first' has 1"),
+        (
+            'family = "attention_unet", depth = 1',
+            'family = "segformer3d"',
+            "it has family segformer3d, but 'first' has",
+        ),
+    ):
+        text = second.replace(old, new).replace("[8, 16, 16]", "[32, 64, 64]")
+        with pytest.raises(RecipeError, match=f"stage.second must have the network of the stage .*: {message}"):
+            load(tmp_path, STAGE + text)
 
 
 def test_a_changed_plan_prepares_again_and_a_changed_schedule_trains_again(tmp_path: Path) -> None:

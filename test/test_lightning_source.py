@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conftest import SetFree, dice, one_line_about
+from conftest import SetFree, dice, flip_a_bit, one_line_about
 from pantherseg import __version__
 from pantherseg.cli import main as pantherseg
 from pantherseg.errors import DeviceMemoryError, ModelError
@@ -28,7 +28,7 @@ from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.backends.torch_backend import TorchBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.machine.deadline import Deadline
-from pantherseg.model_sources.lightning import BEST, FINAL, LightningSource, write_checkpoint
+from pantherseg.model_sources.lightning import BEST, FINAL, LightningSource, weights_sha256, write_checkpoint
 from pantherseg.model_sources.lightning_plans import PLANS, LightningPlans, read_plans, write_plans
 from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.models.find import open_model_folder
@@ -84,13 +84,18 @@ def volume() -> Volume:
     return Volume(array, Grid(array.shape, B.spacing_zyx))
 
 
-def rewrite(path: Path, *, weights: Callable[[dict[str, torch.Tensor]], object] = dict, **metadata: str | None) -> None:
-    """Change the weights of a checkpoint in place, and entries of its metadata; None removes one."""
-    with safe_open(path, framework="pt") as file:
-        stated = {**file.metadata(), **metadata}
+def rewrite(path: Path, *, weights: Callable[[dict[str, torch.Tensor]], object] = dict, **metadata: str) -> None:
+    """Change the weights of a checkpoint in place, with their checksum, and entries of its metadata."""
     values = load_file(path)
     weights(values)
-    save_file(values, path, {key: value for key, value in stated.items() if value is not None})
+    with safe_open(path, framework="pt") as file:
+        stated = {**file.metadata(), "sha256": weights_sha256(values), **metadata}
+    save_file(values, path, stated)
+
+
+def other_plans(path: Path, **changes: object) -> None:
+    """Let a checkpoint state other plans."""
+    rewrite(path, plans=json.dumps(B.described | changes))
 
 
 def read_fold(folder: Path, fold: str) -> dict[str, torch.Tensor]:
@@ -98,6 +103,12 @@ def read_fold(folder: Path, fold: str) -> dict[str, torch.Tensor]:
     model = open_model_folder(folder)
     checkpoints = {one: model.checkpoint_path(one) for one in model.folds}
     return LightningSource().open(folder, checkpoints).weights(fold)
+
+
+def test_versions_of_packages_do_not_matter(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, B)
+    write_plans(folder, msgspec.structs.replace(B, trained_with={"pantherseg": "9", "torch": "9"}))
+    assert read_fold(folder, "0").keys() == read_fold(folder, "1").keys()
 
 
 def test_plans_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -121,8 +132,9 @@ def test_plans_are_read_as_they_were_written(tmp_path: Path) -> None:
         ({"architecture": {"family": "segformer3d", "heads": [0, 1, 1, 1]}}, "Expected `int` >= 1"),
         ({"labels": {"background": 0, "tumour": 2}}, "labels must be numbered from 0 without a gap"),
         ({"labels": {"background": 0}}, "labels must be numbered from 0 without a gap"),
+        ({"labels": {"tumour": 0, "background": 1}}, "with background 0, got {'tumour': 0, 'background': 1}"),
         ({"spacing_zyx": [3.0, 0.0, 1.0]}, "Expected `float` > 0.0 - at `$.spacing_zyx[1]`"),
-        ({"patch_size_zyx": [16, 32, 45]}, "patch_size_zyx must be multiples of 4"),
+        ({"patch_size_zyx": [16, 32, 45]}, "the patch must be a multiple of 4"),
         ({"normalization": {"scheme": "Unknown"}}, "Unknown intensity scheme 'Unknown'"),
         ({"normalization": {"scheme": "NonZeroZScoreNormalization", "percentiles": [99, 1]}}, "a lower and a higher"),
         ({"orientation": "XYZ"}, "Invalid enum value 'XYZ' - at `$.orientation`"),
@@ -206,7 +218,25 @@ WIDER = msgspec.structs.replace(B, architecture=AttentionUnet(base_features=6, d
             "with another number of labels",
             B,
             msgspec.structs.replace(B, labels=D.labels),
-            ["of another shape: ", "head.weight (3, 4, 1, 1, 1) in place of (2, 4, 1, 1, 1)"],
+            [
+                "(labels {'background': 0, 'tumour': 1})",
+                "of another shape: ",
+                "head.weight (3, 4, 1, 1, 1) in place of ",
+            ],
+        ),
+        *(
+            (f"of plans with {what}", B, msgspec.structs.replace(B, **change), messages)
+            for what, change, messages in (
+                (
+                    "another spacing",
+                    {"spacing_zyx": (5.0, 3.0, 2.0)},
+                    ["(spacing_zyx [5.0, 3.0, 3.0]), found spacing_zyx [5.0, 3.0, 2.0]; written by"],
+                ),
+                ("another patch", {"patch_size_zyx": (16, 32, 32)}, ["found patch_size_zyx [16, 32, 32]; "]),
+                ("another normalisation", {"normalization": NonZeroZScore()}, ["'percentiles': [1.0, 99.0]}), found "]),
+                ("other labels", {"labels": {"background": 0, "pancreas": 1}}, ["found labels {'background': 0, 'pan"]),
+                ("no mirroring", {"mirroring_axes": ()}, ["(mirroring_axes [0, 1, 2]), found mirroring_axes []; "]),
+            )
         ),
     ],
 )
@@ -230,9 +260,9 @@ def test_refuses_a_checkpoint_of_another_model(
     ("what", "change", "message"),
     [
         ("of another fold", lambda path: shutil.copy(path.parents[1] / "fold_0" / FINAL, path), "found fold 0; "),
-        ("of another version", lambda path: rewrite(path, schema="2", version="9"), "found schema 2; written by ver"),
+        ("of another version", lambda path: other_plans(path, schema=2), "found schema 2; written by version"),
         ("that does not say what it is", lambda path: save_file(load_file(path), path), "task not stated, fold not"),
-        ("with damaged metadata", lambda path: rewrite(path, architecture="{"), "found family not stated; "),
+        ("with damaged metadata", lambda path: rewrite(path, plans="{"), "task not stated, family not stated; "),
         (
             "without a tensor",
             lambda path: rewrite(path, weights=lambda values: values.pop("head.bias")),
@@ -250,6 +280,12 @@ def test_refuses_a_checkpoint_of_another_model(
             ),
             "found 9 unexpected: more.0, more.1 and 7 more; ",
         ),
+        (
+            "with weights of whole numbers",
+            lambda path: rewrite(path, weights=lambda values: values.update({"head.bias": values["head.bias"].int()})),
+            "found 1 of another type: head.bias torch.int32 in place of torch.float32; ",
+        ),
+        ("with a changed bit", flip_a_bit, "expected tensors with the checksum of this file, found others; copy"),
         ("that is truncated", lambda path: path.write_bytes(path.read_bytes()[:-9]), "a complete safetensors file"),
         ("that is empty", lambda path: path.write_bytes(b""), "expected a complete safetensors file"),
     ],

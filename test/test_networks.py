@@ -239,12 +239,16 @@ def test_accepts_patches(settings: Architecture, patch: tuple[int, int, int]) ->
 @pytest.mark.parametrize(
     ("settings", "patch", "message"),
     [
-        (AttentionUnet(), (96, 96, 100), "patch_size_zyx must be multiples of 16 for this network, got 96, 96, 100"),
-        (AttentionUnet(depth=3), (4, 32, 32), "patch_size_zyx must be multiples of 8"),
-        (AttentionUnet(), (16, 16, 16), "patch_size_zyx must be more than 16 along an axis"),
-        (SegFormer3D(), (32, 160, 200), "patch_size_zyx must be multiples of 16"),
-        (SegFormer3D(reductions=(4, 2, 1, 2)), (32, 160, 208), "patch_size_zyx must be multiples of 64"),
-        (SegFormer3D(), (32, 32, 32), "patch_size_zyx must be more than 32 along an axis"),
+        (
+            AttentionUnet(),
+            (96, 96, 100),
+            "the patch must be a multiple of 16 along each axis for this network, got 96, 96, 100",
+        ),
+        (AttentionUnet(depth=3), (4, 32, 32), "the patch must be a multiple of 8"),
+        (AttentionUnet(), (16, 16, 16), "the patch must be more than 16 along an axis"),
+        (SegFormer3D(), (32, 160, 200), "the patch must be a multiple of 16"),
+        (SegFormer3D(reductions=(4, 2, 1, 2)), (32, 160, 208), "the patch must be a multiple of 64"),
+        (SegFormer3D(), (32, 32, 32), "the patch must be more than 32 along an axis"),
     ],
 )
 def test_refuses_patches(settings: Architecture, patch: tuple[int, int, int], message: str) -> None:

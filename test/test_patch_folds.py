@@ -319,6 +319,8 @@ def test_refuses_a_damaged_checkpoint(site: Site, damage: str, monkeypatch: pyte
     text = one_line_about(where, caught.value)
     expected = "differs in schema" if damage == "another version" else "expected a checkpoint to resume from"
     assert expected in text
+    if damage in ("cut off", "a changed bit", "another file"):
+        assert text.endswith("; move fold_0 away to train from the beginning")
 
 
 @pytest.mark.fault(
@@ -375,6 +377,35 @@ def test_needs_a_prepared_data_set(site: Site) -> None:
     (site.folders.preprocessed / "splits_final.json").unlink()
     with pytest.raises(InputError, match="expected a preprocessed data set, found none, or an incomplete one"):
         site.train()
+
+
+@pytest.mark.parametrize("name", ["image.npy", "labels.npy", "voxels.npz"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "halved"])
+@pytest.mark.fault(
+    "training", "a file of a case prepared for Lightning is {damage}", "an error that names it and how to make it again"
+)
+def test_needs_every_file_of_a_prepared_case_to_be_complete(site: Site, name: str, damage: str) -> None:
+    path = min(site.folders.preprocessed.glob(f"*.{name}"))
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2 if damage == "halved" else 0])
+    with pytest.raises(InputError, match="expected a file of a preprocessed case, found ") as caught:
+        site.train()
+    text = one_line_about(path, caught.value)
+    assert text.endswith(f"; remove the folder {site.folders.name} that it is in, and run the command again")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '[{"loss": 1.0}]', '{"seconds": 1.0}'])
+@pytest.mark.fault(
+    "training", "the history of a fold that Lightning trained is damaged", "an error that names the file"
+)
+def test_refuses_a_damaged_history(patches: SimpleNamespace, tmp_path: Path, content: str) -> None:
+    (tmp_path / "history.json").write_text(content)
+    with pytest.raises(ModelError, match=r"expected the epochs of a training, found .*; remove this file") as caught:
+        patches.folders.read_seconds(tmp_path / FINAL)
+    one_line_about(tmp_path / "history.json", caught.value)
 
 
 def test_ctrl_c_ends_the_training_as_elsewhere(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -516,7 +516,9 @@ def test_refuses_references_that_are_none(folders: Folders, tmp_path: Path) -> N
 
 
 def test_refuses_a_folder_that_is_named_twice(folders: Folders, references: Path) -> None:
-    assert "expected folders of different names" in refusal([folders[0], folders[0]], references, "a (a)")
+    text = refusal([folders[0], folders[0]], references, "a (a)")
+    assert "expected folders of different names" in text
+    assert text.endswith("; give each model a name of its own, such as b=B/probabilities/task1 d=D/probabilities/task1")
 
 
 @pytest.mark.parametrize("text", ["a", "=folder", "a=", "x/y=folder", "..=folder"])

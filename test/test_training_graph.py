@@ -231,13 +231,22 @@ schedule = { epochs = 1 }
         ('start = "teacher"', "seed = 0", r"stage.student needs either plan.network or start"),
         ("plan = {}", 'trainer = "x"\nplan = {}', r"stage.student.trainer names 'x', which is not among the trainers"),
         ('start = "teacher"', 'labels = "organs"', r"stage.student learns organs, but 't1' has tumour\+pancreas"),
-        ("epochs = 3", "epochs = 0", r"invalid content: .*epochs"),
-        ("epochs = 3", "epochs = 3, warmup = 1", r"unknown field `warmup`"),
+        ("epochs = 3", "epochs = 0", r"Expected `int` >= 1 - at `\$.stage.teacher.schedule.epochs`"),
+        (
+            "epochs = 3",
+            "epochs = 3, warmup = 1",
+            r"unknown key 'warmup' in `\$.stage.teacher.schedule`.* mean 'warm_up'\?",
+        ),
         ("[stage.student]", "[stage.Student]", r"invalid content"),
         (
             "folds = 2\nplan = {}",
             "folds = 3\nplan = {}",
             r"stage.student has 3 folds, but 'teacher' has 2 to start from",
+        ),
+        (
+            "folds = 2\nplan = {}",
+            "folds = 2\ntrained_folds = 3\nplan = {}",
+            r"stage.student.trained_folds is 3, but there are only 2 folds",
         ),
     ],
     ids=[
@@ -247,7 +256,7 @@ schedule = { epochs = 1 }
         *("a name that is used twice", "a stage without labels by experts", "a stage with a data set without labels"),
         *("a network and a start", "neither a network nor a start", "a trainer that there is not"),
         *("labels that the data do not have", "a value out of range", "an unknown key", "a name with a capital letter"),
-        "more folds than the start has",
+        *("more folds than the start has", "more folds to train than there are"),
     ],
 )
 @pytest.mark.fault("training", "a training file: {id}", "an error that names the file and the key")

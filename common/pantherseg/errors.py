@@ -18,8 +18,9 @@ PantherSegError          any error that a user can act on, in one line
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 # Limits of an error line and of its parts. At four bytes a character a line stays below 8 KiB, however long the headers
 # and file names are that it quotes.
@@ -80,6 +81,11 @@ class PantherSegError(Exception):
     def at(self, where: str | Path) -> Self:
         """Return the same error for another place, without the traceback, which would keep arrays in memory."""
         return type(self)(where, self.problem, expected=self.expected, found=self.found, hint=self.hint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how to make it again in another process: Python would take the whole text for `where`."""
+        make = partial(type(self), expected=self.expected, found=self.found, hint=self.hint)
+        return make, (self.where, self.problem)
 
 
 class InputError(PantherSegError):

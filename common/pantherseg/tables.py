@@ -72,6 +72,10 @@ def _what_is_wrong(value: object, kind: inspect.Type, where: str) -> str:
     if isinstance(value, list):
         inner = getattr(kind, "item_type", None)
         parts = [] if inner is None else [(item, inner, f"{where}[{n}]") for n, item in enumerate(value)]
+    elif isinstance(value, dict) and isinstance(kind, inspect.DictType):
+        parts = [(item, kind.value_type, f"{where}.{key}") for key, item in value.items()]
+        found = (_what_is_wrong(*part) or _invalid(*part) for part in parts)
+        return next(filter(None, found), "")
     elif isinstance(value, dict) and isinstance(kind, inspect.StructType):
         if kind.tag_field is not None and value.get(kind.tag_field) != kind.tag:
             return ""  # it is meant to be another table
@@ -84,6 +88,17 @@ def _what_is_wrong(value: object, kind: inspect.Type, where: str) -> str:
     else:
         return ""
     return next(filter(None, (_what_is_wrong(*part) for part in parts)), "")
+
+
+def _invalid(value: object, kind: inspect.Type, where: str) -> str:
+    """Return msgspec's error about an entry of a table of tables, of which it does not say the name."""
+    if isinstance(kind, inspect.StructType):
+        try:
+            msgspec.convert(value, kind.cls, dec_hook=decode_registered)
+        except msgspec.ValidationError as error:
+            text, at, rest = str(error).rpartition(" - at `$")
+            return f"{text} - at `{where.removeprefix('.')}{rest}" if at else f"{error}{_at(where)}"
+    return ""
 
 
 def _at(where: str) -> str:

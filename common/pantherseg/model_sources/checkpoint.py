@@ -20,6 +20,7 @@ REFUSED = re.compile(r"GLOBAL [\w.]+")
 # In the names of the parts of a checkpoint that hold tensors.
 TENSORS = "/data/"
 NNUNETS = "an nnU-Net checkpoint"
+COPY = "copy the file again"
 # How many tensors of each kind an error names.
 NAMED = 2
 PREFIXES = re.compile(r"^(_orig_mod\.|module\.)+")
@@ -72,17 +73,20 @@ def read_seconds(path: Path) -> float:
     return float(sum(end - begin for begin, end in zip(begins, ends, strict=False)))
 
 
-def read_plain(path: Path, *, what: str = NNUNETS, allowed: Sequence[Any] = (), tensors: bool = True) -> Any:
+def read_plain(
+    path: Path, *, what: str = NNUNETS, allowed: Sequence[Any] = (), tensors: bool = True, hint: str = COPY
+) -> Any:
     """Return the content of a file of torch that holds tensors and plain values, without running code from it.
 
     what: the kind of file, for errors; allowed: as for torch's `safe_globals`; tensors: whether those in it are used,
-    and so must be read and checked. Raises ModelError if it is missing, damaged, or contains more.
+    and so must be read and checked; hint: what to do about a damaged file. Raises ModelError if it is missing, damaged,
+    or contains more.
     """
     import torch
 
     if not path.is_file():
         raise ModelError(path, expected="a checkpoint", found="no such file")
-    check_archive(path, what=what, tensors=tensors)
+    check_archive(path, what=what, tensors=tensors, hint=hint)
     try:
         mapped = not tensors and zipfile.is_zipfile(path)  # torch's older form cannot be mapped
         with torch.serialization.safe_globals(list(allowed)):
@@ -96,15 +100,15 @@ def read_plain(path: Path, *, what: str = NNUNETS, allowed: Sequence[Any] = (), 
             path,
             expected=f"{what} of tensors and plain values",
             found=refused[0] if refused else _describe_file(path),
-            hint="only tensors and plain values are read, so that no code runs" if refused else "copy the file again",
+            hint="only tensors and plain values are read, so that no code runs" if refused else hint,
         ) from error
 
 
-def check_archive(path: Path, *, what: str = NNUNETS, tensors: bool = True) -> None:
+def check_archive(path: Path, *, what: str = NNUNETS, tensors: bool = True, hint: str = COPY) -> None:
     """Raise ModelError if a zip archive, the usual form, does not match its checksums, which torch does not compare.
 
     what: the kind of file, for errors; tensors: whether to check the parts that hold tensors too, which are nearly all
-    of a checkpoint.
+    of a checkpoint; hint: what to do about a damaged file.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -121,7 +125,7 @@ def check_archive(path: Path, *, what: str = NNUNETS, tensors: bool = True) -> N
         damaged = str(error)
     if damaged is not None:
         found = f"a damaged part ({damaged})"
-        raise ModelError(path, expected=what, found=found, hint="copy the file again")
+        raise ModelError(path, expected=what, found=found, hint=hint)
 
 
 def check_fit(where: Path, network: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:

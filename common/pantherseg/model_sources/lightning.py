@@ -4,11 +4,13 @@ pantherseg_plans.json                   see `model_sources.lightning_plans`
 fold_<k>/checkpoint_final.safetensors   the network's state dict after the last epoch, with its auxiliary heads
 fold_<k>/checkpoint_best.safetensors    the same after the best epoch
 
-The metadata of a checkpoint repeat what it belongs to: schema, architecture, task, fold and version.
+The metadata of a checkpoint repeat what it belongs to, the plans and the fold, and have the version that wrote it and a
+checksum of its tensors.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from pantherseg import __version__
-from pantherseg.errors import ModelError
+from pantherseg.errors import ModelError, first_few
 from pantherseg.files import written_beside
 from pantherseg.model_sources.checkpoint import misfits
 from pantherseg.model_sources.lightning_plans import PLANS, LightningPlans, read_plans
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     import torch
 
 FINAL, BEST = "checkpoint_final.safetensors", "checkpoint_best.safetensors"
+# What an error names alone where it differs: it says more than the rest.
+OWNER = ("schema", "task", "fold", "family")
 
 
 class LightningSource:
@@ -70,30 +74,29 @@ def write_checkpoint(path: Path, weights: Mapping[str, torch.Tensor], plans: Lig
     """Write the state dict of `Architecture.build_trainable` as the checkpoint of a fold. Raises OutputError."""
     from safetensors.torch import save_file
 
-    metadata = {**_owner(plans, fold), "architecture": json.dumps(plans.network), "version": __version__}
+    values = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    stated = {"plans": json.dumps(plans.described), "fold": fold}
     with written_beside(path) as beside:
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, beside, metadata)
+        save_file(values, beside, {**stated, "version": __version__, "sha256": weights_sha256(values)})
         beside.chmod(0o644)  # safetensors creates files that only their owner can read
 
 
 def read_checkpoint(path: Path, plans: LightningPlans, fold: str) -> dict[str, torch.Tensor]:
     """Return the state dict of a fold, auxiliary heads included.
 
-    Raises ModelError for a damaged file, and for a checkpoint of another schema, task, fold or architecture, or with
-    other tensors than the plans' network; the error names those that do not fit.
+    Raises ModelError for a damaged file, and for a checkpoint of another fold or other plans, or with other tensors
+    than the plans' network; the error names what does not fit.
     """
     metadata, weights = _read(path)
-    settings = _settings(metadata.get("architecture", ""))
-    wanted: dict[str, Any] = _owner(plans, fold) | plans.network
-    stated: dict[str, Any] = metadata | settings
-    other = [key for key in dict.fromkeys((*wanted, *settings)) if stated.get(key) != wanted.get(key)]
-    if "family" in other:  # whose settings cannot be compared
-        other = [key for key in other if key == "family" or key in _owner(plans, fold)]
-    network = build_network(path, plans.network, classes=len(plans.labels), trainable=True)
-    problem = misfits(network.state_dict(), weights)
+    wanted, stated = _flat(plans.described, fold), _flat(_plans(metadata.get("plans", "")), metadata.get("fold"))
+    other = [key for key in dict.fromkeys((*wanted, *stated)) if stated.get(key) != wanted.get(key)]
+    if owner := [key for key in OWNER if key in other]:  # the rest is then another model's
+        other = owner
+    network = build_network(path, plans.network, classes=len(plans.labels), trainable=True).state_dict()
+    problem = misfits(network, weights) or _other_types(network, weights)
     if other or problem:
         expected, found = (
-            ", ".join(f"{key} {values.get(key, 'not stated')}" for key in other) for values in (wanted, stated)
+            ", ".join(f"{key} {_shown(values.get(key))}" for key in other) for values in (wanted, stated)
         )
         version = f"written by version {metadata.get('version', 'unknown')}"
         raise ModelError(
@@ -102,21 +105,51 @@ def read_checkpoint(path: Path, plans: LightningPlans, fold: str) -> dict[str, t
             found="; ".join(filter(None, (found, problem, version))),
             hint=f"use the checkpoint that was trained with the {PLANS} of this folder",
         )
+    if weights_sha256(weights) != metadata.get("sha256"):
+        hint = "copy the file again, or train the fold again"
+        raise ModelError(path, expected="tensors with the checksum of this file", found="others", hint=hint)
     return weights
 
 
-def _owner(plans: LightningPlans, fold: str) -> dict[str, str]:
-    """Return what the metadata of a checkpoint say about where it belongs, except for its architecture."""
-    return {"schema": str(plans.schema), "task": plans.task, "fold": fold}
+def weights_sha256(weights: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of tensors, in hexadecimal digits: of the name and the bytes of each, by name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-def _settings(text: str) -> dict[str, Any]:
-    """Return the architecture in the metadata of a checkpoint, empty where it is missing or damaged."""
+def _flat(plans: Mapping[str, Any], fold: str | None) -> dict[str, Any]:
+    """Return what a checkpoint belongs to, with the settings of the network beside the other entries of the plans."""
+    network = plans.get("architecture")
+    rest = {key: value for key, value in plans.items() if key != "architecture"}
+    return {"fold": fold, **rest, **(network if isinstance(network, dict) else {})}
+
+
+def _shown(value: object) -> str:
+    return "not stated" if value is None else str(value)
+
+
+def _plans(text: str) -> dict[str, Any]:
+    """Return the plans in the metadata of a checkpoint, empty where they are missing or damaged."""
     try:
         content = json.loads(text)
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _other_types(network: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
+    """Return which weights have another type than in the network, a few by name, and an empty string for none."""
+    found = [
+        f"{name} {weights[name].dtype} in place of {value.dtype}"
+        for name, value in network.items()
+        if weights[name].dtype != value.dtype
+    ]
+    return f"{len(found)} of another type: {first_few(found, 2)}" if found else ""
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

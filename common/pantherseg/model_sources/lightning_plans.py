@@ -54,8 +54,9 @@ class LightningPlans(Table, frozen=True):
     schema: Literal[1] = SCHEMA
 
     def __post_init__(self) -> None:
-        if sorted(self.labels.values()) != list(range(max(2, len(self.labels)))):
-            raise ValueError(f"labels must be numbered from 0 without a gap, 0 is background, got {self.labels}")
+        numbers = sorted(self.labels.values())
+        if numbers != list(range(max(2, len(numbers)))) or self.labels.get("background") != 0:
+            raise ValueError(f"labels must be numbered from 0 without a gap, with background 0, got {self.labels}")
         self.architecture.check_patch(self.patch_size_zyx)
 
     @property
@@ -74,6 +75,12 @@ class LightningPlans(Table, frozen=True):
         """The architecture as plain data of JSON, for `networks.build_network`."""
         data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self.architecture))
         return data
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that must be the same for weights to be used, as plain data of JSON: not the versions of packages."""
+        data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return {key: value for key, value in data.items() if key != "trained_with"}
 
 
 def write_plans(folder: Path, plans: LightningPlans) -> Path:

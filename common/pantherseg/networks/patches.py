@@ -11,6 +11,6 @@ def check_patch(patch: tuple[int, ...], *, divisor: int, deepest: int) -> None:
     """
     sizes = ", ".join(map(str, patch))
     if any(side % divisor for side in patch):
-        raise ValueError(f"patch_size_zyx must be multiples of {divisor} for this network, got {sizes}")
+        raise ValueError(f"the patch must be a multiple of {divisor} along each axis for this network, got {sizes}")
     if all(side <= deepest for side in patch):
-        raise ValueError(f"patch_size_zyx must be more than {deepest} along an axis for this network, got {sizes}")
+        raise ValueError(f"the patch must be more than {deepest} along an axis for this network, got {sizes}")

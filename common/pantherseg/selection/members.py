@@ -80,7 +80,9 @@ def open_members(
         members.append(MemberFolder(model, label, folder, files, record, settings))
     if repeated := [label for label, count in Counter(member.label for member in members).items() if count > 1]:
         expected = "folders of different names for members with the same model"
-        raise InputError(repeated[0], expected=expected, found=f"{len(members)} members, several of this name")
+        found = f"{len(members)} members, several of this name"
+        hint = "give each model a name of its own, such as b=B/probabilities/task1 d=D/probabilities/task1"
+        raise InputError(repeated[0], expected=expected, found=found, hint=hint)
     _check_distinct(members)
     _check_localizer(members, base)
     return members

@@ -27,6 +27,7 @@ from pantherseg.training.workspace import Inputs
 # A preprocessed case takes about this many times the bytes of its files: float32, and often a finer grid.
 PREPROCESSED = 5
 GB = 1e9
+LEAVE_OUT = "leave out this option"
 
 
 def check_names(graph: TrainingFile, inputs: Inputs, output: Path) -> None:
@@ -42,7 +43,9 @@ def check_names(graph: TrainingFile, inputs: Inputs, output: Path) -> None:
         ("--splits", inputs.splits, graph.stage),
     ):
         if unknown := [name for name in given if name not in known]:
-            raise RecipeError(option, expected=f"one of {', '.join(known) or 'none'}", found=unknown[0])
+            if not known:
+                raise RecipeError(option, "no stage of the training file starts from published weights", hint=LEAVE_OUT)
+            raise RecipeError(option, expected=f"one of {', '.join(known)}", found=unknown[0])
     for folder in inputs.data.values():
         if output.resolve().is_relative_to(folder.resolve()):
             raise OutputError(output, expected="a folder outside the data", found=f"one in {folder}")

@@ -106,7 +106,7 @@ class Stage(Table, frozen=True):
     @property
     def used_folds(self) -> range:
         """The folds that are trained."""
-        return range(min(self.trained_folds or self.folds, self.folds))
+        return range(self.trained_folds or self.folds)
 
     @property
     def used_checkpoint(self) -> str:
@@ -229,6 +229,8 @@ def problems(graph: TrainingFile) -> Iterator[str]:
             yield f"stage.{name}.start names '{stage.start}', which is neither {WEIGHTS}NAME nor a stage: {known}"
         if not any(map(graph.is_labelled, stage.data)):
             yield f"stage.{name} has no data set with labels by experts, which its validation needs"
+        if len(stage.used_folds) > stage.folds:
+            yield f"stage.{name}.trained_folds is {stage.trained_folds}, but there are only {stage.folds} folds"
         yield from _unlike_labels(graph, name, stage)
         yield from _trainer(graph, name, stage)
         if (start := graph.stage.get(stage.start_stage or "")) and 1 < len(start.used_folds) < len(stage.used_folds):
@@ -263,6 +265,11 @@ def _trainer(graph: TrainingFile, name: str, stage: Stage) -> Iterator[str]:
     start = graph.stage.get(stage.start_stage or "")
     if start is not None and start.trainer != stage.trainer:
         yield f"stage.{name} has the trainer {stage.trainer}, but '{stage.start}' has {start.trainer}"
+    elif start is not None and start.lightning is not None and stage.lightning is not None:
+        mine, theirs = (msgspec.to_builtins(one.lightning.plan.network) for one in (stage, start) if one.lightning)
+        if differing := [key for key in mine | theirs if mine.get(key) != theirs.get(key)]:
+            found = f"{differing[0]} {mine.get(differing[0])}, but '{stage.start}' has {theirs.get(differing[0])}"
+            yield f"stage.{name} must have the network of the stage that it starts from: it has {found}"
 
 
 def _unlike_labels(graph: TrainingFile, name: str, stage: Stage) -> Iterator[str]:

@@ -53,7 +53,7 @@ def plan_table(training: Training, devices: Sequence[str], *, measure: bool) -> 
             f"Expected training: {_hours(total)} hours on one {kind} at {speed / 1e9:.0f} billion operations per "
             f"second ({source}){beside}; validation and preprocessing not included."
         )
-    if stages - training.planned:
+    if any(training.graph.stage[stage].lightning is None for stage in stages - training.planned):
         lines.append(
             "Patches of stages that are not planned yet are those for the data that the training file assumes."
         )

@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pantherseg.errors import ModelError, last_line
 from pantherseg.model_sources.lightning_plans import PLANS
 from pantherseg.training.folders import TrainingFolders
 
@@ -42,6 +43,13 @@ class PatchFolders(TrainingFolders):
 
 
 def read_seconds(checkpoint: Path) -> float:
-    """Return how long all epochs of the training of a checkpoint took together, 0 without its history."""
+    """Return how long all epochs of the training of a checkpoint took together, 0 without its history.
+
+    Raises ModelError for a history that is damaged.
+    """
     history = checkpoint.parent / HISTORY
-    return float(sum(row["seconds"] for row in json.loads(history.read_text()))) if history.is_file() else 0.0
+    try:
+        return float(sum(row["seconds"] for row in json.loads(history.read_text()))) if history.is_file() else 0.0
+    except (ValueError, KeyError, TypeError) as error:
+        expected, hint = "the epochs of a training", "remove this file; the record of the training then lacks its time"
+        raise ModelError(history, expected=expected, found=last_line(error), hint=hint) from error

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pantherseg import __version__
 from pantherseg.datasets.raw import RawDataset
 from pantherseg.datasets.splits import SPLITS
-from pantherseg.errors import InputError, first_few
+from pantherseg.errors import InputError, last_line, os_reason
 from pantherseg.files import written_beside
 from pantherseg.model_sources.lightning_plans import LightningPlans, read_plans, write_plans
 from pantherseg.orientation import DEFAULT_ORIENTATION
@@ -86,12 +87,30 @@ def prepare(image: Volume, label: Volume, plans: LightningPlans) -> tuple[NDArra
 
 
 def check_prepared(folders: PatchFolders, plans: LightningPlans, cases: Iterable[str]) -> None:
-    """Raise InputError unless these cases of a data set are prepared, and as the plans say."""
+    """Raise InputError unless these cases of a data set are prepared, as the plans say, and their files complete."""
     folders.check()
     if not folders.is_preprocessed:
         raise InputError(folders.preprocessed, expected="a preprocessed data set", found="none, or an incomplete one")
     found = read_plans(folders.preprocessed)
     if (found.preprocessing, found.labels) != (plans.preprocessing, plans.labels):
         raise InputError(folders.preprocessed, expected="cases prepared by the same plans", found="other plans")
-    if lost := [case for case in cases if not folders.case(case, VOXELS).is_file()]:
-        raise InputError(folders.preprocessed, expected="every case of the splits", found=f"no {first_few(lost)}")
+    for case in cases:
+        for what in (IMAGE, LABELS, VOXELS):
+            _check_complete(folders.case(case, what), len(plans.labels))
+
+
+def _check_complete(path: Path, classes: int) -> None:
+    """Raise InputError unless a file of a prepared case can be read. Images and labels are only mapped, not read."""
+    try:
+        found = np.load(path, mmap_mode="r")
+        if path.name.endswith(VOXELS):
+            with found as voxels:
+                for label in range(classes):
+                    voxels[f"label_{label}"]
+    except MemoryError:
+        raise
+    # The kind of error depends on which byte of the file is damaged.
+    except Exception as error:
+        reason = os_reason(error) if isinstance(error, OSError) else last_line(error)
+        hint = f"remove the folder {path.parent.name} that it is in, and run the command again"
+        raise InputError(path, expected="a file of a preprocessed case", found=reason, hint=hint) from error

@@ -35,10 +35,10 @@ class Resumable:
     def described(self) -> dict[str, Any]:
         """Return it as plain data, without what changes no weight."""
         data: dict[str, Any] = msgspec.json.decode(
-            msgspec.json.encode({**msgspec.to_builtins(self.plans), **msgspec.to_builtins(self.schedule)})
+            msgspec.json.encode({**self.plans.described, **msgspec.to_builtins(self.schedule)})
         )
         own = {"schema": SCHEMA, "seed": self.seed, "fold": self.fold}
-        return {key: value for key, value in data.items() if key not in (*UNIMPORTANT, "trained_with")} | own
+        return {key: value for key, value in data.items() if key not in UNIMPORTANT} | own
 
     def note(self) -> Callback:
         """Return what writes it into every checkpoint."""
@@ -60,11 +60,12 @@ def check_resumable(path: Path, expected: Mapping[str, torch.Tensor], wanted: Re
     Raises ModelError for a damaged file, for one that contains more than tensors and plain values, and for one with
     other tensors, which it names; OutputError for a training with other settings.
     """
-    content = read_plain(path, what=WHAT)
+    again = f"move {path.parent.name} away to train from the beginning"
+    content = read_plain(path, what=WHAT, hint=again)
     found = content.get(KEY) if isinstance(content, dict) else None
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(found, dict) or not isinstance(weights, dict):
-        raise ModelError(path, expected=WHAT, found="a file of something else", hint=f"move {path.parent.name} away")
+        raise ModelError(path, expected=WHAT, found="a file of something else", hint=again)
     described = wanted.described()
     differing = sorted(key for key in described.keys() | found.keys() if described.get(key) != found.get(key))
     tensors = misfits(expected, weights)
@@ -74,7 +75,7 @@ def check_resumable(path: Path, expected: Mapping[str, torch.Tensor], wanted: Re
             path,
             expected="the tensors of the network to train",
             found=tensors + others,
-            hint=f"move {path.parent.name} away to train from the beginning",
+            hint=again,
         )
     if differing:
         raise OutputError(
