@@ -102,11 +102,13 @@ def check_prepared(folders: PatchFolders, plans: LightningPlans, cases: Iterable
 def _check_complete(path: Path, classes: int) -> None:
     """Raise InputError unless a file of a prepared case can be read. Images and labels are only mapped, not read."""
     try:
-        found = np.load(path, mmap_mode="r")
         if path.name.endswith(VOXELS):
-            with found as voxels:
+            # NumPy leaves a damaged archive open that it opens itself.
+            with path.open("rb") as file, np.load(file) as voxels:
                 for label in range(classes):
                     voxels[f"label_{label}"]
+        else:
+            np.load(path, mmap_mode="r")
     except MemoryError:
         raise
     # The kind of error depends on which byte of the file is damaged.
