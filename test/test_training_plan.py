@@ -28,6 +28,7 @@ from pantherseg.training.run import Training, prepare
 from pantherseg.training.trainers import TRAINERS, NnunetTrainer
 from pantherseg.training.training_recipe import ScheduleSettings
 from pantherseg.training.workspace import Inputs, Workspace
+from test_lightning_recipe import STAGE as LIGHTNING
 from test_training_graph import NOISY_STUDENT
 
 
@@ -39,6 +40,12 @@ def planned(folder: Path, text: str = NOISY_STUDENT) -> Training:
         path.touch()
     graph = load_training_file(folder / "training.toml")
     return prepare(folder / "training.toml", Workspace(graph, folder / "out", Inputs(data={"t1": folder / "t1"})))
+
+
+@pytest.mark.parametrize("text", [NOISY_STUDENT, LIGHTNING], ids=["nnunet", "lightning"])
+def test_says_where_the_patches_are_those_for_assumed_data(tmp_path: Path, text: str) -> None:
+    printed = plan_table(planned(tmp_path, text), ["cpu"], measure=False)
+    assert ("Patches of stages that are not planned yet" in printed) == (text == NOISY_STUDENT)
 
 
 def test_counts_the_features_and_operations_of_a_training_step() -> None:
