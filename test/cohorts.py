@@ -76,7 +76,7 @@ def kill_and_start_again(volumes: Path, folder: Path, *options: str) -> None:
         process.kill()
     time.sleep(1)  # workers of other processes end, too
     before = reports(output)
-    assert 2 < len(before) < cases
+    assert 2 < len(before) < cases, len(before)
     result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     after = reports(output)
