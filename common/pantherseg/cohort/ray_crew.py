@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,8 +38,8 @@ DEFAULT_CPUS = 4
 STORE_BYTES = 100_000_000
 # How often a worker may end while it starts, before it is given up.
 MAX_STARTS = 3
-# Workers that have not started by then join later.
-PATIENCE_S = 120.0
+# Workers that have not started by then join later: from the beginning, and at least from the first that has started.
+PATIENCE_S, MIN_PATIENCE_S = 120.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,13 @@ class RayCrew:
 
     def _check_first(self) -> None:
         """Wait for the workers that start now, and check them. Raises PantherSegError for the first that is unlike."""
-        asked = list(self._checking)
-        started, _ = self._ray.wait(asked, num_returns=len(asked), timeout=PATIENCE_S)
-        if not started:
+        asked, began = list(self._checking), time.monotonic()
+        if not self._ray.wait(asked, num_returns=1, timeout=PATIENCE_S)[0]:
             logger.warning("no worker has started after %.0f s, because others use the cluster; waiting", PATIENCE_S)
-            started, _ = self._ray.wait(asked, num_returns=1)
+            self._ray.wait(asked, num_returns=1)
+        # The others take about as long as the first, unless their machines are busy or lost.
+        more = min(PATIENCE_S, max(MIN_PATIENCE_S, time.monotonic() - began))
+        started, _ = self._ray.wait(asked, num_returns=len(asked), timeout=more)
         for answer in started:
             if problem := self._problem(answer):
                 raise problem
