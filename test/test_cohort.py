@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from pantherseg.cohort.page import write_cohort_page
 from pantherseg.cohort.ray_crew import Cluster
 from pantherseg.cohort.run import run_cohort
 from pantherseg.cohort.status import status_of
-from pantherseg.cohort.table import RESULTS, read_rows
+from pantherseg.cohort.table import RESULTS, ResultsTable, read_rows
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.files import lock_folder
 from pantherseg.io import write_volume
@@ -263,12 +264,36 @@ def test_refuses_a_second_run_in_a_folder(folder: Path) -> None:
         run_cohort(str(folder / "in"), job_of(folder / "out"))
 
 
-@pytest.mark.fault("cohorts", "the masks would overwrite their volumes", "failed cases, whose volumes are as before")
+@pytest.mark.fault("cohorts", "volumes lie where masks would overwrite them", "an error before any case")
 def test_never_overwrites_a_volume(folder: Path) -> None:
     inside = folder / "other" / "cases"
     shutil.copytree(folder / "in", inside)
-    assert len(run_cohort(str(inside), job_of(inside.parent))) == 3
-    assert sha256_of(inside / "a.mha") == sha256_of(folder / "in" / "a.mha")
+    manifest = folder / "swapped.csv"  # each is called by the name of the other
+    manifest.write_text("case,input\na,other/cases/b.mha\nb,other/cases/a.mha\n")
+    for source in (inside, manifest):
+        with pytest.raises(InputError, match=r"expected volumes outside the folder of the results, found .*[.]mha"):
+            run_cohort(str(source), job_of(inside.parent))
+    for name in GOOD:
+        assert sha256_of(inside / f"{name}.mha") == sha256_of(folder / "in" / f"{name}.mha")
+
+
+def test_a_row_of_another_input_is_replaced_though_the_mask_is_the_same(folder: Path) -> None:
+    job = job_of(folder / "out")
+    run_cohort(str(folder / "in"), job)
+    table = ResultsTable(job.output)
+    right = table.rows["a"]
+    table.add(msgspec.structs.replace(right, input_sha256="0" * 64))
+    table.write()
+    run_cohort(str(folder / "in"), job)
+    assert read_rows(job.output)["a"].input_sha256 == right.input_sha256
+
+
+@pytest.mark.fault("cohorts", "a file name is not in UTF-8", "an error that says to rename it")
+def test_refuses_names_that_are_not_in_utf_8(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff.mha"
+    shutil.copy(write_volumes(tmp_path / "in", 1) / "case00.mha", path)
+    with pytest.raises(InputError, match=r"expected file names in UTF-8, found .*\\udcff[.]mha.*; rename it"):
+        find_cases(str(tmp_path))
 
 
 @pytest.mark.fault("cohorts", "Ray is not installed and an address is given", "an error that says how to install it")

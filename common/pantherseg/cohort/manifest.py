@@ -112,7 +112,7 @@ def _csv_rows(source: str, content: bytes) -> tuple[Sequence[str], list[dict[str
 def _parquet_rows(source: str, content: bytes) -> tuple[Sequence[str], list[dict[str, str]]]:
     try:
         table = pq.read_table(pa.BufferReader(content))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise InputError(source, expected="a Parquet file", found=last_line(error)) from error
     rows = [{key: "" if value is None else str(value) for key, value in row.items()} for row in table.to_pylist()]
     return table.column_names, rows
@@ -121,6 +121,9 @@ def _parquet_rows(source: str, content: bytes) -> tuple[Sequence[str], list[dict
 def _case(where: str, row: dict[str, str], folder: str) -> CohortCase:
     path = row["input"].strip()
     name = row["case"].strip() if "case" in row else _name_of(path)
+    if any("\udc80" <= character <= "\udcff" for character in path + name):  # bytes that Python could not decode
+        hint = "rename it"
+        raise InputError(where, expected="file names in UTF-8", found=repr(path), hint=hint)
     try:
         return msgspec.convert({"case": name, "input": path and absolute(join(folder, path))}, CohortCase)
     except msgspec.ValidationError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,9 @@ from pantherseg.progress import cases_with_progress
 
 logger = logging.getLogger(__name__)
 
+# The columns that say what a mask was made from, and which mask it is.
+MADE_FROM = ("input", "input_sha256", "recipe_sha256", "models_sha256", "mode", "pantherseg", "mask_sha256")
+
 
 def run_cohort(source: str, job: Job, cluster: Cluster | None = None) -> list[Row]:
     """Segment the cases of a manifest, a folder or a pattern, and return the rows of those that failed.
@@ -37,9 +40,10 @@ def run_cohort(source: str, job: Job, cluster: Cluster | None = None) -> list[Ro
     with _only_run(job.output):
         table = ResultsTable(job.output)
         _check_recipe(job, table)
-        write_manifest(cases, join(job.output, MANIFEST))
+        _check_inputs(source, cases, join(job.output, CASES))
         with ExitStack() as stack:
             crew: Crew = ThisProcess(job) if cluster is None else stack.enter_context(ray_crew(job, cluster))
+            write_manifest(cases, join(job.output, MANIFEST))
             stack.callback(table.write)
             failed = _run_all(cases, crew, table, job)
     if failed:
@@ -97,10 +101,24 @@ def _lost(case: CohortCase, reason: str, job: Job) -> Row:
     )
 
 
+def _check_inputs(source: str, cases: Sequence[CohortCase], results: str) -> None:
+    """Raise InputError for volumes among the results, which the mask of another case might overwrite."""
+    folder = on_disk(results)
+    for case in cases:
+        path = on_disk(case.input)
+        if folder is None or path is None:
+            inside = case.input.startswith(f"{results}/")
+        else:
+            inside = path.resolve().is_relative_to(folder.resolve())
+        if inside:
+            expected, hint = "volumes outside the folder of the results", "move them, or write to another folder"
+            raise InputError(source, expected=expected, found=case.input, hint=hint)
+
+
 def _keep(row: Row, table: ResultsTable) -> None:
     """Keep the row of a finished case, which knows more than its report; without one, take what that says."""
     earlier = table.rows.get(row.case)
-    if earlier is None or (earlier.input, earlier.mask_sha256) != (row.input, row.mask_sha256):
+    if earlier is None or any(getattr(earlier, name) != getattr(row, name) for name in MADE_FROM):
         table.add(row)
 
 

@@ -126,7 +126,7 @@ def read_rows(folder: str) -> dict[str, Row]:
     try:
         rows = pq.read_table(pa.BufferReader(read_bytes(path))).to_pylist()
         return {row.case: row for row in msgspec.convert(rows, list[Row])}
-    except (pa.ArrowException, OSError, msgspec.ValidationError) as error:
+    except (pa.ArrowException, OSError, UnicodeError, msgspec.ValidationError) as error:
         hint = "move it away: finished cases are found by their reports"
         raise InputError(path, expected="the table of a cohort", found=last_line(error), hint=hint) from error
 
