@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -79,6 +79,7 @@ def tumours(shape: tuple[int, int, int], raters: int, seed: int) -> Masks:
 
 @settings(max_examples=40, deadline=None)
 @given(marks=masks)
+@example(marks=np.array([0, 1, 2, 4, 5, 6, 7, 11])[None, :] >> np.arange(4)[:, None] & 1 == 1)
 def test_equals_the_equations_of_the_paper(marks: Masks) -> None:
     found = by_patterns(marks)
     assert np.isfinite(found).all()

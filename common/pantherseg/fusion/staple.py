@@ -60,7 +60,8 @@ def _posteriors(voxels: NDArray[np.float64], marks: NDArray[np.bool_]) -> NDArra
 def _share(part: NDArray[np.float64], whole: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the sum of a part over that of the whole, (rater,); as before where there is nothing to take a part of."""
     total = float(_in_any_order(np.sum, whole)[0])
-    return before if total == 0 else _in_any_order(np.sum, part) / total
+    # By rounding, a part may be more than the whole.
+    return before if total == 0 else np.minimum(_in_any_order(np.sum, part) / total, 1.0)
 
 
 def _in_any_order(combine: Callable[..., NDArray[np.float64]], values: NDArray[np.float64]) -> NDArray[np.float64]:
