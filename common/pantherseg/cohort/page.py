@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from pantherseg.cohort.status import cohort_rows
@@ -40,5 +41,5 @@ def _files(row: Row, folder: str, stack: ExitStack) -> CaseFiles:
         image = stack.enter_context(local_source(row.input))
         mask = stack.enter_context(local_results(join(folder, CASES), row.case)) / Path(row.mask).name
     except PantherSegError as error:
-        return CaseFiles(row.case, Path(row.input), None, None, str(error))
+        return replace(missing, problem=str(error))
     return CaseFiles(row.case, image, mask, None)

@@ -40,7 +40,7 @@ def run_cohort(source: str, job: Job, cluster: Cluster | None = None) -> list[Ro
     with _only_run(job.output):
         table = ResultsTable(job.output)
         _check_recipe(job, table)
-        _check_inputs(source, cases, join(job.output, CASES))
+        _check_outside(source, cases, join(job.output, CASES))
         with ExitStack() as stack:
             crew: Crew = ThisProcess(job) if cluster is None else stack.enter_context(ray_crew(job, cluster))
             write_manifest(cases, join(job.output, MANIFEST))
@@ -101,15 +101,16 @@ def _lost(case: CohortCase, reason: str, job: Job) -> Row:
     )
 
 
-def _check_inputs(source: str, cases: Sequence[CohortCase], results: str) -> None:
+def _check_outside(source: str, cases: Sequence[CohortCase], results: str) -> None:
     """Raise InputError for volumes among the results, which the mask of another case might overwrite."""
     folder = on_disk(results)
+    resolved = None if folder is None else folder.resolve()
     for case in cases:
         path = on_disk(case.input)
-        if folder is None or path is None:
+        if resolved is None or path is None:
             inside = case.input.startswith(f"{results}/")
         else:
-            inside = path.resolve().is_relative_to(folder.resolve())
+            inside = path.resolve().is_relative_to(resolved)
         if inside:
             expected, hint = "volumes outside the folder of the results", "move them, or write to another folder"
             raise InputError(source, expected=expected, found=case.input, hint=hint)
