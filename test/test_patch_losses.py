@@ -227,6 +227,9 @@ def test_names_a_case_that_is_missing(patches: SimpleNamespace, prepared: Any, t
         patches.preparing.check_prepared(
             folders, patches.preparing.plans_of(folders, settings({"spacing": [6.0, 5.0, 4.0]})), cases
         )
-    folders.case(cases[1], "voxels.npz").unlink()
-    with pytest.raises(InputError, match=f"expected every case of the splits, found no {cases[1]}"):
+    missing = folders.case(cases[1], "voxels.npz")
+    missing.unlink()
+    with pytest.raises(
+        InputError, match=f"{cases[1]}.voxels.npz: expected a file of a preprocessed case, found No such file"
+    ):
         patches.preparing.check_prepared(folders, plans, cases)
