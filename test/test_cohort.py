@@ -292,8 +292,19 @@ def test_a_row_of_another_input_is_replaced_though_the_mask_is_the_same(folder: 
 def test_refuses_names_that_are_not_in_utf_8(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.mha"
     shutil.copy(write_volumes(tmp_path / "in", 1) / "case00.mha", path)
-    with pytest.raises(InputError, match=r"expected file names in UTF-8, found .*\\udcff[.]mha.*; rename it"):
-        find_cases(str(tmp_path))
+    must = r"\\udcff[.]mha: expected a file name in UTF-8, found another encoding; rename it"
+    for source in (tmp_path, tmp_path / "*.mha"):
+        with pytest.raises(InputError, match=must):
+            find_cases(str(source))
+
+
+@pytest.mark.fault("cohorts", "the folder of the results is not in UTF-8", "an error that says to rename it")
+def test_refuses_a_folder_of_results_that_is_not_in_utf_8(done: Path, tmp_path: Path) -> None:
+    output = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    result = CliRunner().invoke(pantherseg, ["cohort", "run", str(done / "in"), output, "--task", "1"])
+    assert result.exit_code == 1
+    assert result.stderr.endswith(": expected a file name in UTF-8, found another encoding; rename it\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.fault("cohorts", "Ray is not installed and an address is given", "an error that says how to install it")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pantherseg.errors import OutputError, os_reason
+from pantherseg.errors import InputError, OutputError, os_reason
 
 TEMPORARY = ".pantherseg-"
 ATTEMPTS = 10
@@ -201,6 +201,11 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(path, f"failed to remove this file: {os_reason(error)}") from error
+
+
+def not_in_utf8(path: str | Path) -> InputError:
+    """Return the error about a path whose bytes are not UTF-8, as ITK, JSON and Parquet need it."""
+    return InputError(path, expected="a file name in UTF-8", found="another encoding", hint="rename it")
 
 
 def link_target(path: Path, folder: Path, *, within: Path) -> Path:

@@ -123,7 +123,7 @@ def run(
     job = Job(
         recipe=load_recipe(chosen_recipe(task, recipe)),
         output=absolute(output),
-        models=None if model is None else str(model.absolute()),
+        models=None if model is None else absolute(str(model)),
         device=device,
         mode=mode,
         members=None if names is None else tuple(names),

@@ -120,12 +120,10 @@ def _parquet_rows(source: str, content: bytes) -> tuple[Sequence[str], list[dict
 
 def _case(where: str, row: dict[str, str], folder: str) -> CohortCase:
     path = row["input"].strip()
+    complete = path and absolute(join(folder, path))
     name = row["case"].strip() if "case" in row else _name_of(path)
-    if any("\udc80" <= character <= "\udcff" for character in path + name):  # bytes that Python could not decode
-        hint = "rename it"
-        raise InputError(where, expected="file names in UTF-8", found=repr(path), hint=hint)
     try:
-        return msgspec.convert({"case": name, "input": path and absolute(join(folder, path))}, CohortCase)
+        return msgspec.convert({"case": name, "input": complete}, CohortCase)
     except msgspec.ValidationError as error:
         expected = "the path of a volume, and a name that a file can have"
         raise InputError(where, expected=expected, found=f"input '{path}', case '{name}'") from error

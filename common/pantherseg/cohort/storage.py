@@ -19,7 +19,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import FileSystem
 
 from pantherseg.errors import InputError, OutputError, PantherSegError, last_line, os_reason
-from pantherseg.files import temporary_folder, written_beside
+from pantherseg.files import not_in_utf8, temporary_folder, written_beside
 from pantherseg.results import read_report
 
 ON_DISK = "file://"
@@ -32,9 +32,17 @@ def on_disk(url: str) -> Path | None:
 
 
 def absolute(url: str) -> str:
-    """Return a path that means the same in every process, whatever its working directory."""
+    """Return a path that means the same in every process, whatever its working directory.
+
+    Raises InputError for one that is not in UTF-8, which neither a table nor another process could be given.
+    """
     path = on_disk(url)
-    return url if path is None else str(path.absolute())
+    complete = url if path is None else str(path.absolute())
+    try:
+        complete.encode()
+    except UnicodeEncodeError as error:
+        raise not_in_utf8(complete) from error
+    return complete
 
 
 def join(folder: str, name: str) -> str:

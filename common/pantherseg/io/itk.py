@@ -15,6 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from pantherseg.errors import InputError
 from pantherseg.events import Event, EventCode
+from pantherseg.files import not_in_utf8
 from pantherseg.io.direction import as_matrix, with_orthogonal_axes
 from pantherseg.io.file_format import FileFormat, check_not_empty, dropped_axes
 from pantherseg.io.header import Header
@@ -176,7 +177,7 @@ def name_for_itk(path: Path) -> str:
     try:
         return os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(path, expected="a file name in UTF-8", found="another encoding", hint="rename it") from error
+        raise not_in_utf8(path) from error
 
 
 def _check_information(path: Path, reader: Any, header: Header) -> None:
