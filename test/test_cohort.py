@@ -21,16 +21,19 @@ from cohorts import fast_recipe, job_of, kill_and_start_again, small_volume, wri
 from conftest import one_line_about, run_python, valid_report
 from pantherseg.batch import run_batch
 from pantherseg.cli import main as pantherseg
-from pantherseg.cohort.manifest import CohortCase, find_cases, write_manifest
+from pantherseg.cohort.manifest import NAME_BYTES, CohortCase, find_cases, write_manifest
 from pantherseg.cohort.page import write_cohort_page
 from pantherseg.cohort.ray_crew import Cluster
 from pantherseg.cohort.run import run_cohort
 from pantherseg.cohort.status import status_of
 from pantherseg.cohort.table import RESULTS, ResultsTable, read_rows
+from pantherseg.dicom_results.formats import FORMATS
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.files import lock_folder
 from pantherseg.io import write_volume
 from pantherseg.io.digest import sha256_of
+from pantherseg.io.probabilities import SUFFIX as PROBABILITIES
+from pantherseg.io.reader import VOLUME_SUFFIXES
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.session import Session
 
@@ -174,6 +177,14 @@ def name_of_a_folder(folder: Path) -> str:
     return "../a,in/a.mha\n"
 
 
+def name_of_two_lines(folder: Path) -> str:
+    return '"a\nb",in/a.mha\n'
+
+
+def name_of_too_many_bytes(folder: Path) -> str:
+    return f"{'ä' * (NAME_BYTES // 2 + 1)},in/a.mha\n"
+
+
 def no_path(folder: Path) -> str:
     return "a,\n"
 
@@ -189,6 +200,8 @@ def no_case(folder: Path) -> str:
         (double_id, "expected each case once, found several of a"),
         (no_value, "expected 2 values in case 2, found fewer"),
         (name_of_a_folder, "found input 'in/a.mha', case '../a'"),
+        (name_of_two_lines, "without slash, control character and leading dot, found input 'in/a.mha', case 'a b'"),
+        (name_of_too_many_bytes, "a name of at most 230 bytes"),
         (no_path, "found input '', case 'a'"),
         (no_case, "expected at least one case, found none"),
     ],
@@ -204,11 +217,26 @@ def test_refuses_rows_of_a_manifest(folder: Path, rows: Callable[[Path], str], m
         ("case,input,age", "unknown column 'age', expected case and input"),
         ("case,inputs", "unknown column 'inputs', expected case and input; did you mean 'input'?"),
         ("case", "expected a column `input` with the path of each volume, found case"),
+        ("case,input,case", "expected each column once, found case, input, case"),
     ],
 )
 @pytest.mark.fault("cohorts", "a manifest has the columns {columns}", "an error that names the columns it should have")
 def test_refuses_columns_of_a_manifest(folder: Path, columns: str, must: str) -> None:
     refused(folder, f"{columns}\n", must)
+
+
+@pytest.mark.parametrize(
+    ("text", "must"),
+    [
+        ("", "expected a column `input` with the path of each volume, found no columns"),
+        ("case;input\na;in/a.mha\n", "expected commas between the columns, found semicolons"),
+        ("case\tinput\na\tin/a.mha\n", "expected commas between the columns, found tabs"),
+    ],
+    ids=["empty", "separated by semicolons", "separated by tabs"],
+)
+@pytest.mark.fault("cohorts", "a CSV manifest is {id}", "an error that says so, before any case runs")
+def test_refuses_other_csv_than_with_commas(folder: Path, text: str, must: str) -> None:
+    refused(folder, text, must)
 
 
 def refused(folder: Path, text: str, must: str) -> None:
@@ -236,6 +264,43 @@ def test_refuses_a_damaged_manifest(tmp_path: Path, content: bytes) -> None:
 def test_reads_names_that_are_numbers_in_parquet(done: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"case": [7], "input": [str(done / "in" / "a.mha")]}), tmp_path / "a.parquet")
     assert find_cases(str(tmp_path / "a.parquet")) == [CohortCase(case="7", input=str(done / "in" / "a.mha"))]
+
+
+@pytest.mark.parametrize(
+    ("column", "must"),
+    [
+        (pa.array([b"a.mha"]), "found the type binary"),
+        (pa.array([1.5]), "found the type double"),
+        (pa.array([["a.mha"]]), "found the type list"),
+    ],
+    ids=["bytes", "fractions", "lists"],
+)
+@pytest.mark.fault("cohorts", "a Parquet manifest has {id} in the place of paths", "an error that names the column")
+def test_refuses_types_of_a_parquet_manifest(tmp_path: Path, column: pa.Array, must: str) -> None:
+    pq.write_table(pa.table({"input": column}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="expected text or whole numbers in the column `input`, " + must):
+        find_cases(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.fault("cohorts", "a Parquet manifest has a column twice", "an error that says so")
+def test_refuses_a_column_of_a_parquet_manifest_that_is_there_twice(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a.mha"])] * 2, names=["input", "input"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="expected each column once, found input, input"):
+        find_cases(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_reads_every_kind_of_text_in_parquet(done: Path, tmp_path: Path, kind: pa.DataType) -> None:
+    column = pa.array([str(done / "in" / "a.mha")]).cast(kind)
+    pq.write_table(pa.table({"input": column}), tmp_path / "a.parquet")
+    assert [case.case for case in find_cases(str(tmp_path / "a.parquet"))] == ["a"]
+
+
+def test_the_longest_name_leaves_room_for_every_file_of_a_case() -> None:
+    suffixes = [*VOLUME_SUFFIXES, *(one.suffix for one in FORMATS.values()), PROBABILITIES, ".json"]
+    longest = max(suffixes, key=len)
+    assert len(f".4194304.{'x' * NAME_BYTES}{longest}") == 255  # with the largest number of a process
 
 
 @pytest.mark.fault("cohorts", "the table is that of another recipe", "an error, before any case runs")

@@ -25,11 +25,18 @@ from pantherseg.tables import Table, did_you_mean
 CSV, PARQUET = ".csv", ".parquet"
 MANIFEST_SUFFIXES = (CSV, PARQUET)
 WILDCARDS = "*?["
+# What a column of a Parquet manifest may hold.
+TEXT_OR_NUMBER = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)
 # Files of a store that are taken for volumes, where there is no reader to ask.
 REMOTE_SUFFIXES = (*VOLUME_SUFFIXES, ".zip")
 # A store answers slowly, but many questions at once.
 QUESTIONS_AT_ONCE = 32
-Name = Annotated[str, Meta(pattern=r"^[^./\x00][^/\x00]*$", max_length=200)]
+# What stands between columns in files that are not separated by commas.
+OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+# The name of a file has at most 255 bytes, of which 16 are for the longest suffix, `.probability.dcm`, and 9 for the
+# number of the process that is writing it.
+NAME_BYTES = 255 - 16 - 9
+Name = Annotated[str, Meta(pattern=r"^[^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*\Z")]
 
 
 class CohortCase(Table, frozen=True):
@@ -37,6 +44,11 @@ class CohortCase(Table, frozen=True):
 
     case: Name
     input: Annotated[str, Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a name that is too long."""
+        if len(self.case.encode()) > NAME_BYTES:
+            raise ValueError(f"expected at most {NAME_BYTES} bytes, found {len(self.case.encode())}")
 
 
 COLUMNS = tuple(field.name for field in msgspec.structs.fields(CohortCase))
@@ -85,37 +97,53 @@ def write_manifest(cases: Sequence[CohortCase], target: str) -> None:
 def read_manifest(source: str) -> list[CohortCase]:
     """Return the cases of a manifest, whether or not their volumes exist. Raises InputError."""
     content = read_bytes(source)
-    columns, rows = (_csv_rows if source.lower().endswith(CSV) else _parquet_rows)(source, content)
-    for name in columns:
-        if name not in COLUMNS:
-            known = " and ".join(COLUMNS)
-            raise InputError(source, f"unknown column '{name}', expected {known}{did_you_mean(name, COLUMNS)}")
-    if "input" not in columns:
-        raise InputError(source, expected="a column `input` with the path of each volume", found=first_few(columns))
+    rows = (_csv_rows if source.lower().endswith(CSV) else _parquet_rows)(source, content)
     folder = posixpath.dirname(source)
     return [_case(f"{source}, case {number}", row, folder) for number, row in enumerate(rows, start=1)]
 
 
-def _csv_rows(source: str, content: bytes) -> tuple[Sequence[str], list[dict[str, str]]]:
+def _csv_rows(source: str, content: bytes) -> list[dict[str, str]]:
     try:
         reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        columns = reader.fieldnames or ()
         rows = list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(source, expected="a CSV file in UTF-8", found=last_line(error)) from error
+    for separator, name in OTHER_SEPARATORS.items():
+        if separator in "".join(columns):
+            raise InputError(source, expected="commas between the columns", found=name)
+    _check_columns(source, columns)
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
-            expected = f"{len(reader.fieldnames or ())} values in case {number}"
+            expected = f"{len(columns)} values in case {number}"
             raise InputError(source, expected=expected, found="more" if None in row else "fewer")
-    return [*(reader.fieldnames or ())], rows
+    return rows
 
 
-def _parquet_rows(source: str, content: bytes) -> tuple[Sequence[str], list[dict[str, str]]]:
+def _parquet_rows(source: str, content: bytes) -> list[dict[str, str]]:
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        table = pq.ParquetFile(pa.BufferReader(content)).read()
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise InputError(source, expected="a Parquet file", found=last_line(error)) from error
-    rows = [{key: "" if value is None else str(value) for key, value in row.items()} for row in table.to_pylist()]
-    return table.column_names, rows
+    _check_columns(source, table.column_names)
+    for field in table.schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if not any(is_kind(kind) for is_kind in TEXT_OR_NUMBER):
+            expected = f"text or whole numbers in the column `{field.name}`"
+            raise InputError(source, expected=expected, found=f"the type {kind}")
+    return [{key: "" if value is None else str(value) for key, value in row.items()} for row in table.to_pylist()]
+
+
+def _check_columns(source: str, columns: Sequence[str]) -> None:
+    for name in columns:
+        if name not in COLUMNS:
+            known = " and ".join(COLUMNS)
+            raise InputError(source, f"unknown column '{name}', expected {known}{did_you_mean(name, COLUMNS)}")
+    if len(set(columns)) < len(columns):
+        raise InputError(source, expected="each column once", found=first_few(columns))
+    if "input" not in columns:
+        found = first_few(columns) or "no columns"
+        raise InputError(source, expected="a column `input` with the path of each volume", found=found)
 
 
 def _case(where: str, row: dict[str, str], folder: str) -> CohortCase:
@@ -125,7 +153,7 @@ def _case(where: str, row: dict[str, str], folder: str) -> CohortCase:
     try:
         return msgspec.convert({"case": name, "input": complete}, CohortCase)
     except msgspec.ValidationError as error:
-        expected = "the path of a volume, and a name that a file can have"
+        expected = f"a path, and a name of at most {NAME_BYTES} bytes without slash, control character and leading dot"
         raise InputError(where, expected=expected, found=f"input '{path}', case '{name}'") from error
 
 
