@@ -26,6 +26,7 @@ from pantherseg.cohort.page import write_cohort_page
 from pantherseg.cohort.ray_crew import Cluster
 from pantherseg.cohort.run import run_cohort
 from pantherseg.cohort.status import status_of
+from pantherseg.cohort.storage import local_source, read_bytes, write_bytes
 from pantherseg.cohort.table import RESULTS, ResultsTable, read_rows
 from pantherseg.dicom_results.formats import FORMATS
 from pantherseg.errors import InputError, OutputError, PantherSegError
@@ -159,6 +160,39 @@ def test_a_folder_or_a_pattern_makes_a_manifest(done: Path, tmp_path: Path, name
     result = CliRunner().invoke(pantherseg, ["cohort", "manifest", str(done / "in"), str(tmp_path / name)])
     assert result.exit_code == 0
     assert find_cases(str(tmp_path / name)) == cases
+
+
+@pytest.mark.parametrize("name", ["in [1]", "*", "a?", "[", "."])
+def test_what_exists_is_not_a_pattern(done: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    shutil.copytree(done / "in", folder, dirs_exist_ok=True)
+    assert [case.input for case in find_cases(str(folder))] == [
+        *(str(folder / f"{name}.mha") for name in [*GOOD, DAMAGED])
+    ]
+    assert find_cases(str(folder / "a.mha")) == [CohortCase(case="a", input=str(folder / "a.mha"))]
+
+
+def test_what_exists_in_a_store_is_not_a_pattern(done: Path) -> None:
+    store = "memory://a [1]"
+    for name in ("b.mha", "c*/1.dcm", "c*/2/3.dcm", "cd/4.dcm"):
+        write_bytes(f"{store}/{name}", name.encode())
+    (case,) = find_cases(store)
+    assert (case.case, read_bytes(case.input)) == ("b", b"b.mha")
+    assert find_cases(f"{store}/b.mha") == [CohortCase(case="b", input=f"{store}/b.mha")]
+    with local_source(f"{store}/c*") as copy:
+        assert {str(path.relative_to(copy)) for path in copy.rglob("*.dcm")} == {"1.dcm", "2/3.dcm"}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("notes.txt", "another file"), ("nothing", "no such file or folder"), ("no.mha", "no such")]
+)
+@pytest.mark.fault("cohorts", "MANIFEST is {found} ({name})", "an error that says what it may be")
+def test_says_what_a_manifest_may_be(tmp_path: Path, name: str, found: str) -> None:
+    (tmp_path / "notes.txt").write_text("notes")
+    must = rf"expected a manifest \(.csv or .parquet\), a folder, a volume or a pattern, found {found}"
+    with pytest.raises(InputError, match=must) as error:
+        find_cases(str(tmp_path / name))
+    one_line_about(tmp_path / name, error.value)
 
 
 def missing_file(folder: Path) -> str:

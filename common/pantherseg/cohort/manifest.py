@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
@@ -55,17 +56,18 @@ COLUMNS = tuple(field.name for field in msgspec.structs.fields(CohortCase))
 
 
 def find_cases(source: str) -> list[CohortCase]:
-    """Return the cases of a manifest, of a folder, or of a pattern such as `scans/*/t1.nii.gz`, sorted by name.
+    """Return the cases of a manifest, a folder, a volume, or a pattern such as `scans/*/t1.nii.gz`, sorted by name.
 
-    A manifest has the columns of `COLUMNS`; without `case`, and in folders, cases are called by their files. Paths in
-    it are relative to its folder. Raises InputError, also for two cases of one name and for volumes that do not exist.
+    A manifest has the columns of `COLUMNS`; without `case`, and without a manifest, cases are called by their files.
+    Paths in it are relative to its folder. What exists is no pattern, whatever characters are in its name. Raises
+    InputError, also for two cases of one name and for volumes that do not exist.
     """
     if source.lower().endswith(MANIFEST_SUFFIXES):
         cases = read_manifest(source)
-    elif any(character in source for character in WILDCARDS):
-        cases = _named(source, _that_match(source))
     else:
-        cases = _named(source, _in_folder(source))
+        is_pattern = any(character in source for character in WILDCARDS) and not exists(source)
+        paths = _that_match(source) if is_pattern else _in_folder(source)
+        cases = [_case(source, {"input": path}, "") for path in paths]
     if not cases:
         raise InputError(source, expected="at least one case", found="none")
     names = Counter(case.case for case in cases)
@@ -157,22 +159,23 @@ def _case(where: str, row: dict[str, str], folder: str) -> CohortCase:
         raise InputError(where, expected=expected, found=f"input '{path}', case '{name}'") from error
 
 
-def _named(source: str, paths: Iterable[str]) -> list[CohortCase]:
-    return [_case(source, {"input": path}, "") for path in paths]
-
-
 def _name_of(path: str) -> str:
     """Return the name of a volume's case; of one in a store by its path alone."""
     return case_name(on_disk(path) or Path(posixpath.basename(path.rstrip("/")))) if path else ""
 
 
 def _in_folder(source: str) -> list[str]:
-    if folder := on_disk(source):
-        if not folder.is_dir():
-            expected = f"a manifest ({' or '.join(MANIFEST_SUFFIXES)}), a folder or a pattern"
-            raise InputError(source, expected=expected, found="a file" if folder.exists() else "no such file or folder")
-        return [str(path) for path in find_sources(folder, dangling=True)]
-    return [path for path in matching(source, "/*") if path.lower().endswith(REMOTE_SUFFIXES)]
+    """Return the volumes in a folder, or a single volume."""
+    if (path := on_disk(source)) is None:
+        if source.lower().endswith(REMOTE_SUFFIXES):
+            return [source]
+        found = matching(f"{glob.escape(source.rstrip('/'))}/*")
+        return [path for path in found if path.lower().endswith(REMOTE_SUFFIXES)]
+    volumes = find_sources(path, dangling=True)
+    if not volumes and not path.is_dir():
+        expected = f"a manifest ({' or '.join(MANIFEST_SUFFIXES)}), a folder, a volume or a pattern"
+        raise InputError(source, expected=expected, found="another file" if path.exists() else "no such file or folder")
+    return [str(path) for path in volumes]
 
 
 def _that_match(pattern: str) -> list[str]:

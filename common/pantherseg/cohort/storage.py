@@ -6,6 +6,7 @@ Other stores need fsspec's package for them, such as gcsfs.
 
 from __future__ import annotations
 
+import glob
 import posixpath
 import tempfile
 from collections.abc import Iterator
@@ -73,11 +74,11 @@ def exists(url: str) -> bool:
         return bool(files.exists(path))
 
 
-def matching(url: str, more: str = "") -> list[str]:
-    """Return the paths that a pattern means, sorted. more: of the pattern, behind the path. Raises InputError."""
+def matching(url: str) -> list[str]:
+    """Return the paths that a pattern means, sorted. Raises InputError."""
     files, path = filesystem(url)
     with _unreadable(url):
-        found: list[str] = sorted(files.glob(path.rstrip("/") + more))
+        found: list[str] = sorted(files.glob(path.rstrip("/")))
     store = "" if on_disk(url) else url.partition("://")[0] + "://"
     return [name if "://" in name else store + name for name in found]  # those of the web are complete
 
@@ -112,7 +113,7 @@ def local_source(url: str) -> Iterator[Path]:
         copy = Path(folder) / posixpath.basename(remote.rstrip("/"))
         with _unreadable(url):
             if files.isdir(remote):
-                files.get(remote, str(copy), recursive=True)
+                files.get(glob.escape(remote), str(copy), recursive=True)  # which takes a pattern
             else:
                 files.get_file(remote, str(copy))
         yield copy
