@@ -369,11 +369,27 @@ def test_never_overwrites_a_volume(folder: Path) -> None:
     shutil.copytree(folder / "in", inside)
     manifest = folder / "swapped.csv"  # each is called by the name of the other
     manifest.write_text("case,input\na,other/cases/b.mha\nb,other/cases/a.mha\n")
-    for source in (inside, manifest):
+    for source in (inside, manifest, inside / "*.mha"):
         with pytest.raises(InputError, match=r"expected volumes outside the folder of the results, found .*[.]mha"):
             run_cohort(str(source), job_of(inside.parent))
     for name in GOOD:
         assert sha256_of(inside / f"{name}.mha") == sha256_of(folder / "in" / f"{name}.mha")
+
+
+def test_a_pattern_does_not_mean_the_results(folder: Path) -> None:
+    """The second run finds the masks of the first, and in a link, too."""
+    (folder / "in" / f"{DAMAGED}.mha").unlink()
+    job, pattern = job_of(folder / "in" / "all" / "out"), str(folder / "in" / "**" / "*.mha")
+    (folder / "in" / "all").mkdir()
+    assert run_cohort(pattern, job) == []
+    (folder / "in" / "link").symlink_to(Path(job.output) / "cases")
+    rows = read_rows(job.output)
+    assert run_cohort(pattern, job) == []
+    assert read_rows(job.output) == rows
+    masks = Path(job.output) / "cases"
+    for source in (masks, masks / "a.mha"):  # whoever names them means them
+        with pytest.raises(InputError, match="expected volumes outside the folder of the results"):
+            run_cohort(str(source), job)
 
 
 def test_a_row_of_another_input_is_replaced_though_the_mask_is_the_same(folder: Path) -> None:

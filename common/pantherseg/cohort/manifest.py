@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Meta
 
-from pantherseg.cohort.storage import absolute, exists, join, matching, on_disk, read_bytes, write_bytes
+from pantherseg.cohort.storage import absolute, exists, inside, join, matching, on_disk, read_bytes, write_bytes
 from pantherseg.errors import InputError, OutputError, first_few, last_line
 from pantherseg.io import case_name, find_sources
 from pantherseg.io.reader import VOLUME_SUFFIXES
@@ -55,18 +55,19 @@ class CohortCase(Table, frozen=True):
 COLUMNS = tuple(field.name for field in msgspec.structs.fields(CohortCase))
 
 
-def find_cases(source: str) -> list[CohortCase]:
+def find_cases(source: str, *, results: str | None = None) -> list[CohortCase]:
     """Return the cases of a manifest, a folder, a volume, or a pattern such as `scans/*/t1.nii.gz`, sorted by name.
 
     A manifest has the columns of `COLUMNS`; without `case`, and without a manifest, cases are called by their files.
-    Paths in it are relative to its folder. What exists is no pattern, whatever characters are in its name. Raises
-    InputError, also for two cases of one name and for volumes that do not exist.
+    Paths in it are relative to its folder. What exists is no pattern, whatever characters are in its name. results: the
+    folder of a cohort's results, which a pattern does not mean. Raises InputError, also for two cases of one name and
+    for volumes that do not exist.
     """
     if source.lower().endswith(MANIFEST_SUFFIXES):
         cases = read_manifest(source)
     else:
         is_pattern = any(character in source for character in WILDCARDS) and not exists(source)
-        paths = _that_match(source) if is_pattern else _in_folder(source)
+        paths = _that_match(source, results) if is_pattern else _in_folder(source)
         cases = [_case(source, {"input": path}, "") for path in paths]
     if not cases:
         raise InputError(source, expected="at least one case", found="none")
@@ -178,8 +179,11 @@ def _in_folder(source: str) -> list[str]:
     return [str(path) for path in volumes]
 
 
-def _that_match(pattern: str) -> list[str]:
+def _that_match(pattern: str, results: str | None) -> list[str]:
     found = matching(pattern)
+    if results is not None:
+        own = inside(found, results)
+        found = [path for path in found if path not in own]
     if on_disk(pattern) is None:
         return [path for path in found if path.lower().endswith(REMOTE_SUFFIXES)]
     return [path for path in found if find_sources(Path(path)) == [Path(path)]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from pantherseg.case import CaseOutput, remove_earlier
 from pantherseg.cohort.crew import Crew, LostWorker, ThisProcess
 from pantherseg.cohort.manifest import CohortCase, find_cases, write_manifest
 from pantherseg.cohort.ray_crew import Cluster, ray_crew
-from pantherseg.cohort.storage import join, local_results, on_disk
+from pantherseg.cohort.storage import exists, inside, join, local_results, on_disk
 from pantherseg.cohort.table import CASES, MANIFEST, RESULTS, ResultsTable, Row
 from pantherseg.cohort.worker import Job, Result
 from pantherseg.errors import InputError, OutputError, PantherSegError, first_few
@@ -36,14 +36,18 @@ def run_cohort(source: str, job: Job, cluster: Cluster | None = None) -> list[Ro
     Raises InputError for a manifest or a table that cannot be used, before any case runs; what `ray_crew` and
     `Session.load` raise; OutputError where the results cannot be written.
     """
-    cases = find_cases(source)
+    results, manifest = join(job.output, CASES), join(job.output, MANIFEST)
+    # What lies among the results of a first run was there before it, and must not be overwritten by a mask.
+    cases = find_cases(source, results=results if exists(manifest) else None)
+    if among := inside((case.input for case in cases), results):
+        expected, hint = "volumes outside the folder of the results", "move them, or write to another folder"
+        raise InputError(source, expected=expected, found=first_few(sorted(among)), hint=hint)
     with _only_run(job.output):
         table = ResultsTable(job.output)
         _check_recipe(job, table)
-        _check_outside(source, cases, join(job.output, CASES))
         with ExitStack() as stack:
             crew: Crew = ThisProcess(job) if cluster is None else stack.enter_context(ray_crew(job, cluster))
-            write_manifest(cases, join(job.output, MANIFEST))
+            write_manifest(cases, manifest)
             stack.callback(table.write)
             failed = _run_all(cases, crew, table, job)
     if failed:
@@ -99,21 +103,6 @@ def _lost(case: CohortCase, reason: str, job: Job) -> Row:
         recipe=job.recipe.name,
         finished=datetime.now(UTC),
     )
-
-
-def _check_outside(source: str, cases: Sequence[CohortCase], results: str) -> None:
-    """Raise InputError for volumes among the results, which the mask of another case might overwrite."""
-    folder = on_disk(results)
-    resolved = None if folder is None else folder.resolve()
-    for case in cases:
-        path = on_disk(case.input)
-        if resolved is None or path is None:
-            inside = case.input.startswith(f"{results}/")
-        else:
-            inside = path.resolve().is_relative_to(resolved)
-        if inside:
-            expected, hint = "volumes outside the folder of the results", "move them, or write to another folder"
-            raise InputError(source, expected=expected, found=case.input, hint=hint)
 
 
 def _keep(row: Row, table: ResultsTable) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import posixpath
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -49,6 +49,20 @@ def absolute(url: str) -> str:
 def join(folder: str, name: str) -> str:
     """Return the path of a file in a folder; one that is complete stays as it is."""
     return name if "://" in name else posixpath.join(folder, name)
+
+
+def inside(urls: Iterable[str], folder: str) -> set[str]:
+    """Return those of some paths that lie in a folder, or anywhere below it, by whatever links."""
+    path = on_disk(folder)
+    resolved = None if path is None else path.resolve()
+
+    def is_inside(url: str) -> bool:
+        other = on_disk(url)
+        if resolved is None or other is None:
+            return url.startswith(f"{folder}/")
+        return other.resolve().is_relative_to(resolved)
+
+    return {url for url in urls if is_inside(url)}
 
 
 def filesystem(url: str) -> tuple[Any, str]:
