@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -27,7 +28,7 @@ from pantherseg.cohort.ray_crew import Cluster
 from pantherseg.cohort.run import run_cohort
 from pantherseg.cohort.status import status_of
 from pantherseg.cohort.storage import local_source, read_bytes, write_bytes
-from pantherseg.cohort.table import RESULTS, ResultsTable, read_rows
+from pantherseg.cohort.table import MANIFEST, RESULTS, ResultsTable, read_rows
 from pantherseg.dicom_results.formats import FORMATS
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.files import lock_folder
@@ -446,6 +447,37 @@ def test_says_how_far_a_cohort_is(folder: Path) -> None:
     assert lines[2].startswith("failed: damaged: ")
     found = json.loads(CliRunner().invoke(pantherseg, ["cohort", "status", str(folder / "out"), "--json"]).stdout)
     assert (found["done"], found["waiting"], list(found["failures"])) == (2, 1, [DAMAGED])
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_pauses_between_runs_do_not_change_the_rate(done: Path, tmp_path: Path, workers: int) -> None:
+    """Each worker does a case a minute, in two runs of ten minutes with a night between them."""
+    row, table, cases = read_rows(str(done / "out"))["a"], ResultsTable(str(tmp_path)), []
+    for began in (datetime(2026, 1, 1, 18, tzinfo=UTC), datetime(2026, 1, 2, 9, tzinfo=UTC)):
+        for number in range(10 * workers):
+            cases.append(CohortCase(case=f"case{len(cases)}", input="a.mha"))
+            ended = began + timedelta(minutes=1) * (1 + number / workers)
+            table.add(msgspec.structs.replace(row, case=cases[-1].case, finished=ended, total_seconds=60.0))
+    table.write()
+    waiting = CohortCase(case="waiting", input="a.mha")
+    write_manifest([*cases, waiting], str(tmp_path / MANIFEST))
+    status = status_of(str(tmp_path))
+    assert status.cases_an_hour == pytest.approx(60 * workers, rel=0.1)
+    assert status.left_s == pytest.approx(60 / workers, rel=0.1)
+
+
+def test_rows_of_cases_that_left_the_manifest_are_kept_but_not_counted(folder: Path, tmp_path: Path) -> None:
+    before = read_rows(str(folder / "out"))
+    for name in ("a", DAMAGED):
+        (folder / "in" / f"{name}.mha").unlink()
+    assert run_cohort(str(folder / "in"), job_of(folder / "out")) == []
+    after = read_rows(str(folder / "out"))
+    assert (after.keys(), after["a"], after[DAMAGED]) == (before.keys(), before["a"], before[DAMAGED])
+    assert (folder / "out" / "cases" / "a.mha").exists()
+    assert status_of(str(folder / "out")).lines()[0] == "1 cases: 1 done, 0 failed, 0 waiting"
+    write_cohort_page(str(folder / "out"), tmp_path / "page.html", cases=9)
+    page = (tmp_path / "page.html").read_text()
+    assert [f">{name}<" in page for name in before] == [name == "b" for name in before]
 
 
 @pytest.mark.fault("cohorts", "`status` of a folder without a cohort", "an error that says how to begin one")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pantherseg.cohort.manifest import read_manifest
@@ -20,8 +21,8 @@ RECENT = 200
 class Status:
     """How many cases of the manifest are done, have failed and are waiting.
 
-    cases_an_hour: of the last RECENT that were segmented, None for fewer than two; last_s: seconds since the last one
-    ended, None without any; failures: the reasons by case.
+    cases_an_hour: of the last RECENT that were segmented, while any case was being worked on; None for fewer than two.
+    last_s: seconds since the last one ended, None without any; failures: the reasons by case.
     """
 
     cases: int
@@ -57,19 +58,31 @@ def status_of(folder: str) -> Status:
     rows = cohort_rows(folder)
     known = [row for row in rows.values() if row is not None]
     failures = {row.case: row.error for row in known if row.status == "failed"}
-    ended = sorted(row.finished for row in known if row.total_seconds is not None)
-    recent = ended[-RECENT:]
-    span = (recent[-1] - recent[0]).total_seconds() if recent else 0.0
+    worked_on = [(row.finished, row.total_seconds) for row in known if row.total_seconds is not None]
+    recent = sorted(worked_on)[-RECENT:]
+    busy_s = _busy_s(recent) if recent else 0.0
     return Status(
         cases=len(rows),
         done=len(known) - len(failures),
         failed=len(failures),
         waiting=len(rows) - len(known),
         recipe=known[0].recipe if known else "",
-        cases_an_hour=(len(recent) - 1) / span * HOUR if span > 0 else None,
-        last_s=(datetime.now(UTC) - ended[-1]).total_seconds() if ended else None,
+        cases_an_hour=(len(recent) - 1) / busy_s * HOUR if busy_s else None,
+        last_s=(datetime.now(UTC) - recent[-1][0]).total_seconds() if recent else None,
         failures=failures,
     )
+
+
+def _busy_s(cases: Sequence[tuple[datetime, float]]) -> float:
+    """Return for how many seconds any case was being worked on, from the first end of a case to the last.
+
+    cases: when each ended, the first at the front, and how many seconds it took. Pauses between runs are left out.
+    """
+    covered, busy = cases[0][0], timedelta()
+    for start, end in sorted((end - timedelta(seconds=seconds), end) for end, seconds in cases):
+        busy += max(end - max(start, covered), timedelta())
+        covered = max(covered, end)
+    return busy.total_seconds()
 
 
 def cohort_rows(folder: str) -> dict[str, Row | None]:
