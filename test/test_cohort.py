@@ -163,6 +163,15 @@ def test_a_folder_or_a_pattern_makes_a_manifest(done: Path, tmp_path: Path, name
     assert find_cases(str(tmp_path / name)) == cases
 
 
+@pytest.mark.fault("cohorts", "a manifest exists that is to be written", "an error, and the manifest as it was")
+def test_never_overwrites_a_manifest(done: Path, tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("edited")
+    result = CliRunner().invoke(pantherseg, ["cohort", "manifest", str(done / "in"), str(tmp_path / "cases.csv")])
+    assert result.exit_code == 1
+    assert "there is a manifest already, which may have been edited; remove it, or name another" in result.stderr
+    assert (tmp_path / "cases.csv").read_text() == "edited"
+
+
 @pytest.mark.parametrize("name", ["in [1]", "*", "a?", "[", "."])
 def test_what_exists_is_not_a_pattern(done: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
@@ -495,6 +504,21 @@ def test_the_page_shows_what_needs_a_look_first(done: Path, tmp_path: Path) -> N
     assert page.index(f">{DAMAGED}<") < page.index(f">{rows[1].case}<")
     assert rows[0].error.partition(": ")[2][:30] in page
     assert f">{rows[2].case}<" not in page
+
+
+@pytest.mark.fault("cohorts", "a page of a cohort with DICOM results alone", "an error that says what to do")
+def test_names_the_format_that_a_page_needs(done: Path, tmp_path: Path) -> None:
+    shutil.copy(done / "out" / MANIFEST, tmp_path)
+    table = ResultsTable(str(tmp_path))
+    for row in read_rows(str(done / "out")).values():
+        table.add(msgspec.structs.replace(row, mask=row.mask and row.mask.replace(".mha", ".seg.dcm")))
+    table.write()
+    with pytest.raises(InputError, match="expected masks in volume files, found DICOM objects alone; run") as error:
+        write_cohort_page(str(tmp_path), tmp_path / "page.html", cases=3)
+    one_line_about(tmp_path, error.value)
+    assert not (tmp_path / "page.html").exists()
+    write_cohort_page(str(tmp_path), tmp_path / "page.html", cases=1)
+    assert f">{DAMAGED}<" in (tmp_path / "page.html").read_text()
 
 
 def test_uncertain_cases_come_before_certain_ones(done: Path) -> None:

@@ -24,7 +24,7 @@ from pantherseg.cli.options import (
     formats_in,
     names_in,
 )
-from pantherseg.errors import PantherSegError
+from pantherseg.errors import OutputError, PantherSegError
 from pantherseg.inference.backends import Mode
 from pantherseg.recipe import load_recipe
 from pantherseg.results import DicomOptions
@@ -172,10 +172,14 @@ def report(output: str, page: Path, cases: int) -> None:
 def manifest(source: str, manifest: str) -> None:
     """Write a manifest of a folder or a pattern.
 
-    SOURCE is a folder of volumes or a pattern such as 'scans/*/t1.nii.gz', and MANIFEST a .csv or .parquet file.
+    SOURCE is a folder of volumes or a pattern such as 'scans/*/t1.nii.gz', and MANIFEST a new .csv or .parquet file.
     """
     from pantherseg.cohort.manifest import find_cases, write_manifest
+    from pantherseg.cohort.storage import exists
 
+    if exists(manifest):
+        problem, hint = "there is a manifest already, which may have been edited", "remove it, or name another file"
+        raise OutputError(manifest, problem, hint=hint)
     cases = find_cases(source)
     write_manifest(cases, manifest)
     logger.info("%s: %d cases", manifest, len(cases))

@@ -10,6 +10,7 @@ from pathlib import Path
 from pantherseg.cohort.status import cohort_rows
 from pantherseg.cohort.storage import join, local_results, local_source
 from pantherseg.cohort.table import CASES, Row
+from pantherseg.dicom_results.formats import format_of
 from pantherseg.errors import InputError, PantherSegError
 from pantherseg.report.case_files import CaseFiles
 from pantherseg.report.write import check_can_report, write_page
@@ -21,15 +22,21 @@ def write_cohort_page(folder: str, output: Path, *, cases: int) -> None:
     """Write a page of the cases that need a look most.
 
     Failed cases come first, then those with the lowest expected Dice, or else with the folds that agree least. cases:
-    how many there are at most. Raises InputError for a folder without results, and what `write_page` raises.
+    how many there are at most. Raises InputError for a folder without results or with DICOM objects alone, and what
+    `write_page` raises.
     """
     check_can_report()
     rows = sorted((row for row in cohort_rows(folder).values() if row is not None), key=lambda row: row.urgency)
     if not rows:
         raise InputError(folder, expected="at least one case that is done or has failed", found="none")
-    logger.info("%d of %d cases, those that need a look most", min(cases, len(rows)), len(rows))
+    shown = rows[:cases]
+    masks = [row.mask for row in shown if row.mask is not None]
+    if masks and all(map(format_of, masks)):
+        hint = "run the cohort again with another format first, such as --output-format mha,dcmseg"
+        raise InputError(folder, expected="masks in volume files", found="DICOM objects alone", hint=hint)
+    logger.info("%d of %d cases, those that need a look most", len(shown), len(rows))
     with ExitStack() as stack:
-        write_page([_files(row, folder, stack) for row in rows[:cases]], output)
+        write_page([_files(row, folder, stack) for row in shown], output)
 
 
 def _files(row: Row, folder: str, stack: ExitStack) -> CaseFiles:
