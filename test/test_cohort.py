@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from cohorts import fast_recipe, job_of, kill_and_start_again, small_volume, write_volumes
 from conftest import one_line_about, run_python, valid_report
-from pantherseg.batch import run_batch
+from pantherseg.batch import Wanted, run_batch
 from pantherseg.cli import main as pantherseg
 from pantherseg.cohort.manifest import NAME_BYTES, CohortCase, find_cases, write_manifest
 from pantherseg.cohort.page import write_cohort_page
@@ -122,6 +122,27 @@ def test_a_changed_case_is_done_again(folder: Path) -> None:
     changed = {name for name, time in times(folder).items() if before[name] != time}
     assert changed == {"a.mha", "a.json"}
     assert read_rows(str(folder / "out"))["a"].input_sha256 == sha256_of(folder / "in" / "a.mha")
+
+
+@pytest.mark.fault("cohorts", "a finished archive is damaged", "recorded, and the mask of before is removed")
+def test_the_results_of_a_volume_that_no_reader_takes_are_removed(folder: Path) -> None:
+    (folder / "in" / "a.mha").rename(folder / "in" / "a.zip")
+    (folder / "in" / "a.zip").write_bytes(b"PK\x03\x04")
+    (folder / "cases.csv").write_text("case,input\na,in/a.zip\nb,in/b.mha\n")
+    (failed,) = run_cohort(str(folder / "cases.csv"), job_of(folder / "out"))
+    assert failed.error.endswith("found a zip archive that is damaged or has no DICOM file")
+    assert sorted(times(folder)) == ["b.json", "b.mha"]
+
+
+@pytest.mark.fault("cohorts", "the options do not fit a finished volume", "recorded, and the mask of before is kept")
+def test_results_are_kept_where_only_the_options_do_not_fit(folder: Path) -> None:
+    before, job = times(folder), job_of(folder / "out")
+    wanted = msgspec.structs.replace(job, wanted=Wanted(formats=(".seg.dcm",)))
+    failed = run_cohort(str(folder / "in" / "a.mha"), wanted)
+    assert [row.error.partition(": ")[2][:17] for row in failed] == ["expected DICOM in"]
+    assert times(folder) == before
+    assert run_cohort(str(folder / "in" / "a.mha"), job) == []
+    assert times(folder) == before
 
 
 def test_a_lost_table_is_made_of_the_reports(folder: Path) -> None:

@@ -9,13 +9,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pantherseg.case import CaseOutput, remove_earlier
 from pantherseg.cohort.crew import Crew, LostWorker, ThisProcess
 from pantherseg.cohort.manifest import CohortCase, find_cases, write_manifest
 from pantherseg.cohort.ray_crew import Cluster, ray_crew
 from pantherseg.cohort.storage import exists, inside, join, local_results, on_disk
 from pantherseg.cohort.table import CASES, MANIFEST, RESULTS, ResultsTable, Row
-from pantherseg.cohort.worker import Job, Result
+from pantherseg.cohort.worker import Job, Result, remove_results
 from pantherseg.errors import InputError, OutputError, PantherSegError, first_few
 from pantherseg.files import lock_folder, prepare_folder
 from pantherseg.progress import cases_with_progress
@@ -92,7 +91,7 @@ def _outcomes(cases: list[CohortCase], crew: Crew, job: Job) -> Iterator[Result]
 def _lost(case: CohortCase, reason: str, job: Job) -> Row:
     """Return the row of a case that ended its worker when nothing else ran; earlier results of it are removed."""
     with suppress(PantherSegError), local_results(join(job.output, CASES), case.case) as folder:
-        remove_earlier(CaseOutput(folder / case.case, folder / f"{case.case}.json"))
+        remove_results(case.case, folder)
     problem = f"{case.input}: its worker was lost twice, the second time without other cases beside it: {reason}"
     return Row(
         case=case.case,

@@ -14,10 +14,11 @@ import msgspec
 
 from pantherseg import __version__
 from pantherseg.batch import Wanted, check_targets, is_finished, segment_case
+from pantherseg.case import CaseOutput, remove_earlier
 from pantherseg.cohort.manifest import CohortCase
 from pantherseg.cohort.storage import join, local_results, local_source
 from pantherseg.cohort.table import CASES, Row
-from pantherseg.errors import PantherSegError
+from pantherseg.errors import InputError, PantherSegError
 from pantherseg.fingerprint import models_sha256
 from pantherseg.logs import one_line, show_log
 from pantherseg.machine.cpus import limit_cpus
@@ -64,6 +65,11 @@ class Result(Table, frozen=True):
     skipped: bool = False
 
 
+def remove_results(case: str, folder: Path) -> None:
+    """Remove what an earlier run wrote about a case. Raises OutputError."""
+    remove_earlier(CaseOutput(folder / case, folder / f"{case}.json"))
+
+
 class Worker:
     """One of the workers of a job. version, job: of the process that gives the cases; the job as JSON."""
 
@@ -87,7 +93,11 @@ class Worker:
         try:
             session = self.load()
             with local_source(case.input) as source, local_results(join(job.output, CASES), case.case) as folder:
-                output = job.wanted.output_of(source, folder, case.case)
+                try:
+                    output = job.wanted.output_of(source, folder, case.case)
+                except InputError:  # such as a damaged archive, which no reader takes
+                    remove_results(case.case, folder)
+                    raise
                 check_targets({source: output})
                 skipped = not job.redo and is_finished(source, output, session)
                 if not skipped:
