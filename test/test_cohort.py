@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from cohorts import fast_recipe, job_of, kill_and_start_again, small_volume, write_volumes
 from conftest import one_line_about, run_python, valid_report
+from pantherseg import __version__
 from pantherseg.batch import Wanted, run_batch
 from pantherseg.cli import main as pantherseg
 from pantherseg.cohort.manifest import NAME_BYTES, CohortCase, find_cases, write_manifest
@@ -29,6 +30,7 @@ from pantherseg.cohort.run import run_cohort
 from pantherseg.cohort.status import status_of
 from pantherseg.cohort.storage import local_source, read_bytes, write_bytes
 from pantherseg.cohort.table import MANIFEST, RESULTS, ResultsTable, read_rows
+from pantherseg.cohort.worker import Worker
 from pantherseg.dicom_results.formats import FORMATS
 from pantherseg.errors import InputError, OutputError, PantherSegError
 from pantherseg.files import lock_folder
@@ -142,6 +144,14 @@ def test_results_are_kept_where_only_the_options_do_not_fit(folder: Path) -> Non
     assert [row.error.partition(": ")[2][:17] for row in failed] == ["expected DICOM in"]
     assert times(folder) == before
     assert run_cohort(str(folder / "in" / "a.mha"), job) == []
+    assert times(folder) == before
+
+
+@pytest.mark.fault("cohorts", "a finished volume cannot be fetched from its store", "recorded, its mask is kept")
+def test_results_are_kept_where_a_store_does_not_have_the_volume(folder: Path) -> None:
+    before, worker = times(folder), Worker(__version__, msgspec.json.encode(job_of(folder / "out")))
+    row = worker.run(CohortCase(case="a", input="memory://gone/a.mha")).row
+    assert row.error.startswith("memory://gone/a.mha: expected a file or folder that can be read, found ")
     assert times(folder) == before
 
 

@@ -104,10 +104,10 @@ def run(
 ) -> None:
     """Segment the cases of a manifest.
 
-    MANIFEST is a CSV or Parquet file with the columns `case` and `input`, a folder of volumes, or a pattern such as
-    'scans/*/t1.nii.gz'. The folder OUTPUT gets a mask and a report of each case in cases/, and results.parquet, a table
-    with a row a case. Finished cases are skipped, so the same command goes on after an interruption, and tries failed
-    cases again.
+    MANIFEST is a CSV or Parquet file with the columns `case` and `input`, a folder of volumes, a volume, or a pattern
+    such as 'scans/*/t1.nii.gz'. The folder OUTPUT gets a mask and a report of each case in cases/, and results.parquet,
+    a table with a row a case. Finished cases are skipped, so the same command goes on after an interruption, and tries
+    failed cases again.
     """
     from pantherseg.cohort.ray_crew import Cluster
     from pantherseg.cohort.run import run_cohort
