@@ -236,6 +236,14 @@ def test_says_what_a_manifest_may_be(tmp_path: Path, name: str, found: str) -> N
     one_line_about(tmp_path / name, error.value)
 
 
+@pytest.mark.parametrize("source", ["memory://none", "nostore://bucket/in", "nostore://bucket/*.mha"])
+@pytest.mark.fault("cohorts", "MANIFEST is {source}, which is not there", "an error that names it")
+def test_names_a_folder_of_a_store_that_is_not_there(source: str) -> None:
+    with pytest.raises(PantherSegError) as error:
+        find_cases(source)
+    one_line_about(source, error.value)
+
+
 def missing_file(folder: Path) -> str:
     return "a,in/a.mha\nx,in/x.mha\n"
 

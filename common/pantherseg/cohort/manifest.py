@@ -25,6 +25,7 @@ from pantherseg.tables import Table, did_you_mean
 
 CSV, PARQUET = ".csv", ".parquet"
 MANIFEST_SUFFIXES = (CSV, PARQUET)
+SOURCES = f"a manifest ({' or '.join(MANIFEST_SUFFIXES)}), a folder, a volume or a pattern"
 WILDCARDS = "*?["
 # What a column of a Parquet manifest may hold.
 TEXT_OR_NUMBER = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)
@@ -66,8 +67,7 @@ def find_cases(source: str, *, results: str | None = None) -> list[CohortCase]:
     if source.lower().endswith(MANIFEST_SUFFIXES):
         cases = read_manifest(source)
     else:
-        is_pattern = any(character in source for character in WILDCARDS) and not exists(source)
-        paths = _that_match(source, results) if is_pattern else _in_folder(source)
+        paths = _that_match(source, results) if _is_pattern(source) else _in_folder(source)
         cases = [_case(source, {"input": path}, "") for path in paths]
     if not cases:
         raise InputError(source, expected="at least one case", found="none")
@@ -165,6 +165,15 @@ def _name_of(path: str) -> str:
     return case_name(on_disk(path) or Path(posixpath.basename(path.rstrip("/")))) if path else ""
 
 
+def _is_pattern(source: str) -> bool:
+    """Return whether a path is a pattern, rather than a file or folder. Raises InputError where it is neither."""
+    if exists(source):
+        return False
+    if any(character in source for character in WILDCARDS):
+        return True
+    raise InputError(source, expected=SOURCES, found="no such file or folder")
+
+
 def _in_folder(source: str) -> list[str]:
     """Return the volumes in a folder, or a single volume."""
     if (path := on_disk(source)) is None:
@@ -174,8 +183,7 @@ def _in_folder(source: str) -> list[str]:
         return [path for path in found if path.lower().endswith(REMOTE_SUFFIXES)]
     volumes = find_sources(path, dangling=True)
     if not volumes and not path.is_dir():
-        expected = f"a manifest ({' or '.join(MANIFEST_SUFFIXES)}), a folder, a volume or a pattern"
-        raise InputError(source, expected=expected, found="another file" if path.exists() else "no such file or folder")
+        raise InputError(source, expected=SOURCES, found="another file")
     return [str(path) for path in volumes]
 
 
