@@ -225,9 +225,9 @@ def test_what_exists_in_a_store_is_not_a_pattern(done: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "found"), [("notes.txt", "another file"), ("nothing", "no such file or folder"), ("no.mha", "no such")]
+    ("name", "found"), [("notes.txt", "another file"), ("no", "no such file or folder"), ("no.mha", "no such file")]
 )
-@pytest.mark.fault("cohorts", "MANIFEST is {found} ({name})", "an error that says what it may be")
+@pytest.mark.fault("cohorts", "MANIFEST is {found}, `{name}`", "an error that says what it may be")
 def test_says_what_a_manifest_may_be(tmp_path: Path, name: str, found: str) -> None:
     (tmp_path / "notes.txt").write_text("notes")
     must = rf"expected a manifest \(.csv or .parquet\), a folder, a volume or a pattern, found {found}"
