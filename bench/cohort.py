@@ -1,11 +1,11 @@
-"""Cohorts: `python -m bench.cohort [--cases 20] [--many 300] [--work DIR] [--simulate]`.
+"""Cohorts: `python -m bench.cohort [--cases 20] [--many 1000] [--work DIR] [--simulate]`.
 
-Runs `pantherseg cohort run` with the demo models of Task 1, in one process and on Ray on this machine, on phantoms of
-full size, whose cases take seconds, and on many small ones, and takes the figures from the tables of the cohorts.
-Prints the tables of docs/cohort.md: what a case costs beside `segment`, cases an hour with one and two cores, memory
-over many cases, and a simulation of 10,000 volumes on other machines, for these figures and for those of a network of
-nnU-Net's own size in bench/results/speed.json. Writes bench/results/cohort.json. --simulate: from that file, without
-running anything.
+Runs `pantherseg cohort run` in one process and on Ray on this machine, on phantoms of full size with one fold of the
+demo model of Task 1, whose cases take seconds, and on many small ones with the demo's localizer, whose cases are short,
+and takes the figures from the tables of the cohorts. Prints the tables of docs/cohort.md: what a case costs beside
+`segment`, cases an hour with one and two cores, memory over many cases, and a simulation of 10,000 volumes on other
+machines, for these figures and for those of a network of nnU-Net's own size in bench/results/speed.json. Writes
+bench/results/cohort.json. --simulate: from that file, without running anything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import msgspec
 from bench.cohort_simulation import Costs, simulation_table
 from bench.processes import machine, run
 from bench.soak import growth
-from pantherseg.cohort.table import ResultsTable, Row, read_rows
+from pantherseg.cohort.table import WRITING_SHARE, ResultsTable, Row, read_rows
 from pantherseg.evaluation.tables import aligned
 from pantherseg.files import write_text
 from pantherseg.io import write_volume
@@ -40,6 +40,8 @@ FIRST_SEED = 9700
 # Phantoms are made once; a cohort is links to them.
 PHANTOMS = 4
 ROWS = 10_000
+# Of the network of nnU-Net's own size in bench/results.
+FOLDS = 5
 # Options of `cohort run`, and the number of workers.
 WAYS: dict[str, tuple[int, tuple[str, ...]]] = {
     "one process": (1, ()),
@@ -48,6 +50,10 @@ WAYS: dict[str, tuple[int, tuple[str, ...]]] = {
     "Ray, 1 worker of 2 cores": (1, ("--address", "local", "--workers", "1", "--cpus", "2")),
 }
 MANY = ("one process", "Ray, 2 workers of 1 core")
+RECIPE = 'schema = 1\nname = "cohort"\n[sockets]\ninput = "image"\noutput = "mask"\n[[members]]\n'
+# Cases of seconds show what is added to them, and the shortest ones the memory of many.
+SECONDS = RECIPE + 'model = "task1"\nfolds = [0]\n'
+SHORT = RECIPE + 'model = "localizer"\ntumour_label = 7\nstep = 1.0\n'
 
 
 def make_cohort(work: Path, size: Any, cases: int) -> Path:
@@ -64,7 +70,7 @@ def make_cohort(work: Path, size: Any, cases: int) -> Path:
     return folder
 
 
-def measure(work: Path, way: str, folder: Path) -> dict[str, Any]:
+def measure(work: Path, way: str, folder: Path, recipe: str) -> dict[str, Any]:
     """Run a cohort anew and return its figures, in seconds and MB.
 
     segment_s: of the stages of a case; worker_s: more than that, for reading, checking and writing; between_s: from the
@@ -73,9 +79,11 @@ def measure(work: Path, way: str, folder: Path) -> dict[str, Any]:
     """
     workers, options = WAYS[way]
     output = Path(tempfile.mkdtemp(dir=work))
-    command = [sys.executable, "-m", "pantherseg", "cohort", "run", str(folder), str(output), "--task", str(TASK)]
+    file = output / "recipe.toml"
+    file.write_text(recipe)
+    command: list[str | Path] = [sys.executable, "-m", "pantherseg", "cohort", "run", folder, output]
     began = datetime.now(UTC)
-    done = run([*command, *options], log=output / "log.txt")
+    done = run([*command, "--recipe", file, "--model", DEMO_WEIGHTS, *options], log=output / "log.txt")
     rows = sorted(read_rows(str(output)).values(), key=lambda row: row.finished)
     later = rows[workers:]
     segment, worker = (statistics.fmean(values) for values in ([s(row) for row in later] for s in (_stages, _whole)))
@@ -133,17 +141,19 @@ def memory_table(small: dict[str, Any]) -> str:
     return aligned(rows)
 
 
-def costs(result: dict[str, Any], segment_s: float) -> Costs:
-    """Return the costs of cases that take so long; the command's are those between the cases of a worker on Ray."""
+def costs(result: dict[str, Any], segment_s: float, models_mb: float) -> Costs:
+    """Return the costs of such cases; the command's are those between the cases of a worker on Ray, at most.
+
+    The table of many cases takes longer to write than that of these few, up to WRITING_SHARE of the command's time.
+    """
     found = result["full"]["Ray, 1 worker of 2 cores"]
-    writing = result["table_s"] / 1000  # it is written every second at most, in which many cases end
     return Costs(
         segment_s=[segment_s],
         worker_s=found["worker_s"],
-        command_s=max(found["between_s"], 0.0) + writing,
+        command_s=max(found["between_s"], 0.0) / (1 - WRITING_SHARE),
         start_s=found["start_s"],
         volume_mb=result["volume_mb"],
-        models_mb=result["models_mb"],
+        models_mb=models_mb,
     )
 
 
@@ -152,27 +162,31 @@ def print_tables(result: dict[str, Any]) -> None:
     print("What a case costs, and cores:\n" + overhead_table(result["full"]))
     print("\nMemory over many cases:\n" + memory_table(result["small"]))
     print(f"\n{ROWS} rows are written in {result['table_s']:.2f} s")
-    speed = json.loads((RESULTS / "speed.json").read_text())["results"]["plain"]["seconds"]["exact"]
-    for name, seconds in (
-        ("demo models", result["full"]["Ray, 1 worker of 2 cores"]["segment_s"]),
-        ("a network of nnU-Net's own size, five folds", speed),
-    ):
-        print(f"\nSimulated, {name}, {seconds:.1f} s a case:\n" + simulation_table(costs(result, seconds)))
+    full = result["full"]["Ray, 1 worker of 2 cores"]
+    print(f"\nSimulated, {full['segment_s']:.1f} s a case, as here:")
+    print(simulation_table(costs(result, full["segment_s"], result["models_mb"])))
+    seconds = _of_bench("speed")["plain"]["seconds"]["exact"]
+    models_mb = FOLDS * _of_bench("sizes")["plain"]["bundle"] / 1e6
+    print(f"\nSimulated, a network of nnU-Net's own size, {FOLDS} folds, {seconds:.1f} s a case:")
+    print(simulation_table(costs(result, seconds, models_mb)))
+
+
+def _of_bench(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())["results"]
 
 
 def measure_all(work: Path, cases: int, many: int) -> dict[str, Any]:
     """Run everything and return the figures."""
     load = [round(value, 1) for value in os.getloadavg()]
     full, small = make_cohort(work, "full", cases), make_cohort(work, "small", many)
-    models = DEMO_WEIGHTS / f"task{TASK}"
     return {
         "machine": machine(),
         "load_average": load,
-        "full": {way: measure(work, way, full) for way in WAYS},
-        "small": {way: measure(work, way, small) for way in MANY},
+        "full": {way: measure(work, way, full, SECONDS) for way in WAYS},
+        "small": {way: measure(work, way, small, SHORT) for way in MANY},
         "table_s": table_seconds(work),
         "volume_mb": statistics.fmean(path.stat().st_size for path in (work / "phantoms").glob("full*")) / 1e6,
-        "models_mb": sum(path.stat().st_size for path in models.iterdir()) / 1e6,
+        "models_mb": (DEMO_WEIGHTS / "task1" / "fold_0.safetensors").stat().st_size / 1e6,
     }
 
 
@@ -180,7 +194,7 @@ def main() -> None:
     """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=20, help="phantoms of full size")
-    parser.add_argument("--many", type=int, default=300, help="small phantoms")
+    parser.add_argument("--many", type=int, default=1000, help="small phantoms")
     parser.add_argument("--work", type=Path, help="keep the phantoms and the results in this folder")
     parser.add_argument("--simulate", action="store_true", help="print the tables again, without running anything")
     options = parser.parse_args()
