@@ -99,6 +99,7 @@ def test_the_small_forms_have_the_parts_of_the_loss_and_the_augmentation_of_the_
         ({}, {"loss": {"dice": 0.0}}, "at least one part of the loss"),
         ({}, {"loss": {"focal_alpha": 1.5}}, r"\$.schedule.loss.focal_alpha"),
         ({"patch_size": [8, 16, 15]}, {}, "must be a multiple of 2 along each axis for this network, got 8, 16, 15"),
+        ({"patch_size": [8, 16, 1 << 20]}, {}, r"Expected `int` <= 4096 - at `\$.plan.patch_size"),
         ({"network": {"family": "unet"}}, {}, "Unknown network family 'unet'"),
         ({"network": {"family": "attention_unet", "deep": 1}}, {}, "unknown key 'deep'"),
         ({"normalization": {"scheme": "Z"}}, {}, "Unknown intensity scheme 'Z'"),

@@ -16,10 +16,11 @@ from click.testing import CliRunner
 from torch import nn
 
 from pantherseg.cli.train import train
-from pantherseg.errors import OutputError, PantherSegError
+from pantherseg.errors import DeviceError, OutputError, PantherSegError
 from pantherseg.labels import LABEL_MAPS
 from pantherseg.paths import ROOT
 from pantherseg.training.actions import ACTIONS
+from pantherseg.training.check import check_memory
 from pantherseg.training.cluster import submit
 from pantherseg.training.estimate import Cost, cost_of, measured_speed, speed_in_table
 from pantherseg.training.graph import load_training_file
@@ -46,6 +47,16 @@ def planned(folder: Path, text: str = NOISY_STUDENT) -> Training:
 def test_says_where_the_patches_are_those_for_assumed_data(tmp_path: Path, text: str) -> None:
     printed = plan_table(planned(tmp_path, text), ["cpu"], measure=False)
     assert ("Patches of stages that are not planned yet" in printed) == (text == NOISY_STUDENT)
+
+
+@pytest.mark.fault("training", "patches that no memory holds", "an error before the first step")
+def test_refuses_patches_that_are_much_too_large(tmp_path: Path) -> None:
+    check_memory(planned(tmp_path, LIGHTNING), ["cpu"])
+    check_memory(planned(tmp_path, NOISY_STUDENT), ["cpu"])  # for the data that the file assumes
+    large = planned(tmp_path, LIGHTNING.replace("[8, 16, 16]", "[4096, 2048, 2048]"))
+    found = r"which trains on 2 patches of 4096x2048x2048 voxels \(z, y, x\), found .* GB; choose smaller patches"
+    with pytest.raises(DeviceError, match=rf"^cpu: expected about .* GB of memory for stage first, {found}"):
+        check_memory(large, ["cpu"])
 
 
 def test_counts_the_features_and_operations_of_a_training_step() -> None:

@@ -98,7 +98,7 @@ def train(
     if fold is not None and stage is None:
         raise click.UsageError("--fold needs --stage")
     # These import torch and nnU-Net, which the help can do without.
-    from pantherseg.training.check import check_inputs, check_names, usable_devices
+    from pantherseg.training.check import check_inputs, check_memory, check_names, usable_devices
     from pantherseg.training.graph import load_training_file
     from pantherseg.training.plan_table import plan_table
     from pantherseg.training.run import prepare, run
@@ -122,4 +122,5 @@ def train(
         for name, job in submit(training, slurm).items():
             click.echo(f"{name}: job {job}")
         return
+    check_memory(training, chosen)
     run(training, chosen)

@@ -17,6 +17,7 @@ from pantherseg.datasets.splits import check_number, check_splits, make_splits, 
 from pantherseg.errors import DeviceError, InputError, OutputError, RecipeError
 from pantherseg.files import prepare_folder
 from pantherseg.inference.backends import choose_backend
+from pantherseg.machine.memory import room_bytes
 from pantherseg.training.assumed import StageCosts
 from pantherseg.training.graph import TrainingFile
 from pantherseg.training.leaks import SplitCases, check_starts, read_split_dataset
@@ -27,6 +28,8 @@ from pantherseg.training.workspace import Inputs
 # A preprocessed case takes about this many times the bytes of its files: float32, and often a finer grid.
 PREPROCESSED = 5
 GB = 1e9
+# The memory of a training is known to about a sixth, and a machine may swap a little.
+MUCH_TOO_SMALL = 1.5
 LEAVE_OUT = "leave out this option"
 
 
@@ -208,6 +211,40 @@ def _check_disk(training: Training, known: KnownData, costs: StageCosts) -> None
     if wanted > free:
         expected = f"about {wanted / GB:.1f} GB for imported and preprocessed cases and for checkpoints"
         raise OutputError(training.work.output, expected=expected, found=f"{free / GB:.1f} GB free")
+
+
+def check_memory(training: Training, devices: Sequence[str]) -> None:
+    """Raise DeviceError for a device that is much too small for a patch that the training file asks for.
+
+    devices: on which the folds are trained. nnU-Net chooses the patches of its own stages by the memory that it is
+    given, so these are not checked.
+    """
+    free = {device: _free_bytes(device) for device in devices}
+    smallest = min(free, key=free.__getitem__)
+    costs = StageCosts(training.work, training.planned)
+    for step in training.unfinished:
+        stage = training.graph.stage.get(step.subject)
+        if stage is None or stage.lightning is None or step.kind != "fold":
+            continue
+        cost, patch, batch_size = costs.of(step.subject)
+        wanted = cost.memory(stage.length, smallest)
+        if wanted > MUCH_TOO_SMALL * free[smallest]:
+            sizes = f"{batch_size} patches of {'x'.join(map(str, patch))} voxels (z, y, x)"
+            raise DeviceError(
+                smallest,
+                expected=f"about {wanted / GB:.1f} GB of memory for stage {step.subject}, which trains on {sizes}",
+                found=f"{free[smallest] / GB:.1f} GB",
+                hint="choose smaller patches in the training file",
+            )
+
+
+def _free_bytes(device: str) -> int:
+    """Return how much memory of a device, such as cpu or cuda:1, is free."""
+    if device == "cpu":
+        return room_bytes()
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _size(case: FoundCase) -> int:

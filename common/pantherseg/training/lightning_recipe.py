@@ -14,6 +14,8 @@ from pantherseg.tables import Fraction, NotNegative, Positive, Table
 from pantherseg.training.training_recipe import Count
 
 Whole = Annotated[int, Meta(ge=0)]
+# Larger than any volume, and small enough to count the voxels of a patch.
+PatchSide = Annotated[int, Meta(ge=1, le=4096)]
 
 
 class LightningPlan(Table, frozen=True):
@@ -23,7 +25,7 @@ class LightningPlan(Table, frozen=True):
     """The name of a family of networks, and its settings."""
     spacing: tuple[Positive, Positive, Positive]
     """Spacing in mm to which volumes are resampled."""
-    patch_size: tuple[Count, Count, Count]
+    patch_size: tuple[PatchSide, PatchSide, PatchSide]
     """Patch size in voxels, which the network must be able to process."""
     batch_size: Count = 2
     """Patches per batch."""
