@@ -54,7 +54,7 @@ class ScheduleSettings(Table, frozen=True):
     decay: Literal["poly", "cosine"] = "poly"
     """How the learning rate falls to zero after the warm-up."""
     foreground: Fraction = 0.33
-    """Fraction of the patches of a batch that are centred on a foreground voxel."""
+    """Fraction of the patches of a batch that are centred on a foreground voxel, rounded to whole patches."""
     augmentation: Augmentation = "default"
     """nnU-Net's augmentation; its stronger DA5, which may take the nearest label or the nearest label and image value
     instead of interpolating when it turns and scales; or none, for synthetic data of which there are plenty of cases,
