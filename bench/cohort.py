@@ -121,12 +121,15 @@ def table_seconds(work: Path) -> float:
 
 
 def overhead_table(full: dict[str, Any]) -> str:
-    """Return what a case costs beside `segment`, and how many are done in an hour."""
-    rows = [["", "segment, s", "read, check, write, s", "between cases, s", "overhead", "cases an hour", "start, s"]]
+    """Return what a case costs beside `segment` and beside `predict`, and how many are done in an hour."""
+    heading = ["", "segment, s", "read, check, write, s", "between cases, s"]
+    rows = [[*heading, "beside segment", "beside predict", "cases an hour", "start, s"]]
     for way, found in full.items():
-        overhead = (found["worker_s"] + found["between_s"]) / found["segment_s"]
+        predict = found["segment_s"] + found["worker_s"]
+        added = (predict + found["between_s"]) / found["segment_s"] - 1, found["between_s"] / predict
         seconds = [f"{found['segment_s']:.2f}", f"{found['worker_s']:.3f}", f"{found['between_s']:.3f}"]
-        rows.append([way, *seconds, f"{overhead:.1%}", f"{found['cases_an_hour']:.0f}", f"{found['start_s']:.1f}"])
+        shares = [f"{share:+.1%}" for share in added]
+        rows.append([way, *seconds, *shares, f"{found['cases_an_hour']:.0f}", f"{found['start_s']:.1f}"])
     return aligned(rows)
 
 
