@@ -194,6 +194,18 @@ def test_a_folder_or_a_pattern_makes_a_manifest(done: Path, tmp_path: Path, name
     assert find_cases(str(tmp_path / name)) == cases
 
 
+def test_a_manifest_may_be_written_to_give_cases_of_one_name_other_names(done: Path, tmp_path: Path) -> None:
+    for patient in "ab":
+        shutil.copytree(done / "in", tmp_path / patient)
+    pattern, manifest = str(tmp_path / "*" / f"{GOOD[0]}.mha"), tmp_path / "cases.csv"
+    with pytest.raises(InputError, match=f"expected each case once, found several of {GOOD[0]}; write a manifest"):
+        find_cases(pattern)
+    assert CliRunner().invoke(pantherseg, ["cohort", "manifest", pattern, str(manifest)]).exit_code == 0
+    first, *others = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([first, *(f"{number}{line}" for number, line in enumerate(others))]))
+    assert [case.case for case in find_cases(str(manifest))] == [f"0{GOOD[0]}", f"1{GOOD[0]}"]
+
+
 @pytest.mark.fault("cohorts", "a manifest exists that is to be written", "an error, and the manifest as it was")
 def test_never_overwrites_a_manifest(done: Path, tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text("edited")
@@ -408,8 +420,10 @@ def test_refuses_a_damaged_table(folder: Path) -> None:
 @pytest.mark.fault("cohorts", "two runs write to one folder", "an error of the second")
 def test_refuses_a_second_run_in_a_folder(folder: Path) -> None:
     lock_folder(folder / "out")
-    with pytest.raises(OutputError, match="another run writes to this folder"):
-        run_cohort(str(folder / "in"), job_of(folder / "out"))
+    (folder / "link").symlink_to("out")
+    for output in ("out", "link"):
+        with pytest.raises(OutputError, match="another run writes to this folder"):
+            run_cohort(str(folder / "in"), job_of(folder / output))
 
 
 @pytest.mark.fault("cohorts", "volumes lie where masks would overwrite them", "an error before any case")

@@ -105,7 +105,7 @@ def run(
     """Segment the cases of a manifest.
 
     MANIFEST is a CSV or Parquet file with the columns `case` and `input`, a folder of volumes, a volume, or a pattern
-    such as 'scans/*/t1.nii.gz'. The folder OUTPUT gets a mask and a report of each case in cases/, and results.parquet,
+    such as 'scans/**/*.nii.gz'. The folder OUTPUT gets a mask and a report of each case in cases/, and results.parquet,
     a table with a row a case. Finished cases are skipped, so the same command goes on after an interruption, and tries
     failed cases again.
     """
@@ -173,13 +173,14 @@ def manifest(source: str, manifest: str) -> None:
     """Write a manifest of a folder or a pattern.
 
     SOURCE is a folder of volumes or a pattern such as 'scans/*/t1.nii.gz', and MANIFEST a new .csv or .parquet file.
+    Cases are called by their files; give those of one name other names before `cohort run`.
     """
-    from pantherseg.cohort.manifest import find_cases, write_manifest
+    from pantherseg.cohort.manifest import list_cases, write_manifest
     from pantherseg.cohort.storage import exists
 
     if exists(manifest):
         problem, hint = "there is a manifest already, which may have been edited", "remove it, or name another file"
         raise OutputError(manifest, problem, hint=hint)
-    cases = find_cases(source)
+    cases = list_cases(source)
     write_manifest(cases, manifest)
     logger.info("%s: %d cases", manifest, len(cases))

@@ -57,12 +57,22 @@ COLUMNS = tuple(field.name for field in msgspec.structs.fields(CohortCase))
 
 
 def find_cases(source: str, *, results: str | None = None) -> list[CohortCase]:
+    """Return the cases that `list_cases` lists. Raises InputError, also for two of one name and for missing volumes."""
+    cases = list_cases(source, results=results)
+    names = Counter(case.case for case in cases)
+    if double := [name for name, count in names.items() if count > 1]:
+        hint = "write a manifest by `pantherseg cohort manifest`, and give each case a name of its own in it"
+        raise InputError(source, expected="each case once", found=f"several of {first_few(double)}", hint=hint)
+    _check_inputs(source, cases)
+    return cases
+
+
+def list_cases(source: str, *, results: str | None = None) -> list[CohortCase]:
     """Return the cases of a manifest, a folder, a volume, or a pattern such as `scans/*/t1.nii.gz`, sorted by name.
 
     A manifest has the columns of `COLUMNS`; without `case`, and without a manifest, cases are called by their files.
     Paths in it are relative to its folder. What exists is no pattern, whatever characters are in its name. results: the
-    folder of a cohort's results, which a pattern does not mean. Raises InputError, also for two cases of one name and
-    for volumes that do not exist.
+    folder of a cohort's results, which a pattern does not mean. Raises InputError.
     """
     if source.lower().endswith(MANIFEST_SUFFIXES):
         cases = read_manifest(source)
@@ -71,12 +81,7 @@ def find_cases(source: str, *, results: str | None = None) -> list[CohortCase]:
         cases = [_case(source, {"input": path}, "") for path in paths]
     if not cases:
         raise InputError(source, expected="at least one case", found="none")
-    names = Counter(case.case for case in cases)
-    if double := [name for name, count in names.items() if count > 1]:
-        hint = "give each case a name of its own, in the column `case` of a manifest"
-        raise InputError(source, expected="each case once", found=f"several of {first_few(double)}", hint=hint)
-    _check_inputs(source, cases)
-    return sorted(cases, key=lambda case: case.case)
+    return sorted(cases, key=lambda case: (case.case, case.input))
 
 
 def write_manifest(cases: Sequence[CohortCase], target: str) -> None:

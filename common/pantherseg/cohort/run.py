@@ -141,7 +141,7 @@ def _only_run(output: str) -> Iterator[None]:
 
 def _locked(folder: Path) -> int | None:
     try:
-        return lock_folder(folder)
+        return lock_folder(folder.resolve())  # which does not follow links
     except BlockingIOError as error:
         raise OutputError(folder, "another run writes to this folder", hint="wait for it, or end it") from error
     except OSError:
