@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from bench.cohort_simulation import Costs, simulation_table
+from bench.planned import RECIPE_HEAD
 from bench.processes import machine, run
 from bench.soak import growth
 from pantherseg.cohort.table import WRITING_SHARE, ResultsTable, Row, read_rows
@@ -50,10 +51,9 @@ WAYS: dict[str, tuple[int, tuple[str, ...]]] = {
     "Ray, 1 worker of 2 cores": (1, ("--address", "local", "--workers", "1", "--cpus", "2")),
 }
 MANY = ("one process", "Ray, 2 workers of 1 core")
-RECIPE = 'schema = 1\nname = "cohort"\n[sockets]\ninput = "image"\noutput = "mask"\n[[members]]\n'
 # Cases of seconds show what is added to them, and the shortest ones the memory of many.
-SECONDS = RECIPE + 'model = "task1"\nfolds = [0]\n'
-SHORT = RECIPE + 'model = "localizer"\ntumour_label = 7\nstep = 1.0\n'
+SECONDS = RECIPE_HEAD + '[[members]]\nmodel = "task1"\nfolds = [0]\n'
+SHORT = RECIPE_HEAD + '[[members]]\nmodel = "localizer"\ntumour_label = 7\nstep = 1.0\n'
 
 
 def make_cohort(work: Path, size: Any, cases: int) -> Path:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from bench.planned import RECIPE_HEAD
 from bench.processes import run
 from bench.side_by_side import CROP, image_on
 from pantherseg.io import write_volume
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.volume import Grid, Volume
 
-HEAD = 'schema = 1\nname = "growth"\n[sockets]\ninput = "image"\noutput = "mask"\n'
 MEMBER = '[[members]]\nmodel = "task1"\nfolds = {folds}\nstep = {step}\n'
 # Name, factor on the size along y and along x, number of folds, number of members.
 STEPS = (
@@ -38,7 +38,7 @@ def measure(work: Path) -> dict[str, Any]:
         image = work / "image.mha"
         write_volume(Volume(larger, Grid(larger.shape, volume.grid.spacing)), image)
         recipe = work / "recipe.toml"
-        recipe.write_text(HEAD + MEMBER.format(folds=list(range(folds)), step=0.5) * members)
+        recipe.write_text(RECIPE_HEAD + MEMBER.format(folds=list(range(folds)), step=0.5) * members)
         command: list[str | Path] = [sys.executable, "-m", "pantherseg", "predict", image, work / "masks"]
         settings: list[str | Path] = ["--recipe", recipe, "--model", DEMO_WEIGHTS, "--device", "cpu"]
         measured = run([*command, *settings], log=work / "growth.log")
