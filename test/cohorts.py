@@ -52,7 +52,8 @@ def masks_in(folder: Path) -> dict[str, bytes]:
 def reports(output: Path) -> dict[str, int]:
     """Return when each case's report was written."""
     found = {}
-    for path in (output / CASES).glob("*.json"):
+    # Files that are still being written have names that begin with a dot, and a killed run leaves some.
+    for path in (output / CASES).glob("[!.]*.json"):
         with suppress(FileNotFoundError):
             found[path.stem] = path.stat().st_mtime_ns
     return found
