@@ -132,6 +132,7 @@ def _predictors(
             min_folds=member.min_folds,
             keep_networks=keep_networks,
             allow_bfloat16=recipe.allow_bfloat16,
+            fast=recipe.fast,
             orientation=member.orientation,
             compared_label=own.tumour,
             weight=member.weight,

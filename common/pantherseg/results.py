@@ -50,6 +50,12 @@ class ModelUse(Table, frozen=True):
     tumour_label: Annotated[
         int | UnsetType, Meta(description="The number of the tumour in the label map of a member's model.")
     ] = UNSET
+    tile_share: Annotated[
+        Share | UnsetType,
+        Meta(
+            description="Share of the tiles of its usable folds that was run; `fast` and a short time leave some out."
+        ),
+    ] = UNSET
 
 
 class VoxelBox(Table, frozen=True):

@@ -1,7 +1,8 @@
 """Which part of a member's work fits into its time. Only this module decides what a deadline leaves out.
 
 The schedule measures how long forward passes take and decides after each of them what follows. If not everything fits,
-it leaves out first mirroring, then folds, then the overlap of tiles, then the tiles far from the middle of the body.
+it leaves out first mirroring, then the tiles of later folds that matter least, then folds, then the overlap of tiles,
+then the tiles far from the middle of the body.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class SweepSettings:
 class Schedule:
     """The settings of one member over one volume, which change when time gets short.
 
-    settings: those of the recipe; folds: their names in order; flips: forward passes per tile with mirroring; tiles:
-    returns the number of tiles for a step.
+    settings: those of the recipe; folds: their names in order; full_folds: how many of them run all tiles; flips:
+    forward passes per tile with mirroring; tiles: returns the number of tiles for a step.
     """
 
     def __init__(
@@ -79,13 +80,14 @@ class Schedule:
         settings: SweepSettings,
         *,
         folds: Sequence[str],
+        full_folds: int,
         flips: int,
         tiles: Callable[[float], int],
     ) -> None:
         self.settings = settings
         self.events: list[Event] = []
         self._deadline = deadline
-        self._folds = list(folds)
+        self._folds, self._full_folds = list(folds), full_folds
         self._flips, self._tiles = flips, tiles
         self._recent: deque[float] = deque(maxlen=RECENT_PASSES)
         self.is_timing = not deadline.is_never
@@ -93,6 +95,7 @@ class Schedule:
         self._mark = 0.0
         self._loading_seconds = 0.0
         self._tried = self._used = 0
+        self._is_shortened = False
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -101,17 +104,27 @@ class Schedule:
         yield
         self._loading_seconds = self._now() - start
 
-    def next_fold(self) -> bool:
-        """Return whether to start another fold; otherwise an event names the folds that are left out."""
-        remaining = len(self._folds) - self._tried
-        if self.is_first or self._fits(remaining, mirrored=self.settings.mirroring):
-            return True
+    def next_fold(self, tiles: int, *, can_shorten: bool = True) -> int:
+        """Return how many of so many tiles the next fold runs, such that there is time for as many of all later ones.
+
+        If there is time for none, it is 0, and an event names the folds that are left out. can_shorten: whether fewer
+        than all of the tiles make sense.
+        """
+        if tiles == 0 or self._fits(self.folds_left, mirrored=self.settings.mirroring, tiles=tiles):
+            return tiles
         if self.settings.mirroring:
             self._drop_mirroring()
-        if self._fits(1, mirrored=False):
-            return True
-        self.leave_out_folds()
-        return False
+        if can_shorten:
+            seconds = self._deadline.left() / self.folds_left - self._loading_seconds
+            count = min(tiles, int(seconds / self._pace)) if self._pace else 0
+            count = max(count, int(self._fits(1, mirrored=False, tiles=1)))
+        else:
+            count = tiles if self._fits(1, mirrored=False, tiles=tiles) else 0
+        if count == 0:
+            self.leave_out_folds()
+        elif count < tiles:
+            self.shorten_folds()
+        return count
 
     def start_passes(self) -> None:
         """Record that forward passes start now."""
@@ -141,6 +154,14 @@ class Schedule:
         self._tried += 1
         self._used += used
 
+    def shorten_folds(self) -> None:
+        """Record that the present fold and all later ones run fewer tiles than they should."""
+        if not self._is_shortened:
+            self._is_shortened = True
+            names = " ".join(self._folds[self._tried :])
+            message = f"of folds {names} only the tiles that matter most were run: {self._reason()}"
+            self.events.append(Event(EventCode.FOLDS_SHORTENED, message))
+
     def leave_out_folds(self) -> None:
         """Record that the present fold and all later ones are left out."""
         names = " ".join(self._folds[self._tried :])
@@ -157,6 +178,11 @@ class Schedule:
         return self._used == 0
 
     @property
+    def folds_left(self) -> int:
+        """The number of folds that have not been tried."""
+        return len(self._folds) - self._tried
+
+    @property
     def _pace(self) -> float:
         return max(self._recent, default=0.0)
 
@@ -167,9 +193,15 @@ class Schedule:
     def _now(self) -> float:
         return self._deadline.clock()
 
-    def _fits(self, folds: int, *, mirrored: bool, step: float | None = None, spent: int = 0) -> bool:
-        """Return whether this many folds fit into the remaining time. spent: forward passes that are already done."""
-        passes = folds * self._tiles(step or self.settings.step) * (self._flips if mirrored else 1) - spent
+    def _fits(
+        self, folds: int, *, mirrored: bool, step: float | None = None, spent: int = 0, tiles: int | None = None
+    ) -> bool:
+        """Return whether this many folds fit into the remaining time.
+
+        spent: forward passes that are already done; tiles: of each fold, by default all of them.
+        """
+        every = self._tiles(step or self.settings.step) if tiles is None else tiles
+        passes = folds * every * (self._flips if mirrored else 1) - spent
         # The first fold is loaded already when this is called.
         loads = folds - self.is_first
         return passes * self._pace + loads * self._loading_seconds <= self._deadline.left()
@@ -177,7 +209,7 @@ class Schedule:
     def _settings_changed(self) -> bool:
         """Choose the settings once the pace is known, and return whether they have changed."""
         before = self.settings
-        if self._fits(len(self._folds), mirrored=before.mirroring, spent=1):
+        if self._fits(self._full_folds, mirrored=before.mirroring, spent=1):
             return False
         if before.mirroring:
             self._drop_mirroring()

@@ -31,6 +31,7 @@ MEMBERS_STAGE = "members"
 SHORTENED = {
     EventCode.FOLD_LEFT_OUT,
     EventCode.MIRRORING_LEFT_OUT,
+    EventCode.FOLDS_SHORTENED,
     EventCode.FOLDS_LEFT_OUT,
     EventCode.OVERLAP_LEFT_OUT,
     EventCode.TILES_LEFT_OUT,

@@ -40,7 +40,7 @@ class OpenVinoBackend:
             if self._has_bfloat16:
                 self.precision = "bfloat16"
             else:
-                message = "this CPU does not support bfloat16; fast computed in float32, as exact does"
+                message = "this CPU does not support bfloat16; fast computed in float32"
                 self.events += (Event(EventCode.NO_BFLOAT16, message),)
         self.settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
