@@ -1,9 +1,12 @@
 """What leaving out work costs: `python -m bench.fast [PART ...] [--cases 40] [--model FOLDER]`.
 
-faithful: masks of `fast` against those of `exact`, on unseen phantoms as they are, and with a copy of the tumour on the
-other side of the body. deadlines: masks of `exact` with too little time, where later folds run the tiles that matter
-most for the tumour, and where they run all tiles or none. The demo models are used, or the bundles of the same names in
-another folder. Each part prints a table and writes bench/results/fast-<part>.json.
+faithful: masks of `fast` in float32 against those of `exact`, on unseen phantoms as they are, a quarter of them also with
+a copy of the tumour on the other side of the body. bfloat16: the same where `fast` computes in bfloat16, which OpenVINO
+imitates slowly on a CPU that has AVX-512 only; a quarter of the phantoms as they are. deadlines: masks of `exact` with
+too little time, where later folds run the tiles that matter most for the tumour, and where they run all tiles or none.
+certain: how many tiles `exact` could leave out if it knew the largest logits of the folds to come. The demo models are
+used, or the bundles of the same names in another folder. Each part prints a table and writes
+bench/results/fast-<part>.json.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from bench.parity import dice, member_input
 from bench.processes import machine
 from pantherseg.fast import USUAL
 from pantherseg.files import write_text
+from pantherseg.inference.accumulate import Sweep
 from pantherseg.inference.backends import choose_backend
+from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.labels import TUMOUR, tumour_of
 from pantherseg.machine.deadline import Deadline
@@ -47,15 +52,31 @@ TIMES = (0.3, 0.4, 0.6, 0.8)
 
 
 def faithful(task: int, cases: int, models: Path) -> dict[str, Any]:
-    """Compare the tumour masks of both modes."""
-    exact, fast = predictors(task, models)
-    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    """Compare the tumour masks of both modes in float32."""
+    exact = predictor_of(task, models)
+    fast = replace(exact, backend=choose_backend("cpu", "fast", bfloat16=False))
+    return {
+        "as they are": _faithful(exact, fast, task, cases, as_it_is),
+        "tumour copied": _faithful(exact, fast, task, cases // 4, with_a_copy),
+    }
+
+
+def bfloat16(task: int, cases: int, models: Path) -> dict[str, Any]:
+    """Compare the tumour masks of `fast` in bfloat16 with those of `exact`."""
+    exact = predictor_of(task, models)
+    backend = OpenVinoBackend("fast")
+    backend.settings["INFERENCE_PRECISION_HINT"] = "bf16"  # also where the CPU does not support it
+    return {"as they are": _faithful(exact, replace(exact, backend=backend), task, cases // 4, as_it_is)}
+
+
+def _faithful(
+    exact: Predictor, fast: Predictor, task: int, cases: int, image_of: Callable[[Phantom], Volume]
+) -> list[dict[str, Any]]:
+    rows = []
     for seed in _seeds(cases):
-        phantom = make_phantom(seed, task=task)
-        for kind, image_of in KINDS.items():
-            found[kind].append(_compared(exact, fast, member_input(image_of(phantom), task)))
-        logger.info("task %d, %d: %s", task, seed, {kind: rows[-1] for kind, rows in found.items()})
-    return found
+        rows.append(_compared(exact, fast, member_input(image_of(make_phantom(seed, task=task)), task)))
+        logger.info("task %d, %d, %s: %s", task, seed, image_of.__name__, rows[-1])
+    return rows
 
 
 def as_it_is(phantom: Phantom) -> Volume:
@@ -77,14 +98,10 @@ def with_a_copy(phantom: Phantom) -> Volume:
     return Volume(array, image.grid)
 
 
-KINDS: dict[str, Callable[[Phantom], Volume]] = {"as they are": as_it_is, "tumour copied": with_a_copy}
-
-
-def predictors(task: int, models: Path) -> tuple[Predictor, Predictor]:
-    """Return the model of a task in `exact` and in `fast`. Compiled networks are kept for the next phantom."""
+def predictor_of(task: int, models: Path) -> Predictor:
+    """Return the model of a task in `exact`. Compiled networks are kept for the next phantom."""
     bundle = open_bundle(models / f"task{task}")
-    exact = Predictor(bundle, choose_backend("cpu"), compared_label=TUMOUR, keep_networks=True)
-    return exact, replace(exact, backend=choose_backend("cpu", "fast"))
+    return Predictor(bundle, choose_backend("cpu"), compared_label=TUMOUR, keep_networks=True)
 
 
 def _seeds(cases: int) -> range:
@@ -117,7 +134,7 @@ def _tumour(predictor: Predictor, prepared: Prepared, deadline: Deadline | None 
 
 def deadlines(task: int, cases: int, models: Path) -> dict[str, Any]:
     """Compare masks under deadlines with those of `exact` without one."""
-    exact, _ = predictors(task, models)
+    exact = predictor_of(task, models)
     orders = {"tiles that matter": exact, "whole folds": replace(exact, compared_label=None)}
     found: dict[str, Any] = {order: {str(share): [] for share in TIMES} for order in orders}
     for seed in _seeds(cases):
@@ -131,6 +148,44 @@ def deadlines(task: int, cases: int, models: Path) -> dict[str, Any]:
                 found[order][str(share)].append(row | {"of_seconds": round(seconds, 2)})
         logger.info("task %d, %d: %s", task, seed, {order: rows[str(TIMES[0])][-1] for order, rows in found.items()})
     return found
+
+
+def certain(task: int, cases: int, models: Path) -> list[dict[str, Any]]:
+    """Count the tiles that no later fold can change, by a bound that only an oracle knows.
+
+    After some folds a tile is certain if at each of its voxels the largest summed logit is further above the second
+    than the folds to come could change, each by the largest difference of two logits that any fold has anywhere.
+    """
+    exact = predictor_of(task, models)
+    alone = [replace(exact, bundle=replace(exact.bundle, folds=(fold,))) for fold in exact.bundle.folds]
+    rows = []
+    for seed in _seeds(cases):
+        prepared = exact.prepare(member_input(as_it_is(make_phantom(seed, task=task)), task))
+        folds = [one.logits(prepared).values.astype(np.float32) for one in alone]
+        most = max(float((logits.max(axis=0) - logits.min(axis=0)).max()) for logits in folds)
+        sweep = Sweep(prepared.data, exact.bundle.manifest.patch, step=exact.step)
+        gaps = np.full(sweep.shape, np.inf, np.float32)
+        total = np.zeros_like(folds[0])
+        counts = []
+        for left, logits in zip(range(len(folds) - 1, 0, -1), folds[:-1], strict=True):
+            total += logits
+            second, largest = np.partition(total, -2, axis=0)[-2:]
+            gaps[sweep.inside] = largest - second
+            counts.append(sum(bool(gaps[tile].min() > left * most) for tile in sweep.tiles))
+        empty = sum(bool(np.ptp(sweep.data[0][tile]) == 0) for tile in sweep.tiles)
+        rows.append({"tiles": len(sweep.tiles), "empty": empty, "certain": counts, "largest_difference": most})
+        logger.info("task %d, %d: %s", task, seed, rows[-1])
+    return rows
+
+
+def certain_table(results: dict[str, Any]) -> str:
+    """Return a Markdown table with a row for each task."""
+    lines = ["| | cases | tiles | of one value | certain after 1, 2, 3, 4 folds |", "|---" * 5 + "|"]
+    for task, rows in results.items():
+        counts = np.sum([row["certain"] for row in rows], axis=0)
+        totals = " | ".join(str(sum(row[key] for row in rows)) for key in ("tiles", "empty"))
+        lines.append(f"| {task} | {len(rows)} | {totals} | {', '.join(map(str, counts))} |")
+    return "\n".join(lines)
 
 
 def faithful_table(results: dict[str, Any]) -> str:
@@ -166,7 +221,9 @@ def deadlines_table(results: dict[str, Any]) -> str:
 
 PARTS: dict[str, tuple[Callable[[int, int, Path], Any], Callable[[dict[str, Any]], str]]] = {
     "faithful": (faithful, faithful_table),
+    "bfloat16": (bfloat16, faithful_table),
     "deadlines": (deadlines, deadlines_table),
+    "certain": (certain, certain_table),
 }
 
 
@@ -174,8 +231,10 @@ def main() -> None:
     """Run the selected parts."""
     parser = argparse.ArgumentParser(prog="python -m bench.fast", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
-    parser.add_argument("--cases", type=int, default=40)
-    parser.add_argument("--model", type=Path, default=DEMO_WEIGHTS, help="folder with the bundles task1 and task2")
+    parser.add_argument("--cases", type=int, default=40, help="phantoms of each task")
+    parser.add_argument("--model", type=Path, default=DEMO_WEIGHTS, help="folder with the bundles of the tasks")
+    parser.add_argument("--tasks", type=int, nargs="+", choices=(1, 2), default=[1, 2])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON files")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}")
@@ -183,9 +242,9 @@ def main() -> None:
     logging.getLogger("bench").setLevel(logging.INFO)
     for name in options.parts or PARTS:
         measure, table = PARTS[name]
-        results = {f"Task {task}": measure(task, options.cases, options.model) for task in (1, 2)}
+        results = {f"Task {task}": measure(task, options.cases, options.model) for task in options.tasks}
         content = {"machine": machine(), "first_seed": FIRST_SEED, "settings": str(USUAL), "results": results}
-        write_text(RESULTS / f"fast-{name}.json", json.dumps(content, indent=1) + "\n")
+        write_text(options.results / f"fast-{name}.json", json.dumps(content, indent=1) + "\n")
         print(f"\n{table(results)}", flush=True)
 
 

@@ -20,7 +20,7 @@ from bench.demo import FIRST_SEED
 from bench.unpack import unpack
 from pantherseg.inference.backends import Mode, choose_backend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.labels import tumour_of
+from pantherseg.labels import TUMOUR, tumour_of
 from pantherseg.localize import localize
 from pantherseg.models.bundle import open_bundle
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
@@ -49,7 +49,8 @@ def measure(
         manifest = msgspec.structs.replace(bundle.manifest, mirroring_axes=(0, 1, 2))
         bundle = replace(bundle, manifest=manifest, folds=bundle.folds[:1])
     reference = _reference(unpack(bundle, work / f"task{task}-{mirroring}").path, device, mirroring=mirroring)
-    predictors = {mode: Predictor(bundle, choose_backend(device, mode), mirroring=mirroring) for mode in MODES}
+    options = {"mirroring": mirroring, "compared_label": TUMOUR}
+    predictors = {mode: Predictor(bundle, choose_backend(device, mode), **options) for mode in MODES}
     by_case = {}
     for seed in range(FIRST_SEED, FIRST_SEED + cases):
         image = make_phantom(seed, task=task).image

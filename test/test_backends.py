@@ -132,7 +132,8 @@ def test_fast_computes_in_bfloat16_if_the_cpu_supports_it(
     monkeypatch.setattr(ov.Core, "get_property", lambda *_: supported)
     fast, exact = choose_backend("cpu", "fast"), choose_backend("cpu")
     assert (fast.device, fast.precision, [event.code for event in fast.events]) == ("cpu", precision, events)
-    assert (exact.precision, exact.events) == ("float32", ())
+    for other in exact, choose_backend("cpu", "fast", bfloat16=False):
+        assert (other.precision, other.events) == ("float32", ())
 
 
 def test_fast_with_torch_computes_as_exact() -> None:

@@ -248,6 +248,12 @@ def without_all_tiles(cases: Cases) -> str:
     return "tiles were left out"
 
 
+def by_fast(cases: Cases) -> str:
+    used = msgspec.structs.replace(REPORT.models[0], tile_share=0.7)
+    cases.add("case03", hits=20, entropy=0.1, models=(used,))
+    return "tiles were left out"
+
+
 @pytest.mark.fault(
     "evaluation", "one of twelve cases to calibrate by is {damage}", "the case is named, and the others are used"
 )
@@ -262,6 +268,7 @@ def without_all_tiles(cases: Cases) -> str:
         of_another_recipe,
         of_other_folds,
         without_all_tiles,
+        by_fast,
     ],
 )
 def test_names_a_case_that_cannot_be_used(

@@ -65,8 +65,18 @@ def test_only_tiles_at_the_edge_of_what_is_marked_matter(label: int) -> None:
     assert set(found) == {STARTS.index(start) for start in (8, 12, 16)}
 
 
-def test_no_tile_matters_where_nothing_is_marked_or_likely() -> None:
-    assert tiles(np.full(SHAPE, -SURE)) == []
+def test_no_tile_matters_where_all_is_sure() -> None:
+    assert tiles(np.full(SHAPE, SURE)) == []
+
+
+@pytest.mark.parametrize("done", [1, 4])
+def test_the_likeliest_place_matters_where_nothing_is_marked(done: int) -> None:
+    """A rescue marks it."""
+    found = tiles(with_balls((15.5, 2.0), (4.0, 2.0), peak=-20.0), done=done, left=5 - done)
+    assert found
+    margins = with_balls((15.5, 9.0), peak=-30.0)
+    margins[3:5, 14:18, 14:18] = -25
+    assert set(tiles(margins, done=done, left=5 - done)) == {0, 1}
 
 
 def test_the_lightest_tiles_are_left_out() -> None:
@@ -83,6 +93,15 @@ def test_a_small_place_is_not_left_out_beside_a_large_one() -> None:
     assert not alone <= set(tiles(with_balls(large), share=0.1))
 
 
+@pytest.mark.parametrize("bridge", [-7.0, -3.5])
+def test_a_small_place_counts_by_itself_where_it_is_joined_with_a_large_one(bridge: float) -> None:
+    margins = np.full(SHAPE, -SURE)
+    margins[:18] = 3.0
+    margins[28:30, 14:18, 14:18] = -0.3
+    margins[18:28, 15:17, 15:17] = bridge
+    assert STARTS.index(24) in tiles(margins, done=1, left=4, share=0.05)
+
+
 @pytest.mark.parametrize(
     ("peak", "done", "left", "looks"),
     [(-7.5, 1, 4, True), (-8.5, 1, 4, False), (-2.9, 2, 3, True), (-3.5, 2, 3, False), (-1.0, 4, 1, False)],
@@ -90,8 +109,10 @@ def test_a_small_place_is_not_left_out_beside_a_large_one() -> None:
 def test_unmarked_places_matter_while_the_folds_to_come_could_mark_them(
     peak: float, done: int, left: int, looks: bool
 ) -> None:
-    """With a margin of 2 in each of the folds to come, the mean would be above 0."""
-    assert bool(tiles(with_balls((15.5, 5.0), peak=peak), done=done, left=left)) == looks
+    """With a margin of 2 in each of the folds to come, the mean would be above 0. Another place is marked."""
+    margins = with_balls((10.0, 5.0), peak=peak)
+    margins[30:, 14:18, 14:18] = 4
+    assert (STARTS.index(8) in tiles(margins, done=done, left=left)) == looks
 
 
 def test_settings_say_how_wide_an_edge_is() -> None:

@@ -99,10 +99,20 @@ def test_later_folds_run_the_tiles_that_matter_most(bundle: Bundle, folds: float
     assert ran[1] == max(1, int((folds - 1) * TILES / 4))
     assert ran[1:used] == sorted(ran[1:used]), "what is left over by rounding goes to the last folds"
     assert folds * TILES - 1 < sum(ran) <= folds * TILES
-    assert "of folds 1 2 3 4 only the tiles that matter most were run" in logits.events[0].message
+    shortened = [fold for fold, count in zip(bundle.folds, ran, strict=True) if 0 < count < TILES]
+    assert logits.events[0].message.startswith(f"folds {' '.join(shortened)} ran only a part of their tiles: ")
     assert codes(logits) == ["folds_shortened", *(["folds_left_out"] if used < 5 else [])]
     assert logits.tile_share == sum(ran) / (5 * TILES)
     assert logits.is_complete
+
+
+@pytest.mark.parametrize("seconds", [4.05, 5.2])
+def test_fast_does_not_spend_the_time_of_later_folds_on_mirroring(bundle: Bundle, seconds: float) -> None:
+    backend = SlowBackend(Clock(), mode="fast")
+    logits = run(predictor_of(bundle, backend, mirroring=True, label=1), seconds * TILES)
+    assert logits.folds == bundle.folds
+    assert logits.events[0].message.startswith("inputs were not mirrored: ")
+    assert backend.clock.now <= seconds * TILES
 
 
 @pytest.mark.fault(
@@ -186,9 +196,7 @@ def test_notices_a_network_that_becomes_slower(bundle: Bundle) -> None:
 def schedule_of(deadline: Deadline) -> Schedule:
     """Return a schedule of two folds with ten tiles each, or one tile without overlap."""
     settings = SweepSettings(mirroring=False, step=0.5)
-    return Schedule(
-        deadline, settings, folds=("0", "1"), full_folds=2, flips=1, tiles=lambda step: 10 if step < 1 else 1
-    )
+    return Schedule(deadline, settings, folds=("0", "1"), flips=1, tiles=lambda step: 10 if step < 1 else 1)
 
 
 def test_times_no_passes_once_there_is_clearly_enough_time() -> None:

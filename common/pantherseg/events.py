@@ -61,7 +61,7 @@ class EventCode(StrEnum):
     MIRRORING_LEFT_OUT = "mirroring_left_out"
     """There was too little time for mirrored inputs."""
     FOLDS_SHORTENED = "folds_shortened"
-    """There was too little time for all tiles of some folds; those that matter most for the tumour were run."""
+    """There was too little time for all tiles of some folds."""
     FOLDS_LEFT_OUT = "folds_left_out"
     """There was too little time for some folds."""
     OVERLAP_LEFT_OUT = "overlap_left_out"

@@ -86,7 +86,7 @@ class Confidence(Table, frozen=True):
         Meta(
             description=(
                 "Mean Dice of the tumour masks of every two folds of a member, 0 to 1. Null for members of one fold, "
-                "and where no fold marks a tumour."
+                "where no fold marks a tumour, and where later folds did not run all tiles."
             )
         ),
     ]
@@ -100,14 +100,21 @@ class Confidence(Table, frozen=True):
         ),
     ]
     fold_volumes_ml: Annotated[
-        tuple[Amount, ...], Meta(description="Tumour volume in ml by each fold of each member, in the order of models.")
+        tuple[Amount, ...],
+        Meta(
+            description=(
+                "Tumour volume in ml by each fold of each member, in the order of models. Members whose later folds "
+                "did not run all tiles have none."
+            )
+        ),
     ]
     expected_dice: Annotated[
         Share | None,
         Meta(
             description=(
                 "Dice to expect of the mask by the calibration of these models, 0 to 1; 0 where the networks mark no "
-                "tumour. Null without a calibration of the models and folds that were used."
+                "tumour. Null without a calibration of the models and folds that were used, and where folds did not "
+                "run all tiles."
             )
         ),
     ]

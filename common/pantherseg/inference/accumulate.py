@@ -17,9 +17,9 @@ from pantherseg.arrays import Array, as_type, like, namespace, to_host, zeros_li
 from pantherseg.inference.tiles import Slices, padded, padding, tile_weights, tiles
 from pantherseg.preprocessing.preprocess import CERTAIN
 
-# What chooses tiles takes this many bytes per voxel: margins in float16, numbers of places, three of booleans. The sums
+# What chooses tiles takes this many bytes per voxel: margins in float16, numbers of places, five of booleans. The sums
 # of weights of the tiles that were run take less, and so does the check for infinite logits.
-FOCUS_BYTES = 9
+FOCUS_BYTES = 11
 # Values beyond float16 become infinite without a warning: the caller checks the logits and names the fold.
 IGNORE_OVERFLOW = np.errstate(over="ignore", invalid="ignore")
 

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from pantherseg.arrays import Array, as_type, namespace, to_host
 from pantherseg.fast import USUAL, Fast
-from pantherseg.inference.accumulate import Sweep
+from pantherseg.inference.accumulate import IGNORE_OVERFLOW, Sweep
 
 # Margins are computed for about this many voxels at once.
 SLAB_VOXELS = 1 << 20
 # With more places times tiles than this, all tiles matter: what is marked is noise, and the table would be too large.
 MOST_SHARES = 200_000
+# What rounding may add to a sum of shares.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -41,23 +43,26 @@ class Focus:
     label: int
     settings: Fast = USUAL
 
-    def ranking(self, total: Array, *, done: int, left: int) -> Ranking:
+    def ranking(self, total: Array, *, done: int, left: int, every: bool = True) -> Ranking:
         """Return the ranking by the sum of the logits of `done` folds, (class, z, y, x). left: the folds to come.
 
         A place is a group of connected voxels that are marked or nearly so. A tile is as important as the largest share
         that it has of the weights of a place: each counts by itself, so that a small tumour is not left out beside a
-        large one. Equal tiles, such as those of no place, are in the order of their largest margins.
+        large one. every: put equal tiles, such as those of no place, into the order of their largest margins, for which
+        all of the volume is looked at once more.
         """
         margins = _margins(total, self.label, done)
-        corners = zip(*self._corners, strict=True)
-        peaks = np.array([margins[_slices(start, stop)].max(initial=-np.inf) for start, stop in corners])
         shares = self._shares(margins, reach=self.settings.doubt_logits * left / done)
+        peaks = np.zeros(len(self.sweep.tiles))
+        if every:
+            corners = zip(*self._corners, strict=True)
+            peaks = np.array([margins[_slices(start, stop)].max(initial=-np.inf) for start, stop in corners])
         if shares is None:
             return Ranking(np.argsort(-peaks, kind="stable").tolist(), len(peaks))
         lightest_first = np.argsort(shares, axis=1)
         together = np.cumsum(np.take_along_axis(shares, lightest_first, axis=1), axis=1)
         is_needed = np.zeros(shares.shape, bool)
-        np.put_along_axis(is_needed, lightest_first, together > self.settings.left_out_share, axis=1)
+        np.put_along_axis(is_needed, lightest_first, together > self.settings.left_out_share + ROUNDING, axis=1)
         is_needed &= shares > 0
         importance = shares.max(axis=0, initial=0)
         order = np.lexsort((-peaks, -importance, ~is_needed.any(axis=0)))
@@ -68,10 +73,22 @@ class Focus:
 
         reach: how far below 0 the mean margin of an unmarked place may be. None for too many places.
         """
+        edge, doubt = self.settings.edge_logits, self.settings.doubt_logits
+        highest = float(margins.max(initial=-np.inf))
+        if highest <= 0:
+            # A rescue of the empty mask marks the likeliest place, however unlikely it is.
+            reach = max(reach, edge - highest)
+        # Twice, so that a small place counts by itself where hardly likely voxels join it with a large one.
+        found = [self._shares_above(-level, margins, reach=reach) for level in {max(edge, reach), doubt}]
+        every = [shares for shares in found if shares is not None]
+        return np.concatenate(every) if len(every) == len(found) else None
+
+    def _shares_above(self, lowest: float, margins: NDArray[np.float16], *, reach: float) -> NDArray[np.float64] | None:
+        """Return the shares for places of connected voxels with a margin above the lowest."""
         from scipy.ndimage import binary_erosion, find_objects, generate_binary_structure, label
 
-        edge, tiles = self.settings.edge_logits, self.sweep.tiles
-        near = margins > -max(edge, reach)
+        tiles = self.sweep.tiles
+        near = margins > lowest
         if not near.any():
             return np.zeros((0, len(tiles)))
         # One voxel more on each side, so that edges are seen.
@@ -82,23 +99,28 @@ class Focus:
             return None
         marked = margins > 0
         # However steep an edge is, the marked voxels at it are open.
-        is_open = near & ((margins < edge) | (marked & ~binary_erosion(marked, border_value=1)))
+        is_open = marked & ~binary_erosion(marked, border_value=1)
+        is_open |= margins < self.settings.edge_logits
+        is_open &= near
+        del near, marked
         weights = to_host(self.sweep.weights[self.sweep.inside][bounds])
         tile_weights = to_host(self.sweep.tile_weights)
         starts, stops = (corners - [part.start for part in bounds] for corners in self._corners)
         shares = np.zeros((count, len(tiles)))
         for place, box in enumerate(find_objects(places)):
-            is_place = places[box] == place + 1
-            is_own = is_place & is_open[box]
-            if margins[box][is_place].max() <= -reach or not is_own.any():
+            is_own = places[box] == place + 1
+            is_likely = margins[box].max(where=is_own, initial=-np.inf) > -reach
+            is_own &= is_open[box]
+            if not is_likely or not is_own.any():
                 continue
-            own = is_own / weights[box].astype(np.float32)
             first, last = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
             for number in np.flatnonzero(np.all((starts < last) & (stops > first), axis=1)):
                 start, stop = starts[number], stops[number]
                 low, high = np.maximum(start, first), np.minimum(stop, last)
-                of_tile = tile_weights.reshape(stop - start)[_slices(low - start, high - start)]
-                shares[place, number] = np.sum(own[_slices(low - first, high - first)] * of_tile)
+                seen = _slices(low - first, high - first)
+                own = is_own[seen]
+                of_tile = tile_weights.reshape(stop - start)[_slices(low - start, high - start)][own]
+                shares[place, number] = np.sum(of_tile / weights[box][seen][own].astype(np.float32), dtype=np.float64)
             shares[place] /= is_own.sum()
         return shares
 
@@ -116,6 +138,7 @@ def _slices(start: NDArray[np.intp], stop: NDArray[np.intp]) -> tuple[slice, ...
     return tuple(slice(max(0, int(first)), int(last)) for first, last in zip(start, stop, strict=True))
 
 
+@IGNORE_OVERFLOW
 def _margins(total: Array, label: int, folds: int) -> NDArray[np.float16]:
     """Return by how much the mean logit of a label is above the largest other one, (z, y, x), on the host."""
     depth, height, width = total.shape[1:]

@@ -42,12 +42,16 @@ class FoldMean:
         self._label, self._fast, self._is_fast = label, fast, is_fast and label is not None
         self._total: Array = None
         self._tiles_done = 0
-        self.tile_share = 1.0
-        """The share of the tiles of all usable folds that were run."""
         self.used: list[str] = []
         self.left_out: list[Event] = []
         self.is_complete = True
         self.masks = None if label is None else FoldMasks(label)
+        """Of the folds that were used; None without a label, or if later folds did not run all tiles."""
+
+    @property
+    def tile_share(self) -> float:
+        """The share of the tiles of all usable folds that were run."""
+        return self._tiles_done / ((len(self._bundle.folds) - len(self.left_out)) * len(self._sweep.tiles))
 
     @property
     def _sweep(self) -> Sweep:
@@ -79,13 +83,13 @@ class FoldMean:
             del logits  # the next fold needs the memory
             self.used.append(fold)
             schedule.fold_done(used=True)
-            self.tile_share = self._tiles_done / ((len(folds) - len(self.left_out)) * len(self._sweep.tiles))
         self._total /= len(self.used)
         return self._total
 
     def _next_tiles(self) -> Sequence[int]:
         """Return the numbers of the tiles that the next fold runs; none if there is no time, or if no tile matters.
 
+        Tiles are run in nnU-Net's order, because sums in float16 depend on it, unless time is short for them.
         Without a label there is nothing by which tiles could be chosen: folds are run as a whole or left out.
         """
         schedule, every = self._schedule, range(len(self._sweep.tiles))
@@ -94,10 +98,10 @@ class FoldMean:
         focus = Focus(self._sweep, self._label, self._fast)
         about = {"done": len(self.used), "left": schedule.folds_left}
         if self._is_fast:
-            ranking = focus.ranking(self._total, **about)
-            return ranking.order[: schedule.next_fold(ranking.needed)]
+            ranking = focus.ranking(self._total, **about, every=False)
+            count = schedule.next_fold(ranking.needed)
+            return sorted(ranking.order[:count]) if count == ranking.needed else ranking.order[:count]
         count = schedule.next_fold(len(every))
-        # All of them are run in nnU-Net's order, because sums in float16 depend on it.
         return every[:count] if count in (0, len(every)) else focus.ranking(self._total, **about).order[:count]
 
     def _fold_logits(self, fold: str, upcoming: str | None, numbers: Sequence[int] | None) -> Array | None:
@@ -121,6 +125,8 @@ class FoldMean:
         logits = sums.logits(self._total, len(self.used))
         self._check_finite(logits, fold)
         self._tiles_done += sums.tiles_done
+        if self.used and sums.tiles_done < len(self._sweep.tiles):
+            self.masks = None  # where a fold has the logits of others, it would agree with them
         return logits
 
     def _run_tiles(self, network: Network, numbers: Sequence[int] | None) -> FoldSums:

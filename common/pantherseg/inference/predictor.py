@@ -36,8 +36,8 @@ class Logits:
     values: (class, z, y, x) float16, on the host or a device; events: what was left out or done differently;
     precision: that of the networks; folds: those in the mean; tile_share: the share of the tiles of all usable folds
     that was run; is_complete: whether the first fold ran all of its tiles; weight, threshold: in a fusion; agreement:
-    of the folds about the tumour, None for a predictor without a label for it; class_order, finds_pancreas: as for
-    `Predictor`.
+    of the folds about the tumour, None for a predictor without a label for it, or if later folds did not run all tiles;
+    class_order, finds_pancreas: as for `Predictor`.
     """
 
     values: Array
@@ -185,12 +185,10 @@ class Predictor:
     def _mean_logits(self, placement: Placement, back: WayBack, deadline: Deadline) -> Logits:
         """Return the mean logits of the folds, which run one after the other."""
         axes, shape = self.bundle.manifest.mirroring_axes, tuple(placement.data.shape[1:])
-        is_fast = self.backend.mode == "fast"
         schedule = Schedule(
             deadline,
             SweepSettings(self.mirroring and bool(axes), self.step),
             folds=self.bundle.folds,
-            full_folds=1 if is_fast and self.compared_label is not None else len(self.bundle.folds),
             flips=2 ** len(axes),
             tiles=lambda step: self._tiles(shape, step),
         )
@@ -203,7 +201,7 @@ class Predictor:
                 min_folds=self.min_folds,
                 label=self.compared_label,
                 fast=self.fast,
-                is_fast=is_fast,
+                is_fast=self.backend.mode == "fast",
             )
             values = mean.run()
         if isinstance(values, np.ndarray) or not back.resizer.local:

@@ -70,8 +70,8 @@ class SweepSettings:
 class Schedule:
     """The settings of one member over one volume, which change when time gets short.
 
-    settings: those of the recipe; folds: their names in order; full_folds: how many of them run all tiles; flips:
-    forward passes per tile with mirroring; tiles: returns the number of tiles for a step.
+    settings: those of the recipe; folds: their names in order; flips: forward passes per tile with mirroring; tiles:
+    returns the number of tiles for a step.
     """
 
     def __init__(
@@ -80,14 +80,13 @@ class Schedule:
         settings: SweepSettings,
         *,
         folds: Sequence[str],
-        full_folds: int,
         flips: int,
         tiles: Callable[[float], int],
     ) -> None:
         self.settings = settings
         self.events: list[Event] = []
         self._deadline = deadline
-        self._folds, self._full_folds = list(folds), full_folds
+        self._folds = list(folds)
         self._flips, self._tiles = flips, tiles
         self._recent: deque[float] = deque(maxlen=RECENT_PASSES)
         self.is_timing = not deadline.is_never
@@ -95,7 +94,7 @@ class Schedule:
         self._mark = 0.0
         self._loading_seconds = 0.0
         self._tried = self._used = 0
-        self._is_shortened = False
+        self._shortened: list[str] = []
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -155,11 +154,12 @@ class Schedule:
         self._used += used
 
     def shorten_folds(self) -> None:
-        """Record that the present fold and all later ones run fewer tiles than they should."""
-        if not self._is_shortened:
-            self._is_shortened = True
-            names = " ".join(self._folds[self._tried :])
-            message = f"of folds {names} only the tiles that matter most were run: {self._reason()}"
+        """Record that the present fold runs fewer tiles than it should."""
+        fold = self._folds[self._tried]
+        if fold not in self._shortened:
+            self._shortened.append(fold)
+            message = f"folds {' '.join(self._shortened)} ran only a part of their tiles: {self._reason()}"
+            self.events = [event for event in self.events if event.code != EventCode.FOLDS_SHORTENED]
             self.events.append(Event(EventCode.FOLDS_SHORTENED, message))
 
     def leave_out_folds(self) -> None:
@@ -209,7 +209,7 @@ class Schedule:
     def _settings_changed(self) -> bool:
         """Choose the settings once the pace is known, and return whether they have changed."""
         before = self.settings
-        if self._fits(self._full_folds, mirrored=before.mirroring, spent=1):
+        if self._fits(len(self._folds), mirrored=before.mirroring, spent=1):
             return False
         if before.mirroring:
             self._drop_mirroring()
@@ -224,7 +224,8 @@ class Schedule:
 
     def _drop_mirroring(self) -> None:
         self.settings = replace(self.settings, mirroring=False)
-        self.events.append(Event(EventCode.MIRRORING_LEFT_OUT, f"inputs were not mirrored: {self._reason()}"))
+        inputs = "inputs" if self.is_first else f"inputs of folds {' '.join(self._folds[self._tried :])}"
+        self.events.append(Event(EventCode.MIRRORING_LEFT_OUT, f"{inputs} were not mirrored: {self._reason()}"))
 
     def _reason(self) -> str:
         return f"{max(0.0, self._deadline.left()):.0f} s remained, and a forward pass takes {self._pace:.2f} s"
