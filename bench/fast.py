@@ -1,11 +1,11 @@
 """What leaving out work costs: `python -m bench.fast [PART ...] [--cases 40] [--model FOLDER]`.
 
-faithful: masks of `fast` in float32 against those of `exact`, on unseen phantoms as they are, a quarter of them also with
-a copy of the tumour on the other side of the body. bfloat16: the same where `fast` computes in bfloat16, which OpenVINO
-imitates slowly on a CPU that has AVX-512 only; a quarter of the phantoms as they are. deadlines: masks of `exact` with
-too little time, where later folds run the tiles that matter most for the tumour, and where they run all tiles or none.
-certain: how many tiles `exact` could leave out if it knew the largest logits of the folds to come. The demo models are
-used, or the bundles of the same names in another folder. Each part prints a table and writes
+faithful: masks of `fast` in float32 against those of `exact`, on unseen phantoms as they are, a quarter of them also
+with a copy of the tumour on the other side of the body. bfloat16: the same where `fast` computes in bfloat16, which
+OpenVINO imitates slowly on a CPU that has AVX-512 only; a quarter of the phantoms as they are. deadlines: masks of
+`exact` with too little time, where later folds run the tiles that matter most for the tumour, and where they run all
+tiles or none. certain: how many tiles `exact` could leave out if it knew the largest logits of the folds to come. The
+demo models are used, or the bundles of the same names in another folder. Each part prints a table and writes
 bench/results/fast-<part>.json.
 """
 

@@ -49,8 +49,10 @@ def measure(
         manifest = msgspec.structs.replace(bundle.manifest, mirroring_axes=(0, 1, 2))
         bundle = replace(bundle, manifest=manifest, folds=bundle.folds[:1])
     reference = _reference(unpack(bundle, work / f"task{task}-{mirroring}").path, device, mirroring=mirroring)
-    options = {"mirroring": mirroring, "compared_label": TUMOUR}
-    predictors = {mode: Predictor(bundle, choose_backend(device, mode), **options) for mode in MODES}
+    predictors = {
+        mode: Predictor(bundle, choose_backend(device, mode), mirroring=mirroring, compared_label=TUMOUR)
+        for mode in MODES
+    }
     by_case = {}
     for seed in range(FIRST_SEED, FIRST_SEED + cases):
         image = make_phantom(seed, task=task).image

@@ -96,13 +96,15 @@ class FoldMean:
         if self._label is None:
             return every[: schedule.next_fold(len(every), can_shorten=False)]
         focus = Focus(self._sweep, self._label, self._fast)
-        about = {"done": len(self.used), "left": schedule.folds_left}
+        done, left = len(self.used), schedule.folds_left
         if self._is_fast:
-            ranking = focus.ranking(self._total, **about, every=False)
+            ranking = focus.ranking(self._total, done=done, left=left, every=False)
             count = schedule.next_fold(ranking.needed)
             return sorted(ranking.order[:count]) if count == ranking.needed else ranking.order[:count]
         count = schedule.next_fold(len(every))
-        return every[:count] if count in (0, len(every)) else focus.ranking(self._total, **about).order[:count]
+        if count in (0, len(every)):
+            return every[:count]
+        return focus.ranking(self._total, done=done, left=left).order[:count]
 
     def _fold_logits(self, fold: str, upcoming: str | None, numbers: Sequence[int] | None) -> Array | None:
         """Return the logits of one fold, or None if its time was over and it cannot be used in part.
