@@ -2,10 +2,11 @@
 
 faithful: masks of `fast` in float32 against those of `exact`, on unseen phantoms as they are, a quarter of them also
 with a copy of the tumour on the other side of the body. bfloat16: the same where `fast` computes in bfloat16, which
-OpenVINO imitates slowly on a CPU that has AVX-512 only; a quarter of the phantoms as they are. deadlines: masks of
-`exact` with too little time, where later folds run the tiles that matter most for the tumour, and where they run all
-tiles or none. certain: how many tiles `exact` could leave out if it knew the largest logits of the folds to come. The
-demo models are used, or the bundles of the same names in another folder. Each part prints a table and writes
+OpenVINO imitates slowly on a CPU that has AVX-512 only; a quarter of the phantoms as they are. uncertain: the same in
+float32 for a quarter of the phantoms with noise, which makes the folds unsure and disagree. deadlines: masks of `exact`
+with too little time, where later folds run the tiles that matter most for the tumour, and where they run all tiles or
+none. certain: how many tiles `exact` could leave out if it knew the largest logits of the folds to come. The demo
+models are used, or the bundles of the same names in another folder. Each part prints a table and writes
 bench/results/fast-<part>.json.
 """
 
@@ -47,6 +48,8 @@ FIRST_SEED = 9300
 REQUIRED_DICE = 0.999
 # Around the tumour that is copied, in voxels.
 MARGIN = 4
+# Standard deviation of noise, as a share of the image's.
+NOISE = 0.3
 # The time that is given, as a share of what `exact` takes.
 TIMES = (0.3, 0.4, 0.6, 0.8)
 
@@ -67,6 +70,13 @@ def bfloat16(task: int, cases: int, models: Path) -> dict[str, Any]:
     backend = OpenVinoBackend("fast")
     backend.settings["INFERENCE_PRECISION_HINT"] = "bf16"  # also where the CPU does not support it
     return {"as they are": _faithful(exact, replace(exact, backend=backend), task, cases // 4, as_it_is)}
+
+
+def uncertain(task: int, cases: int, models: Path) -> dict[str, Any]:
+    """Compare the tumour masks of both modes in float32 where the networks are less sure than usual."""
+    exact = predictor_of(task, models)
+    fast = replace(exact, backend=choose_backend("cpu", "fast", bfloat16=False))
+    return {"with noise": _faithful(exact, fast, task, cases // 4, with_noise)}
 
 
 def _faithful(
@@ -96,6 +106,13 @@ def with_a_copy(phantom: Phantom) -> Volume:
     array = image.array.copy()
     array[target] = image.array[source]
     return Volume(array, image.grid)
+
+
+def with_noise(phantom: Phantom) -> Volume:
+    """Return the image with Gaussian noise, which no model was trained with."""
+    image = as_it_is(phantom)
+    noise = np.random.default_rng(FIRST_SEED).normal(scale=NOISE * image.array.std(), size=image.grid.shape)
+    return Volume(image.array + noise.astype(np.float32), image.grid)
 
 
 def predictor_of(task: int, models: Path) -> Predictor:
@@ -222,6 +239,7 @@ def deadlines_table(results: dict[str, Any]) -> str:
 PARTS: dict[str, tuple[Callable[[int, int, Path], Any], Callable[[dict[str, Any]], str]]] = {
     "faithful": (faithful, faithful_table),
     "bfloat16": (bfloat16, faithful_table),
+    "uncertain": (uncertain, faithful_table),
     "deadlines": (deadlines, deadlines_table),
     "certain": (certain, certain_table),
 }
