@@ -248,7 +248,7 @@ def without_all_tiles(cases: Cases) -> str:
     return "tiles were left out"
 
 
-def by_fast(cases: Cases) -> str:
+def segmented_in_the_mode_fast(cases: Cases) -> str:
     used = msgspec.structs.replace(REPORT.models[0], tile_share=0.7)
     cases.add("case03", hits=20, entropy=0.1, models=(used,))
     return "tiles were left out"
@@ -268,7 +268,7 @@ def by_fast(cases: Cases) -> str:
         of_another_recipe,
         of_other_folds,
         without_all_tiles,
-        by_fast,
+        segmented_in_the_mode_fast,
     ],
 )
 def test_names_a_case_that_cannot_be_used(
