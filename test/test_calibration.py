@@ -245,13 +245,13 @@ def of_other_folds(cases: Cases) -> str:
 
 def without_all_tiles(cases: Cases) -> str:
     cases.add("case03", hits=20, entropy=0.1, events=(Event(EventCode.TILES_LEFT_OUT, "3 of 9 tiles"),))
-    return "tiles were left out"
+    return "tiles or folds were left out"
 
 
 def segmented_in_the_mode_fast(cases: Cases) -> str:
     used = msgspec.structs.replace(REPORT.models[0], tile_share=0.7)
     cases.add("case03", hits=20, entropy=0.1, models=(used,))
-    return "tiles were left out"
+    return "tiles or folds were left out"
 
 
 @pytest.mark.fault(

@@ -135,6 +135,18 @@ def test_the_other_tiles_follow_by_their_largest_margin() -> None:
     assert others[:4] == [STARTS.index(start) for start in (8, 24, 16, 20)]
 
 
+def test_tiles_of_what_is_marked_come_before_those_of_what_is_not() -> None:
+    margins = np.full(SHAPE, -SURE)
+    margins[:18, 8:24, 8:24] = 3.0
+    margins[28:30, 14:18, 14:18] = -6
+    found = tiles(margins, done=1, left=4)
+    assert STARTS.index(24) in found
+    assert set(found[:4]) == {STARTS.index(start) for start in (0, 4, 8, 12)}
+    margins[:18] = -SURE
+    margins[3:5, 14:18, 14:18] = -5.5
+    assert tiles(margins, done=1, left=4)[0] in (0, 1)
+
+
 def test_a_steep_edge_is_looked_at() -> None:
     margins = np.full(SHAPE, -SURE)
     margins[14:18, 8:24, 8:24] = SURE
@@ -144,8 +156,12 @@ def test_a_steep_edge_is_looked_at() -> None:
 def test_all_tiles_matter_where_noise_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pantherseg.inference.focus.MOST_SHARES", 20)
     margins = np.full(SHAPE, -SURE)
-    margins[2, ::8, ::8] = 1
-    assert sorted(tiles(margins)) == list(range(len(STARTS)))
+    margins[26, ::8, ::8] = 1
+    margins[1, 8, 8] = 0.5
+    every = focus().ranking(logits_of(margins), done=1, left=4, every=False)
+    assert every.needed == len(STARTS)
+    assert sorted(every.order) == list(range(len(STARTS)))
+    assert every.order[:3] == [STARTS.index(start) for start in (20, 24, 0)]
 
 
 def test_a_volume_smaller_than_the_patch_is_one_tile() -> None:

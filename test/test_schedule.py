@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pantherseg.cli import main
+from pantherseg.errors import ModelError
 from pantherseg.inference.accumulate import Network, Sweep
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.inference.schedule import Next, Schedule, SweepSettings, localizer_deadline, networks_deadline
@@ -179,6 +180,29 @@ def test_is_at_most_one_tile_late(
     assert (len(backend.forwards) == every) == (logits.events == ())
 
 
+def test_a_fold_that_was_not_used_did_not_run_a_part_of_its_tiles(bundle: Bundle) -> None:
+    class Damaged(SlowBackend):
+        def network(self, bundle: Bundle, fold: str, upcoming: str | None = None, *, keep: bool = False) -> Network:
+            if fold == "1":
+                raise ModelError(bundle.weights_path(fold), "the file is damaged")
+            return super().network(bundle, fold, upcoming)
+
+    predictor = replace(predictor_of(bundle, Damaged(Clock()), label=1), min_folds=4)
+    logits = run(predictor, 3 * TILES)
+    assert codes(logits) == ["fold_left_out", "folds_shortened"]
+    assert logits.events[-1].message.startswith("folds 2 3 4 ran only a part of their tiles: ")
+
+
+def test_folds_that_are_left_out_are_not_said_to_be_without_mirroring(bundle: Bundle) -> None:
+    class Stuck(SlowBackend):
+        def network(self, bundle: Bundle, fold: str, upcoming: str | None = None, *, keep: bool = False) -> Network:
+            self.forward_s = 1.0 if fold == "0" else 1000.0
+            return super().network(bundle, fold, upcoming)
+
+    logits = run(predictor_of(bundle, Stuck(Clock()), mirroring=True, label=1), 20 * TILES)
+    assert codes(logits) == ["folds_shortened", "folds_left_out"]
+
+
 @pytest.mark.fault("time", "the network becomes slower with each fold", "fewer folds, and an event")
 def test_notices_a_network_that_becomes_slower(bundle: Bundle) -> None:
     class Slowing(SlowBackend):
@@ -189,7 +213,7 @@ def test_notices_a_network_that_becomes_slower(bundle: Bundle) -> None:
     for label in (None, 1):
         backend = Slowing(Clock())
         logits = run(predictor_of(bundle, backend, label=label), 5 * TILES)
-        assert codes(logits) == ["folds_left_out"] if label is None else ["folds_shortened", "folds_left_out"]
+        assert codes(logits) == ([] if label is None else ["folds_shortened"]) + ["folds_left_out"]
         assert backend.clock.now <= 5 * TILES + 5
 
 

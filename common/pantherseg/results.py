@@ -86,7 +86,7 @@ class Confidence(Table, frozen=True):
         Meta(
             description=(
                 "Mean Dice of the tumour masks of every two folds of a member, 0 to 1. Null for members of one fold, "
-                "where no fold marks a tumour, and where later folds did not run all tiles."
+                "where no fold marks a tumour, and where a fold ran only a part of its tiles."
             )
         ),
     ]
@@ -103,8 +103,8 @@ class Confidence(Table, frozen=True):
         tuple[Amount, ...],
         Meta(
             description=(
-                "Tumour volume in ml by each fold of each member, in the order of models. Members whose later folds "
-                "did not run all tiles have none."
+                "Tumour volume in ml by each fold of each member, in the order of models. Members of which a fold ran "
+                "only a part of its tiles have none."
             )
         ),
     ]
@@ -113,8 +113,8 @@ class Confidence(Table, frozen=True):
         Meta(
             description=(
                 "Dice to expect of the mask by the calibration of these models, 0 to 1; 0 where the networks mark no "
-                "tumour. Null without a calibration of the models and folds that were used, and where folds did not "
-                "run all tiles."
+                "tumour. Null without a calibration of the models and folds that were used, and where tiles or "
+                "folds were left out."
             )
         ),
     ]

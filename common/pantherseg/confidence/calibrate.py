@@ -99,7 +99,7 @@ def _report(path: Path) -> CaseReport:
     report = read_report(path)
     stopped = any(event.code == EventCode.TILES_LEFT_OUT for event in report.events)
     if stopped or any(model.tile_share is not UNSET and model.tile_share < 1 for model in report.models):
-        raise InputError(path, "tiles were left out, so that it says little about the models")
+        raise InputError(path, "tiles or folds were left out, so that it says little about the models")
     return report
 
 

@@ -23,6 +23,10 @@ MOST_SHARES = 200_000
 # What rounding may add to a sum of shares.
 ROUNDING = 1e-5
 
+# The share (place, tile) that each tile has of the weights at the open voxels of each place; and whether a place comes
+# first (place), because it is marked, or because no other is likelier.
+Shares = tuple[NDArray[np.float64], NDArray[np.bool_]]
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -48,30 +52,33 @@ class Focus:
 
         A place is a group of connected voxels that are marked or nearly so. A tile is as important as the largest share
         that it has of the weights of a place: each counts by itself, so that a small tumour is not left out beside a
-        large one. every: put equal tiles, such as those of no place, into the order of their largest margins, for which
-        all of the volume is looked at once more.
+        large one. Tiles of places that are marked, or else of the likeliest one, come before those of others. every:
+        put equal tiles, such as those of no place, into the order of their largest margins, for which all of the volume
+        is looked at once more.
         """
         margins = _margins(total, self.label, done)
-        shares = self._shares(margins, reach=self.settings.doubt_logits * left / done)
+        found = self._shares(margins, reach=self.settings.doubt_logits * left / done)
         peaks = np.zeros(len(self.sweep.tiles))
-        if every:
+        if every or found is None:
             corners = zip(*self._corners, strict=True)
             peaks = np.array([margins[_slices(start, stop)].max(initial=-np.inf) for start, stop in corners])
-        if shares is None:
+        if found is None:
             return Ranking(np.argsort(-peaks, kind="stable").tolist(), len(peaks))
+        shares, is_first = found
         lightest_first = np.argsort(shares, axis=1)
         together = np.cumsum(np.take_along_axis(shares, lightest_first, axis=1), axis=1)
         is_needed = np.zeros(shares.shape, bool)
         np.put_along_axis(is_needed, lightest_first, together > self.settings.left_out_share + ROUNDING, axis=1)
         is_needed &= shares > 0
-        importance = shares.max(axis=0, initial=0)
-        order = np.lexsort((-peaks, -importance, ~is_needed.any(axis=0)))
-        return Ranking(order.tolist(), int(is_needed.any(axis=0).sum()))
+        of_first, of_any = (rows.any(axis=0) for rows in (is_needed[is_first], is_needed))
+        importance = np.where(of_first, shares[is_first].max(axis=0, initial=0), shares.max(axis=0, initial=0))
+        order = np.lexsort((-peaks, -importance, ~of_first, ~of_any))
+        return Ranking(order.tolist(), int(of_any.sum()))
 
-    def _shares(self, margins: NDArray[np.float16], *, reach: float) -> NDArray[np.float64] | None:
-        """Return the share (place, tile) that each tile has of the weights at the open voxels of each place.
+    def _shares(self, margins: NDArray[np.float16], *, reach: float) -> Shares | None:
+        """Return the shares of the tiles. reach: how far below 0 the mean margin of an unmarked place may be.
 
-        reach: how far below 0 the mean margin of an unmarked place may be. None for too many places.
+        None for too many places.
         """
         edge, doubt = self.settings.edge_logits, self.settings.doubt_logits
         highest = float(margins.max(initial=-np.inf))
@@ -79,18 +86,20 @@ class Focus:
             # A rescue of the empty mask marks the likeliest place, however unlikely it is.
             reach = max(reach, edge - highest)
         # Twice, so that a small place counts by itself where hardly likely voxels join it with a large one.
-        found = [self._shares_above(-level, margins, reach=reach) for level in {max(edge, reach), doubt}]
-        every = [shares for shares in found if shares is not None]
-        return np.concatenate(every) if len(every) == len(found) else None
+        found = [self._shares_above(-level, margins, reach, highest) for level in {max(edge, reach), doubt}]
+        every = [one for one in found if one is not None]
+        if len(every) < len(found):
+            return None
+        return np.concatenate([shares for shares, _ in every]), np.concatenate([is_first for _, is_first in every])
 
-    def _shares_above(self, lowest: float, margins: NDArray[np.float16], *, reach: float) -> NDArray[np.float64] | None:
-        """Return the shares for places of connected voxels with a margin above the lowest."""
+    def _shares_above(self, lowest: float, margins: NDArray[np.float16], reach: float, highest: float) -> Shares | None:
+        """Return the shares for places of connected voxels with a margin above the lowest. highest: of all margins."""
         from scipy.ndimage import binary_erosion, find_objects, generate_binary_structure, label
 
         tiles = self.sweep.tiles
         near = margins > lowest
         if not near.any():
-            return np.zeros((0, len(tiles)))
+            return np.zeros((0, len(tiles))), np.zeros(0, bool)
         # One voxel more on each side, so that edges are seen.
         bounds = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in find_objects(near.view(np.uint8))[0])
         near, margins = near[bounds], margins[bounds]
@@ -106,23 +115,24 @@ class Focus:
         weights = to_host(self.sweep.weights[self.sweep.inside][bounds])
         tile_weights = to_host(self.sweep.tile_weights)
         starts, stops = (corners - [part.start for part in bounds] for corners in self._corners)
-        shares = np.zeros((count, len(tiles)))
+        shares, is_first = np.zeros((count, len(tiles))), np.zeros(count, bool)
         for place, box in enumerate(find_objects(places)):
             is_own = places[box] == place + 1
-            is_likely = margins[box].max(where=is_own, initial=-np.inf) > -reach
+            peak = float(margins[box].max(where=is_own, initial=-np.inf))
+            is_first[place] = peak > 0 or peak == highest
             is_own &= is_open[box]
-            if not is_likely or not is_own.any():
+            if peak <= -reach or not is_own.any():
                 continue
-            first, last = (np.array([getattr(part, end) for part in box]) for end in ("start", "stop"))
-            for number in np.flatnonzero(np.all((starts < last) & (stops > first), axis=1)):
+            begin, end = (np.array([getattr(part, corner) for part in box]) for corner in ("start", "stop"))
+            for number in np.flatnonzero(np.all((starts < end) & (stops > begin), axis=1)):
                 start, stop = starts[number], stops[number]
-                low, high = np.maximum(start, first), np.minimum(stop, last)
-                seen = _slices(low - first, high - first)
+                low, high = np.maximum(start, begin), np.minimum(stop, end)
+                seen = _slices(low - begin, high - begin)
                 own = is_own[seen]
                 of_tile = tile_weights.reshape(stop - start)[_slices(low - start, high - start)][own]
                 shares[place, number] = np.sum(of_tile / weights[box][seen][own].astype(np.float32), dtype=np.float64)
             shares[place] /= is_own.sum()
-        return shares
+        return shares, is_first
 
     @property
     def _corners(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

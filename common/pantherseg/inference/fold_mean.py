@@ -41,17 +41,17 @@ class FoldMean:
         self._placement, self._schedule, self._sweeps = placement, schedule, sweeps
         self._label, self._fast, self._is_fast = label, fast, is_fast and label is not None
         self._total: Array = None
-        self._tiles_done = 0
+        self._tiles = self._tiles_done = 0
         self.used: list[str] = []
         self.left_out: list[Event] = []
         self.is_complete = True
         self.masks = None if label is None else FoldMasks(label)
-        """Of the folds that were used; None without a label, or if later folds did not run all tiles."""
+        """Of the folds that were used; None without a label, or if a later fold ran only a part of its tiles."""
 
     @property
     def tile_share(self) -> float:
         """The share of the tiles of all usable folds that were run."""
-        return self._tiles_done / ((len(self._bundle.folds) - len(self.left_out)) * len(self._sweep.tiles))
+        return self._tiles_done / ((len(self._bundle.folds) - len(self.left_out)) * self._tiles)
 
     @property
     def _sweep(self) -> Sweep:
@@ -98,13 +98,15 @@ class FoldMean:
         focus = Focus(self._sweep, self._label, self._fast)
         done, left = len(self.used), schedule.folds_left
         if self._is_fast:
-            ranking = focus.ranking(self._total, done=done, left=left, every=False)
+            with schedule.choosing():
+                ranking = focus.ranking(self._total, done=done, left=left, every=False)
             count = schedule.next_fold(ranking.needed)
             return sorted(ranking.order[:count]) if count == ranking.needed else ranking.order[:count]
         count = schedule.next_fold(len(every))
         if count in (0, len(every)):
             return every[:count]
-        return focus.ranking(self._total, done=done, left=left).order[:count]
+        with schedule.choosing():
+            return focus.ranking(self._total, done=done, left=left).order[:count]
 
     def _fold_logits(self, fold: str, upcoming: str | None, numbers: Sequence[int] | None) -> Array | None:
         """Return the logits of one fold, or None if its time was over and it cannot be used in part.
@@ -123,19 +125,21 @@ class FoldMean:
                 schedule.leave_out_folds()
                 return None
             else:
-                schedule.shorten_folds()
+                schedule.shorten_fold()
         logits = sums.logits(self._total, len(self.used))
         self._check_finite(logits, fold)
+        self._tiles = len(self._sweep.tiles)
         self._tiles_done += sums.tiles_done
-        if self.used and sums.tiles_done < len(self._sweep.tiles):
+        if self.used and sums.tiles_done < self._tiles:
             self.masks = None  # where a fold has the logits of others, it would agree with them
         return logits
 
     def _run_tiles(self, network: Network, numbers: Sequence[int] | None) -> FoldSums:
         """Run a network over tiles, None for all, until the schedule stops it."""
         schedule = self._schedule
+        tiles = len(self._sweep.tiles)
         if numbers is not None:
-            self._sweeps.bar.total -= len(self._sweep.tiles) - len(numbers)
+            self._sweeps.bar.total -= tiles - len(numbers)
         while True:
             sums = self._sweep.start(network, self._bundle.manifest.classes, numbers)
             schedule.start_passes()

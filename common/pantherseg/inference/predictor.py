@@ -36,7 +36,7 @@ class Logits:
     values: (class, z, y, x) float16, on the host or a device; events: what was left out or done differently;
     precision: that of the networks; folds: those in the mean; tile_share: the share of the tiles of all usable folds
     that was run; is_complete: whether the first fold ran all of its tiles; weight, threshold: in a fusion; agreement:
-    of the folds about the tumour, None for a predictor without a label for it, or if later folds did not run all tiles;
+    of the folds about the tumour, None for a predictor without a label for it, or if a later fold ran a part of them;
     class_order, finds_pancreas: as for `Predictor`.
     """
 

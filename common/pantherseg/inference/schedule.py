@@ -92,9 +92,10 @@ class Schedule:
         self.is_timing = not deadline.is_never
         """Whether passes are timed. This ends when time clearly suffices, because it means waiting for the device."""
         self._mark = 0.0
-        self._loading_seconds = 0.0
+        self._loading_seconds = self._choosing_seconds = 0.0
         self._tried = self._used = 0
         self._shortened: list[str] = []
+        self._shortened_by = ""
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -102,6 +103,13 @@ class Schedule:
         start = self._now()
         yield
         self._loading_seconds = self._now() - start
+
+    @contextmanager
+    def choosing(self) -> Iterator[None]:
+        """Time the choice of the tiles of a fold."""
+        start = self._now()
+        yield
+        self._choosing_seconds = self._now() - start
 
     def next_fold(self, tiles: int, *, can_shorten: bool = True) -> int:
         """Return how many of so many tiles the next fold runs, such that there is time for as many of all later ones.
@@ -111,18 +119,17 @@ class Schedule:
         """
         if tiles == 0 or self._fits(self.folds_left, mirrored=self.settings.mirroring, tiles=tiles):
             return tiles
+        if not self._fits(1, mirrored=False, tiles=1 if can_shorten else tiles):
+            self.leave_out_folds()
+            return 0
         if self.settings.mirroring:
             self._drop_mirroring()
-        if can_shorten:
-            seconds = self._deadline.left() / self.folds_left - self._loading_seconds
-            count = min(tiles, int(seconds / self._pace)) if self._pace else 0
-            count = max(count, int(self._fits(1, mirrored=False, tiles=1)))
-        else:
-            count = tiles if self._fits(1, mirrored=False, tiles=tiles) else 0
-        if count == 0:
-            self.leave_out_folds()
-        elif count < tiles:
-            self.shorten_folds()
+        if not can_shorten or self._pace == 0:
+            return tiles
+        seconds = self._deadline.left() / self.folds_left - self._loading_seconds - self._choosing_seconds
+        count = min(tiles, max(1, int(seconds / self._pace)))
+        if count < tiles:
+            self.shorten_fold()
         return count
 
     def start_passes(self) -> None:
@@ -150,17 +157,18 @@ class Schedule:
 
     def fold_done(self, *, used: bool) -> None:
         """Record that a fold is done. used: whether it gave logits."""
+        if used and self._shortened_by:
+            self._shortened.append(self._folds[self._tried])
+            message = f"folds {' '.join(self._shortened)} ran only a part of their tiles: {self._shortened_by}"
+            self.events = [event for event in self.events if event.code != EventCode.FOLDS_SHORTENED]
+            self.events.append(Event(EventCode.FOLDS_SHORTENED, message))
+        self._shortened_by = ""
         self._tried += 1
         self._used += used
 
-    def shorten_folds(self) -> None:
-        """Record that the present fold runs fewer tiles than it should."""
-        fold = self._folds[self._tried]
-        if fold not in self._shortened:
-            self._shortened.append(fold)
-            message = f"folds {' '.join(self._shortened)} ran only a part of their tiles: {self._reason()}"
-            self.events = [event for event in self.events if event.code != EventCode.FOLDS_SHORTENED]
-            self.events.append(Event(EventCode.FOLDS_SHORTENED, message))
+    def shorten_fold(self) -> None:
+        """Record that the present fold runs fewer tiles than it should. An event says so once it is done."""
+        self._shortened_by = self._shortened_by or self._reason()
 
     def leave_out_folds(self) -> None:
         """Record that the present fold and all later ones are left out."""
@@ -204,7 +212,8 @@ class Schedule:
         passes = folds * every * (self._flips if mirrored else 1) - spent
         # The first fold is loaded already when this is called.
         loads = folds - self.is_first
-        return passes * self._pace + loads * self._loading_seconds <= self._deadline.left()
+        seconds = passes * self._pace + loads * (self._loading_seconds + self._choosing_seconds)
+        return seconds <= self._deadline.left()
 
     def _settings_changed(self) -> bool:
         """Choose the settings once the pace is known, and return whether they have changed."""
