@@ -20,7 +20,7 @@ from bench.demo import FIRST_SEED
 from bench.unpack import unpack
 from pantherseg.inference.backends import Mode, choose_backend
 from pantherseg.inference.predictor import Predictor
-from pantherseg.labels import tumour_of
+from pantherseg.labels import TUMOUR, tumour_of
 from pantherseg.localize import localize
 from pantherseg.models.bundle import open_bundle
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
@@ -49,11 +49,14 @@ def measure(
         manifest = msgspec.structs.replace(bundle.manifest, mirroring_axes=(0, 1, 2))
         bundle = replace(bundle, manifest=manifest, folds=bundle.folds[:1])
     reference = _reference(unpack(bundle, work / f"task{task}-{mirroring}").path, device, mirroring=mirroring)
-    predictors = {mode: Predictor(bundle, choose_backend(device, mode), mirroring=mirroring) for mode in MODES}
+    predictors = {
+        mode: Predictor(bundle, choose_backend(device, mode), mirroring=mirroring, compared_label=TUMOUR)
+        for mode in MODES
+    }
     by_case = {}
     for seed in range(FIRST_SEED, FIRST_SEED + cases):
         image = make_phantom(seed, task=task).image
-        volume = _member_input(Volume(image.array.astype(np.float32), image.grid), task)
+        volume = member_input(Volume(image.array.astype(np.float32), image.grid), task)
         masks: dict[str, NDArray[np.uint8]] = {}
         seconds: dict[str, float] = {}
         for mode, predictor in predictors.items():
@@ -67,9 +70,7 @@ def measure(
         by_case[str(seed)] = {
             "voxels": expected.size,
             "different": {mode: int((mask != expected).sum()) for mode, mask in masks.items()},
-            "tumour_dice": {
-                mode: round(_dice(tumour_of(mask), tumour_of(expected)), 6) for mode, mask in masks.items()
-            },
+            "tumour_dice": {mode: round(dice(tumour_of(mask), tumour_of(expected)), 6) for mode, mask in masks.items()},
             "seconds": seconds,
         }
         logger.info("task %d, mirroring %s, %d: %s", task, mirroring, seed, by_case[str(seed)])
@@ -87,18 +88,18 @@ def table(results: list[dict[str, Any]]) -> str:
         cases = list(result["by_case"].values())
         voxels = sum(case["voxels"] for case in cases)
         different = [sum(case["different"][mode] for case in cases) for mode in MODES]
-        dice = [case["tumour_dice"]["fast"] for case in cases]
-        below = sum(value < REQUIRED_DICE for value in dice)
+        values = [case["tumour_dice"]["fast"] for case in cases]
+        below = sum(value < REQUIRED_DICE for value in values)
         count = f"{result['folds']} fold{'s' if result['folds'] > 1 else ''}"
         name = f"Task {result['task']}, {count}{', mirroring' if result['mirroring'] else ''}"
         lines.append(
-            f"| {name} | {len(cases)} | {voxels / 1e6:.1f} M | {different[0]} | {different[1]} | {min(dice):.4f} "
+            f"| {name} | {len(cases)} | {voxels / 1e6:.1f} M | {different[0]} | {different[1]} | {min(values):.4f} "
             f"| {below} |"
         )
     return "\n".join(lines)
 
 
-def _member_input(volume: Volume, task: int) -> Volume:
+def member_input(volume: Volume, task: int) -> Volume:
     """Return the part of a volume that the members of a task's recipe get."""
     settings = load_recipe(task_recipe(task)).localizer
     if settings is None:
@@ -117,6 +118,7 @@ def _reference(folder: Path, device: str, *, mirroring: bool) -> nnUNetPredictor
     return predictor
 
 
-def _dice(mask: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
+def dice(mask: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
+    """Return the Dice of two masks, 1 for two that are empty."""
     total = int(mask.sum()) + int(reference.sum())
     return 2 * int((mask & reference).sum()) / total if total else 1.0

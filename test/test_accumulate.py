@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
@@ -14,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from numpy.typing import NDArray
 from torch import nn
 
-from pantherseg.arrays import Array
+from pantherseg.arrays import Array, like, namespace
 from pantherseg.inference.accumulate import Network, Sweep
 from pantherseg.preprocessing.preprocess import CERTAIN
 
@@ -61,6 +62,23 @@ def nnunet_logits(
     predictor.allowed_mirroring_axes = axes or None
     logits: NDArray[np.float16] = predictor.predict_sliding_window_return_logits(torch.from_numpy(data)).numpy()
     return logits
+
+
+def constant(value: float) -> Network:
+    """Return a network that gives one value everywhere."""
+
+    def run(tile: Array) -> Array:
+        return namespace(tile).concat([tile * 0 + value] * CLASSES, axis=1)
+
+    return run
+
+
+def sum_of(sweep: Sweep, numbers: Iterable[int]) -> NDArray[np.float64]:
+    """Return the sum of the weights of some tiles in double precision, (z, y, x)."""
+    total = np.zeros(sweep.shape)
+    for number in numbers:
+        total[sweep.tiles[number]] += sweep.tile_weights
+    return total
 
 
 def logits_of(sweep: Sweep, network: Network) -> Array:
@@ -135,6 +153,32 @@ def test_voxels_outside_of_the_tiles_so_far_are_background() -> None:
     assert (logits[1:, :, :, 8:] == 0).all()
     whole = logits_of(Sweep(data[..., :8], (6, 8, 8), step=1.0), as_callable(NETWORKS[3]))
     np.testing.assert_array_equal(logits[..., :8], whole)
+
+
+def test_earlier_folds_stand_in_where_less_than_half_of_the_weight_was_run() -> None:
+    """Elsewhere the tiles that were run speak for the others."""
+    data = np.zeros((1, 6, 8, 20), np.float32)
+    own, mean, folds = 3.0, -1.0, 2
+    before = np.full((CLASSES, 6, 8, 20), mean * folds, np.float16)
+    found = []
+    for array in (data, torch.from_numpy(data)):
+        sweep = Sweep(array, (6, 8, 8), step=0.5)
+        assert len(sweep.tiles) == 4
+        sums = sweep.start(constant(own), CLASSES, [2, 0])
+        list(sums.passes())
+        assert sums.is_complete
+        assert sums.tiles_done == 2
+        found.append(np.asarray(sums.logits(like(array, before), folds)))
+    sweep = Sweep(data, (6, 8, 8), step=0.5)
+    share = np.minimum(1, 2 * sum_of(sweep, [0, 2]) / sum_of(sweep, range(4)))
+    assert share.min() == 0
+    assert share.max() == 1
+    assert ((share > 0) & (share < 1)).any()
+    # At the edges of tiles, where weights are small, float16 sums are little more precise than integers.
+    expected = np.broadcast_to(share * own + (1 - share) * mean, found[0].shape)
+    for logits in found:
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=0.51)
+        np.testing.assert_allclose(logits[:, 2:4, 2:6], expected[:, 2:4, 2:6], rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("axes", [(), (0, 1)], ids=["plain", "mirrored"])

@@ -245,7 +245,13 @@ def of_other_folds(cases: Cases) -> str:
 
 def without_all_tiles(cases: Cases) -> str:
     cases.add("case03", hits=20, entropy=0.1, events=(Event(EventCode.TILES_LEFT_OUT, "3 of 9 tiles"),))
-    return "tiles were left out"
+    return "tiles or folds were left out"
+
+
+def segmented_in_the_mode_fast(cases: Cases) -> str:
+    used = msgspec.structs.replace(REPORT.models[0], tile_share=0.7)
+    cases.add("case03", hits=20, entropy=0.1, models=(used,))
+    return "tiles or folds were left out"
 
 
 @pytest.mark.fault(
@@ -262,6 +268,7 @@ def without_all_tiles(cases: Cases) -> str:
         of_another_recipe,
         of_other_folds,
         without_all_tiles,
+        segmented_in_the_mode_fast,
     ],
 )
 def test_names_a_case_that_cannot_be_used(

@@ -122,6 +122,8 @@ STEP = '[[postprocess]]\nkind = "components"\n'
         ('model = "m"', 'model = "m"\nstep = "half"', r"\$\.members\[0\]\.step"),
         ("schema = 1", "schema = 2", r"\$\.schema"),
         ("schema = 1", "schema = 1\nallow_bfloat16 = 1", r"\$\.allow_bfloat16"),
+        ("schema = 1", "schema = 1\nfast = { left_out_share = 2 }", r"<= 1.*\$\.fast\.left_out_share"),
+        ("schema = 1", "schema = 1\nfast = { tiles = 2 }", r"unknown key 'tiles'.*\$\.fast"),
         ('[[members]]\nmodel = "m"', STEP, "members"),
         ('[[members]]\nmodel = "m"', '[members]\nmodel = "m"', r"\$\.members"),
         ("schema = 1", 'schema = 1\nfusion = "mean_logits"', r"Expected a fusion: .* 'kind' .*\$\.fusion"),
@@ -305,7 +307,7 @@ NEAR = '[[postprocess]]\nkind = "near"\nmax_mm = 6.0\n'
         (
             f"{MEMBER}[localiser]\nmodel = 'x'\n",
             "unknown key 'localiser' in `$`, expected one of schema, name, sockets, members, time_budget_s, "
-            "tumour_label, series, localizer, min_members, fusion, postprocess, allow_bfloat16; "
+            "tumour_label, series, localizer, min_members, fusion, postprocess, fast, allow_bfloat16; "
             "did you mean 'localizer'?",
         ),
     ],

@@ -61,7 +61,7 @@ REPORT = CaseReport(
 
 # In a report only if it was saved, if the mask was made from a file, for DICOM results, or for members only.
 OPTIONAL = {
-    *("probability", "fingerprint", "mask_sha256", "name", "tumour_label"),
+    *("probability", "fingerprint", "mask_sha256", "name", "tumour_label", "tile_share"),
     *("other_results", "dicom", "anonymous", "stable_uids"),
 }
 

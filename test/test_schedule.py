@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,16 +12,14 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from pantherseg.cli import main
-from pantherseg.events import Event
+from pantherseg.errors import ModelError
 from pantherseg.inference.accumulate import Network, Sweep
 from pantherseg.inference.predictor import Logits, Predictor
 from pantherseg.inference.schedule import Next, Schedule, SweepSettings, localizer_deadline, networks_deadline
 from pantherseg.inference.tiles import tiles
 from pantherseg.machine.deadline import NEVER, Deadline
-from pantherseg.machine.memory import NO_LIMIT
 from pantherseg.models.bundle import Bundle, open_bundle
 from pantherseg.paths import DEMO_WEIGHTS, ROOT, task_recipe
 from pantherseg.pipeline import segment
@@ -29,58 +27,9 @@ from pantherseg.preprocessing.preprocess import CERTAIN, Prepared
 from pantherseg.recipe import load_recipe
 from pantherseg.session import Session
 from pantherseg.volume import Volume
+from slow_backend import Clock, SlowBackend
 
 SHAPE, PATCH = (10, 30, 30), (8, 16, 16)
-
-
-@dataclass
-class Clock:
-    """A clock that only moves while a network is loaded or runs."""
-
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
-class SlowBackend:
-    """A backend that takes a set time. Fold k's logits are k for class 0 and the tile for class 1."""
-
-    clock: Clock
-    forward_s: float = 1.0
-    load_s: float = 0.0
-    forwards: list[str] = field(default_factory=list)
-    device = "cpu"
-    precision = "float32"
-    mode = "exact"
-    events: tuple[Event, ...] = ()
-
-    def network(self, bundle: Bundle, fold: str, upcoming: str | None = None, *, keep: bool = False) -> Network:
-        self.clock.now += self.load_s
-
-        def run(tile: NDArray[np.float32]) -> NDArray[np.float32]:
-            self.clock.now += self.forward_s
-            self.forwards.append(fold)
-            return np.concatenate([np.full_like(tile, float(fold)), tile], axis=1)
-
-        return run
-
-    def make_room(self, bundle: Bundle) -> None: ...
-
-    def keeps(self, bundle: Bundle) -> bool:
-        return False
-
-    def network_bytes(self, bundle: Bundle) -> int:
-        return 0
-
-    def free_bytes(self) -> int:
-        return NO_LIMIT
-
-    def place(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
-        return data
-
-    def explain(self, error: Exception) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +40,18 @@ def bundle() -> Bundle:
     return replace(demo, manifest=manifest)
 
 
-def predictor_of(bundle: Bundle, backend: SlowBackend, *, mirroring: bool = False, step: float = 0.5) -> Predictor:
-    return Predictor(bundle, backend, mirroring=mirroring, step=step)  # type: ignore[arg-type]
+def predictor_of(
+    bundle: Bundle, backend: SlowBackend, *, mirroring: bool = False, step: float = 0.5, label: int | None = None
+) -> Predictor:
+    """Return a predictor. label: by which tiles are chosen, None for whole folds."""
+    return Predictor(bundle, backend, mirroring=mirroring, step=step, compared_label=label)  # type: ignore[arg-type]
 
 
-def run(predictor: Predictor, seconds: float) -> Logits:
+def run(predictor: Predictor, seconds: float = np.inf) -> Logits:
     array = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     prepared = Prepared(array[None], predictor.preprocessing.run(np.ones(SHAPE, np.float32), (3.0, 2.4, 2.4)).back)
     clock = predictor.backend.clock  # type: ignore[attr-defined]
-    return predictor.logits(prepared, Deadline.after(seconds, clock))
+    return predictor.logits(prepared, NEVER if np.isinf(seconds) else Deadline.after(seconds, clock))
 
 
 def codes(logits: Logits) -> list[str]:
@@ -130,6 +82,38 @@ def test_leaves_out_mirroring_before_the_last_folds(
     np.testing.assert_allclose(logits.values[0], mean, rtol=0, atol=2e-3)
     if "folds_left_out" in left_out:
         assert "folds 3 4 were left out" in logits.events[-1].message
+
+
+@pytest.mark.fault(
+    "time",
+    "there is time for {folds} of five folds, and the tumour's label is known",
+    "the first fold, of the others the tiles that matter most, and an event",
+)
+@pytest.mark.parametrize("folds", [4.5, 3, 1.5, 1.1])
+def test_later_folds_run_the_tiles_that_matter_most(bundle: Bundle, folds: float) -> None:
+    """The margins are those of noise, so all tiles matter."""
+    backend = SlowBackend(Clock())
+    logits = run(predictor_of(bundle, backend, label=1), folds * TILES)
+    ran = [backend.forwards.count(fold) for fold in bundle.folds]
+    used = len(logits.folds)
+    assert ran[0] == TILES
+    assert ran[1] == max(1, int((folds - 1) * TILES / 4))
+    assert ran[1:used] == sorted(ran[1:used]), "what is left over by rounding goes to the last folds"
+    assert folds * TILES - 1 < sum(ran) <= folds * TILES
+    shortened = [fold for fold, count in zip(bundle.folds, ran, strict=True) if 0 < count < TILES]
+    assert logits.events[0].message.startswith(f"folds {' '.join(shortened)} ran only a part of their tiles: ")
+    assert codes(logits) == ["folds_shortened", *(["folds_left_out"] if used < 5 else [])]
+    assert logits.tile_share == sum(ran) / (5 * TILES)
+    assert logits.is_complete
+
+
+@pytest.mark.parametrize("seconds", [4.05, 5.2])
+def test_fast_does_not_spend_the_time_of_later_folds_on_mirroring(bundle: Bundle, seconds: float) -> None:
+    backend = SlowBackend(Clock(), mode="fast")
+    logits = run(predictor_of(bundle, backend, mirroring=True, label=1), seconds * TILES)
+    assert logits.folds == bundle.folds
+    assert logits.events[0].message.startswith("inputs were not mirrored: ")
+    assert backend.clock.now <= seconds * TILES
 
 
 @pytest.mark.fault(
@@ -181,18 +165,42 @@ def test_runs_one_tile_when_no_time_is_left(bundle: Bundle) -> None:
     load_s=st.floats(0, 5),
     mirroring=st.booleans(),
     step=st.sampled_from([0.3, 0.5, 1.0]),
+    label=st.sampled_from([None, 1]),
 )
 @pytest.mark.slow
 def test_is_at_most_one_tile_late(
-    bundle: Bundle, seconds: float, forward_s: float, load_s: float, mirroring: bool, step: float
+    bundle: Bundle, seconds: float, forward_s: float, load_s: float, mirroring: bool, step: float, label: int | None
 ) -> None:
     backend = SlowBackend(Clock(), forward_s, load_s)
-    logits = run(predictor_of(bundle, backend, mirroring=mirroring, step=step), seconds)
+    logits = run(predictor_of(bundle, backend, mirroring=mirroring, step=step, label=label), seconds)
     least = load_s + 2 * forward_s
     assert backend.clock.now <= max(seconds, least) + 4 * forward_s
     assert np.isfinite(logits.values).all()
     every = len(tiles(SHAPE, PATCH, step)) * 5 * (4 if mirroring else 1)
     assert (len(backend.forwards) == every) == (logits.events == ())
+
+
+def test_a_fold_that_was_not_used_did_not_run_a_part_of_its_tiles(bundle: Bundle) -> None:
+    class Damaged(SlowBackend):
+        def network(self, bundle: Bundle, fold: str, upcoming: str | None = None, *, keep: bool = False) -> Network:
+            if fold == "1":
+                raise ModelError(bundle.weights_path(fold), "the file is damaged")
+            return super().network(bundle, fold, upcoming)
+
+    predictor = replace(predictor_of(bundle, Damaged(Clock()), label=1), min_folds=4)
+    logits = run(predictor, 3 * TILES)
+    assert codes(logits) == ["fold_left_out", "folds_shortened"]
+    assert logits.events[-1].message.startswith("folds 2 3 4 ran only a part of their tiles: ")
+
+
+def test_folds_that_are_left_out_are_not_said_to_be_without_mirroring(bundle: Bundle) -> None:
+    class Stuck(SlowBackend):
+        def network(self, bundle: Bundle, fold: str, upcoming: str | None = None, *, keep: bool = False) -> Network:
+            self.forward_s = 1.0 if fold == "0" else 1000.0
+            return super().network(bundle, fold, upcoming)
+
+    logits = run(predictor_of(bundle, Stuck(Clock()), mirroring=True, label=1), 20 * TILES)
+    assert codes(logits) == ["folds_shortened", "folds_left_out"]
 
 
 @pytest.mark.fault("time", "the network becomes slower with each fold", "fewer folds, and an event")
@@ -202,10 +210,11 @@ def test_notices_a_network_that_becomes_slower(bundle: Bundle) -> None:
             self.forward_s = 1.0 + 2 * int(fold)
             return super().network(bundle, fold, upcoming)
 
-    backend = Slowing(Clock())
-    logits = run(predictor_of(bundle, backend), 5 * TILES)
-    assert codes(logits) == ["folds_left_out"]
-    assert backend.clock.now <= 5 * TILES + 5
+    for label in (None, 1):
+        backend = Slowing(Clock())
+        logits = run(predictor_of(bundle, backend, label=label), 5 * TILES)
+        assert codes(logits) == ([] if label is None else ["folds_shortened"]) + ["folds_left_out"]
+        assert backend.clock.now <= 5 * TILES + 5
 
 
 def schedule_of(deadline: Deadline) -> Schedule:

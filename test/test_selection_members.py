@@ -283,6 +283,19 @@ def test_says_where_less_was_computed_than_the_recipe_says(folders: Folders, ref
     assert remark in opened(folders, references)[0].record.remarks
 
 
+@pytest.mark.parametrize("whole", [0, 2])
+def test_the_mode_fast_does_not_leave_out_folds_of_the_recipe(folders: Folders, references: Path, whole: int) -> None:
+    """It may have stopped after the first fold in most cases. whole: how many ran all tiles."""
+    for case in range(CASES):
+        share = 1.0 if case < whole else 0.6 if case == CASES - 1 else 0.3
+        folds = ["0"] if share == 0.3 else ["0", "1", "2"]
+        report(folders[0][1], case, model={"folds": folds, "tile_share": share})
+    record = opened(folders, references)[0].record
+    assert record.settings is not None
+    assert record.settings.folds == [0, 1, 2]
+    assert any(f"in {CASES - whole} cases less was computed" in remark for remark in record.remarks)
+
+
 def test_a_report_of_another_prediction_says_nothing(folders: Folders, references: Path) -> None:
     report(folders[0][1], 0, probability="other.npz")
     assert opened(folders, references)[0].record.settings is None

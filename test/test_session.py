@@ -13,6 +13,7 @@ import pytest
 from pantherseg import ensemble
 from pantherseg.errors import ModelError
 from pantherseg.events import Event, EventCode
+from pantherseg.fast import Fast
 from pantherseg.paths import DEMO_WEIGHTS, task_recipe
 from pantherseg.pipeline import segment
 from pantherseg.recipe import Recipe, load_recipe
@@ -87,3 +88,12 @@ def test_goes_over_to_the_cpu_with_the_same_models() -> None:
     assert after.backend.device == "cpu"
     assert all(predictor.backend is after.backend for predictor in after.predictors)
     assert [predictor.bundle for predictor in after.predictors] == [predictor.bundle for predictor in before.predictors]
+
+
+def test_members_leave_out_what_the_recipe_says() -> None:
+    fast = Fast(left_out_share=0.1)
+    recipe = msgspec.structs.replace(load_recipe(task_recipe(2)), fast=fast)
+    ensemble = Session(recipe, DEMO_WEIGHTS, device="cpu").load()
+    assert [member.fast for member in ensemble.members] == [fast]
+    assert ensemble.localizer is not None
+    assert ensemble.localizer.compared_label is None, "so the localizer runs all tiles"

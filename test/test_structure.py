@@ -31,7 +31,7 @@ LAYERS = (
     ),
     *("tables", "registry", "arrays", "contours", "results"),
     *("archives", "io", "dicom_results"),
-    *("preprocessing", "fusion", "postprocess", "recipe"),
+    *("preprocessing", "fusion", "postprocess", "fast", "recipe"),
     *("networks", "model_sources", "models", "packing"),
     *("inference", "localize"),
     *("phantom", "evaluation", "confidence", "report", "sbom", "weights", "datasets", "training", "selection"),

@@ -41,9 +41,9 @@ def load(
     task: 1 or 2, for the recipe of that task of PANTHER; or recipe: the path of another recipe, or the name of a
     shipped one, such as "system_a_task1".
     models: folder of models, by default the demo models, which were trained on phantoms only.
-    device: "auto", "cpu" or "cuda". mode: "exact" for the masks of nnU-Net's own predictor, "fast" for bfloat16 on
-    CPUs that support it. members: the names of those of the recipe's members that take part, or with a minus in front
-    of those that do not; by default all.
+    device: "auto", "cpu" or "cuda". mode: "exact" for the masks of nnU-Net's own predictor, "fast" for less work: later
+    folds look only where a tumour may be, and CPUs with bfloat16 compute in it. members: the names of those of the
+    recipe's members that take part, or with a minus in front of those that do not; by default all.
 
     Raises RecipeError, ModelError and DeviceError; ValueError for another device or mode, and unless exactly one of
     task and recipe is given.

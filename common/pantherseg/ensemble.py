@@ -42,7 +42,7 @@ class Ensemble:
 
     def on_cpu(self) -> Ensemble:
         """Return the same models on the CPU, for when the device has failed."""
-        backend = choose_backend("cpu", self.backend.mode)
+        backend = choose_backend("cpu", self.backend.mode, bfloat16=self.members[0].fast.bfloat16)
         members = tuple(replace(member, backend=backend) for member in self.members)
         localizer = None if self.localizer is None else replace(self.localizer, backend=backend)
         return replace(self, backend=backend, members=members, localizer=localizer)
@@ -73,7 +73,7 @@ def load_ensemble(
     case where memory allows. Raises ModelError, RecipeError, DeviceError.
     """
     check_recipe(recipe, f"recipe {recipe.name}")
-    backend = choose_backend(device, mode, device_memory_mb=device_memory_mb)
+    backend = choose_backend(device, mode, bfloat16=recipe.fast.bfloat16, device_memory_mb=device_memory_mb)
     with stage("models") as remarks:
         models = find_models(root, recipe, complete=False)
         packer = Packer(models.all)
@@ -132,6 +132,7 @@ def _predictors(
             min_folds=member.min_folds,
             keep_networks=keep_networks,
             allow_bfloat16=recipe.allow_bfloat16,
+            fast=recipe.fast,
             orientation=member.orientation,
             compared_label=own.tumour,
             weight=member.weight,

@@ -175,7 +175,8 @@ def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Optio
         tumour = ensemble.labels.tumour
         confidence = estimate(logits, prediction.mask, fusion=recipe.fusion, label=tumour, grid=crop.grid)
         models = _models_used(ensemble, used)
-        if ensemble.calibration is not None and all(member.is_complete for member in logits):
+        # A calibration is of folds that ran all tiles.
+        if ensemble.calibration is not None and all(member.is_complete and member.tile_share == 1 for member in logits):
             confidence = ensemble.calibration.applied(confidence, tuple(model.sha256 for model in models))
         probability = prediction.probability() if options.keep_probability else None
         for step in recipe.postprocess:
@@ -300,7 +301,7 @@ def _reported(pancreas: Pancreas) -> LocatedPancreas:
 
 
 def _models_used(ensemble: Ensemble, members: list[tuple[Predictor, Logits]]) -> tuple[ModelUse, ...]:
-    used = [member.use("member", logits.folds) for member, logits in members]
+    used = [member.use("member", logits.folds, round(logits.tile_share, 4)) for member, logits in members]
     if ensemble.localizer is not None:
         used.append(ensemble.localizer.use("localizer", ensemble.localizer.bundle.folds))
     return tuple(used)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from pantherseg.errors import RecipeError
+from pantherseg.fast import USUAL, Fast
 from pantherseg.fusion import Fusion, MeanLogits
 from pantherseg.io.dicom.choice import ANY_SERIES, SeriesChoice
 from pantherseg.labels import TUMOUR
@@ -148,6 +149,8 @@ class Recipe(Table, frozen=True):
     """How the members' logits become one prediction."""
     postprocess: tuple[Step, ...] = (Rescue(),)
     """Steps that change the tumour mask, in this order."""
+    fast: Fast = USUAL
+    """What `--mode fast` leaves out."""
     allow_bfloat16: bool = False
     """Where memory is too small for float32, compute in bfloat16 and report it; without it such a case is an error."""
 

@@ -50,6 +50,12 @@ class ModelUse(Table, frozen=True):
     tumour_label: Annotated[
         int | UnsetType, Meta(description="The number of the tumour in the label map of a member's model.")
     ] = UNSET
+    tile_share: Annotated[
+        Share | UnsetType,
+        Meta(
+            description="Share of the tiles of its usable folds that was run; `fast` and a short time leave some out."
+        ),
+    ] = UNSET
 
 
 class VoxelBox(Table, frozen=True):
@@ -80,7 +86,7 @@ class Confidence(Table, frozen=True):
         Meta(
             description=(
                 "Mean Dice of the tumour masks of every two folds of a member, 0 to 1. Null for members of one fold, "
-                "and where no fold marks a tumour."
+                "where no fold marks a tumour, and where a fold ran only a part of its tiles."
             )
         ),
     ]
@@ -94,14 +100,21 @@ class Confidence(Table, frozen=True):
         ),
     ]
     fold_volumes_ml: Annotated[
-        tuple[Amount, ...], Meta(description="Tumour volume in ml by each fold of each member, in the order of models.")
+        tuple[Amount, ...],
+        Meta(
+            description=(
+                "Tumour volume in ml by each fold of each member, in the order of models. Members of which a fold ran "
+                "only a part of its tiles have none."
+            )
+        ),
     ]
     expected_dice: Annotated[
         Share | None,
         Meta(
             description=(
                 "Dice to expect of the mask by the calibration of these models, 0 to 1; 0 where the networks mark no "
-                "tumour. Null without a calibration of the models and folds that were used."
+                "tumour. Null without a calibration of the models and folds that were used, and where tiles or "
+                "folds were left out."
             )
         ),
     ]

@@ -36,7 +36,8 @@ MODE = click.option(
     type=click.Choice(["exact", "fast"]),
     default="exact",
     show_default=True,
-    help="exact: the masks of nnU-Net's own predictor; fast: in bfloat16 if the CPU supports it, on a GPU as exact.",
+    help="exact: the masks of nnU-Net's own predictor; fast: later folds look only where a tumour may be, and the CPU "
+    "uses bfloat16 if it has it.",
 )
 SERIES = click.option(
     "--series",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from pantherseg.arrays import Array, as_type, like, namespace, to_host, zeros_li
 from pantherseg.inference.tiles import Slices, padded, padding, tile_weights, tiles
 from pantherseg.preprocessing.preprocess import CERTAIN
 
-# The check for infinite logits takes this many bytes per voxel of one class: a copy in float16, three of booleans.
-CHECK_BYTES = 5
+# What chooses tiles takes this many bytes per voxel: margins in float16, numbers of places, five of booleans. The sums
+# of weights of the tiles that were run take less, and so does the check for infinite logits.
+FOCUS_BYTES = 11
 # Values beyond float16 become infinite without a warning: the caller checks the logits and names the fold.
 IGNORE_OVERFLOW = np.errstate(over="ignore", invalid="ignore")
 
@@ -67,9 +68,12 @@ class Sweep:
         ]
         self.weights = self.sum_of_weights(self.tiles)
 
-    def start(self, network: Network, classes: int) -> FoldSums:
-        """Return the empty sums of one fold. classes: number of the network's classes."""
-        return FoldSums(self, network, classes)
+    def start(self, network: Network, classes: int, numbers: Sequence[int] | None = None) -> FoldSums:
+        """Return the empty sums of one fold.
+
+        classes: number of the network's classes; numbers: of the tiles to run, in this order, None for all.
+        """
+        return FoldSums(self, network, classes, self.tiles if numbers is None else [self.tiles[n] for n in numbers])
 
     def sum_of_weights(self, tiles: list[Slices]) -> Array:
         """Return the sum of the weights of some tiles at each voxel of the padded volume, (z, y, x) float16."""
@@ -84,15 +88,15 @@ class Sweep:
 class FoldSums:
     """The sums of one fold's logits over a sweep, which grow with each forward pass."""
 
-    def __init__(self, sweep: Sweep, network: Network, classes: int) -> None:
-        self._sweep, self._network, self._classes = sweep, network, classes
+    def __init__(self, sweep: Sweep, network: Network, classes: int, tiles: list[Slices]) -> None:
+        self._sweep, self._network, self._classes, self._tiles = sweep, network, classes, tiles
         self._total = zeros_like(sweep.data, (classes, *sweep.shape), "float16")
         self.tiles_done = 0
 
     @property
     def is_complete(self) -> bool:
-        """Whether the sums hold all tiles."""
-        return self.tiles_done == len(self._sweep.tiles)
+        """Whether the sums hold all tiles that they were started for."""
+        return self.tiles_done == len(self._tiles)
 
     def passes(self) -> Iterator[tuple[Array, bool]]:
         """Run the network; yield the logits (1, class, *patch) of each forward pass and whether it completes a tile.
@@ -100,7 +104,7 @@ class FoldSums:
         The caller may stop at any time. A tile is in the sums once its last pass has been yielded.
         """
         sweep = self._sweep
-        for tile in sweep.tiles:
+        for tile in self._tiles:
             image = sweep.data[(slice(None), *tile)].reshape(1, 1, *sweep.patch)
             logits = self._network(image)
             for axes in sweep.flips[1:]:
@@ -110,20 +114,38 @@ class FoldSums:
             yield logits, True
 
     @IGNORE_OVERFLOW
-    def logits(self) -> Array:
-        """Return the mean logits (class, z, y, x), float16. Voxels outside of all tiles are background.
+    def logits(self, before: Array | None = None, folds: int = 1) -> Array:
+        """Return the mean logits (class, z, y, x), float16.
 
-        This changes the sums in place and can be called once only.
+        before: the sum of the logits of so many folds. Where tiles with more than half of the weight were not run, the
+        mean of these folds stands in for what is missing to half; the other tiles of the same fold are nearer to what
+        was not run than another fold. Without it, voxels outside of all tiles are background. This changes the sums in
+        place and can be called once only.
         """
         sweep, total = self._sweep, self._total
-        if self.is_complete:
+        inside = total[(slice(None), *sweep.inside)]
+        if self.tiles_done == len(sweep.tiles):
             total /= sweep.weights
-        else:
-            weights = sweep.sum_of_weights(sweep.tiles[: self.tiles_done])
+        elif before is None:
+            weights = sweep.sum_of_weights(self._tiles[: self.tiles_done])
             total[0][weights == 0] = CERTAIN
             weights[weights == 0] = 1
             total /= weights
-        return total[(slice(None), *sweep.inside)]
+        else:
+            self._fill(inside, before, folds)
+        return inside
+
+    def _fill(self, logits: Array, before: Array, folds: int) -> None:
+        """Divide sums by their weights and mix in the mean of earlier folds, both (class, z, y, x), slice by slice."""
+        sweep = self._sweep
+        ran = sweep.sum_of_weights(self._tiles[: self.tiles_done])[sweep.inside]
+        weights, xp = sweep.weights[sweep.inside], namespace(logits)
+        for z in range(logits.shape[1]):
+            own, every = as_type(ran[z], "float32"), as_type(weights[z], "float32")
+            share = xp.clip(2 * own / every, 0, 1)
+            mean = as_type(logits[:, z], "float32") / xp.where(own > 0, own, 1)
+            mixed = share * mean + (1 - share) / folds * as_type(before[:, z], "float32")
+            logits[:, z] = as_type(mixed, "float16")
 
     @IGNORE_OVERFLOW
     def _add_mirrored(self, logits: Array, image: Array, axes: tuple[int, ...]) -> None:
@@ -144,12 +166,12 @@ def sweep_bytes(shape: tuple[int, ...], patch: tuple[int, ...], *, classes: int,
     """Return the memory in bytes for sweeps of all folds over a prepared volume of a shape (z, y, x).
 
     It holds the volume, twice if it is padded; the logits of the present fold and the sum of those before; the weights;
-    what the check for infinite logits takes, or after it the comparison of logits; and one bit for each fold, its mask.
+    what chooses the tiles of the next fold takes, or the check of logits; and one bit for each fold, its mask.
     """
     single, half = np.dtype(np.float32).itemsize, np.dtype(np.float16).itemsize
     voxels = math.prod(padded(shape, patch))
     masks = folds * math.ceil(voxels / 8)
-    return voxels * (2 * single + (min(2, folds) * classes + 1) * half + CHECK_BYTES) + masks
+    return voxels * (2 * single + (min(2, folds) * classes + 1) * half + FOCUS_BYTES) + masks
 
 
 def _middle(data: Array) -> list[float]:

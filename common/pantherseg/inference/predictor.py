@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from pantherseg.arrays import Array, namespace, to_host, wait_for
-from pantherseg.errors import DeviceMemoryError, Float16Error, LostDeviceError, ModelError
-from pantherseg.events import Event, EventCode
+from pantherseg.arrays import Array, to_host
+from pantherseg.errors import DeviceMemoryError, LostDeviceError
+from pantherseg.events import Event
+from pantherseg.fast import USUAL, Fast
 from pantherseg.fusion import MeanLogits
-from pantherseg.inference.accumulate import FoldSums, Network, Sweep
 from pantherseg.inference.backends import Backend
-from pantherseg.inference.fold_masks import Agreement, FoldMasks
+from pantherseg.inference.fold_masks import Agreement
+from pantherseg.inference.fold_mean import FoldMean, Sweeps
 from pantherseg.inference.one_label import mask_of
 from pantherseg.inference.placement import Placement, placements
-from pantherseg.inference.schedule import Next, Schedule, SweepSettings
+from pantherseg.inference.schedule import Schedule, SweepSettings
 from pantherseg.inference.tiles import padded, tiles
 from pantherseg.machine.deadline import NEVER, Deadline
-from pantherseg.models.bundle import Bundle, needed
-from pantherseg.models.manifest import Manifest
+from pantherseg.models.bundle import Bundle
 from pantherseg.orientation import DEFAULT_ORIENTATION, Orientation
 from pantherseg.preprocessing.preprocess import Prepared, Preprocessing, WayBack
 from pantherseg.results import ModelUse, Role
@@ -35,8 +34,9 @@ class Logits:
     """The mean logits of a model's folds on the network's grid, and the way back to the grid of the volume.
 
     values: (class, z, y, x) float16, on the host or a device; events: what was left out or done differently;
-    precision: that of the networks; folds: those in the mean; is_complete: whether all tiles were run; weight,
-    threshold: in a fusion; agreement: of the folds about the tumour, None for a predictor without a label for it;
+    precision: that of the networks; folds: those in the mean; tile_share: the share of the tiles of all usable folds
+    that was run; is_complete: whether the first fold ran all of its tiles; weight, threshold: in a fusion; agreement:
+    of the folds about the tumour, None for a predictor without a label for it, or if a later fold ran a part of them;
     class_order, finds_pancreas: as for `Predictor`.
     """
 
@@ -45,6 +45,7 @@ class Logits:
     events: tuple[Event, ...]
     precision: str
     folds: tuple[str, ...]
+    tile_share: float = 1.0
     is_complete: bool = True
     weight: float = 1.0
     agreement: Agreement | None = None
@@ -86,7 +87,7 @@ class Predictor:
     of the volumes that the model was trained on, None for what the bundle says, and DEFAULT_ORIENTATION where it says
     nothing; weight, threshold: in a fusion; compared_label: about which the agreement of the folds is wanted, None for
     none; class_order: the network's classes in the order in which members are fused, None for its own; finds_pancreas:
-    whether one of them is the pancreas.
+    whether one of them is the pancreas; fast: what is left out in that mode.
     """
 
     bundle: Bundle
@@ -103,6 +104,7 @@ class Predictor:
     threshold: float | None = None
     class_order: tuple[int, ...] | None = None
     finds_pancreas: bool = False
+    fast: Fast = USUAL
 
     @property
     def knows_orientation(self) -> bool:
@@ -119,8 +121,8 @@ class Predictor:
         """How a volume is prepared after turning; with the same orientation too, predictors can share the result."""
         return self.bundle.manifest.preprocessing
 
-    def use(self, role: Role, folds: tuple[str, ...]) -> ModelUse:
-        """Return how the bundle is used in a role with these of its folds."""
+    def use(self, role: Role, folds: tuple[str, ...], tile_share: float | UnsetType = UNSET) -> ModelUse:
+        """Return how the bundle is used in a role with these of its folds and this share of their tiles."""
         return ModelUse(
             role=role,
             name=UNSET if self.name is None else self.name,
@@ -132,6 +134,7 @@ class Predictor:
             step=self.step,
             mirroring=self.mirroring,
             sha256=replace(self.bundle, folds=folds).folds_sha256,
+            tile_share=tile_share,
         )
 
     def prepare(self, volume: Volume) -> Prepared:
@@ -189,8 +192,17 @@ class Predictor:
             flips=2 ** len(axes),
             tiles=lambda step: self._tiles(shape, step),
         )
-        with _Sweeps(placement.data, self.bundle.manifest, len(self.bundle.folds)) as sweeps:
-            mean = _FoldMean(self, placement, schedule, sweeps)
+        with Sweeps(placement.data, self.bundle.manifest, len(self.bundle.folds)) as sweeps:
+            mean = FoldMean(
+                self.bundle,
+                placement,
+                schedule,
+                sweeps,
+                min_folds=self.min_folds,
+                label=self.compared_label,
+                fast=self.fast,
+                is_fast=self.backend.mode == "fast",
+            )
             values = mean.run()
         if isinstance(values, np.ndarray) or not back.resizer.local:
             values = to_host(values)
@@ -201,6 +213,7 @@ class Predictor:
             events,
             placement.backend.precision,
             tuple(mean.used),
+            tile_share=mean.tile_share,
             is_complete=mean.is_complete,
             weight=self.weight,
             agreement=None if mean.masks is None else mean.masks.agreement(),
@@ -208,118 +221,3 @@ class Predictor:
             class_order=self.class_order,
             finds_pancreas=self.finds_pancreas,
         )
-
-
-class _FoldMean:
-    """The mean over the folds of one member with one placement."""
-
-    def __init__(self, predictor: Predictor, placement: Placement, schedule: Schedule, sweeps: _Sweeps) -> None:
-        self._bundle, self._min_folds = predictor.bundle, predictor.min_folds
-        self._placement, self._schedule, self._sweeps = placement, schedule, sweeps
-        self.used: list[str] = []
-        self.left_out: list[Event] = []
-        self.is_complete = True
-        self.masks = None if predictor.compared_label is None else FoldMasks(predictor.compared_label)
-
-    def run(self) -> Array:
-        """Return the mean logits, (class, z, y, x) float16. Raises ModelError, LostDeviceError."""
-        folds = self._bundle.folds
-        total: Array = None
-        for fold, upcoming in zip(folds, (*folds[1:], None), strict=True):
-            if not self._schedule.next_fold():
-                break
-            try:
-                logits = self._fold_logits(fold, upcoming)
-            except ModelError as error:
-                self.left_out.append(Event(EventCode.FOLD_LEFT_OUT, str(error)))
-                if len(folds) - len(self.left_out) < needed(len(folds), self._min_folds):
-                    raise
-                self._schedule.fold_done(used=False)
-                continue
-            if logits is None:
-                break
-            if self.masks is not None:
-                self.masks.add(logits)
-            if total is None:
-                total = logits
-            else:
-                total += logits
-            self.used.append(fold)
-            self._schedule.fold_done(used=True)
-        total /= len(self.used)
-        return total
-
-    def _fold_logits(self, fold: str, upcoming: str | None) -> Array | None:
-        """Return the logits of one fold, or None if there is no time for them and there are logits of another fold.
-
-        Unless networks are kept, this one is freed when the function ends, before the next one is loaded.
-        """
-        placement, schedule = self._placement, self._schedule
-        with schedule.loading():
-            network = placement.backend.network(self._bundle, fold, upcoming, keep=placement.keep_networks)
-        sums, tiles = self._run_tiles(network)
-        if not sums.is_complete:
-            if not schedule.is_first:
-                schedule.leave_out_folds()
-                return None
-            schedule.leave_out_tiles(sums.tiles_done, tiles)
-            self.is_complete = False
-        logits = sums.logits()
-        self._check_finite(logits, fold)
-        return logits
-
-    def _run_tiles(self, network: Network) -> tuple[FoldSums, int]:
-        """Run a network over the tiles until the schedule stops it. Return the sums and the number of all tiles."""
-        schedule = self._schedule
-        while True:
-            sweep = self._sweeps.of(schedule.settings)
-            sums = sweep.start(network, self._bundle.manifest.classes)
-            schedule.start_passes()
-            follows = Next.CONTINUE
-            for logits, tile_done in sums.passes():
-                if schedule.is_timing:
-                    wait_for(logits)
-                if tile_done:
-                    self._sweeps.bar.update()
-                follows = schedule.pass_done(tile_done=tile_done)
-                if follows is not Next.CONTINUE:
-                    break
-            if follows is not Next.RESTART:
-                return sums, len(sweep.tiles)
-
-    def _check_finite(self, logits: Array, fold: str) -> None:
-        xp = namespace(logits)
-        if all(xp.all(xp.isfinite(one)) for one in logits):  # class by class, to save memory
-            return
-        problem = "the network computed logits that are NaN or too large for float16"
-        if self._placement.backend.device != "cpu":  # a GPU's features are float16, too, so the CPU may succeed
-            raise Float16Error(self._placement.backend.device, problem)
-        raise ModelError(self._bundle.weights_path(fold), problem)
-
-
-class _Sweeps:
-    """The sweep over one prepared volume, made once for all folds, with a progress bar."""
-
-    def __init__(self, data: Array, manifest: Manifest, folds: int) -> None:
-        self._data, self._manifest, self._folds = data, manifest, folds
-        self._made: tuple[SweepSettings, Sweep] | None = None
-
-    def __enter__(self) -> _Sweeps:
-        from tqdm import tqdm
-
-        self.bar: Any = tqdm(unit="tile", disable=None, leave=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def of(self, settings: SweepSettings) -> Sweep:
-        """Return the sweep with these settings."""
-        if self._made is None or self._made[0] != settings:
-            axes = self._manifest.mirroring_axes if settings.mirroring else ()
-            sweep = Sweep(
-                self._data, self._manifest.patch, step=settings.step, mirroring_axes=axes, nearest=settings.partial
-            )
-            self._made = settings, sweep
-            self.bar.reset(len(sweep.tiles) * self._folds)
-        return self._made[1]

@@ -1,7 +1,8 @@
 """Which part of a member's work fits into its time. Only this module decides what a deadline leaves out.
 
 The schedule measures how long forward passes take and decides after each of them what follows. If not everything fits,
-it leaves out first mirroring, then folds, then the overlap of tiles, then the tiles far from the middle of the body.
+it leaves out first mirroring, then the tiles of later folds that matter least, then folds, then the overlap of tiles,
+then the tiles far from the middle of the body.
 """
 
 from __future__ import annotations
@@ -91,8 +92,10 @@ class Schedule:
         self.is_timing = not deadline.is_never
         """Whether passes are timed. This ends when time clearly suffices, because it means waiting for the device."""
         self._mark = 0.0
-        self._loading_seconds = 0.0
+        self._loading_seconds = self._choosing_seconds = 0.0
         self._tried = self._used = 0
+        self._shortened: list[str] = []
+        self._shortened_by = ""
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -101,17 +104,33 @@ class Schedule:
         yield
         self._loading_seconds = self._now() - start
 
-    def next_fold(self) -> bool:
-        """Return whether to start another fold; otherwise an event names the folds that are left out."""
-        remaining = len(self._folds) - self._tried
-        if self.is_first or self._fits(remaining, mirrored=self.settings.mirroring):
-            return True
+    @contextmanager
+    def choosing(self) -> Iterator[None]:
+        """Time the choice of the tiles of a fold."""
+        start = self._now()
+        yield
+        self._choosing_seconds = self._now() - start
+
+    def next_fold(self, tiles: int, *, can_shorten: bool = True) -> int:
+        """Return how many of so many tiles the next fold runs, such that there is time for as many of all later ones.
+
+        If there is time for none, it is 0, and an event names the folds that are left out. can_shorten: whether fewer
+        than all of the tiles make sense.
+        """
+        if tiles == 0 or self._fits(self.folds_left, mirrored=self.settings.mirroring, tiles=tiles):
+            return tiles
+        if not self._fits(1, mirrored=False, tiles=1 if can_shorten else tiles):
+            self.leave_out_folds()
+            return 0
         if self.settings.mirroring:
             self._drop_mirroring()
-        if self._fits(1, mirrored=False):
-            return True
-        self.leave_out_folds()
-        return False
+        if not can_shorten or self._pace == 0:
+            return tiles
+        seconds = self._deadline.left() / self.folds_left - self._loading_seconds - self._choosing_seconds
+        count = min(tiles, max(1, int(seconds / self._pace)))
+        if count < tiles:
+            self.shorten_fold()
+        return count
 
     def start_passes(self) -> None:
         """Record that forward passes start now."""
@@ -138,8 +157,18 @@ class Schedule:
 
     def fold_done(self, *, used: bool) -> None:
         """Record that a fold is done. used: whether it gave logits."""
+        if used and self._shortened_by:
+            self._shortened.append(self._folds[self._tried])
+            message = f"folds {' '.join(self._shortened)} ran only a part of their tiles: {self._shortened_by}"
+            self.events = [event for event in self.events if event.code != EventCode.FOLDS_SHORTENED]
+            self.events.append(Event(EventCode.FOLDS_SHORTENED, message))
+        self._shortened_by = ""
         self._tried += 1
         self._used += used
+
+    def shorten_fold(self) -> None:
+        """Record that the present fold runs fewer tiles than it should. An event says so once it is done."""
+        self._shortened_by = self._shortened_by or self._reason()
 
     def leave_out_folds(self) -> None:
         """Record that the present fold and all later ones are left out."""
@@ -157,6 +186,11 @@ class Schedule:
         return self._used == 0
 
     @property
+    def folds_left(self) -> int:
+        """The number of folds that have not been tried."""
+        return len(self._folds) - self._tried
+
+    @property
     def _pace(self) -> float:
         return max(self._recent, default=0.0)
 
@@ -167,12 +201,19 @@ class Schedule:
     def _now(self) -> float:
         return self._deadline.clock()
 
-    def _fits(self, folds: int, *, mirrored: bool, step: float | None = None, spent: int = 0) -> bool:
-        """Return whether this many folds fit into the remaining time. spent: forward passes that are already done."""
-        passes = folds * self._tiles(step or self.settings.step) * (self._flips if mirrored else 1) - spent
+    def _fits(
+        self, folds: int, *, mirrored: bool, step: float | None = None, spent: int = 0, tiles: int | None = None
+    ) -> bool:
+        """Return whether this many folds fit into the remaining time.
+
+        spent: forward passes that are already done; tiles: of each fold, by default all of them.
+        """
+        every = self._tiles(step or self.settings.step) if tiles is None else tiles
+        passes = folds * every * (self._flips if mirrored else 1) - spent
         # The first fold is loaded already when this is called.
         loads = folds - self.is_first
-        return passes * self._pace + loads * self._loading_seconds <= self._deadline.left()
+        seconds = passes * self._pace + loads * (self._loading_seconds + self._choosing_seconds)
+        return seconds <= self._deadline.left()
 
     def _settings_changed(self) -> bool:
         """Choose the settings once the pace is known, and return whether they have changed."""
@@ -192,7 +233,8 @@ class Schedule:
 
     def _drop_mirroring(self) -> None:
         self.settings = replace(self.settings, mirroring=False)
-        self.events.append(Event(EventCode.MIRRORING_LEFT_OUT, f"inputs were not mirrored: {self._reason()}"))
+        inputs = "inputs" if self.is_first else f"inputs of folds {' '.join(self._folds[self._tried :])}"
+        self.events.append(Event(EventCode.MIRRORING_LEFT_OUT, f"{inputs} were not mirrored: {self._reason()}"))
 
     def _reason(self) -> str:
         return f"{max(0.0, self._deadline.left()):.0f} s remained, and a forward pass takes {self._pace:.2f} s"

@@ -31,6 +31,7 @@ MEMBERS_STAGE = "members"
 SHORTENED = {
     EventCode.FOLD_LEFT_OUT,
     EventCode.MIRRORING_LEFT_OUT,
+    EventCode.FOLDS_SHORTENED,
     EventCode.FOLDS_LEFT_OUT,
     EventCode.OVERLAP_LEFT_OUT,
     EventCode.TILES_LEFT_OUT,
@@ -95,9 +96,14 @@ def _predicted(model: str, folder: Path, reports: Mapping[str, CaseReport], unre
             f"{path} (step {step}, {'' if mirrored else 'not '}mirrored)" for path, step, mirrored in kinds
         )
         raise InputError(folder, expected="predictions by one model with the same settings", found=names)
-    usual, _ = Counter(one.folds for one in used).most_common(1)[0]
+    short = [case for case, report in reports.items() if _is_shortened(report)]
+    # Where less was computed, folds may be missing.
+    whole = [one for case, one in zip(reports, used, strict=True) if case not in short]
+    most = max(len(one.folds) for one in used)
+    candidates = whole or [one for one in used if len(one.folds) == most]
+    usual, _ = Counter(one.folds for one in candidates).most_common(1)[0]
     common, remarks = next(one for one in used if one.folds == usual), []
-    if short := [case for case, report in reports.items() if SHORTENED & {event.code for event in report.events}]:
+    if short:
         remarks.append(f"in {len(short)} cases less was computed than the recipe says: {first_few(short)}")
     if unreported:
         remarks.append(
@@ -120,6 +126,14 @@ def _predicted(model: str, folder: Path, reports: Mapping[str, CaseReport], unre
         boxes={case: report.box for case, report in reports.items()},
         localized=any(one.role == "localizer" for report in reports.values() for one in report.models),
         remarks=tuple(remarks),
+    )
+
+
+def _is_shortened(report: CaseReport) -> bool:
+    """Return whether less was computed than the recipe says, for lack of time or in the mode `fast`."""
+    shares = [one.tile_share for one in report.models]
+    return bool(SHORTENED & {event.code for event in report.events}) or any(
+        share is not UNSET and share < 1 for share in shares
     )
 
 

@@ -16,12 +16,15 @@ GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
 CUDA_PACKAGES = ("torch", "dynamic_network_architectures", "array_api_compat")
 
 
-def choose_backend(device: str = "auto", mode: Mode = "exact", *, device_memory_mb: int | None = None) -> Backend:
+def choose_backend(
+    device: str = "auto", mode: Mode = "exact", *, bfloat16: bool = True, device_memory_mb: int | None = None
+) -> Backend:
     """Return the backend for a device (`auto`, `cpu` or `cuda`).
 
     mode: `exact` gives nnU-Net's own masks on that kind of device, `fast` the highest speed with nearly equal masks;
-    device_memory_mb: limit on the GPU memory that may be used, by default all that is free. Raises DeviceError if CUDA
-    is asked for and cannot be used, ValueError for another device or mode.
+    bfloat16: whether `fast` may compute in it on a CPU; device_memory_mb: limit on the GPU memory that may be used, by
+    default all that is free. Raises DeviceError if CUDA is asked for and cannot be used, ValueError for another device
+    or mode.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"expected the device auto, cpu or cuda, got {device!r}")
@@ -44,7 +47,7 @@ def choose_backend(device: str = "auto", mode: Mode = "exact", *, device_memory_
     if find_spec("openvino") is not None:
         from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 
-        return OpenVinoBackend(mode, events)
+        return OpenVinoBackend(mode, events, bfloat16=bfloat16)
     from pantherseg.inference.backends.torch_backend import TorchBackend
 
     return TorchBackend("cpu", mode, events)

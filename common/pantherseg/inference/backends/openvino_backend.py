@@ -24,23 +24,26 @@ CODE_BYTES = 160 * MB
 
 
 class OpenVinoBackend:
-    """Networks on the CPU: `exact` computes in float32, `fast` in bfloat16 if the CPU supports it."""
+    """Networks on the CPU: `exact` computes in float32, `fast` in bfloat16 if the CPU supports it.
+
+    bfloat16: False for `fast` in float32, too.
+    """
 
     device = "cpu"
     memory_name = "memory"
     roomier_event = EventCode.LOGITS_ON_DISK
 
-    def __init__(self, mode: Mode = "exact", events: tuple[Event, ...] = ()) -> None:
+    def __init__(self, mode: Mode = "exact", events: tuple[Event, ...] = (), *, bfloat16: bool = True) -> None:
         self._core = ov.Core()
         self._has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.mode = mode
         self.precision = "float32"
         self.events = events
-        if mode == "fast":
+        if mode == "fast" and bfloat16:
             if self._has_bfloat16:
                 self.precision = "bfloat16"
             else:
-                message = "this CPU does not support bfloat16; fast computed in float32, as exact does"
+                message = "this CPU does not support bfloat16; fast computed in float32"
                 self.events += (Event(EventCode.NO_BFLOAT16, message),)
         self.settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",

@@ -52,8 +52,7 @@ def cuda_problem() -> str:
 class TorchBackend:
     """Networks by torch on a CPU or a CUDA device.
 
-    `exact` computes as nnU-Net does on that device: in float32 on a CPU, with float16 autocast on CUDA. `fast` computes
-    in the same way, with an event that says so, because nothing faster has been measured yet (`python -m bench.gpu`).
+    Both modes compute as nnU-Net does on that device: in float32 on a CPU, with float16 autocast on CUDA.
     device_memory_mb: limit on the memory of the device that may be used.
     """
 
@@ -69,8 +68,6 @@ class TorchBackend:
         self._limit = None if device_memory_mb is None else device_memory_mb * MB
         if device == "cuda":
             self._prepare_cuda()
-        if mode == "fast":
-            self.events += (Event(EventCode.FAST_IS_EXACT, f"fast computed in {self.precision}, as exact does"),)
         self.memory_name = device
         self._verified = VerifiedFolds()
         self._built: tuple[Path, nn.Module] | None = None
