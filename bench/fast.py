@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from bench.parity import dice, member_input
+from bench.parity import REQUIRED_DICE, dice, member_input
 from bench.processes import machine
 from pantherseg.fast import USUAL
 from pantherseg.files import write_text
@@ -33,7 +33,7 @@ from pantherseg.inference.backends import choose_backend
 from pantherseg.inference.backends.openvino_backend import OpenVinoBackend
 from pantherseg.inference.predictor import Predictor
 from pantherseg.labels import TUMOUR, tumour_of
-from pantherseg.machine.deadline import Deadline
+from pantherseg.machine.deadline import NEVER, Deadline
 from pantherseg.models.bundle import open_bundle
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.phantom import Phantom, make_phantom
@@ -45,7 +45,6 @@ logger = logging.getLogger("bench.fast")
 RESULTS = Path(__file__).parent / "results"
 # Not among the seeds of weights/demo/make.sh, of the tests and of other benchmarks.
 FIRST_SEED = 9300
-REQUIRED_DICE = 0.999
 # Around the tumour that is copied, in voxels.
 MARGIN = 4
 # Standard deviation of noise, as a share of the image's.
@@ -141,10 +140,10 @@ def _compared(exact: Predictor, fast: Predictor, volume: Volume) -> dict[str, An
     }
 
 
-def _tumour(predictor: Predictor, prepared: Prepared, deadline: Deadline | None = None) -> tuple[Any, float, float]:
+def _tumour(predictor: Predictor, prepared: Prepared, deadline: Deadline = NEVER) -> tuple[Any, float, float]:
     """Return the tumour's mask (z, y, x), the seconds that it took, and the share of the tiles."""
     began = time.monotonic()
-    logits = predictor.logits(prepared, deadline) if deadline else predictor.logits(prepared)
+    logits = predictor.logits(prepared, deadline)
     mask = tumour_of(logits.labels())
     return mask, time.monotonic() - began, logits.tile_share
 

@@ -18,11 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from bench import planned
+from bench.fast import as_it_is
 from bench.parity import dice, member_input
 from bench.processes import Run, machine
 from bench.side_by_side import FOLDS, Bench
@@ -36,7 +36,6 @@ from pantherseg.models.find import ModelFolder, open_model_folder
 from pantherseg.packing.pack import pack
 from pantherseg.paths import DEMO_WEIGHTS
 from pantherseg.phantom import make_phantom
-from pantherseg.volume import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +84,7 @@ def measure(task: int, work: Path, repeats: int) -> dict[str, Any]:
     folder = work / "results" / planned.DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     bench = Bench(work, folder, work / "bundles", work / "images" / "case_0000.mha", "cpu")
     pack(widen(open_bundle(DEMO_WEIGHTS / f"task{task}"), folder), bench.bundles / "model")
-    image = make_phantom(SEED, task=task).image
-    volume = member_input(Volume(image.array.astype(np.float32), image.grid), task)
+    volume = member_input(as_it_is(make_phantom(SEED, task=task)), task)
     write_volume(volume, bench.image)
     runs: dict[str, list[Run]] = {"exact": [], "fast": [], NNUNET: []}
     for _ in range(repeats):

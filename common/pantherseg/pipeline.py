@@ -176,7 +176,7 @@ def _segment(volume: Volume, recipe: Recipe, ensemble: Ensemble, options: _Optio
         confidence = estimate(logits, prediction.mask, fusion=recipe.fusion, label=tumour, grid=crop.grid)
         models = _models_used(ensemble, used)
         # A calibration is of folds that ran all tiles.
-        if ensemble.calibration is not None and all(member.is_complete and member.tile_share == 1 for member in logits):
+        if ensemble.calibration is not None and all(member.tile_share == 1 for member in logits):
             confidence = ensemble.calibration.applied(confidence, tuple(model.sha256 for model in models))
         probability = prediction.probability() if options.keep_probability else None
         for step in recipe.postprocess:

@@ -57,6 +57,11 @@ class ModelUse(Table, frozen=True):
         ),
     ] = UNSET
 
+    @property
+    def left_out_tiles(self) -> bool:
+        """Whether tiles or folds of a member were left out. Reports of versions before the share do not say so."""
+        return self.tile_share is not UNSET and self.tile_share < 1
+
 
 class VoxelBox(Table, frozen=True):
     """A box of voxels of the input, axes (z, y, x)."""

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from msgspec import UNSET
-
 from pantherseg.confidence.figures import figures
 from pantherseg.confidence.fit import fit_line, leave_one_out
 from pantherseg.errors import InputError
@@ -98,7 +96,7 @@ def _report(path: Path) -> CaseReport:
     """Return the report of a case. Raises InputError."""
     report = read_report(path)
     stopped = any(event.code == EventCode.TILES_LEFT_OUT for event in report.events)
-    if stopped or any(model.tile_share is not UNSET and model.tile_share < 1 for model in report.models):
+    if stopped or any(model.left_out_tiles for model in report.models):
         raise InputError(path, "tiles or folds were left out, so that it says little about the models")
     return report
 

@@ -131,10 +131,8 @@ def _predicted(model: str, folder: Path, reports: Mapping[str, CaseReport], unre
 
 def _is_shortened(report: CaseReport) -> bool:
     """Return whether less was computed than the recipe says, for lack of time or in the mode `fast`."""
-    shares = [one.tile_share for one in report.models]
-    return bool(SHORTENED & {event.code for event in report.events}) or any(
-        share is not UNSET and share < 1 for share in shares
-    )
+    is_short = bool(SHORTENED & {event.code for event in report.events})
+    return is_short or any(one.left_out_tiles for one in report.models)
 
 
 def _member(folder: Path, case: str, report: CaseReport) -> ModelUse:
